@@ -1,10 +1,10 @@
 """Zeroth-order passes in plain PyTorch: the oracle the native kernels are held to, and the fallback.
 
 Every value here is defined to the bit, so each line says where it rounds.  Philox4x32-10 is the counter-based
-generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the normals are Box-Muller
-in float32 on top of it; the passes are those of MeZO (Malladi et al., arXiv 2305.17333), written as one fused
-multiply-add per element.  Nothing is fast, but memory stays bounded: tensors are worked through in pieces of
-CHUNK elements.
+generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the normals are
+Box-Muller in float32 on top of it; the passes are those of MeZO (Malladi et al., arXiv 2305.17333), written
+as one fused multiply-add per element.  Nothing is fast, but memory stays bounded: tensors are worked through
+in pieces of CHUNK elements.
 
 Compute dtype: float32 for float32, bfloat16 and float16 tensors, with coefficients rounded once to float32;
 float64 for float64 tensors, with coefficients in float64 and z the float32 value cast up.
@@ -65,7 +65,7 @@ def words(
     blocks: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Raw words, int64 [blocks, 4]: key = seed, counter = (block lo, block hi, stream, purpose<<24 | query)."""
+    """Raw words, int64 [blocks, 4]: key seed, counter (block lo, block hi, stream, purpose<<24 | query)."""
     code = PURPOSES[purpose] if isinstance(purpose, str) else purpose
     block = torch.arange(first_block, first_block + blocks, dtype=torch.int64, device=device)
     counter = (
@@ -113,7 +113,7 @@ def _two_sum(a: Tensor, b: Tensor | float) -> tuple[Tensor, Tensor]:
 def _add_round_to_odd(a: Tensor, b: Tensor | float) -> Tensor:
     """a+b in float64, rounded to odd: a later rounding to fewer bits then counts alone.
 
-    S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE Trans. Computers 57(4), 2008.
+    S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE TC 57(4), 2008.
     """
     s, e = _two_sum(a, b)
     bits = s.view(torch.int64)
@@ -126,7 +126,7 @@ def fma32(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     """round_f32(a*b + c) with a single rounding, float32 in and out (at least one argument a tensor).
 
     The float64 product of two float32 is exact; the sum is rounded to odd in float64, so that the final
-    rounding to float32 is the only one that counts, also for float32 subnormals.  inf and NaN follow IEEE 754.
+    rounding to float32 is the only one that counts, also for float32 subnormals.  inf, NaN as in IEEE 754.
     """
     product, addend = _f32(a) * _f32(b), _f32(c)
     if not isinstance(product, Tensor):
@@ -247,7 +247,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Elements [first, first+n) of the direction (seed, stream, query); other dtypes: the float32 value rounded."""
+    """Elements [first, first+n) of direction (seed, stream, query), float32 values rounded to `dtype`."""
     draw = _DISTRIBUTIONS[dist]
     out = torch.empty(n, dtype=dtype, device=device)
     for at in range(0, n, CHUNK):
@@ -294,14 +294,14 @@ def _sr_float16(x: Tensor, r16: Tensor) -> Tensor:
 
 
 def round_sr(x: Tensor, dtype: torch.dtype, r16: Tensor) -> Tensor:
-    """Stochastic rounding of float32 to bfloat16 or float16 by the random bits `r16`; other dtypes: a plain cast.
+    """Stochastic rounding of float32 to bfloat16 or float16 by random bits `r16`; other dtypes: a plain cast.
 
     On the magnitude, so both signs behave alike.  bfloat16: (bits + r16) >> 16, exact to the 16 dropped bits.
     float16, normal range: (bits + (r16 >> 3)) >> 13, exact to the 13 dropped bits.  float16 below 2^-14: the
     significand is shifted by s = 126 - exponent places and r16 is scaled to them (r16 >> (16-s), or
-    r16 << (s-16)); probabilities are then multiples of 2^-16, and magnitudes below 2^-40 become zero.  A carry
-    past the largest finite value saturates there, and so does a finite value that already lies past it; inf
-    and NaN are copied.
+    r16 << (s-16)); probabilities are then multiples of 2^-16, and magnitudes below 2^-40 become zero.
+    A carry past the largest finite value saturates there, and so does a finite value that already lies past
+    it; inf and NaN are copied.
     """
     kernel = {torch.bfloat16: _sr_bfloat16, torch.float16: _sr_float16}.get(dtype)
     if kernel is None:
@@ -316,7 +316,7 @@ def round_sr(x: Tensor, dtype: torch.dtype, r16: Tensor) -> Tensor:
 
 
 def _pieces(tensors: Sequence[Tensor], first: int = 0) -> Iterator[tuple[int, list[Tensor]]]:
-    """Equal slices of tensors of one shape, at most CHUNK elements, in row-major order, with their first index."""
+    """Equal slices of tensors of one shape, at most CHUNK elements, row-major, and their first index."""
     n = tensors[0].numel()
     if n == 0:
         return
@@ -393,11 +393,11 @@ def chain_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
 ) -> None:
-    """theta = round(decay*source + sum_k coef_k z_k) in place; `sources` defaults to the parameters themselves.
+    """theta = round(decay*source + sum_k coef_k z_k) in place; `sources` defaults to the parameters.
 
     acc = decay*source (one rounding, none for decay 1), then acc = fma(coef_k, z_k, acc) term by term, then
-    one rounding to the dtype of theta: to nearest even, or stochastic with the bits of (rounding_seed, stream,
-    rounding_query).
+    one rounding to the dtype of theta: to nearest even, or stochastic with the bits of
+    (rounding_seed, stream, rounding_query).
     """
     for param, source, stream in zip(params, params if sources is None else sources, streams, strict=True):
         dtype = _compute_dtype(param)
