@@ -1,0 +1,49 @@
+// From Python arguments to the plain structures of kernels/*/..._api.hpp. Python has checked devices, dtypes, shapes and aliasing already
+// (python/tenfold/ops); what is checked here is only what would otherwise read memory that is not there.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "zo/zo_api.hpp"
+
+namespace tenfold {
+
+// (address, numel, sizes, strides); sizes and strides are empty for a contiguous tensor.
+using PyView = std::tuple<uintptr_t, int64_t, std::vector<int64_t>, std::vector<int64_t>>;
+// (seed, query, coef, dist)
+using PyTerm = std::tuple<uint64_t, uint32_t, double, uint32_t>;
+
+// Views that point into the Python-side vectors, which must outlive them.
+inline std::vector<View> views(const std::vector<PyView>& from) {
+  std::vector<View> out;
+  out.reserve(from.size());
+  for (const auto& [address, numel, sizes, strides] : from) {
+    if (sizes.size() != strides.size() || sizes.size() > 64) {
+      throw std::invalid_argument("view: expected sizes and strides of one length, at most 64");
+    }
+    out.push_back({reinterpret_cast<void*>(address), numel, static_cast<int32_t>(sizes.size()), sizes.data(), strides.data()});
+  }
+  return out;
+}
+
+inline std::vector<Term> terms(const std::vector<PyTerm>& from) {
+  std::vector<Term> out;
+  out.reserve(from.size());
+  for (const auto& [seed, query, coef, dist] : from) out.push_back({seed, coef, query, dist});
+  return out;
+}
+
+inline void require_length(const char* name, size_t got, size_t expected) {
+  if (got != expected) {
+    throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(expected) + " entries, got " + std::to_string(got));
+  }
+}
+
+}  // namespace tenfold

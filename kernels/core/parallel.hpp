@@ -1,0 +1,34 @@
+// One parallel region over equal pieces of work. Thread t always gets the same contiguous range, and no result depends on how many
+// threads there are: pieces are independent, and sums are made per piece and joined in order (reduce.hpp).
+//
+// The OpenMP runtime is the one PyTorch has already loaded (python/tenfold/_native.py sees to it). A second runtime in the process would
+// bring a second pool of spinning threads.
+#pragma once
+
+#include "portable.hpp"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace TF_NS {
+
+// work(first, last) for ranges that cover [0, pieces).
+template <class Work>
+inline void parallel_ranges(int64_t pieces, int threads, const Work& work) {
+#ifdef _OPENMP
+  const int64_t wanted = pieces < threads ? pieces : threads;
+  if (wanted > 1) {
+#pragma omp parallel num_threads(static_cast<int>(wanted))
+    {
+      const int64_t team = omp_get_num_threads();
+      const int64_t me = omp_get_thread_num();
+      work(pieces * me / team, pieces * (me + 1) / team);
+    }
+    return;
+  }
+#endif
+  if (pieces > 0) work(int64_t{0}, pieces);
+}
+
+}  // namespace TF_NS

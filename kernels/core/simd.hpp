@@ -1,0 +1,28 @@
+// Picks the vector types F (float lanes), U (uint32 lanes) and Word (Philox state lanes) of the instruction set this file is compiled for.
+// Each simd_*.hpp defines the same names:
+//   kLanes                      number of float lanes
+//   F, U                        with + - * & ^ << >> as far as normal.hpp uses them; load and store, also of half-width types
+//   Word                        Philox words; multiply_wide, high_half, low_half, xor3, blocks_from, to_lanes
+//   transpose4(F[4])            from one register per Philox word to element order in memory
+//   add_signed(acc, word, c)    acc[j] += bit j of word ? c : -c, for 32 elements
+#pragma once
+
+#include "dtype.hpp"
+
+#if defined(TF_ISA_AVX512)
+#include "simd_avx512.hpp"
+#elif defined(TF_ISA_AVX2)
+#include "simd_avx2.hpp"
+#elif defined(TF_ISA_NEON)
+#include "simd_neon.hpp"
+#else
+#include "simd_generic.hpp"
+#endif
+
+namespace TF_NS {
+
+// Which block lane p works on, relative to the first: chosen so that transpose4, which moves nothing across 128-bit parts, leaves the
+// elements in memory order.
+constexpr uint32_t block_of_lane(uint32_t p) { return (kLanes / 4) * (p % 4) + p / 4; }
+
+}  // namespace TF_NS
