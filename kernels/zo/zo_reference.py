@@ -467,3 +467,22 @@ def adam_(
             m_at.copy_(m.view(m_at.shape))
             v_at.copy_(v.view(v_at.shape))
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
+
+
+# -- the same calls that the compiled backends answer (zo_native.py) -----------------------------------------------------------------------
+
+
+def sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
+    """Fill `out` [n] with elements [first, first+n) of a direction."""
+    out.copy_(sample(seed, stream, query, first, out.numel(), dist, out.dtype, out.device))
+
+
+def words_(out: Tensor, seed: int, stream: int, query: int, purpose: str, first_block: int) -> None:
+    """Fill int64 `out` [blocks, 4] with raw generator words."""
+    out.copy_(words(seed, stream, query, purpose, first_block, out.shape[0], out.device))
+
+
+def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+    """float32 `x` rounded stochastically to `dtype` with the rounding bits of elements first, first+1, ..."""
+    r16 = rounding_bits(seed, stream, query, first, x.numel(), x.device)
+    return round_sr(x.reshape(-1), dtype, r16).view(x.shape)

@@ -1,2 +1,36 @@
-"""Tenfold."""
+"""Tenfold: the hot cores of ten published machine-learning systems as fast kernels, drop-in PyTorch ops and whole workflows.
+
+    import tenfold
+    tenfold.ops        functions on tensors, with CPU, CUDA and Triton kernels
+    tenfold.optim      optimizers
+    tenfold.llm        workflows on language models
+
+Submodules are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import llm, ops, optim
+    from ._backend import PerformanceWarning, use_backend
+
 __version__ = "0.1.0"
+__all__ = ["PerformanceWarning", "__version__", "llm", "ops", "optim", "use_backend"]
+
+_SUBMODULES = ("llm", "ops", "optim")
+_BACKEND_NAMES = ("PerformanceWarning", "use_backend")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    if name in _BACKEND_NAMES:
+        return getattr(import_module("._backend", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,48 @@
+"""NumPy and CuPy arrays in and out of ops, through DLPack, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """The tensor itself, or a view of an array's memory.
+
+    Raises:
+        TypeError: `value` is neither a tensor nor an array that speaks DLPack.
+        ValueError: the array is read-only.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        _checks.fail(TypeError, name, "a torch.Tensor, NumPy array or CuPy array", type(value).__name__)
+    flags = getattr(value, "flags", None)
+    if flags is not None and not getattr(flags, "writeable", True):
+        _checks.fail(ValueError, name, "a writable array", "a read-only one")
+    return torch.from_dlpack(value)
+
+
+def kind_of(value: Any) -> Callable[[Tensor], Any]:
+    """A function that turns a result tensor into what `value` is: tensor, NumPy array or CuPy array."""
+    module = type(value).__module__.partition(".")[0]
+    if module == "numpy":
+        return _to_numpy
+    if module == "cupy":
+        return _to_cupy
+    return lambda result: result
+
+
+def _to_numpy(result: Tensor) -> Any:
+    return result.detach().numpy()
+
+
+def _to_cupy(result: Tensor) -> Any:
+    import cupy
+
+    return cupy.from_dlpack(result.detach())

@@ -1,0 +1,544 @@
+"""Zeroth-order passes: weights moved along directions that are never stored.
+
+A direction z is a pure function of (seed, stream, query, element): Philox4x32-10 counters turned into normals or signs
+(kernels/core/normal.hpp). A pass regenerates it in registers and reads and writes each weight once. The same seed gives the same bits on
+the reference, every CPU instruction set, and CUDA, whatever the threads, chunks or strides.
+
+Method: MeZO, Malladi et al., "Fine-tuning language models with just forward passes" (arXiv 2305.17333).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tenfold import _arrays, _checks
+from tenfold._backend import OPS, chosen_backend
+
+DISTRIBUTIONS = ("gaussian", "rademacher")
+SAMPLED = ("gaussian", "rademacher", "uniform")
+PURPOSES = ("gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v")
+ROUNDINGS = ("rne", "sr")
+MAX_TERMS = 64
+
+_ALL = ("cpu", "cuda", "triton", "reference")
+OPS |= dict.fromkeys(("zo_chain_", "zo_adam_", "zo_sample", "random_words"), _ALL)
+OPS["stochastic_round"] = ("cpu", "cuda", "reference")
+
+
+class Term(NamedTuple):
+    """One summand `coef * z(seed, query)` of a chain.
+
+    seed in [0, 2^64), query in [0, 2^24), coef finite, dist "gaussian" or "rademacher".
+    """
+
+    seed: int
+    query: int
+    coef: float
+    dist: str = "gaussian"
+
+
+# ---- the dispatcher's side -----------------------------------------------------------------------------------------------------------
+# The schemas carry 64-bit seeds as signed integers and dtypes and distributions as they are; each kernel picks its backend per call.
+
+_LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
+_LIBRARY.define(
+    "zo_chain_(Tensor(a!)[] params, Tensor[] sources, int[] streams, int[] seeds, int[] queries, float[] coefs, str[] dists, "
+    "float decay, ScalarType? z_round, bool stochastic, int rounding_seed, int rounding_query) -> ()"
+)
+_LIBRARY.define(
+    "zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, int[] streams, int[] seeds, int[] queries, "
+    "float[] coefs, str[] dists, float lr, float beta1, float beta2, float eps, int step, float decay, ScalarType? z_round, "
+    "bool stochastic, int rounding_seed, int rounding_query) -> ()"
+)
+_LIBRARY.define("zo_sample_(Tensor(a!) out, int seed, int stream, int query, int first, str dist) -> ()")
+_LIBRARY.define("random_words_(Tensor(a!) out, int seed, int stream, int query, str purpose, int first_block) -> ()")
+_LIBRARY.define("stochastic_round(Tensor x, ScalarType dtype, int seed, int stream, int query, int first) -> Tensor")
+
+
+def _signed(seed: int) -> int:
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _unsigned(seed: int) -> int:
+    return seed % 2**64
+
+
+def _kernels(op: str, device: torch.device) -> Any:
+    """The module that implements `op` for the chosen backend; the three share their signatures."""
+    backend = chosen_backend(op, device.type)
+    if backend == "reference":
+        from tenfold.kernels.zo import zo_reference as module
+    elif backend == "triton":
+        from tenfold.kernels.zo import zo_triton as module
+    else:
+        from tenfold.kernels.zo import zo_native as module
+    return module
+
+
+def _written(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd that these were changed in place."""
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+
+
+def _zo_chain_(
+    params: list[Tensor],
+    sources: list[Tensor],
+    streams: list[int],
+    seeds: list[int],
+    queries: list[int],
+    coefs: list[float],
+    dists: list[str],
+    decay: float,
+    z_round: torch.dtype | None,
+    stochastic: bool,
+    rounding_seed: int,
+    rounding_query: int,
+) -> None:
+    _checks.memory("params", params)
+    kernels = _kernels("zo_chain_", params[0].device)
+    kernels.chain_(
+        params,
+        sources or None,
+        streams,
+        [_unsigned(s) for s in seeds],
+        queries,
+        coefs,
+        dists,
+        decay,
+        z_round,
+        stochastic,
+        _unsigned(rounding_seed),
+        rounding_query,
+    )
+    _written(params)
+
+
+def _zo_adam_(
+    params: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    streams: list[int],
+    seeds: list[int],
+    queries: list[int],
+    coefs: list[float],
+    dists: list[str],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    decay: float,
+    z_round: torch.dtype | None,
+    stochastic: bool,
+    rounding_seed: int,
+    rounding_query: int,
+) -> None:
+    _checks.memory("params, exp_avgs, exp_avg_sqs", [*params, *exp_avgs, *exp_avg_sqs])
+    kernels = _kernels("zo_adam_", params[0].device)
+    kernels.adam_(
+        params,
+        exp_avgs,
+        exp_avg_sqs,
+        streams,
+        [_unsigned(s) for s in seeds],
+        queries,
+        coefs,
+        dists,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        step,
+        decay,
+        z_round,
+        stochastic,
+        _unsigned(rounding_seed),
+        rounding_query,
+    )
+    _written([*params, *exp_avgs, *exp_avg_sqs])
+
+
+def _zo_sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
+    _kernels("zo_sample", out.device).sample_(out, _unsigned(seed), stream, query, first, dist)
+    _written([out])
+
+
+def _random_words_(out: Tensor, seed: int, stream: int, query: int, purpose: str, first_block: int) -> None:
+    _kernels("random_words", out.device).words_(out, _unsigned(seed), stream, query, purpose, first_block)
+    _written([out])
+
+
+def _stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+    x = x.to(torch.float32).contiguous()
+    return _kernels("stochastic_round", x.device).stochastic_round(x, dtype, _unsigned(seed), stream, query, first)
+
+
+def _stochastic_round_meta(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    _LIBRARY.impl(name, kernel, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"tenfold::{name}", fake, lib=_LIBRARY)
+
+
+def _writes_only(*_: Any) -> None:
+    """Fake kernel of ops that only write what they are given."""
+
+
+_register("zo_chain_", _zo_chain_, _writes_only)
+_register("zo_adam_", _zo_adam_, _writes_only)
+_register("zo_sample_", _zo_sample_, _writes_only)
+_register("random_words_", _random_words_, _writes_only)
+_register("stochastic_round", _stochastic_round, _stochastic_round_meta)
+
+
+def _round_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.dtype = inputs[0].dtype
+
+
+def _round_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Straight through: the expectation of a stochastic rounding is the identity."""
+    return grad.to(ctx.dtype), None, None, None, None, None
+
+
+torch.library.register_autograd("tenfold::stochastic_round", _round_backward, setup_context=_round_setup, lib=_LIBRARY)
+
+
+# ---- the public side -----------------------------------------------------------------------------------------------------------------
+
+
+def zo_chain_(
+    params: Sequence[Tensor],
+    streams: Sequence[int],
+    terms: Sequence[Term],
+    *,
+    decay: float = 1.0,
+    z_round: torch.dtype | None = None,
+    out_rounding: str = "rne",
+    rounding_seed: int | None = None,
+    sources: Sequence[Tensor] | None = None,
+) -> None:
+    """theta = round(decay * theta + sum_k coef_k * z_k) for every tensor, in place, in one pass.
+
+    The sum is made in float32 (float64 for float64 tensors) in the order of the terms, `acc = decay * theta; acc = fma(coef_k, z_k, acc)`,
+    and rounded once at the end. Weights are read and written once however many terms there are, so averaging over many queries, or the
+    update of one step together with the perturbation of the next, costs one pass and no memory.
+
+    Args:
+        params: tensors of any shape and strides, float32, bfloat16, float16 or float64 (mixed as you like), on one device; NumPy and CuPy
+            arrays are taken as they are. Empty lists and tensors are fine.
+        streams: one integer in [0, 2^32) per tensor: the part of the counter that tells tensors apart.
+        terms: 1 to 64 `Term(seed, query, coef, dist)`.
+        decay: factor on theta, for decoupled weight decay; finite.
+        z_round: `torch.bfloat16` or `torch.float16` rounds z to nearest even first, as code does that draws z in the weights' dtype.
+        out_rounding: "rne" rounds to nearest even; "sr" rounds stochastically to bfloat16 and float16, so that steps far below the last bit
+            still move weights in the mean (no effect on wider dtypes).
+        rounding_seed: seed of the rounding bits, default: the first term's. Their query is the first term's.
+        sources: read theta from these instead (same shapes, dtypes, device) and write `params`; restoring is then exact.
+
+    Raises:
+        TypeError: an argument of the wrong kind, or a dtype or layout that has no kernel.
+        ValueError: a value out of range, lists of different lengths, tensors that share or overlap memory (named).
+        RuntimeError: a leaf that requires grad while gradients are enabled, or a forced backend that cannot run.
+        Nothing is written when an error is raised.
+    """
+    params = _params("params", params)
+    sources = [] if sources is None else _like("sources", sources, params)
+    checked = _terms(terms)
+    _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed)
+
+
+def zo_perturb_(
+    params: Sequence[Tensor],
+    streams: Sequence[int],
+    seed: int,
+    query: int,
+    c: float,
+    dist: str = "gaussian",
+    *,
+    z_round: torch.dtype | None = None,
+    out_rounding: str = "rne",
+    rounding_seed: int | None = None,
+    sources: Sequence[Tensor] | None = None,
+) -> None:
+    """theta = round(theta + c * z(seed, query)) for every tensor, in place: one fused multiply-add per element.
+
+    The perturbation of a zeroth-order step with c = +eps, -2 eps, +eps. Arguments and errors as `zo_chain_`; `c` is finite.
+    """
+    params = _params("params", params)
+    sources = [] if sources is None else _like("sources", sources, params)
+    term = Term(_checks.seed("seed", seed), _checks.query("query", query), _checks.real("c", c), _checks.choice("dist", dist, DISTRIBUTIONS))
+    _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed)
+
+
+def zo_restore_update_(
+    params: Sequence[Tensor],
+    streams: Sequence[int],
+    seed: int,
+    query: int,
+    *,
+    eps: float,
+    lr: float,
+    projected_grad: float,
+    dist: str = "gaussian",
+    weight_decay: float = 0.0,
+    z_round: torch.dtype | None = None,
+    out_rounding: str = "rne",
+    rounding_seed: int | None = None,
+) -> None:
+    """Undo `-eps * z` and take the step, in one pass: from theta - eps z to (1 - lr wd) theta - lr g z.
+
+    Coefficients are computed in float64 and rounded once: theta' = round(decay * theta' + (decay * eps - lr * g) z), decay = 1 - lr * wd.
+
+    Args:
+        eps: perturbation scale, > 0.
+        lr: learning rate, >= 0.
+        projected_grad: g = (L(theta + eps z) - L(theta - eps z)) / (2 eps), finite.
+        weight_decay: decoupled (AdamW-style) decay, >= 0.
+        The rest, and errors: as `zo_chain_`.
+    """
+    params = _params("params", params)
+    eps = _checks.real("eps", eps, positive=True)
+    lr = _checks.real("lr", lr, at_least=0.0)
+    gradient = _checks.real("projected_grad", projected_grad)
+    decay = 1.0 - lr * _checks.real("weight_decay", weight_decay, at_least=0.0)
+    dist = _checks.choice("dist", dist, DISTRIBUTIONS)
+    term = Term(_checks.seed("seed", seed), _checks.query("query", query), decay * eps - lr * gradient, dist)
+    _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed)
+
+
+def zo_adam_(
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    streams: Sequence[int],
+    terms: Sequence[Term],
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    step: int,
+    weight_decay: float = 0.0,
+    z_round: torch.dtype | None = None,
+    out_rounding: str = "rne",
+    rounding_seed: int | None = None,
+) -> None:
+    """One Adam step on g = sum_k coef_k * z_k, with z regenerated: one read and write of weights and states.
+
+    Kingma and Ba (arXiv 1412.6980) with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101).
+
+    Args:
+        exp_avgs, exp_avg_sqs: first and second moments, float32 (float64 for float64 tensors) whatever the weights' dtype, shaped as params.
+        terms: the gradient estimate, e.g. `Term(seed, i, projected_grad_i / q)` for each of q queries.
+        lr: >= 0. beta1, beta2: in [0, 1). eps: > 0. step: 1 for the first step. weight_decay: >= 0.
+        The rest, and errors: as `zo_chain_`.
+    """
+    params = _params("params", params)
+    states = [torch.float64 if p.dtype == torch.float64 else torch.float32 for p in params]
+    exp_avgs = _like("exp_avgs", exp_avgs, params, states)
+    exp_avg_sqs = _like("exp_avg_sqs", exp_avg_sqs, params, states)
+    checked = _terms(terms)
+    lr = _checks.real("lr", lr, at_least=0.0)
+    beta1 = _checks.real("beta1", beta1, at_least=0.0, below=1.0)
+    beta2 = _checks.real("beta2", beta2, at_least=0.0, below=1.0)
+    eps = _checks.real("eps", eps, positive=True)
+    step = _checks.integer("step", step, 1, 2**62)
+    decay = 1.0 - lr * _checks.real("weight_decay", weight_decay, at_least=0.0)
+    streams = _streams(streams, params)
+    stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, checked[0])
+    if params:
+        seeds, queries, coefs, dists = _columns(checked)
+        torch.ops.tenfold.zo_adam_(
+            params, exp_avgs, exp_avg_sqs, streams, seeds, queries, coefs, dists, lr, beta1, beta2, eps, step, decay, z_round, stochastic,
+            rounding, checked[0].query,
+        )  # fmt: skip
+
+
+def zo_sample(
+    seed: int,
+    stream: int = 0,
+    query: int = 0,
+    *,
+    first: int = 0,
+    n: int,
+    dist: str = "gaussian",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Elements [first, first + n) of a direction: what the passes add, as a tensor [n].
+
+    Args:
+        seed, stream, query: integers in [0, 2^64), [0, 2^32), [0, 2^24).
+        first: index of the first element, in [0, 2^62). n: how many, >= 0.
+        dist: "gaussian" (mean 0, variance 1, |z| <= 6.76), "rademacher" (-1 or +1) or "uniform" (in (0, 1]).
+        dtype: float32, float64, bfloat16 or float16; z is float32 and rounded to nearest even where dtype is narrower.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range.
+    """
+    n = _checks.integer("n", n, 0, 2**62)
+    first = _checks.integer("first", first, 0, 2**62)
+    dist = _checks.choice("dist", dist, SAMPLED)
+    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    out = torch.empty(n, dtype=_checks.dtype("dtype", dtype), device=device)
+    if n:
+        torch.ops.tenfold.zo_sample_(out, _signed(seed), stream, query, first, dist)
+    return out
+
+
+def random_words(
+    seed: int,
+    *,
+    stream: int = 0,
+    query: int = 0,
+    purpose: str = "gaussian",
+    first_block: int = 0,
+    blocks: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Raw Philox4x32-10 words, int64 [blocks, 4], each in [0, 2^32): the counter (block, stream, purpose << 24 | query) under key `seed`.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range.
+    """
+    blocks = _checks.integer("blocks", blocks, 0, 2**58)
+    first_block = _checks.integer("first_block", first_block, 0, 2**62)
+    purpose = _checks.choice("purpose", purpose, PURPOSES)
+    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    out = torch.empty((blocks, 4), dtype=torch.int64, device=device)
+    if blocks:
+        torch.ops.tenfold.random_words_(out, _signed(seed), stream, query, purpose, first_block)
+    return out
+
+
+def stochastic_round(
+    x: Any, dtype: torch.dtype, seed: int, *, stream: int = 0, query: int = 0, first: int = 0
+) -> Any:
+    """`x` rounded to bfloat16 or float16 so that the mean is right: up with a chance equal to the discarded fraction.
+
+    Element i uses the 16 random bits of element first + i of (seed, stream, query). Finite values never become infinite; infinities and NaN
+    stay. float32 and float64 outputs are plain casts. The gradient passes straight through.
+
+    Args:
+        x: tensor (or NumPy/CuPy array) of any shape, float32 (wider is rounded to float32 first, narrower is exact).
+        dtype: the dtype of the result.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range.
+    """
+    kind = _arrays.kind_of(x)
+    value = _checks.tensor("x", _arrays.as_tensor("x", x))
+    dtype = _checks.dtype("dtype", dtype)
+    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    first = _checks.integer("first", first, 0, 2**62)
+    return kind(torch.ops.tenfold.stochastic_round(value, dtype, _signed(seed), stream, query, first))
+
+
+def zo_moments(
+    seed: int, stream: int = 0, query: int = 0, *, first: int = 0, n: int, dist: str = "gaussian"
+) -> tuple[float, float]:
+    """Sum and sum of squares of elements [first, first + n) of a direction, in float64, without storing it; on the CPU.
+
+    Deterministic: the order of summation depends on `first` and `n` alone.
+    """
+    from tenfold import _native
+
+    n = _checks.integer("n", n, 0, 2**62)
+    first = _checks.integer("first", first, 0, 2**62)
+    code = PURPOSES.index(_checks.choice("dist", dist, SAMPLED))
+    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    return _native.cpu.zo_moments(seed, stream, query, code, first, n, torch.get_num_threads())
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------------------------
+
+
+def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
+    if isinstance(values, Tensor) or not isinstance(values, Sequence):
+        _checks.fail(TypeError, name, "a list of tensors", type(values).__name__)
+    out = []
+    for i, value in enumerate(values):
+        t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
+        _checks.writable(f"{name}[{i}]", t)
+        if out and t.device != out[0].device:
+            _checks.fail(ValueError, f"{name}[{i}]", f"device {out[0].device} as {name}[0]", t.device)
+        out.append(t)
+    return out
+
+
+def _like(name: str, values: Sequence[Any], params: list[Tensor], dtypes: list[torch.dtype] | None = None) -> list[Tensor]:
+    """Tensors that pair with `params`: same count, shapes and device, and the dtypes given (default: those of params)."""
+    _checks.length(name, values, len(params), "params")
+    out = []
+    for i, (value, param) in enumerate(zip(values, params, strict=True)):
+        t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
+        if t.shape != param.shape:
+            _checks.fail(ValueError, f"{name}[{i}]", f"shape {tuple(param.shape)} as params[{i}]", tuple(t.shape))
+        if t.device != param.device:
+            _checks.fail(ValueError, f"{name}[{i}]", f"device {param.device} as params[{i}]", t.device)
+        _checks.dtype(f"{name}[{i}].dtype", t.dtype, (param.dtype if dtypes is None else dtypes[i],))
+        out.append(t)
+    return out
+
+
+def _streams(streams: Sequence[int], params: list[Tensor]) -> list[int]:
+    _checks.length("streams", streams, len(params), "params")
+    return [_checks.stream(f"streams[{i}]", s) for i, s in enumerate(streams)]
+
+
+def _terms(terms: Sequence[Term]) -> list[Term]:
+    if not 1 <= len(terms) <= MAX_TERMS:
+        _checks.fail(ValueError, "terms", f"1 to {MAX_TERMS} terms", len(terms))
+    return [
+        Term(
+            _checks.seed(f"terms[{k}].seed", t.seed),
+            _checks.query(f"terms[{k}].query", t.query),
+            _checks.real(f"terms[{k}].coef", t.coef),
+            _checks.choice(f"terms[{k}].dist", t.dist, DISTRIBUTIONS),
+        )
+        for k, t in enumerate(terms)
+    ]
+
+
+def _rounding(
+    out_rounding: str, z_round: torch.dtype | None, rounding_seed: int | None, first: Term
+) -> tuple[bool, torch.dtype | None, int]:
+    """(stochastic, z_round, signed rounding seed)"""
+    stochastic = _checks.choice("out_rounding", out_rounding, ROUNDINGS) == "sr"
+    if z_round is not None:
+        _checks.dtype("z_round", z_round, (torch.float32, torch.bfloat16, torch.float16))
+    seed = first.seed if rounding_seed is None else _checks.seed("rounding_seed", rounding_seed)
+    return stochastic, z_round, _signed(seed)
+
+
+def _columns(terms: list[Term]) -> tuple[list[int], list[int], list[float], list[str]]:
+    return [_signed(t.seed) for t in terms], [t.query for t in terms], [t.coef for t in terms], [t.dist for t in terms]
+
+
+def _run_chain(
+    params: list[Tensor],
+    sources: list[Tensor],
+    streams: Sequence[int],
+    terms: list[Term],
+    decay: float,
+    z_round: torch.dtype | None,
+    out_rounding: str,
+    rounding_seed: int | None,
+) -> None:
+    streams = _streams(streams, params)
+    decay = _checks.real("decay", decay)
+    stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, terms[0])
+    if params:
+        seeds, queries, coefs, dists = _columns(terms)
+        torch.ops.tenfold.zo_chain_(
+            params, sources, streams, seeds, queries, coefs, dists, decay, z_round, stochastic, rounding, terms[0].query
+        )
