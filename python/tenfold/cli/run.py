@@ -1,0 +1,109 @@
+"""`tenfold run NAME`: config from file and flags, a run folder, the workflow, and what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tenfold.cli import did_you_mean
+from tenfold.workflows import WORKFLOWS, Workflow
+
+__all__ = ["run"]
+
+_USAGE = """usage: tenfold run NAME [--config FILE.yaml] [--field value ...] [--out DIR] [--resume]
+
+Runs a workflow and writes one folder with its numbers, tables, figures and report.html.
+Without settings it runs the embedded default: real data, no download.
+tenfold run NAME --help shows the settings of a workflow.
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit code of `tenfold run`; 0 only if the run finished."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{_USAGE}\nReady: {', '.join(_ready())} (tenfold list shows all)")
+        return 0 if arguments else 2
+    workflow = _workflow(arguments[0])
+    settings, out, resume = _settings(workflow, arguments[1:])
+    return _run(workflow, settings, out, resume)
+
+
+def _ready() -> list[str]:
+    return [name for name, workflow in WORKFLOWS.items() if workflow.ready]
+
+
+def _workflow(name: str) -> Workflow:
+    if name not in WORKFLOWS:
+        known = ", ".join(WORKFLOWS)
+        raise ValueError(f"expected a NAME of {known}, got {name!r}{did_you_mean(name, WORKFLOWS)}")
+    if not WORKFLOWS[name].ready:
+        raise ValueError(f"{name} is not ready in this version; ready: {', '.join(_ready())}")
+    return WORKFLOWS[name]
+
+
+def _settings(workflow: Workflow, arguments: Sequence[str]) -> tuple[Any, str | None, bool]:
+    """(config, out, resume). A resumed run takes its settings from its own folder if no --config is given."""
+    from tenfold.runs.folder import latest_unfinished
+
+    values = _parse(workflow, arguments)
+    out, resume = values["out"], values["resume"]
+    if resume and values["config"] is None:
+        out = out or str(latest_unfinished(workflow.name))
+        stored = Path(out) / "config.yaml"
+        if stored.exists():
+            values = _parse(workflow, ["--config", str(stored), *arguments])
+    config = workflow.load_config()
+    names = [field.name for field in dataclasses.fields(config) if field.init]
+    return config(**{name: values[name] for name in names}), out, resume
+
+
+def _parse(workflow: Workflow, arguments: Sequence[str]) -> dict[str, Any]:
+    from tenfold.cli.parsing import make_parser, parse, with_config
+
+    about = f"{workflow.paper}. Embedded default: {workflow.default}."
+    parser = make_parser(f"tenfold run {workflow.name}", about)
+    with_config(parser, workflow.load_config())
+    parser.add_argument(
+        "--out", metavar="DIR", type=str, help="folder of the run (default: runs/NAME-DATE-TIME)"
+    )
+    resume = "go on with the interrupted run in --out, or with the latest one"
+    parser.add_argument("--resume", action="store_true", help=resume)
+    return parse(parser, arguments)
+
+
+def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
+    from tenfold.runs import RunFolder
+
+    if resume and out is not None and (Path(out) / "metrics.json").exists():
+        print(f"{workflow.name} has already finished\nreport: {Path(out) / 'report.html'}")
+        return 0
+    target = workflow.load_target()
+    folder = RunFolder.create(workflow.name, config, out, resume)
+    try:
+        target(config, folder)
+    except KeyboardInterrupt:
+        folder.log("interrupted")
+        print(f"go on with: tenfold run {workflow.name} --out {folder.path} --resume", file=sys.stderr)
+        return 130
+    except Exception:
+        folder.log_exception(traceback.format_exc())
+        print(f"the traceback is in {folder.path / 'log.txt'}", file=sys.stderr)
+        raise
+    if not folder.finished:
+        raise AssertionError(f"{workflow.name} ended without finishing {folder.path}")
+    _print_result(folder.path)
+    return 0
+
+
+def _print_result(path: Path) -> None:
+    from tenfold.runs.files import read_json
+    from tenfold.runs.report import show_number
+
+    for headline in read_json(path / "report.json")["headlines"]:
+        note = f"  ({headline['note']})" if headline["note"] else ""
+        print(f"{headline['label']}: {show_number(headline['value'])}{note}")
+    print(f"numbers: {path / 'metrics.json'}\nreport: {path / 'report.html'}")
