@@ -21,6 +21,12 @@
 
 namespace TF_NS {
 
+// at[j] = fma(coef, z[j], at[j]) for four registers of z, rounded to nearest even into the type of `at`.
+template <class T>
+TF_HD void multiply_add4(T* at, F coef, const F z[4]) {
+  for (uint32_t k = 0; k < 4; ++k) store(at + k * kLanes, fma(coef, z[k], load(at + k * kLanes)));
+}
+
 // Which block lane p works on, relative to the first: chosen so that transpose4, which moves nothing across 128-bit parts, leaves the
 // elements in memory order.
 constexpr uint32_t block_of_lane(uint32_t p) { return (kLanes / 4) * (p % 4) + p / 4; }

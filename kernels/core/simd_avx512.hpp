@@ -109,4 +109,30 @@ TF_HD void store(float16* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+// at[j] = fma(coef, z[j], at[j]) over 64 bfloat16, rounded to nearest even: multiply_add4 of simd.hpp with two registers packed at a time.
+// There is no test for NaN: z and coef are finite, so a NaN comes from a weight or from inf - inf, its low 16 bits are zero, and rounding
+// cannot carry out of them.
+TF_HD __m512i round_up_halves(__m512 value) {
+  const __m512i i = _mm512_castps_si512(value);
+  const __mmask16 odd = _mm512_test_epi32_mask(i, _mm512_set1_epi32(0x10000));
+  const __m512i rounded = _mm512_add_epi32(i, _mm512_set1_epi32(0x7FFF));
+  return _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
+}
+TF_HD void multiply_add4(bfloat16* at, F coef, const F z[4]) {
+  alignas(64) static constexpr uint16_t kLowHalf[32] = {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  alignas(64) static constexpr uint16_t kHighHalf[32] = {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
+                                                         0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31};
+  alignas(64) static constexpr uint16_t kTopWords[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                         33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  for (int pair = 0; pair < 2; ++pair) {
+    bfloat16* here = at + 32 * pair;
+    const __m512i weights = _mm512_loadu_si512(here);
+    const __m512i low = _mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, _mm512_load_si512(kLowHalf), weights);
+    const __m512i high = _mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, _mm512_load_si512(kHighHalf), weights);
+    const __m512i a = round_up_halves(_mm512_fmadd_ps(coef.v, z[2 * pair].v, _mm512_castsi512_ps(low)));
+    const __m512i b = round_up_halves(_mm512_fmadd_ps(coef.v, z[2 * pair + 1].v, _mm512_castsi512_ps(high)));
+    _mm512_storeu_si512(here, _mm512_permutex2var_epi16(a, _mm512_load_si512(kTopWords), b));
+  }
+}
+
 }  // namespace TF_NS

@@ -55,16 +55,18 @@ void fill_words(const Sequence& s, uint64_t first_block, int64_t blocks, uint32_
   }
 }
 
-// What becomes of a register of z, or of one z in a tail.
+// What becomes of four registers of z, or of one z in a tail.
 struct Put {
-  TF_HD void operator()(float* at, F z) const { store(at, z); }
+  TF_HD void operator()(float* at, const F z[4]) const {
+    for (int64_t k = 0; k < 4; ++k) store(at + k * kLanes, z[k]);
+  }
   TF_HD void operator()(float* at, float z) const { *at = z; }
 };
 struct MultiplyAdd {
   float coef;
   template <class T>
-  TF_HD void operator()(T* at, F z) const {
-    store(at, fma(splat<F>(coef), z, load(at)));
+  TF_HD void operator()(T* at, const F z[4]) const {
+    multiply_add4(at, splat<F>(coef), z);
   }
   template <class T>
   TF_HD void operator()(T* at, float z) const {
@@ -72,7 +74,7 @@ struct MultiplyAdd {
   }
 };
 
-// Hands z of [first, first + n) to `into`, register by register; z itself touches no memory. `first` is the start of a tile.
+// Hands z of [first, first + n) to `into`, a few registers at a time; z itself touches no memory. `first` is the start of a tile.
 template <class Distribution, class T, class Into>
 void generate(Sequence s, uint64_t first, int64_t n, T* out, const Into& into) {
   constexpr int64_t kStep = 4 * kLanes;
@@ -80,7 +82,7 @@ void generate(Sequence s, uint64_t first, int64_t n, T* out, const Into& into) {
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
     Distribution::fill(s, (first + static_cast<uint64_t>(i)) / 4, z);
-    for (int64_t k = 0; k < 4; ++k) into(out + i + k * kLanes, z[k]);
+    into(out + i, z);
   }
   if (i < n) {
     float tail[kStep];
