@@ -22,6 +22,8 @@ __all__ = ["as_text", "report"]
 
 SCHEMA = "tenfold.doctor/1"
 
+_CUDA_FOLDER = "/usr/local/cuda"  # where NVIDIA's installers put the toolkit
+
 _BROKEN = (ImportError, OSError, RuntimeError, ValueError)
 
 _WANTED = {
@@ -133,7 +135,7 @@ def _driver() -> str | None:
 
 def _nvcc() -> dict[str, str] | None:
     """Path and version of the CUDA compiler, None if there is none."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _CUDA_FOLDER]
     candidates = [
         os.environ.get("CUDACXX"),
         shutil.which("nvcc"),
@@ -189,9 +191,9 @@ def _missing(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         wrong_isa = "TENFOLD_ISA" in os.environ
         yield _item(
             f"the native core: {found['native']['why']}",
-            "unset TENFOLD_ISA, or set it to an instruction set that this machine has"
+            "unset TENFOLD_ISA, or name a set that this machine has"
             if wrong_isa
-            else "pip install --force-reinstall tenfold; in a source tree, with a C++ compiler: pip install .",
+            else "pip install --force-reinstall tenfold; from source, with a C++ compiler: pip install .",
         )
     yield from _missing_cuda(found["cuda"], found["triton"])
     for package, help_text in _WANTED.items():

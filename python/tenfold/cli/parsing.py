@@ -54,7 +54,7 @@ def _plain_message(text: str) -> str:
     text = " ".join(text.split())
     found = re.fullmatch(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)', text)
     if found is None:
-        return text
+        return re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", text)
     name, kind, value = found.groups()
     kind = re.sub(r"<class '([^']+)'>", r"\1", kind)
     kind = re.sub(r"(?:typing\.)?Literal\[([^\]]+)\]", r"one of \1", kind)
