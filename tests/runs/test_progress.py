@@ -67,10 +67,11 @@ def test_interruption_still_prints_where_it_stood(clock: Clock) -> None:
 
 def test_bar_on_a_terminal_shows_the_count() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with Progress(4, "train", console=console) as p:
+    with Progress(4, "train [fast]", console=console) as p:
         for _ in range(4):
             p.advance(loss=0.5)
     text = "".join(printed(console))
+    assert "train [fast]" in text
     assert "4/4" in text
     assert "loss 0.5" in text
 

@@ -107,9 +107,9 @@ def _bar(console: Console) -> Bar:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", markup=False),
     )
     return Bar(*columns, console=console, refresh_per_second=4, transient=False)
