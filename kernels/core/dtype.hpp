@@ -100,7 +100,7 @@ struct Round<float16> {
       // Below 2^-14: adding 0.5 lets the float adder round at 2^-24, the spacing of half-precision subnormals.
       return {static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3F000000u))};
     }
-    return {static_cast<uint16_t>(sign | ((magnitude + 0xFFFu + (magnitude >> 13 & 1u)) >> 13) - 0x1C000u)};
+    return {static_cast<uint16_t>(sign | (((magnitude + 0xFFFu + (magnitude >> 13 & 1u)) >> 13) - 0x1C000u))};
 #endif
   }
   // 13 bits are dropped in the normal range, one more for each binary order below 2^-14. Never rounds a finite number to infinity.

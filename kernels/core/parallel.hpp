@@ -15,7 +15,7 @@ namespace TF_NS {
 
 // work(first, last) for ranges that cover [0, pieces).
 template <class Work>
-inline void parallel_ranges(int64_t pieces, int threads, const Work& work) {
+inline void parallel_ranges(int64_t pieces, [[maybe_unused]] int threads, const Work& work) {
 #ifdef _OPENMP
   const int64_t wanted = pieces < threads ? pieces : threads;
   if (wanted > 1) {

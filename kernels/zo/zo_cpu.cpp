@@ -15,6 +15,10 @@ using namespace tenfold;
 
 constexpr int64_t kTile = 2048;
 
+// Rounding bits are generated as 32-bit words and read as 16-bit halves, low half first as they are counted (little-endian CPUs).
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rounding bits are read from words by halves");
+typedef uint16_t __attribute__((may_alias)) half_word;
+
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
@@ -184,7 +188,7 @@ void load_tile(const View& t, int64_t first, int64_t n, math_t<T>* out) {
 
 // Rounds the accumulator into the tensor. `r16` (one per element, or null) makes the rounding stochastic.
 template <class T>
-void store_tile(const View& t, int64_t first, int64_t n, const math_t<T>* acc, const uint16_t* r16) {
+void store_tile(const View& t, int64_t first, int64_t n, const math_t<T>* acc, const half_word* r16) {
   T* data = static_cast<T*>(t.data);
   if (t.ndim != 0) {
     each_offset(t, first, n, [&](int64_t offset, int64_t i) { data[offset] = round_result<T>(acc[i], r16 != nullptr, r16 ? r16[i] : 0); });
@@ -201,11 +205,11 @@ constexpr bool kIsMath = sizeof(T) == sizeof(math_t<T>);
 // Room for the rounding bits of one tile; draw() returns null when the rounding is to nearest.
 struct RoundingBits {
   alignas(64) uint32_t words[kTile / 2];
-  const uint16_t* draw(const ChainArgs& a, uint32_t stream, int64_t first, int64_t n) {
+  const half_word* draw(const ChainArgs& a, uint32_t stream, int64_t first, int64_t n) {
     if (!a.stochastic) return nullptr;
     const Sequence s = make_sequence(a.rounding_seed, stream, kRounding, a.rounding_query);
     fill_words(s, static_cast<uint64_t>(first) / 8, (n + 7) / 8, words);
-    return reinterpret_cast<const uint16_t*>(words);  // little-endian: low half first, as counted
+    return reinterpret_cast<const half_word*>(words);
   }
 };
 
@@ -360,7 +364,7 @@ void stochastic_round(const RoundArgs& a) {
     T* out = static_cast<T*>(a.out);
     parallel_ranges(a.n > 0 ? tiles_of(covered) : 0, a.threads, [&](int64_t begin, int64_t end) {
       alignas(64) uint32_t bits[kTile / 2];
-      const uint16_t* r16 = reinterpret_cast<const uint16_t*>(bits);
+      const half_word* r16 = reinterpret_cast<const half_word*>(bits);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t n = smaller(kTile, covered - tile * kTile);
         fill_words(s, (a.first - static_cast<uint64_t>(lead) + static_cast<uint64_t>(tile * kTile)) / 8, (n + 7) / 8, bits);
