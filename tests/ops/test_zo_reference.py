@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-
 from tenfold.kernels.zo import zo_reference as ref
 
 
@@ -42,7 +42,8 @@ def test_words_counter_layout():
     counter = (7, 3, stream, (4 << 24) | query)
     expected = ref.philox4x32_10(*(torch.tensor([c]) for c in counter), 0xDDCCBBAA, 0x11223344)
     got = ref.words(0x11223344DDCCBBAA, stream, query, "rounding", block, 1)
-    assert got.shape == (1, 4) and got[0].tolist() == [w.item() for w in expected]
+    assert got.shape == (1, 4)
+    assert got[0].tolist() == [w.item() for w in expected]
     assert torch.equal(got, ref.words(0x11223344DDCCBBAA, stream, query, 4, block, 1))
 
 
@@ -101,7 +102,8 @@ def test_uniform_is_in_the_open_closed_unit_interval():
     u = ref.sample(1, 2, 3, 0, 10_000, "uniform")
     x = ref.words(1, 2, 3, "uniform", 0, 2_500).reshape(-1)
     assert torch.equal(u, ((x.float().double() + 0.5) * 2.0**-32).float())
-    assert u.min() > 0 and u.max() <= 1
+    assert u.min() > 0
+    assert u.max() <= 1
     assert ref._unit(torch.tensor([0, 2**32 - 1])).tolist() == [2.0**-33, 1.0]
 
 
@@ -109,7 +111,7 @@ def test_uniform_is_in_the_open_closed_unit_interval():
 def test_ragged_pieces_equal_the_whole(dist, monkeypatch):
     whole = ref.sample(5, 1, 2, 0, 700, dist)
     cuts = [0, 1, 3, 4, 130, 257, 699, 700]
-    pieces = [ref.sample(5, 1, 2, a, b - a, dist) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [ref.sample(5, 1, 2, a, b - a, dist) for a, b in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat(pieces), whole)
     monkeypatch.setattr(ref, "CHUNK", 128)
     assert torch.equal(ref.sample(5, 1, 2, 0, 700, dist), whole)
@@ -200,15 +202,18 @@ def test_sr_bfloat16_oracle():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sr_edges(dtype):
     top = torch.finfo(dtype).max
-    assert sr(math.inf, 65535, dtype) == math.inf and sr(-math.inf, 0, dtype) == -math.inf
+    assert sr(math.inf, 65535, dtype) == math.inf
+    assert sr(-math.inf, 0, dtype) == -math.inf
     assert math.isnan(sr(math.nan, 1, dtype))
     assert math.isnan(
         ref.round_sr(torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32), dtype, 0).item()
     )
     beyond = math.nextafter(torch.finfo(torch.float32).max, 0) if dtype == torch.bfloat16 else 65519.0
-    assert sr(beyond, 65535, dtype) == top and sr(-beyond, 65535, dtype) == -top
+    assert sr(beyond, 65535, dtype) == top
+    assert sr(-beyond, 65535, dtype) == -top
     assert sr(1e38, 0, torch.float16) == 65504.0
-    assert math.copysign(1, sr(-0.0, 0, dtype)) == -1 and sr(0.0, 65535, dtype) == 0.0
+    assert math.copysign(1, sr(-0.0, 0, dtype)) == -1
+    assert sr(0.0, 65535, dtype) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -290,7 +295,8 @@ def test_sources_are_read_and_not_written():
     kept, live, direct = clean.clone(), torch.zeros(500, dtype=torch.half), clean.clone()
     chain([live], [1e-2], sources=[clean])
     chain([direct], [1e-2])
-    assert torch.equal(live, direct) and torch.equal(clean, kept)
+    assert torch.equal(live, direct)
+    assert torch.equal(clean, kept)
 
 
 def test_z_round_rounds_the_direction_first():
@@ -328,7 +334,8 @@ def test_order_is_logical_row_major(layout, chunk, monkeypatch):
     monkeypatch.setattr(ref, "CHUNK", chunk)
     x = torch.linspace(-1, 1, 240).view(12, 20)
     strided = layout(x)
-    assert not strided.is_contiguous() and torch.equal(strided, x)
+    assert not strided.is_contiguous()
+    assert torch.equal(strided, x)
     chain([strided], [0.1, 0.2])
     straight = x.clone()
     chain([straight], [0.1, 0.2])
@@ -340,7 +347,9 @@ def test_nan_and_inf_stay_where_they_are():
     clean = torch.tensor([1.0, 0.0, 0.0, 2.0])
     chain([w], [1e-3])
     chain([clean], [1e-3])
-    assert torch.isnan(w[1]) and w[2] == math.inf and torch.equal(w[[0, 3]], clean[[0, 3]])
+    assert torch.isnan(w[1])
+    assert w[2] == math.inf
+    assert torch.equal(w[[0, 3]], clean[[0, 3]])
 
 
 def test_empty_and_scalar_tensors():
@@ -381,5 +390,7 @@ def test_adam_in_half_precision_keeps_float32_states():
         eps=1e-8,
         step=1,
     )
-    assert m.dtype == v.dtype == torch.float32 and torch.isfinite(w).all() and (v > 70_000 * 1e-3).any()
+    assert m.dtype == v.dtype == torch.float32
+    assert torch.isfinite(w).all()
+    assert (v > 70_000 * 1e-3).any()
     assert torch.allclose((1 - w.float()), 0.01 * ref.sample(1, 0, 0, 0, 100).sign(), atol=1e-3)

@@ -1,0 +1,36 @@
+"""What a module tells about its parameters: stream numbers, and which ones weight decay leaves alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+_NORMS: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,  # batch and instance norm, lazy and synchronised ones too
+)
+
+
+class Slot(NamedTuple):
+    """One parameter: its stream in the counter, and whether weight decay applies to it."""
+
+    stream: int
+    decays: bool
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """By type; models bring classes of their own, which all carry "norm" in the name of the class."""
+    return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+
+
+def manifest(module: nn.Module) -> dict[Tensor, Slot]:
+    """Slots of all parameters of `module`, trainable or not, tied ones once, numbered by first appearance."""
+    exempt = {
+        parameter
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if _is_norm(owner) or name.endswith("bias")
+    }
+    return {p: Slot(stream, p not in exempt) for stream, p in enumerate(module.parameters())}
