@@ -3,10 +3,12 @@
 
 #include "args.hpp"
 #include "isa.hpp"
+#include "logprob/logprob_api.hpp"
 
 #define TF_DECLARE_ISA(NS) \
   namespace NS {           \
   extern const tenfold::ZoKernels zo_kernels; \
+  extern const tenfold::LogprobKernels logprob_kernels; \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -26,19 +28,20 @@ namespace {
 
 struct Kernels {
   const ZoKernels* zo;
+  const LogprobKernels* logprob;
 };
 
 const std::map<std::string, Kernels>& tables() {
   static const std::map<std::string, Kernels> all = {
-      {"baseline", {&tf_baseline::zo_kernels}},
+      {"baseline", {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels}},
 #ifdef TF_HAVE_AVX2
-      {"avx2", {&tf_avx2::zo_kernels}},
+      {"avx2", {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
-      {"avx512", {&tf_avx512::zo_kernels}},
+      {"avx512", {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
-      {"neon", {&tf_neon::zo_kernels}},
+      {"neon", {&tf_neon::zo_kernels, &tf_neon::logprob_kernels}},
 #endif
   };
   return all;
@@ -74,6 +77,11 @@ std::vector<std::string> isa_names(bool only_available) {
     if (isa.available || !only_available) out.push_back(isa.name);
   }
   return out;
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 // ---- zo -----------------------------------------------------------------------------------------------------------------------
@@ -129,25 +137,36 @@ void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_a
 void zo_sample(uint64_t seed, uint32_t stream, uint32_t query, uint32_t dist, uint64_t first, int64_t n, int dtype, uintptr_t out,
                int threads) {
   py::gil_scoped_release unlocked;
-  kernels.zo->sample({seed, stream, query, dist, first, n, dtype, reinterpret_cast<void*>(out), threads});
+  kernels.zo->sample({seed, stream, query, dist, first, n, dtype, pointer<void>(out), threads});
 }
 
 void zo_words(uint64_t seed, uint32_t stream, uint32_t query, uint32_t purpose, uint64_t first_block, int64_t blocks, uintptr_t out,
               int threads) {
   py::gil_scoped_release unlocked;
-  kernels.zo->words({seed, stream, query, purpose, first_block, blocks, reinterpret_cast<int64_t*>(out), threads});
+  kernels.zo->words({seed, stream, query, purpose, first_block, blocks, pointer<int64_t>(out), threads});
 }
 
 void zo_stochastic_round(uintptr_t x, int64_t n, uintptr_t out, int dtype, uint64_t seed, uint32_t stream, uint32_t query, uint64_t first,
                          int threads) {
   py::gil_scoped_release unlocked;
-  kernels.zo->stochastic_round({reinterpret_cast<const float*>(x), n, reinterpret_cast<void*>(out), dtype, seed, stream, query, first, threads});
+  kernels.zo->stochastic_round({pointer<const float>(x), n, pointer<void>(out), dtype, seed, stream, query, first, threads});
 }
 
 std::pair<double, double> zo_moments(uint64_t seed, uint32_t stream, uint32_t query, uint32_t dist, uint64_t first, int64_t n, int threads) {
   py::gil_scoped_release unlocked;
   const Moments m = kernels.zo->moments({seed, stream, query, dist, first, n, 0, nullptr, threads});
   return {m.sum, m.sum_of_squares};
+}
+
+// ---- logprob ------------------------------------------------------------------------------------------------------------------
+
+void token_logprobs(uintptr_t rows, uintptr_t targets, uintptr_t weight, uintptr_t bias, int64_t n_rows, int64_t width, int64_t vocabulary,
+                    int64_t weight_stride, int weight_dtype, int64_t segments, uintptr_t max, uintptr_t sum, uintptr_t target_logit,
+                    int threads) {
+  py::gil_scoped_release unlocked;
+  kernels.logprob->token_logprobs({pointer<const float>(rows), pointer<const int64_t>(targets), pointer<const void>(weight),
+                                   pointer<const float>(bias), n_rows, width, vocabulary, weight_stride, weight_dtype, segments,
+                                   pointer<float>(max), pointer<float>(sum), pointer<float>(target_logit), threads});
 }
 
 }  // namespace
@@ -170,4 +189,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("zo_words", &zo_words);
   m.def("zo_stochastic_round", &zo_stochastic_round);
   m.def("zo_moments", &zo_moments);
+  m.def("token_logprobs", &token_logprobs);
 }
