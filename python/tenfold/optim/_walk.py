@@ -161,8 +161,9 @@ class Walk:
         options = {"z_round": self._z_round, **self.rounding_options()}
         items = list(coefs.items())
         if not items and decay == 1.0:
-            for param, source in zip(params, sources or (), strict=False):
-                param.copy_(source)
+            for param, source in zip(params, sources or params, strict=True):
+                if param is not source:
+                    param.copy_(source)
         elif len(items) == 1 and decay == 1.0:
             ((query, coef),) = items
             zo_perturb_(params, streams, self.seed, query, coef, self._dist, sources=sources, **options)
