@@ -1,0 +1,497 @@
+"""The measuring itself: a case, its sides, and how they are compared and timed.
+
+A case builds one input. Every side (ours, the plain-PyTorch reference, torch.compile of it, each peer)
+works on that same input in the same process. Sides are first checked against ours, then timed in turns, so
+that whatever else the machine is doing falls on all of them alike. The figure kept is the median of the
+samples.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+# A sample shorter than this is repeated inside the clock, so that the clock's own cost stays below a percent.
+SHORTEST_SAMPLE_S = 2e-3
+MOST_REPEATS = 2000
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Result of comparing a side with ours: `max_error` is in the unit that `how` names."""
+
+    agrees: bool
+    max_error: float
+    tolerance: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation cannot avoid: bytes to and from memory, random normals, floating-point operations.
+
+    `footprint` is the size of its data in bytes where that is small enough to stay in a cache between calls.
+    """
+
+    bytes: float = 0.0
+    footprint: float | None = None
+    normals: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass
+class Side:
+    """One way of doing the case's work.
+
+    run        does the work once on the case's input and returns what `Workload.keep` understands
+    agree      compares (kept result of ours, kept result of this side)
+    prepare    called once, untimed; returns why the side cannot run here, or None
+    kind       "ours", "reference", "compiled" or "peer"
+    fewest     samples taken even when one of them takes longer than the time budget
+    """
+
+    name: str
+    run: Callable[[], Any]
+    version: str = ""
+    agree: Callable[[Any, Any], Agreement] | None = None
+    prepare: Callable[[], str | None] | None = None
+    kind: str = "peer"
+    fewest: int = 3
+    measure_memory: bool = True
+    backend: Callable[[], str] | None = None
+
+
+@dataclass
+class Workload:
+    """One input, and the sides that work on it.
+
+    reset puts the input back to its first values before every sample; keep copies out of a result what is
+    compared.
+    """
+
+    ours: Side
+    others: list[Side]
+    work: Work
+    reset: Callable[[], None] = lambda: None
+    keep: Callable[[Any], Any] = lambda result: result
+    parts: list[Side] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """id is `family.op.variant.workload`. build(device, tiny) makes the input; tiny builds a small one that
+    only serves to load code before memory is measured. `needs` returns why the case cannot be built here,
+    or None. `sweep` is (curve name, number of elements) for cases that make up a plot of time against
+    size."""
+
+    id: str
+    build: Callable[[torch.device, bool], Workload]
+    needs: Callable[[], str | None] = lambda: None
+    sweep: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure. seconds is the time budget of one side, most the largest number of its samples;
+    sides of the kinds in leave_out ("reference", "compiled") are named but not run."""
+
+    device: torch.device = CPU
+    threads: int = 1
+    seconds: float = 6.0
+    most: int = 9
+    leave_out: frozenset[str] = frozenset()
+
+    @property
+    def clock(self) -> str:
+        """Which clock `ms` is: see `CLOCKS`."""
+        if self.device.type == "cuda":
+            return "cuda_events"
+        return "process_cpu" if self.threads == 1 else "wall"
+
+
+CLOCKS = {
+    "process_cpu": "CPU time of the whole process, user and system, all its threads (one thread is at work)",
+    "wall": "wall-clock time (several threads are at work)",
+    "cuda_events": "time between two CUDA events on the current stream, L2 cache flushed before",
+}
+
+
+@dataclass
+class Samples:
+    """Seconds per call; one entry per sample and clock."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    cuda: list[float] = field(default_factory=list)
+
+    def of(self, clock: str) -> list[float]:
+        return {"process_cpu": self.cpu, "wall": self.wall, "cuda_events": self.cuda}[clock]
+
+
+def quantile(values: Iterable[float], q: float) -> float:
+    """Linear-interpolated quantile, 0 <= q <= 1; ValueError when there are no values."""
+    ordered = sorted(values)
+    if not ordered:
+        raise ValueError("values: expected at least one, got none")
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = math.ceil(position)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def summary(samples: Samples, clock: str) -> dict[str, Any]:
+    """Median and quartiles in milliseconds, on the clock in force and on the others that were read."""
+    values = samples.of(clock)
+    return {
+        "ms": quantile(values, 0.5) * 1e3,
+        "ms_quartiles": [quantile(values, 0.25) * 1e3, quantile(values, 0.75) * 1e3],
+        "runs": len(values),
+        "wall_ms": quantile(samples.wall, 0.5) * 1e3,
+        "cpu_ms": quantile(samples.cpu, 0.5) * 1e3,
+    }
+
+
+_flush_buffers: dict[torch.device, torch.Tensor] = {}
+
+
+def flush_l2(device: torch.device) -> None:
+    """Overwrites more memory than the device's L2 cache holds."""
+    if device not in _flush_buffers:
+        cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20))
+        _flush_buffers[device] = torch.empty(2 * max(cache, 64 << 20), dtype=torch.uint8, device=device)
+    _flush_buffers[device].zero_()
+
+
+def take_sample(run: Callable[[], Any], device: torch.device, repeats: int, samples: Samples) -> float:
+    """Call run `repeats` times under the clocks, add the time per call; returns wall seconds of it all."""
+    events = None
+    if device.type == "cuda":
+        flush_l2(device)
+        events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        torch.cuda.synchronize(device)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        wall, cpu = time.perf_counter(), time.process_time()
+        if events:
+            events[0].record()
+        for _ in range(repeats):
+            run()
+        if events:
+            events[1].record()
+            torch.cuda.synchronize(device)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    finally:
+        if collecting:
+            gc.enable()
+    samples.wall.append(wall / repeats)
+    samples.cpu.append(cpu / repeats)
+    if events:
+        samples.cuda.append(events[0].elapsed_time(events[1]) * 1e-3 / repeats)
+    return wall
+
+
+def repeats_for(seconds: float, device: torch.device) -> int:
+    """Calls per sample. CUDA calls stand alone, because the L2 flush must come before each of them."""
+    if device.type == "cuda":
+        return 1
+    return max(1, min(MOST_REPEATS, math.ceil(SHORTEST_SAMPLE_S / max(seconds, 1e-9))))
+
+
+def time_in_turns(
+    sides: Sequence[Side], reset: Callable[[], None], plan: Plan, first: dict[str, Samples]
+) -> dict[str, Samples]:
+    """Times the sides in turns; who begins moves on by one each round.
+
+    `first` holds each side's first, warming run. It says how often a short side is repeated inside one
+    sample, and for a side that is allowed a single sample and took longer than its budget it is that
+    sample. A side drops out after plan.most samples, or once it has its fewest and its time budget is
+    spent.
+    """
+    samples = {side.name: Samples() for side in sides}
+    repeats: dict[str, int] = {}
+    for side in sides:
+        warm = first.get(side.name)
+        if warm is None or min(warm.wall) < SHORTEST_SAMPLE_S:
+            reset()
+            warm = Samples()
+            take_sample(side.run, plan.device, 1, warm)
+        elif side.fewest == 1 and warm.wall[0] > plan.seconds:
+            samples[side.name] = warm
+        repeats[side.name] = repeats_for(min(warm.wall), plan.device)
+    spent = {side.name: sum(samples[side.name].wall) for side in sides}
+    turn = 0
+    while True:
+        waiting = [side for side in sides if not _finished(side, samples[side.name], spent[side.name], plan)]
+        if not waiting:
+            return samples
+        turn += 1
+        for side in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
+            reset()
+            spent[side.name] += take_sample(side.run, plan.device, repeats[side.name], samples[side.name])
+
+
+def _finished(side: Side, samples: Samples, spent: float, plan: Plan) -> bool:
+    taken = len(samples.wall)
+    return taken >= plan.most or (taken >= min(side.fewest, plan.most) and spent >= plan.seconds)
+
+
+def _memory_gbps(rates: dict[str, Any], footprint: float | None) -> float:
+    """Beyond the caches the rate of memory; within them the rate measured at the next larger size."""
+    hot = {int(size): rate for size, rate in rates.get("hot_gbps", {}).items()}
+    sizes = [size for size in sorted(hot) if footprint is not None and size >= footprint]
+    return float(max(rates["memory_gbps"], hot[sizes[0]] if sizes else 0.0))
+
+
+def floor_of(work: dict[str, Any], floors: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The least time the work can take on this machine, in ms, and what sets it.
+
+    Moving bytes and generating normals overlap, so the longer of the two counts; matrix products come on top,
+    because here they are separate phases (forward passes, then weight passes).
+    """
+    at = str(threads)
+    rates = floors["rates"].get(at) or floors["rates"][max(floors["rates"], key=int)]
+    memory = work["bytes"] / (_memory_gbps(rates, work.get("footprint")) * 1e9) * 1e3
+    generator_rate = rates.get("generator_gnormals")
+    generator = work["normals"] / (generator_rate * 1e9) * 1e3 if generator_rate else 0.0
+    compute = work["flops"] / (rates["fma_gflops"] * 1e9) * 1e3
+    return {
+        "floor_ms": compute + max(memory, generator),
+        "floor_parts_ms": {"memory": memory, "generator": generator, "compute": compute},
+    }
+
+
+def compare_values(
+    ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], tolerance: float, unit: str = "absolute"
+) -> Agreement:
+    """Largest absolute difference over lists of tensors; agrees when it is at most the tolerance."""
+    if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
+        return Agreement(False, math.inf, tolerance, "shapes differ")
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip(a.reshape(-1).split(1 << 22), b.reshape(-1).split(1 << 22), strict=True):
+            gap = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
+            worst = math.inf if math.isnan(gap) else max(worst, gap)
+    return Agreement(worst <= tolerance, worst, tolerance, f"largest {unit} difference of any element")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and variance (about the mean) of a set of values."""
+
+    count: int
+    mean: float
+    variance: float
+
+
+def change_moments(after: Sequence[torch.Tensor], before: Sequence[torch.Tensor] | None = None) -> Moments:
+    """Mean and variance of `after - before` over all elements of a list, summed in float64."""
+    count, total, squares = 0, 0.0, 0.0
+    for i, tensor in enumerate(after):
+        first = before[i].reshape(-1) if before is not None else None
+        flat = tensor.detach().reshape(-1)
+        for start in range(0, flat.numel(), 1 << 22):
+            piece = flat[start : start + (1 << 22)].double()
+            if first is not None:
+                piece = piece - first[start : start + (1 << 22)].double()
+            count += piece.numel()
+            total += piece.sum().item()
+            squares += piece.square().sum().item()
+    mean = total / max(count, 1)
+    return Moments(count, mean, squares / max(count, 1) - mean * mean)
+
+
+def compare_moments(
+    ours: Moments, theirs: Moments, allowance: float = 1e-3, unit: str = "change"
+) -> Agreement:
+    """For a side that draws other random numbers: same mean and same size of the change.
+
+    max_error is the larger of |difference of means| / rms and |ratio of variances - 1|. Tolerance: six
+    standard errors of the wider of the two (each side brings its own sampling error), plus the allowance
+    for rounding.
+    """
+    if ours.count != theirs.count or ours.count == 0:
+        return Agreement(False, math.inf, allowance, "the number of elements differs")
+    tolerance = allowance + 12.0 / math.sqrt(ours.count)
+    spread = math.sqrt(ours.variance) if ours.variance > 0 else 0.0
+    if not (spread > 0 and math.isfinite(theirs.mean) and math.isfinite(theirs.variance)):
+        same = ours == theirs
+        return Agreement(same, 0.0 if same else math.inf, tolerance, f"the {unit} is zero or not finite")
+    error = max(abs(ours.mean - theirs.mean) / spread, abs(theirs.variance / ours.variance - 1.0))
+    how = (
+        f"other random numbers, so compared statistically: mean of the {unit} "
+        f"{ours.mean:.3e} and {theirs.mean:.3e}, "
+        f"rms {spread:.6e} and {math.sqrt(max(theirs.variance, 0.0)):.6e}"
+    )
+    return Agreement(error <= tolerance, error, tolerance, how)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+@dataclass
+class First:
+    """A side's first run from the fresh input: what it gave and how long it took, or why it cannot run."""
+
+    result: Any = None
+    samples: Samples = field(default_factory=Samples)
+    why: str | None = None
+
+
+def _first_run(side: Side, workload: Workload, device: torch.device) -> First:
+    first = First()
+    results: list[Any] = []
+    try:
+        first.why = side.prepare() if side.prepare else None
+        if not first.why:
+            workload.reset()
+            take_sample(lambda: results.append(side.run()), device, 1, first.samples)
+            if side.kind != "part":
+                first.result = workload.keep(results.pop())
+    except Exception as error:  # a side that fails is named with its reason, and the others still run
+        first.why = _reason(error)
+    return first
+
+
+def _peer_entry(side: Side, why: str | None) -> dict[str, Any]:
+    return {
+        "name": side.name,
+        "kind": side.kind,
+        "version": side.version,
+        "ms": None,
+        "why_missing": why,
+        "peak_extra_mib": None,
+        "agrees": False,
+        "max_error": None,
+    }
+
+
+MeasureMemory = Callable[[str, Sequence[str], Plan], dict[str, dict[str, Any]]]
+
+
+def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None) -> dict[str, Any]:
+    """Measures one case and returns its record, but for the floor, which `floor_of` adds from record["work"].
+
+    `measure_memory(case id, side names, plan)` returns {side: {"peak_extra_mib": .., "method": ..}}; None
+    leaves memory out. A side that cannot run is named with `why_missing`; a peer that disagrees is timed
+    all the same and marked `agrees: false`.
+    """
+    record: dict[str, Any] = {
+        "id": case.id,
+        "backend": "none",
+        "ms": None,
+        "why_missing": None,
+        "peak_extra_mib": None,
+        "floor_ms": None,
+        "clock": plan.clock,
+        "peers": [],
+    }
+    if case.sweep:
+        record["sweep"] = {"curve": case.sweep[0], "elements": case.sweep[1]}
+    why = case.needs()
+    if why:
+        return {**record, "why_missing": why}
+
+    workload = case.build(plan.device, False)
+    record["note"] = workload.note
+    ours = _first_run(workload.ours, workload, plan.device)
+    record["why_missing"] = ours.why
+    ready = [] if ours.why else [workload.ours]
+    if not ours.why and workload.ours.backend:
+        record["backend"] = workload.ours.backend()
+
+    entries: dict[str, dict[str, Any]] = {}
+    first = {workload.ours.name: ours.samples}
+    for side in workload.others:
+        if side.kind in plan.leave_out:
+            entries[side.name] = _peer_entry(side, f"left out by --no-{side.kind}")
+            continue
+        theirs = _first_run(side, workload, plan.device)
+        entry = entries[side.name] = _peer_entry(side, theirs.why)
+        if theirs.why:
+            continue
+        ready.append(side)
+        first[side.name] = theirs.samples
+        if not ours.why and side.agree:
+            entry.update(_agreement(side.agree, ours.result, theirs.result))
+        del theirs
+    ours.result = None
+
+    parts = []
+    for part in workload.parts:
+        found = _first_run(part, workload, plan.device)
+        record.setdefault("parts", {})[part.name] = {"ms": None, "why_missing": found.why}
+        if not found.why:
+            parts.append(part)
+            first[part.name] = found.samples
+
+    samples = time_in_turns([*ready, *parts], workload.reset, plan, first)
+    for name, taken in samples.items():
+        figures = summary(taken, plan.clock)
+        if name == workload.ours.name:
+            record.update(figures)
+        elif name in entries:
+            entries[name].update(figures)
+        else:
+            record["parts"][name].update(figures)
+    for entry in entries.values():
+        if entry["ms"] and record["ms"]:
+            entry["times_ours"] = entry["ms"] / record["ms"]
+    record["work"] = asdict(workload.work)
+    record["peers"] = list(entries.values())
+
+    measured = [side for side in [*ready, *parts] if side.measure_memory]
+    names = [side.name for side in measured]
+    peaks = cuda_peaks(measured, workload.reset, plan.device) if plan.device.type == "cuda" else {}
+    del workload, measured, ready, parts
+    gc.collect()
+    if plan.device.type == "cpu" and measure_memory:
+        peaks = measure_memory(case.id, names, plan)
+    for name, peak in peaks.items():
+        if name in entries:
+            entries[name].update(peak)
+        elif name in record.get("parts", {}):
+            record["parts"][name].update(peak)
+        else:
+            record.update(peak)
+    return record
+
+
+def _agreement(agree: Callable[[Any, Any], Agreement], ours: Any, theirs: Any) -> dict[str, Any]:
+    try:
+        found = agree(ours, theirs)
+    except Exception as error:  # a comparison that cannot be made is a disagreement, with the reason kept
+        found = Agreement(False, math.inf, 0.0, _reason(error))
+    return {
+        "agrees": bool(found.agrees),
+        "max_error": float(found.max_error) if math.isfinite(found.max_error) else None,
+        "tolerance": found.tolerance,
+        "how_compared": found.how,
+    }
+
+
+def cuda_peaks(
+    sides: Sequence[Side], reset: Callable[[], None], device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Peak of torch's CUDA allocator during one call, above what was allocated before it."""
+    peaks = {}
+    for side in sides:
+        reset()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        side.run()
+        torch.cuda.synchronize(device)
+        extra = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        peaks[side.name] = {"peak_extra_mib": extra, "peak_method": "torch.cuda.max_memory_allocated"}
+    return peaks

@@ -1,0 +1,1 @@
+"""Peers that cannot be installed as packages, written from the expression their authors publish."""
