@@ -44,6 +44,7 @@ struct LseArgs {
   int64_t stride;
   int64_t first;
   int64_t splits;       // at most 65535
+  int64_t part_stride;  // elements from one split's row of `max` and `sum` to the next; at least n_rows
   float* max;           // [splits, n_rows]
   float* sum;           // [splits, n_rows]
   float* target_logit;  // [n_rows], written where first <= targets[p] < first + columns

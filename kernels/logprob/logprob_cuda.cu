@@ -1,6 +1,8 @@
 // Streaming log-sum-exp over a chunk of products that cuBLAS has just written (and that are still in the second-level cache).
 // One thread block reads one run of one row; its threads keep a pair (max, sum) each and join them, in an order that depends on
 // the shapes alone.
+#include "logprob_cuda.hpp"
+
 #include "logprob.hpp"
 
 #include <cuda_runtime.h>
@@ -43,14 +45,13 @@ __global__ void __launch_bounds__(kThreads) lse_kernel(const tenfold::LseArgs a)
   }
   state = join_block(state);
   if (threadIdx.x == 0) {
-    a.max[split * a.n_rows + row] = state.max;
-    a.sum[split * a.n_rows + row] = state.sum;
+    a.max[split * a.part_stride + row] = state.max;
+    a.sum[split * a.part_stride + row] = state.sum;
   }
 }
 
 }  // namespace
 
-// Launched on `stream` (a cudaStream_t); no synchronisation, no allocation. Returns null, or what CUDA says about the launch.
 const char* lse_partials(const tenfold::LseArgs& a, void* stream) {
   if (a.n_rows == 0) return nullptr;
   const dim3 grid(static_cast<unsigned>(a.n_rows), static_cast<unsigned>(a.splits));

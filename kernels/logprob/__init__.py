@@ -1,0 +1,1 @@
+"""Log-probabilities of tokens from hidden states, in float32, without the logits."""
