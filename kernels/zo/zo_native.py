@@ -140,3 +140,9 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, quer
     module, where = _module(x)
     module.zo_stochastic_round(x.data_ptr(), x.numel(), out.data_ptr(), DTYPE_CODES[dtype], seed, stream, query, first, *where)
     return out
+
+
+def moments(seed: int, stream: int, query: int, first: int, n: int, dist: str) -> tuple[float, float]:
+    """Sum and sum of squares of elements [first, first + n), float64, nothing stored; on the CPU."""
+    threads = torch.get_num_threads()
+    return _native.cpu.zo_moments(seed, stream, query, PURPOSES[dist], first, n, threads)  # type: ignore[no-any-return]

@@ -469,7 +469,7 @@ def adam_(
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 
-# -- the same calls that the compiled backends answer (zo_native.py) -----------------------------------------------------------------------
+# -- the same calls that the compiled backends answer (zo_native.py) -------------------------------------------------------
 
 
 def sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
@@ -486,3 +486,13 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, quer
     """float32 `x` rounded stochastically to `dtype` with the rounding bits of elements first, first+1, ..."""
     r16 = rounding_bits(seed, stream, query, first, x.numel(), x.device)
     return round_sr(x.reshape(-1), dtype, r16).view(x.shape)
+
+
+def moments(seed: int, stream: int, query: int, first: int, n: int, dist: str) -> tuple[float, float]:
+    """Sum and sum of squares of elements [first, first+n) in float64, piece by piece."""
+    total, squares = 0.0, 0.0
+    for at in range(0, n, CHUNK):
+        z = sample(seed, stream, query, first + at, min(CHUNK, n - at), dist, torch.float64)
+        total += z.sum().item()
+        squares += z.square().sum().item()
+    return total, squares

@@ -11,21 +11,30 @@ from torch import Tensor
 from . import _checks
 
 
-def as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any, *, write: bool = True) -> Tensor:
     """The tensor itself, or a view of an array's memory.
 
     Raises:
-        TypeError: `value` is neither a tensor nor an array that speaks DLPack.
-        ValueError: the array is read-only.
+        TypeError: `value` is neither a tensor nor an array that speaks DLPack, or its dtype has no counterpart.
+        ValueError: the array has negative strides, or is read-only where it would be written.
     """
     if isinstance(value, Tensor):
         return value
     if not hasattr(value, "__dlpack__"):
         _checks.fail(TypeError, name, "a torch.Tensor, NumPy array or CuPy array", type(value).__name__)
+    strides = getattr(value, "strides", None) or ()
+    if any(s < 0 for s in strides):
+        _checks.fail(ValueError, name, "an array without negative strides", strides)
     flags = getattr(value, "flags", None)
     if flags is not None and not getattr(flags, "writeable", True):
-        _checks.fail(ValueError, name, "a writable array", "a read-only one")
-    return torch.from_dlpack(value)
+        if write:
+            _checks.fail(ValueError, name, "a writable array", "a read-only one")
+        value = value.copy()  # DLPack hands out writable memory only
+    try:
+        return torch.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        expected = "an array whose dtype and layout torch can share"
+        _checks.fail(TypeError, name, expected, f"{getattr(value, 'dtype', type(value).__name__)} ({error})")
 
 
 def kind_of(value: Any) -> Callable[[Tensor], Any]:
@@ -39,6 +48,8 @@ def kind_of(value: Any) -> Callable[[Tensor], Any]:
 
 
 def _to_numpy(result: Tensor) -> Any:
+    if result.dtype == torch.bfloat16:
+        _checks.fail(TypeError, "dtype", "a dtype that NumPy has, for a NumPy argument", result.dtype)
     return result.detach().numpy()
 
 

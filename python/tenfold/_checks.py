@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
@@ -17,13 +17,18 @@ def fail(kind: type[Exception], name: str, expected: str, got: object) -> NoRetu
 
 
 def integer(name: str, value: Any, low: int, high: int, what: str | None = None) -> int:
-    """`value` as int within [low, high]."""
+    """`value` (an int, or anything with __index__, as NumPy's integers) within [low, high]."""
     expected = what or f"an integer in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        fail(TypeError, name, expected, _describe(value))
+    if isinstance(value, (bool, Tensor)):
+        fail(TypeError, name, expected, describe(value))
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            fail(TypeError, name, expected, describe(value))
     if not low <= value <= high:
         fail(ValueError, name, expected, value)
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[no-any-return]
 
 
 def seed(name: str, value: Any) -> int:
@@ -38,7 +43,9 @@ def stream(name: str, value: Any) -> int:
     return integer(name, value, 0, 2**32 - 1, "an integer in [0, 2^32)")
 
 
-def real(name: str, value: Any, *, positive: bool = False, at_least: float | None = None, below: float | None = None) -> float:
+def real(
+    name: str, value: Any, *, positive: bool = False, at_least: float | None = None, below: float | None = None
+) -> float:
     """`value` as a finite float, optionally positive, >= at_least, < below."""
     expected = "a finite number"
     if positive:
@@ -47,17 +54,32 @@ def real(name: str, value: Any, *, positive: bool = False, at_least: float | Non
         expected += f" >= {at_least:g}"
     if below is not None:
         expected += f" < {below:g}"
-    if isinstance(value, (bool, complex)):
-        fail(TypeError, name, expected, _describe(value))
+    if isinstance(value, (bool, complex, str, bytes)):
+        fail(TypeError, name, expected, describe(value))
     try:
         number = float(value)
     except (TypeError, ValueError):
-        fail(TypeError, name, expected, _describe(value))
-    bad = not math.isfinite(number) or (positive and number <= 0)
+        fail(TypeError, name, expected, describe(value))
+    bad = not _is_finite(number) or (positive and number <= 0)
     bad = bad or (at_least is not None and number < at_least) or (below is not None and number >= below)
     if bad:
         fail(ValueError, name, expected, number)
     return number
+
+
+def _is_finite(number: float) -> bool:
+    return number == number and number not in (float("inf"), float("-inf"))  # torch.compile traces this
+
+
+FLOAT32_LIMIT = 3.4028235677973366e38
+"""The smallest float64 that rounds to infinity in float32."""
+
+
+def fits(name: str, value: float, single: bool) -> float:
+    """A computed coefficient that stays finite in the type it is used in: float32 if `single`, else float64."""
+    if not _is_finite(value) or (single and abs(value) >= FLOAT32_LIMIT):
+        fail(ValueError, name, "a coefficient that is finite in " + ("float32" if single else "float64"), value)
+    return value
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> str:
@@ -68,7 +90,7 @@ def choice(name: str, value: Any, options: Collection[str]) -> str:
 
 def dtype(name: str, value: Any, allowed: Sequence[torch.dtype] = FLOAT_DTYPES) -> torch.dtype:
     if not isinstance(value, torch.dtype):
-        fail(TypeError, name, "a torch.dtype", _describe(value))
+        fail(TypeError, name, "a torch.dtype", describe(value))
     if value not in allowed:
         fail(TypeError, name, "one of " + ", ".join(map(str, allowed)), value)
     return value
@@ -77,11 +99,18 @@ def dtype(name: str, value: Any, allowed: Sequence[torch.dtype] = FLOAT_DTYPES) 
 def tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> Tensor:
     """`value` as a dense (strided, not quantised) tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
-        fail(TypeError, name, "a torch.Tensor (or a NumPy or CuPy array)", _describe(value))
+        fail(TypeError, name, "a torch.Tensor (or a NumPy or CuPy array)", describe(value))
     if value.layout != torch.strided:
         fail(TypeError, name, "a dense (strided) tensor", value.layout)
     if value.is_quantized or value.dtype not in dtypes:
         fail(TypeError, name, "dtype " + " or ".join(str(d).removeprefix("torch.") for d in dtypes), value.dtype)
+    return value
+
+
+def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
+    """`value` as a list or tuple (anything with a length and an order), but no tensor, array or string."""
+    if not isinstance(value, Sequence) or isinstance(value, (Tensor, str, bytes)):
+        fail(TypeError, name, f"a list of {what}", describe(value))
     return value
 
 
@@ -91,31 +120,52 @@ def length(name: str, value: Sequence[Any], expected: int, of: str) -> None:
 
 
 def writable(name: str, value: Tensor) -> None:
-    """A leaf that autograd watches must not be written in grad mode."""
-    if value.requires_grad and value.is_leaf and torch.is_grad_enabled():
+    """Autograd cannot follow a pass, so in grad mode it must not write what autograd watches."""
+    if value.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
-            f"{name}: expected a tensor that may be written in place, got a leaf that requires grad while gradients are enabled; "
-            "call under torch.no_grad()"
+            f"{name}: expected a tensor that may be written in place, got one that requires grad while gradients are "
+            "enabled; call under torch.no_grad()"
         )
 
 
-def memory(name: str, tensors: Sequence[Tensor]) -> None:
-    """No tensor overlaps itself (expanded, or overlapping strides) and no two share memory: a pass would hit an element twice."""
+def memory(**lists: Sequence[Tensor]) -> None:
+    """No tensor overlaps itself (expanded, or overlapping strides) and no two share memory: a pass would hit an
+    element twice. Keywords are the arguments' names."""
     spans = []
-    for i, t in enumerate(tensors):
-        if t.numel() == 0:
-            continue
-        dense = t.is_contiguous()
-        if not dense and _overlaps_itself(t):
-            fail(ValueError, f"{name}[{i}]", "a tensor without overlapping memory", f"shape {tuple(t.shape)}, strides {t.stride()}")
-        extent = t.numel() if dense else 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-        start = t.data_ptr()
-        spans.append((start, start + extent * t.element_size(), i))
+    for name, tensors in lists.items():
+        for i, t in enumerate(tensors):
+            if t.numel() == 0:
+                continue
+            if not t.is_contiguous() and _overlaps_itself(t):
+                got = f"shape {tuple(t.shape)}, strides {t.stride()}"
+                fail(ValueError, f"{name}[{i}]", "a tensor without overlapping memory", got)
+            spans.append((*_span(t), len(spans), f"{name}[{i}]"))
     spans.sort()
-    for (_, end, i), (start, _, j) in zip(spans, spans[1:], strict=False):
+    for (_, end, i, a), (start, _, j, b) in zip(spans, spans[1:], strict=False):
         if start < end:
-            a, b = sorted((i, j))
-            raise ValueError(f"{name}: expected every tensor once, got {name}[{a}] and {name}[{b}] that share memory")
+            a, b = (a, b) if i < j else (b, a)
+            raise ValueError(f"{b}: expected every tensor once, got one that shares memory with {a}")
+
+
+def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """Each source is its param itself, or memory that no param is written to."""
+    written = sorted((*_span(p), i) for i, p in enumerate(params) if p.numel())
+    for k, (source, param) in enumerate(zip(sources, params, strict=True)):
+        if source.numel() == 0 or (source.data_ptr() == param.data_ptr() and source.stride() == param.stride()):
+            continue
+        start, end = _span(source)
+        for low, high, i in written:
+            if low < end and start < high:
+                fail(ValueError, f"{name}[{k}]", "memory of its own", f"memory shared with params[{i}]")
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """First byte and the byte after the last."""
+    start = t.data_ptr()
+    if t.is_contiguous():
+        return start, start + t.numel() * t.element_size()
+    reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return start, start + reach * t.element_size()
 
 
 def _overlaps_itself(t: Tensor) -> bool:
@@ -127,5 +177,5 @@ def _overlaps_itself(t: Tensor) -> bool:
     return False
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
     return f"{type(value).__name__} {value!r}"[:80]

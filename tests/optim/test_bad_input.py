@@ -98,7 +98,7 @@ def test_quantised_parameters():
 def test_partly_shared_storage_names_both():
     base = torch.zeros(10)
     pair = [nn.Parameter(base[:6]), nn.Parameter(base[4:])]
-    message = r"^params: expected every tensor once, got params\[0\] and params\[1\]"
+    message = r"^params\[1\]: expected every tensor once, got one that shares memory with params\[0\]"
     with pytest.raises(ValueError, match=message):
         ZOSGD(pair)
     opt = ZOSGD(pair[:1])

@@ -27,6 +27,7 @@ MAX_TERMS = 64
 _ALL = ("cpu", "cuda", "triton", "reference")
 OPS |= dict.fromkeys(("zo_chain_", "zo_adam_", "zo_sample", "random_words"), _ALL)
 OPS["stochastic_round"] = ("cpu", "cuda", "reference")
+OPS["zo_moments"] = ("cpu", "reference")
 
 
 class Term(NamedTuple):
@@ -46,17 +47,21 @@ class Term(NamedTuple):
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
-    "zo_chain_(Tensor(a!)[] params, Tensor[] sources, int[] streams, int[] seeds, int[] queries, float[] coefs, str[] dists, "
-    "float decay, ScalarType? z_round, bool stochastic, int rounding_seed, int rounding_query) -> ()"
+    "zo_chain_(Tensor(a!)[] params, Tensor[] sources, SymInt[] streams, SymInt[] seeds, SymInt[] queries, float[] coefs, str[] dists, "
+    "float decay, ScalarType? z_round, bool stochastic, SymInt rounding_seed, SymInt rounding_query) -> ()"
 )
 _LIBRARY.define(
-    "zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, int[] streams, int[] seeds, int[] queries, "
-    "float[] coefs, str[] dists, float lr, float beta1, float beta2, float eps, int step, float decay, ScalarType? z_round, "
-    "bool stochastic, int rounding_seed, int rounding_query) -> ()"
+    "zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, SymInt[] streams, SymInt[] seeds, SymInt[] queries, "
+    "float[] coefs, str[] dists, float lr, float beta1, float beta2, float eps, SymInt step, float decay, ScalarType? z_round, "
+    "bool stochastic, SymInt rounding_seed, SymInt rounding_query) -> ()"
 )
-_LIBRARY.define("zo_sample_(Tensor(a!) out, int seed, int stream, int query, int first, str dist) -> ()")
-_LIBRARY.define("random_words_(Tensor(a!) out, int seed, int stream, int query, str purpose, int first_block) -> ()")
-_LIBRARY.define("stochastic_round(Tensor x, ScalarType dtype, int seed, int stream, int query, int first) -> Tensor")
+_LIBRARY.define("zo_sample_(Tensor(a!) out, SymInt seed, SymInt stream, SymInt query, SymInt first, str dist) -> ()")
+_LIBRARY.define(
+    "random_words_(Tensor(a!) out, SymInt seed, SymInt stream, SymInt query, str purpose, SymInt first_block) -> ()"
+)
+_LIBRARY.define(
+    "stochastic_round(Tensor x, ScalarType dtype, SymInt seed, SymInt stream, SymInt query, SymInt first) -> Tensor"
+)
 
 
 def _signed(seed: int) -> int:
@@ -98,7 +103,11 @@ def _zo_chain_(
     rounding_seed: int,
     rounding_query: int,
 ) -> None:
-    _checks.memory("params", params)
+    _pairs("streams", streams, params)
+    if sources:
+        _match("sources", sources, params)
+        _checks.separate("sources", sources, params)
+    _checks.memory(params=params)
     kernels = _kernels("zo_chain_", params[0].device)
     kernels.chain_(
         params,
@@ -137,7 +146,10 @@ def _zo_adam_(
     rounding_seed: int,
     rounding_query: int,
 ) -> None:
-    _checks.memory("params, exp_avgs, exp_avg_sqs", [*params, *exp_avgs, *exp_avg_sqs])
+    _pairs("streams", streams, params)
+    _match("exp_avgs", exp_avgs, params, _state_dtypes(params))
+    _match("exp_avg_sqs", exp_avg_sqs, params, _state_dtypes(params))
+    _checks.memory(params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     kernels = _kernels("zo_adam_", params[0].device)
     kernels.adam_(
         params,
@@ -163,16 +175,20 @@ def _zo_adam_(
 
 
 def _zo_sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
+    _whole("out", out, _checks.FLOAT_DTYPES)
     _kernels("zo_sample", out.device).sample_(out, _unsigned(seed), stream, query, first, dist)
     _written([out])
 
 
 def _random_words_(out: Tensor, seed: int, stream: int, query: int, purpose: str, first_block: int) -> None:
+    _whole("out", out, (torch.int64,))
     _kernels("random_words", out.device).words_(out, _unsigned(seed), stream, query, purpose, first_block)
     _written([out])
 
 
 def _stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+    if dtype == torch.float64:
+        return x.to(dtype, copy=True)
     x = x.to(torch.float32).contiguous()
     return _kernels("stochastic_round", x.device).stochastic_round(x, dtype, _unsigned(seed), stream, query, first)
 
@@ -249,7 +265,7 @@ def zo_chain_(
         Nothing is written when an error is raised.
     """
     params = _params("params", params)
-    sources = [] if sources is None else _like("sources", sources, params)
+    sources = [] if sources is None else _like("sources", sources, params, write=False)
     checked = _terms(terms)
     _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed)
 
@@ -272,7 +288,7 @@ def zo_perturb_(
     The perturbation of a zeroth-order step with c = +eps, -2 eps, +eps. Arguments and errors as `zo_chain_`; `c` is finite.
     """
     params = _params("params", params)
-    sources = [] if sources is None else _like("sources", sources, params)
+    sources = [] if sources is None else _like("sources", sources, params, write=False)
     term = Term(_checks.seed("seed", seed), _checks.query("query", query), _checks.real("c", c), _checks.choice("dist", dist, DISTRIBUTIONS))
     _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed)
 
@@ -341,9 +357,9 @@ def zo_adam_(
         The rest, and errors: as `zo_chain_`.
     """
     params = _params("params", params)
-    states = [torch.float64 if p.dtype == torch.float64 else torch.float32 for p in params]
-    exp_avgs = _like("exp_avgs", exp_avgs, params, states)
-    exp_avg_sqs = _like("exp_avg_sqs", exp_avg_sqs, params, states)
+    exp_avgs = _like("exp_avgs", exp_avgs, params, _state_dtypes(params))
+    exp_avg_sqs = _like("exp_avg_sqs", exp_avg_sqs, params, _state_dtypes(params))
+    single = _single(params)
     checked = _terms(terms)
     lr = _checks.real("lr", lr, at_least=0.0)
     beta1 = _checks.real("beta1", beta1, at_least=0.0, below=1.0)
@@ -351,6 +367,12 @@ def zo_adam_(
     eps = _checks.real("eps", eps, positive=True)
     step = _checks.integer("step", step, 1, 2**62)
     decay = 1.0 - lr * _checks.real("weight_decay", weight_decay, at_least=0.0)
+    _checks.fits("1 - lr * weight_decay", decay, single)
+    _checks.fits("lr / (1 - beta1**step)", lr / (1 - beta1**step), single)
+    if single and eps < 1e-45:
+        _checks.fail(ValueError, "eps", "a number > 0 in float32", eps)
+    for k, term in enumerate(checked):
+        _checks.fits(f"terms[{k}].coef", term.coef, single)
     streams = _streams(streams, params)
     stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, checked[0])
     if params:
@@ -425,8 +447,8 @@ def stochastic_round(
 ) -> Any:
     """`x` rounded to bfloat16 or float16 so that the mean is right: up with a chance equal to the discarded fraction.
 
-    Element i uses the 16 random bits of element first + i of (seed, stream, query). Finite values never become infinite; infinities and NaN
-    stay. float32 and float64 outputs are plain casts. The gradient passes straight through.
+    Element i uses the 16 random bits of element first + i of (seed, stream, query). Finite values never become
+    infinite; infinities and NaN stay. float32 and float64 outputs are plain casts. The gradient passes straight through.
 
     Args:
         x: tensor (or NumPy/CuPy array) of any shape, float32 (wider is rounded to float32 first, narrower is exact).
@@ -436,7 +458,7 @@ def stochastic_round(
         TypeError, ValueError: an argument of the wrong kind or out of range.
     """
     kind = _arrays.kind_of(x)
-    value = _checks.tensor("x", _arrays.as_tensor("x", x))
+    value = _checks.tensor("x", _arrays.as_tensor("x", x, write=False))
     dtype = _checks.dtype("dtype", dtype)
     seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
     first = _checks.integer("first", first, 0, 2**62)
@@ -450,23 +472,38 @@ def zo_moments(
 
     Deterministic: the order of summation depends on `first` and `n` alone.
     """
-    from tenfold import _native
-
     n = _checks.integer("n", n, 0, 2**62)
     first = _checks.integer("first", first, 0, 2**62)
-    code = PURPOSES.index(_checks.choice("dist", dist, SAMPLED))
+    dist = _checks.choice("dist", dist, SAMPLED)
     seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
-    return _native.cpu.zo_moments(seed, stream, query, code, first, n, torch.get_num_threads())
+    return _kernels("zo_moments", torch.device("cpu")).moments(seed, stream, query, first, n, dist)  # type: ignore[no-any-return]
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------------------------
 
 
+def _single(params: Sequence[Tensor]) -> bool:
+    """Whether any of the math is in float32."""
+    return any(p.dtype != torch.float64 for p in params)
+
+
+def _state_dtypes(params: Sequence[Tensor]) -> list[torch.dtype]:
+    return [torch.float64 if p.dtype == torch.float64 else torch.float32 for p in params]
+
+
+def _pairs(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
+    _checks.length(name, values, len(params), "params")
+
+
+def _whole(name: str, out: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    _checks.tensor(name, out, dtypes)
+    if not out.is_contiguous():
+        _checks.fail(ValueError, name, "a contiguous tensor", f"shape {tuple(out.shape)}, strides {out.stride()}")
+
+
 def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
-    if isinstance(values, Tensor) or not isinstance(values, Sequence):
-        _checks.fail(TypeError, name, "a list of tensors", type(values).__name__)
-    out = []
-    for i, value in enumerate(values):
+    out: list[Tensor] = []
+    for i, value in enumerate(_checks.sequence(name, values, "tensors")):
         t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
         _checks.writable(f"{name}[{i}]", t)
         if out and t.device != out[0].device:
@@ -475,38 +512,53 @@ def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
     return out
 
 
-def _like(name: str, values: Sequence[Any], params: list[Tensor], dtypes: list[torch.dtype] | None = None) -> list[Tensor]:
+def _like(
+    name: str, values: Sequence[Any], params: list[Tensor], dtypes: list[torch.dtype] | None = None, write: bool = True
+) -> list[Tensor]:
     """Tensors that pair with `params`: same count, shapes and device, and the dtypes given (default: those of params)."""
-    _checks.length(name, values, len(params), "params")
-    out = []
-    for i, (value, param) in enumerate(zip(values, params, strict=True)):
-        t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
+    out = [
+        _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value, write=write))
+        for i, value in enumerate(_checks.sequence(name, values, "tensors"))
+    ]
+    _match(name, out, params, dtypes)
+    return out
+
+
+def _match(
+    name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtypes: list[torch.dtype] | None = None
+) -> None:
+    _checks.length(name, tensors, len(params), "params")
+    for i, (t, param) in enumerate(zip(tensors, params, strict=True)):
         if t.shape != param.shape:
             _checks.fail(ValueError, f"{name}[{i}]", f"shape {tuple(param.shape)} as params[{i}]", tuple(t.shape))
         if t.device != param.device:
             _checks.fail(ValueError, f"{name}[{i}]", f"device {param.device} as params[{i}]", t.device)
         _checks.dtype(f"{name}[{i}].dtype", t.dtype, (param.dtype if dtypes is None else dtypes[i],))
-        out.append(t)
-    return out
 
 
 def _streams(streams: Sequence[int], params: list[Tensor]) -> list[int]:
-    _checks.length("streams", streams, len(params), "params")
+    streams = _checks.sequence("streams", streams, "integers")
+    _pairs("streams", streams, params)
     return [_checks.stream(f"streams[{i}]", s) for i, s in enumerate(streams)]
 
 
 def _terms(terms: Sequence[Term]) -> list[Term]:
+    terms = _checks.sequence("terms", terms, "Term(seed, query, coef, dist)")
     if not 1 <= len(terms) <= MAX_TERMS:
         _checks.fail(ValueError, "terms", f"1 to {MAX_TERMS} terms", len(terms))
-    return [
-        Term(
-            _checks.seed(f"terms[{k}].seed", t.seed),
-            _checks.query(f"terms[{k}].query", t.query),
-            _checks.real(f"terms[{k}].coef", t.coef),
-            _checks.choice(f"terms[{k}].dist", t.dist, DISTRIBUTIONS),
-        )
-        for k, t in enumerate(terms)
-    ]
+    return [_term(f"terms[{k}]", t) for k, t in enumerate(terms)]
+
+
+def _term(name: str, value: Term) -> Term:
+    if not isinstance(value, tuple) or len(value) not in (3, 4):
+        _checks.fail(TypeError, name, "a Term(seed, query, coef, dist)", _checks.describe(value))
+    term = Term(*value)
+    return Term(
+        _checks.seed(f"{name}.seed", term.seed),
+        _checks.query(f"{name}.query", term.query),
+        _checks.real(f"{name}.coef", term.coef),
+        _checks.choice(f"{name}.dist", term.dist, DISTRIBUTIONS),
+    )
 
 
 def _rounding(
@@ -535,7 +587,10 @@ def _run_chain(
     rounding_seed: int | None,
 ) -> None:
     streams = _streams(streams, params)
-    decay = _checks.real("decay", decay)
+    single = _single(params)
+    decay = _checks.fits("decay", _checks.real("decay", decay), single)
+    for k, term in enumerate(terms):
+        _checks.fits(f"terms[{k}].coef" if len(terms) > 1 else "coefficient of z", term.coef, single)
     stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, terms[0])
     if params:
         seeds, queries, coefs, dists = _columns(terms)

@@ -141,7 +141,7 @@ class ZerothOrder(Optimizer):
             if view not in views:
                 views.add(view)
                 slots[p] = self._slot(label, ordinal, p)
-        _checks.memory("params", [*self._slots, *slots])
+        _checks.memory(params=[*self._slots, *slots])
         return slots
 
     def _slot(self, label: str, ordinal: int, p: Tensor) -> Slot:
