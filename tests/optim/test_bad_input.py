@@ -110,7 +110,7 @@ def test_partly_shared_storage_names_both():
 
 def test_one_tensor_in_two_groups():
     p = theta()
-    with pytest.raises(ValueError, match=r"^params: expected every tensor once"):
+    with pytest.raises(ValueError, match=r"^params\[1\]: expected every tensor once"):
         ZOSGD([{"params": [p]}, {"params": [p]}])
 
 
