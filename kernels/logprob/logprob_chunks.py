@@ -17,7 +17,7 @@ from torch import Tensor
 from .logprob_reference import math_dtype
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
-"""Bytes of logits (and of widened weights) held at a time, by device type; other devices as "cuda"."""
+"""Bytes of logits (and of widened weights) held at a time, by device type; every accelerator as "cuda"."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,7 +61,7 @@ def ieee_matmul(device_type: str) -> Iterator[None]:
 
 def chunk_columns(device_type: str, vocabulary: int, rows: int, width: int, itemsize: int) -> int:
     """Columns per chunk: logits [rows, columns] and widened weights [columns, width] within the limit."""
-    limit = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"])
+    limit = CHUNK_BYTES["cpu" if device_type == "cpu" else "cuda"]
     columns = limit // (itemsize * max(rows, width, 1))
     return max(1, min(vocabulary, columns))
 

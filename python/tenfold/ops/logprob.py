@@ -220,12 +220,17 @@ def _verbalizer_grad(ctx: Any, grad_loss: Tensor, grad_scores: Tensor) -> tuple[
     return hidden, weight, None, None, bias
 
 
+def _only_once(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError("tenfold: the log-probability losses can be differentiated once, not twice")
+
+
 for _name, _setup, _grad in (
     ("option_loss", _option_setup, _option_grad),
     ("token_logprobs", _token_setup, _token_grad),
     ("verbalizer_loss", _verbalizer_setup, _verbalizer_grad),
 ):
     torch.library.register_autograd(f"tenfold::{_name}", _grad, setup_context=_setup, lib=_LIBRARY)
+    torch.library.register_autograd(f"tenfold::{_name}_backward", _only_once, lib=_LIBRARY)
 
 
 # ---- the public side -------------------------------------------------------------------------------------
