@@ -17,7 +17,9 @@ class Workflow:
     """One system.
 
     `config` and `target` are "module:attribute": a config dataclass and `target(config, folder) -> result`,
-    where the target finishes `folder`, a `tenfold.runs.RunFolder`, and `result.metrics` are its numbers.
+    where the target finishes `folder`, a `tenfold.runs.RunFolder`, and `result.metrics` are its numbers. If
+    the dataclass has a method `resolved()`, the command calls it before a folder is made: it fills what was left
+    open, refuses what is wrong (ValueError or TypeError naming the field), and returns the config to run.
     Both are empty as long as `ready` is false.
     """
 
@@ -54,7 +56,7 @@ _ALL = (
         "(arXiv 2402.11592)",
         families=("zo", "logprob"),
         default="SmolLM2-135M learns review sentiment (Rotten Tomatoes snippets) with forward passes only",
-        config="tenfold.llm.zo:ZOConfig",
+        config="tenfold.llm.zo_config:ZOConfig",
         target="tenfold.llm.zo:run",
         ready=True,
     ),

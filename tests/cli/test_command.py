@@ -127,6 +127,7 @@ def test_run_finishes_and_says_where(call: Call) -> None:
     document = json.loads(Path("here/metrics.json").read_text())
     assert document["name"] == "toy"
     assert document["config"]["steps"] == 3
+    assert document["config"]["pause"] == 0.0  # as resolved
     assert document["metrics"]["noisy"] == 1
 
 
@@ -153,6 +154,8 @@ def test_config_file_and_flags_over_it(call: Call) -> None:
         (["--rate", "fast"], "--rate: expected float, got 'fast'"),
         (["--kind", "left"], "--kind: expected one of 'up', 'down', got 'left'"),
         (["--noisy", "maybe"], "--noisy: expected bool, got 'maybe'"),
+        (["--pause", "long"], "--pause: expected float or null, got 'long'"),
+        (["--pause", "-1"], "pause: expected a number >= 0, got -1"),
         (["--stepz", "3"], "unrecognized arguments: --stepz 3"),
         (["stray"], "unrecognized arguments: stray"),
         (["--steps"], "argument --steps: expected one argument"),

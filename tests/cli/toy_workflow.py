@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tenfold.runs import Headline, Report, RunFolder
@@ -30,10 +30,17 @@ class ToyConfig:
     how: str = field(default="kill", metadata={"help": "What happens there: kill, interrupt, fail, bug."})
     seed: int = 0
     """Seed of the walk."""
+    pause: float | None = None
+    """Seconds to wait at the end; null for none."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}")
+
+    def resolved(self) -> ToyConfig:
+        if self.pause is not None and self.pause < 0:
+            raise ValueError(f"pause: expected a number >= 0, got {self.pause}")
+        return replace(self, pause=self.pause or 0.0)
 
 
 @dataclass

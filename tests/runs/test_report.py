@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+@dataclass
+class Seeds:
+    seeds: list[int] = field(default_factory=lambda: [3, 1, 2])
 
 
 @pytest.fixture
@@ -138,6 +143,12 @@ def test_huge_drawing_is_shown_as_its_png(
     assert [(picture["class"], (picture["src"] or "")[:14]) for picture in pictures] == [
         ("plain", "data:image/png")
     ]
+
+
+def test_several_seeds_are_listed(tmp_path: Path) -> None:
+    folder = runs.RunFolder.create("toy", Seeds(), tmp_path / "seeds")
+    text = folder.finish({"a": 1}, runs.Report("Title", "Lead.")).read_text()
+    assert "<dt>Seeds</dt><dd>3, 1, 2</dd>" in text
 
 
 def test_smallest_report(folder: runs.RunFolder) -> None:

@@ -49,13 +49,21 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_plain_message(str(error))) from error
 
 
+_ONE_TYPE = re.compile(r"(?P<name>[^\"]+)\": Expected an? (?P<kinds>.+?)\. Got value: (?P<value>.*)")
+_UNION = re.compile(
+    r"(?P<name>[^\"]+)\": Does not validate .*?Subtypes: \[(?P<kinds>.+)\] Errors: .*Given value: (?P<value>.*)"
+)
+
+
 def _plain_message(text: str) -> str:
-    """jsonargparse's message as "NAME: expected X, got Y"."""
+    """jsonargparse's message as "--NAME: expected X, got Y"."""
     text = " ".join(text.split())
-    found = re.fullmatch(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)', text)
+    start = 'Parser key "'
+    if not text.startswith(start):
+        return text
+    found = _ONE_TYPE.fullmatch(text, len(start)) or _UNION.fullmatch(text, len(start))
     if found is None:
-        return re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", text)
-    name, kind, value = found.groups()
-    kind = re.sub(r"<class '([^']+)'>", r"\1", kind)
-    kind = re.sub(r"(?:typing\.)?Literal\[([^\]]+)\]", r"one of \1", kind)
-    return f"--{name}: expected {kind}, got {value!r}"
+        return "--" + text[len(start) :].replace('":', ":", 1)
+    kinds = re.sub(r"(?:typing\.)?Literal\[([^\]]+)\]", r"one of \1", found["kinds"])
+    kinds = re.sub(r"<class '([^']+)'>", r"\1", kinds).replace(", NoneType", " or null")
+    return f"--{found['name']}: expected {kinds}, got {found['value']!r}"

@@ -58,7 +58,8 @@ def _settings(workflow: Workflow, arguments: Sequence[str]) -> tuple[Any, str | 
             values = _parse(workflow, ["--config", str(stored), *arguments])
     config = workflow.load_config()
     names = [field.name for field in dataclasses.fields(config) if field.init]
-    return config(**{name: values[name] for name in names}), out, resume
+    made = config(**{name: values[name] for name in names})
+    return made.resolved() if hasattr(made, "resolved") else made, out, resume
 
 
 def _parse(workflow: Workflow, arguments: Sequence[str]) -> dict[str, Any]:

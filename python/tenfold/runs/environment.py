@@ -36,7 +36,7 @@ _THREAD_VARIABLES = (
 )
 
 
-def capture(seed: int | None = None) -> dict[str, Any]:
+def capture(seed: int | list[int] | None = None) -> dict[str, Any]:
     """The environment as plain data, ready for JSON. Imports torch if it is installed."""
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),

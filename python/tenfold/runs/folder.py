@@ -170,7 +170,7 @@ class RunFolder:
         """
         checked = metrics.check_metrics(numbers)
         self._check_names(report)
-        environment = capture(self.config.get("seed"))
+        environment = capture(self.config.get("seed", self.config.get("seeds")))
         seconds = round(self.seconds, 3)
         document = {
             "schema": metrics.SCHEMA,

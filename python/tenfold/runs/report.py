@@ -195,8 +195,11 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("Threads", str(threads.get("torch", "unknown"))),
     ]
     facts += [("GPU", f"{gpu['name']}, {gpu['memory_gib']} GiB") for gpu in environment.get("gpu", [])]
-    if environment.get("seed") is not None:
-        facts.append(("Seed", str(environment["seed"])))
+    seed = environment.get("seed")
+    if isinstance(seed, list):
+        facts.append(("Seeds", ", ".join(map(str, seed))))
+    elif seed is not None:
+        facts.append(("Seed", str(seed)))
     return facts
 
 
