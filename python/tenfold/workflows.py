@@ -18,8 +18,8 @@ class Workflow:
 
     `config` and `target` are "module:attribute": a config dataclass and `target(config, folder) -> result`,
     where the target finishes `folder`, a `tenfold.runs.RunFolder`, and `result.metrics` are its numbers. If
-    the dataclass has a method `resolved()`, the command calls it before a folder is made: it fills what was left
-    open, refuses what is wrong (ValueError or TypeError naming the field), and returns the config to run.
+    the dataclass has a method `resolved()`, the command calls it before a folder is made: it fills what was
+    left open, refuses what is wrong (ValueError or TypeError naming the field), returns the config to run.
     Both are empty as long as `ready` is false.
     """
 

@@ -51,7 +51,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
 
 _ONE_TYPE = re.compile(r"(?P<name>[^\"]+)\": Expected an? (?P<kinds>.+?)\. Got value: (?P<value>.*)")
 _UNION = re.compile(
-    r"(?P<name>[^\"]+)\": Does not validate .*?Subtypes: \[(?P<kinds>.+)\] Errors: .*Given value: (?P<value>.*)"
+    r"(?P<name>[^\"]+)\": .*?Subtypes: \[(?P<kinds>.+)\] Errors: .*Given value: (?P<value>.*)"
 )
 
 
