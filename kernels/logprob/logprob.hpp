@@ -38,7 +38,7 @@ TF_HD float exp_nonpositive(float x) {
   p = multiply_add(p, r, 1.6666665459e-1f);
   p = multiply_add(p, r, 5.0000001201e-1f);
   p = multiply_add(p * r, r, r) + 1.0f;
-  const float power = float_of((bits_of(t) << 23) + 0x3F800000u);
+  const float power = float_of((bits_of(t) << 23u) + 0x3F800000u);
   return x < -87.0f ? 0.0f : p * power;
 }
 

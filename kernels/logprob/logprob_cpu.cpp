@@ -20,7 +20,7 @@ using namespace tenfold;
 constexpr int64_t kLaneCount = kLanes;
 constexpr int kColumns = kLanes == 16 ? 12 : 6;  // vocabulary columns in registers: with two vectors of rows, 24 accumulators or 12
 constexpr int64_t kGroup = 2 * kLaneCount;       // rows in one group
-constexpr int64_t kRun = 128;                   // products summed in one go
+constexpr int64_t kRun = 128;                    // products summed in one go
 constexpr int64_t kRowTile = 256;                // rows packed at a time: bounds the packed copy to kRowTile * width floats
 constexpr int64_t kBlockBytes = 256 * 1024;      // weight block: leaves room in a 512 KiB cache for a group of rows
 
@@ -41,8 +41,8 @@ Lanes broadcast(float x) { return x - Lanes{}; }
 Lanes add_product(Lanes a, Lanes b, Lanes c) { return a * b + c; }
 #endif
 
-// out[i][lane] = sum_h w[i][h] x[h][lane]. Runs of kRun products are summed in registers and the runs added up in `out`: the rounding error of
-// a float32 sum grows with its length (a two-level sum, Higham 1993), and the difference of two losses is all a zeroth-order step has.
+// out[i][lane] = sum_h w[i][h] x[h][lane]. Runs of kRun products are summed in registers and the runs added up in `out`: the rounding error
+// of a float32 sum grows with its length (a two-level sum, Higham 1993), and the difference of two losses is all a zeroth-order step has.
 template <int columns, int vectors>
 void dot_tile(const float* x, const float* w, int64_t stride, int64_t width, float* out) {
   for (int i = 0; i < columns * vectors * kLaneCount; ++i) out[i] = 0.0f;

@@ -35,7 +35,7 @@ def option_loss(
     tokens = options.option_tokens(ids, option_len, attention_mask, weight.shape[0])
     groups = _groups(mode, num_options, labels, ids)
     logp, lse = core(hidden[tokens.row, tokens.position], weight, bias, tokens.target)
-    scores = options.mean_per_row(logp, tokens, ids.shape[0])
+    scores = options.mean_per_row(logp, tokens)
     loss = -logp.mean() if groups is None else options.choice_loss(scores, groups)
     lse_at = lse.new_zeros(ids.shape)
     lse_at[tokens.row, tokens.position] = lse
@@ -75,7 +75,7 @@ def option_loss_backward(
     per_row = grad_scores.double()
     if groups is not None:
         per_row = per_row + grad_loss.double() * options.choice_loss_backward(scores.double(), groups)
-    per_token = (per_row / options.tokens_per_row(tokens, ids.shape[0]))[tokens.row]
+    per_token = (per_row / tokens.lengths)[tokens.row]
     if groups is None:
         per_token = per_token - grad_loss.double() / max(tokens.row.numel(), 1)
     at = (tokens.row, tokens.position)

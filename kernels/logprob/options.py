@@ -22,7 +22,8 @@ class Tokens(NamedTuple):
     slot: Tensor  # int64 [P], 0 for a row's first option token
     position: Tensor  # int64 [P], of the hidden state that predicts the token
     target: Tensor  # int64 [P], the token
-    longest: int  # the largest option_len
+    lengths: Tensor  # float64 [B], option_len
+    longest: int  # the largest of them
 
 
 def option_tokens(ids: Tensor, option_len: Tensor, attention_mask: Tensor | None, vocabulary: int) -> Tokens:
@@ -41,10 +42,11 @@ def option_tokens(ids: Tensor, option_len: Tensor, attention_mask: Tensor | None
     row = torch.repeat_interleave(lengths)
     slot = torch.arange(row.numel()) - (lengths.cumsum(0) - lengths)[row]
     position = (end - lengths)[row] + slot - 1
-    row, slot, position = (t.to(ids.device) for t in (row, slot, position))
+    longest = int(lengths.max()) if lengths.numel() else 0
+    row, slot, position, lengths = (t.to(ids.device) for t in (row, slot, position, lengths.double()))
     target = ids[row, position + 1]
     check_tokens("ids", target, vocabulary)
-    return Tokens(row, slot, position, target, int(lengths.max()) if lengths.numel() else 0)
+    return Tokens(row, slot, position, target, lengths, longest)
 
 
 def check_each(name: str, values: Tensor, low: int, high: int, expected: str) -> None:
@@ -77,15 +79,11 @@ def _row_ends(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     return end
 
 
-def mean_per_row(logp: Tensor, tokens: Tokens, rows: int) -> Tensor:
+def mean_per_row(logp: Tensor, tokens: Tokens) -> Tensor:
     """Scores float64 [B]: the mean of each row's token log-probabilities, in the order of the tokens."""
-    grid = logp.new_zeros((rows, tokens.longest))
+    grid = logp.new_zeros((tokens.lengths.numel(), tokens.longest))
     grid[tokens.row, tokens.slot] = logp
-    return grid.sum(dim=1) / tokens_per_row(tokens, rows)
-
-
-def tokens_per_row(tokens: Tokens, rows: int) -> Tensor:
-    return torch.bincount(tokens.row, minlength=rows).double()
+    return grid.sum(dim=1) / tokens.lengths
 
 
 class Choices(NamedTuple):

@@ -25,7 +25,8 @@ for name, kernel, signature, constants, options in logprob_triton.ahead_of_time(
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        usage = subprocess.run([dump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        command = [dump, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     print(name, *re.findall(r"(?:REG|STACK|LOCAL):(\\d+)", usage))
 """
 
