@@ -1,4 +1,4 @@
-"""The compiled zeroth-order passes behind the signatures of zo_reference.py: tensors in, raw pointers to `_cpu` or `_cuda` out."""
+"""The compiled zeroth-order passes behind the signatures of zo_reference.py: tensors in, raw pointers out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def _view(t: Tensor) -> tuple[int, int, Sequence[int], Sequence[int]]:
     return t.data_ptr(), t.numel(), t.shape, t.stride()
 
 
-def _terms(seeds: Sequence[int], queries: Sequence[int], coefs: Sequence[float], dists: Sequence[str]) -> list[tuple[int, int, float, int]]:
+def _terms(
+    seeds: Sequence[int], queries: Sequence[int], coefs: Sequence[float], dists: Sequence[str]
+) -> list[tuple[int, int, float, int]]:
     return [(s, q, c, PURPOSES[d]) for s, q, c, d in zip(seeds, queries, coefs, dists, strict=True)]
 
 
@@ -102,7 +104,15 @@ def adam_(
 ) -> None:
     """See zo_reference.adam_."""
     terms = _terms(seeds, queries, coefs, dists)
-    scalars = [beta1, beta2, 1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps, -lr / (1 - beta1**step)]
+    scalars = [
+        beta1,
+        beta2,
+        1 - beta1,
+        1 - beta2,
+        1 / math.sqrt(1 - beta2**step),
+        eps,
+        -lr / (1 - beta1**step),
+    ]
     for dtype, members in _by_dtype(params).items():
         module, where = _module(params[members[0]])
         module.zo_adam(
@@ -125,7 +135,17 @@ def adam_(
 def sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
     """Fill contiguous `out` with elements [first, first + numel) of a direction."""
     module, where = _module(out)
-    module.zo_sample(seed, stream, query, PURPOSES[dist], first, out.numel(), DTYPE_CODES[out.dtype], out.data_ptr(), *where)
+    module.zo_sample(
+        seed,
+        stream,
+        query,
+        PURPOSES[dist],
+        first,
+        out.numel(),
+        DTYPE_CODES[out.dtype],
+        out.data_ptr(),
+        *where,
+    )
 
 
 def words_(out: Tensor, seed: int, stream: int, query: int, purpose: str, first_block: int) -> None:
@@ -138,11 +158,14 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, quer
     """Contiguous float32 `x` rounded stochastically to `dtype`."""
     out = torch.empty_like(x, dtype=dtype)
     module, where = _module(x)
-    module.zo_stochastic_round(x.data_ptr(), x.numel(), out.data_ptr(), DTYPE_CODES[dtype], seed, stream, query, first, *where)
+    module.zo_stochastic_round(
+        x.data_ptr(), x.numel(), out.data_ptr(), DTYPE_CODES[dtype], seed, stream, query, first, *where
+    )
     return out
 
 
 def moments(seed: int, stream: int, query: int, first: int, n: int, dist: str) -> tuple[float, float]:
     """Sum and sum of squares of elements [first, first + n), float64, nothing stored; on the CPU."""
     threads = torch.get_num_threads()
-    return _native.cpu.zo_moments(seed, stream, query, PURPOSES[dist], first, n, threads)  # type: ignore[no-any-return]
+    total, squares = _native.cpu.zo_moments(seed, stream, query, PURPOSES[dist], first, n, threads)
+    return total, squares

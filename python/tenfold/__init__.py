@@ -1,4 +1,4 @@
-"""Tenfold: the hot cores of ten published machine-learning systems as fast kernels, drop-in PyTorch ops and whole workflows.
+"""Tenfold: the hot cores of ten published machine-learning systems as fast PyTorch ops and whole workflows.
 
     import tenfold
     tenfold.ops        functions on tensors, with CPU, CUDA and Triton kernels

@@ -15,7 +15,8 @@ def as_tensor(name: str, value: Any, *, write: bool = True) -> Tensor:
     """The tensor itself, or a view of an array's memory.
 
     Raises:
-        TypeError: `value` is neither a tensor nor an array that speaks DLPack, or its dtype has no counterpart.
+        TypeError: `value` is neither a tensor nor an array that speaks DLPack, or its dtype has no
+            counterpart.
         ValueError: the array has negative strides, or is read-only where it would be written.
     """
     if isinstance(value, Tensor):

@@ -1,7 +1,7 @@
 """Which implementation of an op runs: CPU, CUDA, Triton, or the plain PyTorch reference.
 
-By default the best one there is for the tensors' device. `use_backend(NAME)` or the environment variable TENFOLD_BACKEND forces one; a
-forced backend that an op or device does not have is an error, never a detour.
+By default the best one there is for the tensors' device. `use_backend(NAME)` or the environment variable
+TENFOLD_BACKEND forces one; a forced backend that an op or device does not have is an error, never a detour.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _from_environment() -> str | None:
     return _checks.choice("TENFOLD_BACKEND", name, BACKENDS) if name and name != "auto" else None
 
 
-class use_backend:  # noqa: N801  (reads as a function)
-    """Force one backend: `tenfold.use_backend("triton")` from here on, or `with tenfold.use_backend("reference"):` for a block.
+class use_backend:
+    """Force one backend: `tenfold.use_backend("triton")` from here on, or as a context manager for a block.
 
     `"auto"` returns to the default choice. The setting holds for the whole process.
 
@@ -52,7 +52,9 @@ class use_backend:  # noqa: N801  (reads as a function)
     def __enter__(self) -> use_backend:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         global _forced
         _forced = self._before
 
@@ -77,7 +79,7 @@ def why_not(backend: str, device_type: str) -> str | None:
     if not _has_triton():
         return "Triton is not installed (pip install triton)"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "Triton needs tensors on a GPU (on the CPU: its interpreter, TRITON_INTERPRET=1 set before Python starts)"
+        return "Triton needs tensors on a GPU (on the CPU: its interpreter, TRITON_INTERPRET=1 at start)"
     return None
 
 
@@ -105,7 +107,15 @@ def chosen_backend(op: str, device_type: str) -> str:
             break
     if name == "reference" and (op, device_type) not in _warned:
         _warned.add((op, device_type))
-        reasons = [f"{b}: {why_not(b, device_type)}" for b in PREFERENCE.get(device_type, ()) if b in written and b != "reference"]
+        reasons = [
+            f"{b}: {why_not(b, device_type)}"
+            for b in PREFERENCE.get(device_type, ())
+            if b in written and b != "reference"
+        ]
         detail = "; ".join(reasons) or f"no native backend is written for {device_type!r}"
-        warnings.warn(f"tenfold.{op} runs as the slow PyTorch reference on {device_type!r}: {detail}", PerformanceWarning, stacklevel=3)
+        warnings.warn(
+            f"tenfold.{op} runs as the slow PyTorch reference on {device_type!r}: {detail}",
+            PerformanceWarning,
+            stacklevel=3,
+        )
     return name

@@ -1,7 +1,8 @@
-"""Argument checks. Every message has one form: `NAME: expected WHAT, got WHAT`, so that a reader always finds the argument first."""
+"""Argument checks. Every message has one form, the argument first: `NAME: expected WHAT, got WHAT`."""
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
@@ -44,7 +45,12 @@ def stream(name: str, value: Any) -> int:
 
 
 def real(
-    name: str, value: Any, *, positive: bool = False, at_least: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    *,
+    positive: bool = False,
+    at_least: float | None = None,
+    below: float | None = None,
 ) -> float:
     """`value` as a finite float, optionally positive, >= at_least, < below."""
     expected = "a finite number"
@@ -76,9 +82,11 @@ FLOAT32_LIMIT = 3.4028235677973366e38
 
 
 def fits(name: str, value: float, single: bool) -> float:
-    """A computed coefficient that stays finite in the type it is used in: float32 if `single`, else float64."""
+    """A coefficient that stays finite in the type it is used in: float32 if `single`, else float64."""
     if not _is_finite(value) or (single and abs(value) >= FLOAT32_LIMIT):
-        fail(ValueError, name, "a coefficient that is finite in " + ("float32" if single else "float64"), value)
+        fail(
+            ValueError, name, "a coefficient that is finite in " + ("float32" if single else "float64"), value
+        )
     return value
 
 
@@ -103,7 +111,12 @@ def tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) 
     if value.layout != torch.strided:
         fail(TypeError, name, "a dense (strided) tensor", value.layout)
     if value.is_quantized or value.dtype not in dtypes:
-        fail(TypeError, name, "dtype " + " or ".join(str(d).removeprefix("torch.") for d in dtypes), value.dtype)
+        fail(
+            TypeError,
+            name,
+            "dtype " + " or ".join(str(d).removeprefix("torch.") for d in dtypes),
+            value.dtype,
+        )
     return value
 
 
@@ -123,14 +136,16 @@ def writable(name: str, value: Tensor) -> None:
     """Autograd cannot follow a pass, so in grad mode it must not write what autograd watches."""
     if value.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
-            f"{name}: expected a tensor that may be written in place, got one that requires grad while gradients are "
-            "enabled; call under torch.no_grad()"
+            f"{name}: expected a tensor that may be written in place, got one that requires grad while "
+            "gradients are enabled; call under torch.no_grad()"
         )
 
 
 def memory(**lists: Sequence[Tensor]) -> None:
-    """No tensor overlaps itself (expanded, or overlapping strides) and no two share memory: a pass would hit an
-    element twice. Keywords are the arguments' names."""
+    """No tensor overlaps itself and no two share memory: a pass would hit an element twice.
+
+    Keywords are the arguments' names.
+    """
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
@@ -141,7 +156,7 @@ def memory(**lists: Sequence[Tensor]) -> None:
                 fail(ValueError, f"{name}[{i}]", "a tensor without overlapping memory", got)
             spans.append((*_span(t), len(spans), f"{name}[{i}]"))
     spans.sort()
-    for (_, end, i, a), (start, _, j, b) in zip(spans, spans[1:], strict=False):
+    for (_, end, i, a), (start, _, j, b) in itertools.pairwise(spans):
         if start < end:
             a, b = (a, b) if i < j else (b, a)
             raise ValueError(f"{b}: expected every tensor once, got one that shares memory with {a}")
@@ -151,7 +166,9 @@ def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> 
     """Each source is its param itself, or memory that no param is written to."""
     written = sorted((*_span(p), i) for i, p in enumerate(params) if p.numel())
     for k, (source, param) in enumerate(zip(sources, params, strict=True)):
-        if source.numel() == 0 or (source.data_ptr() == param.data_ptr() and source.stride() == param.stride()):
+        if source.numel() == 0 or (
+            source.data_ptr() == param.data_ptr() and source.stride() == param.stride()
+        ):
             continue
         start, end = _span(source)
         for low, high, i in written:

@@ -1,7 +1,8 @@
 """The compiled modules: `cpu` (always) and `cuda` (a module, or None with the reason in `cuda_why`).
 
-`_cpu` is built without an OpenMP runtime of its own. PyTorch has loaded one by the time this module is imported, and its symbols are
-global, so both share one pool of threads. Two pools spin against each other on a busy machine.
+`_cpu` is built without an OpenMP runtime of its own. PyTorch has loaded one by the time this module is
+imported, and its symbols are global, so both share one pool of threads. Two pools spin against each other on
+a busy machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 def _share_openmp() -> None:
-    """Make an OpenMP runtime's symbols global when PyTorch's own are not (some builds link another runtime privately)."""
+    """Make an OpenMP runtime's symbols global when PyTorch's own are not (some keep theirs private)."""
     if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return
     for name in ("libgomp.so.1", "libiomp5.so", "libomp.so", "libomp.so.5"):
@@ -28,8 +29,8 @@ def _share_openmp() -> None:
         if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
             return
     raise ImportError(
-        "tenfold: no OpenMP runtime found: PyTorch exports none and neither libgomp, libiomp5 nor libomp could be loaded. "
-        "Install one (Debian/Ubuntu: apt install libgomp1; conda: llvm-openmp)."
+        "tenfold: no OpenMP runtime found: PyTorch exports none and neither libgomp, libiomp5 nor libomp "
+        "could be loaded. Install one (Debian/Ubuntu: apt install libgomp1; conda: llvm-openmp)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Kernels as PyTorch ops: functions on tensors (NumPy and CuPy arrays come and go through DLPack without a copy)."""
+"""Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
 from .zo import (
     Term,

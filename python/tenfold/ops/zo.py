@@ -1,8 +1,9 @@
 """Zeroth-order passes: weights moved along directions that are never stored.
 
-A direction z is a pure function of (seed, stream, query, element): Philox4x32-10 counters turned into normals or signs
-(kernels/core/normal.hpp). A pass regenerates it in registers and reads and writes each weight once. The same seed gives the same bits on
-the reference, every CPU instruction set, and CUDA, whatever the threads, chunks or strides.
+A direction z is a pure function of (seed, stream, query, element): Philox4x32-10 counters turned into normals
+or signs (kernels/core/normal.hpp). A pass regenerates it in registers and reads and writes each weight once.
+The same seed gives the same bits on the reference, every CPU instruction set, and CUDA, whatever the threads,
+chunks or strides.
 
 Method: MeZO, Malladi et al., "Fine-tuning language models with just forward passes" (arXiv 2305.17333).
 """
@@ -42,26 +43,23 @@ class Term(NamedTuple):
     dist: str = "gaussian"
 
 
-# ---- the dispatcher's side -----------------------------------------------------------------------------------------------------------
-# The schemas carry 64-bit seeds as signed integers and dtypes and distributions as they are; each kernel picks its backend per call.
+# ---- the dispatcher's side --------------------------------------------------------------------------------
+# The schemas carry 64-bit seeds as signed integers and dtypes and distributions as they are; each kernel
+# picks its backend per call.
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
-_LIBRARY.define(
-    "zo_chain_(Tensor(a!)[] params, Tensor[] sources, SymInt[] streams, SymInt[] seeds, SymInt[] queries, float[] coefs, str[] dists, "
-    "float decay, ScalarType? z_round, bool stochastic, SymInt rounding_seed, SymInt rounding_query) -> ()"
-)
-_LIBRARY.define(
-    "zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, SymInt[] streams, SymInt[] seeds, SymInt[] queries, "
-    "float[] coefs, str[] dists, float lr, float beta1, float beta2, float eps, SymInt step, float decay, ScalarType? z_round, "
-    "bool stochastic, SymInt rounding_seed, SymInt rounding_query) -> ()"
-)
-_LIBRARY.define("zo_sample_(Tensor(a!) out, SymInt seed, SymInt stream, SymInt query, SymInt first, str dist) -> ()")
-_LIBRARY.define(
-    "random_words_(Tensor(a!) out, SymInt seed, SymInt stream, SymInt query, str purpose, SymInt first_block) -> ()"
-)
-_LIBRARY.define(
-    "stochastic_round(Tensor x, ScalarType dtype, SymInt seed, SymInt stream, SymInt query, SymInt first) -> Tensor"
-)
+_DIRECTIONS = "SymInt[] streams, SymInt[] seeds, SymInt[] queries, float[] coefs, str[] dists"
+_ROUNDING = "float decay, ScalarType? z_round, bool stochastic, SymInt rounding_seed, SymInt rounding_query"
+_COUNTER = "SymInt seed, SymInt stream, SymInt query"
+for _schema in (
+    f"zo_chain_(Tensor(a!)[] params, Tensor[] sources, {_DIRECTIONS}, {_ROUNDING}) -> ()",
+    f"zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, {_DIRECTIONS}, "
+    f"float lr, float beta1, float beta2, float eps, SymInt step, {_ROUNDING}) -> ()",
+    f"zo_sample_(Tensor(a!) out, {_COUNTER}, SymInt first, str dist) -> ()",
+    f"random_words_(Tensor(a!) out, {_COUNTER}, str purpose, SymInt first_block) -> ()",
+    f"stochastic_round(Tensor x, ScalarType dtype, {_COUNTER}, SymInt first) -> Tensor",
+):
+    _LIBRARY.define(_schema)
 
 
 def _signed(seed: int) -> int:
@@ -186,14 +184,20 @@ def _random_words_(out: Tensor, seed: int, stream: int, query: int, purpose: str
     _written([out])
 
 
-def _stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+def _stochastic_round(
+    x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int
+) -> Tensor:
     if dtype == torch.float64:
         return x.to(dtype, copy=True)
     x = x.to(torch.float32).contiguous()
-    return _kernels("stochastic_round", x.device).stochastic_round(x, dtype, _unsigned(seed), stream, query, first)
+    return _kernels("stochastic_round", x.device).stochastic_round(
+        x, dtype, _unsigned(seed), stream, query, first
+    )
 
 
-def _stochastic_round_meta(x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int) -> Tensor:
+def _stochastic_round_meta(
+    x: Tensor, dtype: torch.dtype, seed: int, stream: int, query: int, first: int
+) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
 
 
@@ -223,10 +227,12 @@ def _round_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad.to(ctx.dtype), None, None, None, None, None
 
 
-torch.library.register_autograd("tenfold::stochastic_round", _round_backward, setup_context=_round_setup, lib=_LIBRARY)
+torch.library.register_autograd(
+    "tenfold::stochastic_round", _round_backward, setup_context=_round_setup, lib=_LIBRARY
+)
 
 
-# ---- the public side -----------------------------------------------------------------------------------------------------------------
+# ---- the public side ---------------------------------------------------------------------------------------
 
 
 def zo_chain_(
@@ -242,26 +248,31 @@ def zo_chain_(
 ) -> None:
     """theta = round(decay * theta + sum_k coef_k * z_k) for every tensor, in place, in one pass.
 
-    The sum is made in float32 (float64 for float64 tensors) in the order of the terms, `acc = decay * theta; acc = fma(coef_k, z_k, acc)`,
-    and rounded once at the end. Weights are read and written once however many terms there are, so averaging over many queries, or the
-    update of one step together with the perturbation of the next, costs one pass and no memory.
+    The sum is made in float32 (float64 for float64 tensors) in the order of the terms, `acc = decay * theta;
+    acc = fma(coef_k, z_k, acc)`, and rounded once at the end. Weights are read and written once however many
+    terms there are, so averaging over many queries, or the update of one step together with the perturbation
+    of the next, costs one pass and no memory.
 
     Args:
-        params: tensors of any shape and strides, float32, bfloat16, float16 or float64 (mixed as you like), on one device; NumPy and CuPy
-            arrays are taken as they are. Empty lists and tensors are fine.
+        params: tensors of any shape and strides, float32, bfloat16, float16 or float64 (mixed as you like),
+            on one device; NumPy and CuPy arrays are taken as they are. Empty lists and tensors are fine.
         streams: one integer in [0, 2^32) per tensor: the part of the counter that tells tensors apart.
         terms: 1 to 64 `Term(seed, query, coef, dist)`.
         decay: factor on theta, for decoupled weight decay; finite.
-        z_round: `torch.bfloat16` or `torch.float16` rounds z to nearest even first, as code does that draws z in the weights' dtype.
-        out_rounding: "rne" rounds to nearest even; "sr" rounds stochastically to bfloat16 and float16, so that steps far below the last bit
-            still move weights in the mean (no effect on wider dtypes).
+        z_round: `torch.bfloat16` or `torch.float16` rounds z to nearest even first, as code does that draws z
+            in the weights' dtype.
+        out_rounding: "rne" rounds to nearest even; "sr" rounds stochastically to bfloat16 and float16, so
+            that steps far below the last bit still move weights in the mean (no effect on wider dtypes).
         rounding_seed: seed of the rounding bits, default: the first term's. Their query is the first term's.
-        sources: read theta from these instead (same shapes, dtypes, device) and write `params`; restoring is then exact.
+        sources: read theta from these instead (same shapes, dtypes, device) and write `params`; restoring is
+            then exact.
 
     Raises:
         TypeError: an argument of the wrong kind, or a dtype or layout that has no kernel.
-        ValueError: a value out of range, lists of different lengths, tensors that share or overlap memory (named).
-        RuntimeError: a leaf that requires grad while gradients are enabled, or a forced backend that cannot run.
+        ValueError: a value out of range, lists of different lengths, tensors that share or overlap memory
+            (named).
+        RuntimeError: a leaf that requires grad while gradients are enabled, or a forced backend that cannot
+            run.
         Nothing is written when an error is raised.
     """
     params = _params("params", params)
@@ -283,13 +294,19 @@ def zo_perturb_(
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
 ) -> None:
-    """theta = round(theta + c * z(seed, query)) for every tensor, in place: one fused multiply-add per element.
+    """theta = round(theta + c * z(seed, query)) for every tensor, in place: one fused multiply-add each.
 
-    The perturbation of a zeroth-order step with c = +eps, -2 eps, +eps. Arguments and errors as `zo_chain_`; `c` is finite.
+    The perturbation of a zeroth-order step with c = +eps, -2 eps, +eps. Arguments and errors as `zo_chain_`;
+    `c` is finite.
     """
     params = _params("params", params)
     sources = [] if sources is None else _like("sources", sources, params, write=False)
-    term = Term(_checks.seed("seed", seed), _checks.query("query", query), _checks.real("c", c), _checks.choice("dist", dist, DISTRIBUTIONS))
+    term = Term(
+        _checks.seed("seed", seed),
+        _checks.query("query", query),
+        _checks.real("c", c),
+        _checks.choice("dist", dist, DISTRIBUTIONS),
+    )
     _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed)
 
 
@@ -310,7 +327,8 @@ def zo_restore_update_(
 ) -> None:
     """Undo `-eps * z` and take the step, in one pass: from theta - eps z to (1 - lr wd) theta - lr g z.
 
-    Coefficients are computed in float64 and rounded once: theta' = round(decay * theta' + (decay * eps - lr * g) z), decay = 1 - lr * wd.
+    Coefficients are computed in float64 and rounded once: theta' = round(decay * theta' + (decay * eps - lr *
+        g) z), decay = 1 - lr * wd.
 
     Args:
         eps: perturbation scale, > 0.
@@ -351,7 +369,8 @@ def zo_adam_(
     Kingma and Ba (arXiv 1412.6980) with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101).
 
     Args:
-        exp_avgs, exp_avg_sqs: first and second moments, float32 (float64 for float64 tensors) whatever the weights' dtype, shaped as params.
+        exp_avgs, exp_avg_sqs: first and second moments, float32 (float64 for float64 tensors) whatever the
+            weights' dtype, shaped as params.
         terms: the gradient estimate, e.g. `Term(seed, i, projected_grad_i / q)` for each of q queries.
         lr: >= 0. beta1, beta2: in [0, 1). eps: > 0. step: 1 for the first step. weight_decay: >= 0.
         The rest, and errors: as `zo_chain_`.
@@ -378,8 +397,8 @@ def zo_adam_(
     if params:
         seeds, queries, coefs, dists = _columns(checked)
         torch.ops.tenfold.zo_adam_(
-            params, exp_avgs, exp_avg_sqs, streams, seeds, queries, coefs, dists, lr, beta1, beta2, eps, step, decay, z_round, stochastic,
-            rounding, checked[0].query,
+            params, exp_avgs, exp_avg_sqs, streams, seeds, queries, coefs, dists, lr, beta1, beta2, eps, step,
+            decay, z_round, stochastic, rounding, checked[0].query,
         )  # fmt: skip
 
 
@@ -400,7 +419,8 @@ def zo_sample(
         seed, stream, query: integers in [0, 2^64), [0, 2^32), [0, 2^24).
         first: index of the first element, in [0, 2^62). n: how many, >= 0.
         dist: "gaussian" (mean 0, variance 1, |z| <= 6.76), "rademacher" (-1 or +1) or "uniform" (in (0, 1]).
-        dtype: float32, float64, bfloat16 or float16; z is float32 and rounded to nearest even where dtype is narrower.
+        dtype: float32, float64, bfloat16 or float16; z is float32 and rounded to nearest even where dtype is
+            narrower.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range.
@@ -408,7 +428,11 @@ def zo_sample(
     n = _checks.integer("n", n, 0, 2**62)
     first = _checks.integer("first", first, 0, 2**62)
     dist = _checks.choice("dist", dist, SAMPLED)
-    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    seed, stream, query = (
+        _checks.seed("seed", seed),
+        _checks.stream("stream", stream),
+        _checks.query("query", query),
+    )
     out = torch.empty(n, dtype=_checks.dtype("dtype", dtype), device=device)
     if n:
         torch.ops.tenfold.zo_sample_(out, _signed(seed), stream, query, first, dist)
@@ -425,7 +449,9 @@ def random_words(
     blocks: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Raw Philox4x32-10 words, int64 [blocks, 4], each in [0, 2^32): the counter (block, stream, purpose << 24 | query) under key `seed`.
+    """Raw Philox4x32-10 words, int64 [blocks, 4], each in [0, 2^32).
+
+    The counter is (block, stream, purpose << 24 | query), the key `seed`.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
@@ -435,7 +461,11 @@ def random_words(
     blocks = _checks.integer("blocks", blocks, 0, 2**58)
     first_block = _checks.integer("first_block", first_block, 0, 2**62)
     purpose = _checks.choice("purpose", purpose, PURPOSES)
-    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    seed, stream, query = (
+        _checks.seed("seed", seed),
+        _checks.stream("stream", stream),
+        _checks.query("query", query),
+    )
     out = torch.empty((blocks, 4), dtype=torch.int64, device=device)
     if blocks:
         torch.ops.tenfold.random_words_(out, _signed(seed), stream, query, purpose, first_block)
@@ -445,13 +475,17 @@ def random_words(
 def stochastic_round(
     x: Any, dtype: torch.dtype, seed: int, *, stream: int = 0, query: int = 0, first: int = 0
 ) -> Any:
-    """`x` rounded to bfloat16 or float16 so that the mean is right: up with a chance equal to the discarded fraction.
+    """`x` rounded to bfloat16 or float16 by chance: up with the probability of the discarded fraction.
 
-    Element i uses the 16 random bits of element first + i of (seed, stream, query). Finite values never become
-    infinite; infinities and NaN stay. float32 and float64 outputs are plain casts. The gradient passes straight through.
+    The mean of the result is `x`.
+
+    Element i uses the 16 random bits of element first + i of (seed, stream, query). Finite values never
+    become infinite; infinities and NaN stay. float32 and float64 outputs are plain casts. The gradient passes
+    straight through.
 
     Args:
-        x: tensor (or NumPy/CuPy array) of any shape, float32 (wider is rounded to float32 first, narrower is exact).
+        x: tensor (or NumPy/CuPy array) of any shape, float32 (wider is rounded to float32 first, narrower is
+            exact).
         dtype: the dtype of the result.
 
     Raises:
@@ -460,7 +494,11 @@ def stochastic_round(
     kind = _arrays.kind_of(x)
     value = _checks.tensor("x", _arrays.as_tensor("x", x, write=False))
     dtype = _checks.dtype("dtype", dtype)
-    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
+    seed, stream, query = (
+        _checks.seed("seed", seed),
+        _checks.stream("stream", stream),
+        _checks.query("query", query),
+    )
     first = _checks.integer("first", first, 0, 2**62)
     return kind(torch.ops.tenfold.stochastic_round(value, dtype, _signed(seed), stream, query, first))
 
@@ -468,18 +506,24 @@ def stochastic_round(
 def zo_moments(
     seed: int, stream: int = 0, query: int = 0, *, first: int = 0, n: int, dist: str = "gaussian"
 ) -> tuple[float, float]:
-    """Sum and sum of squares of elements [first, first + n) of a direction, in float64, without storing it; on the CPU.
+    """Sum and sum of squares of elements [first, first + n) of a direction, in float64, nothing stored; CPU.
 
     Deterministic: the order of summation depends on `first` and `n` alone.
     """
     n = _checks.integer("n", n, 0, 2**62)
     first = _checks.integer("first", first, 0, 2**62)
     dist = _checks.choice("dist", dist, SAMPLED)
-    seed, stream, query = _checks.seed("seed", seed), _checks.stream("stream", stream), _checks.query("query", query)
-    return _kernels("zo_moments", torch.device("cpu")).moments(seed, stream, query, first, n, dist)  # type: ignore[no-any-return]
+    seed, stream, query = (
+        _checks.seed("seed", seed),
+        _checks.stream("stream", stream),
+        _checks.query("query", query),
+    )
+    kernels = _kernels("zo_moments", torch.device("cpu"))
+    total, squares = kernels.moments(seed, stream, query, first, n, dist)
+    return total, squares
 
 
-# ---- checks --------------------------------------------------------------------------------------------------------------------------
+# ---- checks ------------------------------------------------------------------------------------------------
 
 
 def _single(params: Sequence[Tensor]) -> bool:
@@ -498,7 +542,9 @@ def _pairs(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
 def _whole(name: str, out: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     _checks.tensor(name, out, dtypes)
     if not out.is_contiguous():
-        _checks.fail(ValueError, name, "a contiguous tensor", f"shape {tuple(out.shape)}, strides {out.stride()}")
+        _checks.fail(
+            ValueError, name, "a contiguous tensor", f"shape {tuple(out.shape)}, strides {out.stride()}"
+        )
 
 
 def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
@@ -513,9 +559,13 @@ def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
 
 
 def _like(
-    name: str, values: Sequence[Any], params: list[Tensor], dtypes: list[torch.dtype] | None = None, write: bool = True
+    name: str,
+    values: Sequence[Any],
+    params: list[Tensor],
+    dtypes: list[torch.dtype] | None = None,
+    write: bool = True,
 ) -> list[Tensor]:
-    """Tensors that pair with `params`: same count, shapes and device, and the dtypes given (default: those of params)."""
+    """Tensors that pair with `params`: same count, shapes and device; dtypes as given (default: the same)."""
     out = [
         _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value, write=write))
         for i, value in enumerate(_checks.sequence(name, values, "tensors"))
@@ -530,7 +580,9 @@ def _match(
     _checks.length(name, tensors, len(params), "params")
     for i, (t, param) in enumerate(zip(tensors, params, strict=True)):
         if t.shape != param.shape:
-            _checks.fail(ValueError, f"{name}[{i}]", f"shape {tuple(param.shape)} as params[{i}]", tuple(t.shape))
+            _checks.fail(
+                ValueError, f"{name}[{i}]", f"shape {tuple(param.shape)} as params[{i}]", tuple(t.shape)
+            )
         if t.device != param.device:
             _checks.fail(ValueError, f"{name}[{i}]", f"device {param.device} as params[{i}]", t.device)
         _checks.dtype(f"{name}[{i}].dtype", t.dtype, (param.dtype if dtypes is None else dtypes[i],))
@@ -573,7 +625,12 @@ def _rounding(
 
 
 def _columns(terms: list[Term]) -> tuple[list[int], list[int], list[float], list[str]]:
-    return [_signed(t.seed) for t in terms], [t.query for t in terms], [t.coef for t in terms], [t.dist for t in terms]
+    return (
+        [_signed(t.seed) for t in terms],
+        [t.query for t in terms],
+        [t.coef for t in terms],
+        [t.dist for t in terms],
+    )
 
 
 def _run_chain(
@@ -595,5 +652,16 @@ def _run_chain(
     if params:
         seeds, queries, coefs, dists = _columns(terms)
         torch.ops.tenfold.zo_chain_(
-            params, sources, streams, seeds, queries, coefs, dists, decay, z_round, stochastic, rounding, terms[0].query
+            params,
+            sources,
+            streams,
+            seeds,
+            queries,
+            coefs,
+            dists,
+            decay,
+            z_round,
+            stochastic,
+            rounding,
+            terms[0].query,
         )
