@@ -188,8 +188,16 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded square root of float32 on any device (53 bits are enough for the second rounding)."""
-    return x.to(torch.float64).sqrt().to(x.dtype)
+    """Correctly rounded square root on any device.
+
+    float32: 53 bits are enough for the second rounding.  float64: the vector library behind torch.sqrt on the CPU
+    may be 1 ulp off, so one Newton correction from the exact remainder follows.
+    """
+    root = x.to(torch.float64).sqrt()
+    if x.dtype == torch.float64:
+        corrected = root + fma64(-root, root, x) / (2 * root)
+        root = torch.where(torch.isfinite(corrected), corrected, root)
+    return root.to(x.dtype)
 
 
 def _box_muller(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
@@ -469,7 +477,7 @@ def adam_(
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 
-# -- the same calls that the compiled backends answer (zo_native.py) -------------------------------------------------------
+# -- the same calls that the compiled backends answer (zo_native.py) ------------------------------------------
 
 
 def sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
