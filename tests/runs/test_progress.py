@@ -40,7 +40,7 @@ def test_plain_lines_now_and_then_and_at_the_end(clock: Clock) -> None:
             clock.now += 0.5
             p.advance(1, loss=0.25)
     lines = printed(console)
-    assert len(lines) == 6  # after 10, 20, 30, 40 and 50 seconds, and the end
+    assert len(lines) == 5  # after 10, 20, 30, 40 and 50 seconds, which is the end
     assert lines[0] == "train: 20/100 (20 %)  2/s  40 s left  loss 0.25"
     assert lines[-1] == "train: 100/100 (100 %)  2/s  took 50 s  loss 0.25"
 

@@ -38,6 +38,7 @@ class Progress:
         self._first = done
         self._shown: dict[str, Any] = {}
         self._bar: Bar | None = None
+        self._told = -1  # the count of the last printed line
         self._start = self._printed = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -53,7 +54,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self._told != self.done:
             self._print()
 
     def advance(self, n: int = 1, **shown: Any) -> None:
@@ -71,7 +72,7 @@ class Progress:
         return f"{self.label}: {self.done}/{self.total} ({percent} %)  {self._facts()}".rstrip()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._told = time.monotonic(), self.done
         self._console.print(self.line(), soft_wrap=True)
 
     def _facts(self) -> str:
