@@ -363,29 +363,50 @@ def _first_run(side: Side, workload: Workload, device: torch.device) -> First:
     return first
 
 
-def _peer_entry(side: Side, why: str | None) -> dict[str, Any]:
-    return {
-        "name": side.name,
-        "kind": side.kind,
-        "version": side.version,
-        "ms": None,
-        "why_missing": why,
-        "peak_extra_mib": None,
-        "agrees": False,
-        "max_error": None,
-    }
-
-
 MeasureMemory = Callable[[str, Sequence[str], Plan], dict[str, dict[str, Any]]]
 
 
 def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None) -> dict[str, Any]:
     """Measures one case and returns its record, but for the floor, which `floor_of` adds from record["work"].
 
-    `measure_memory(case id, side names, plan)` returns {side: {"peak_extra_mib": .., "method": ..}}; None
-    leaves memory out. A side that cannot run is named with `why_missing`; a peer that disagrees is timed
-    all the same and marked `agrees: false`.
+    `measure_memory(case id, side names, plan)` returns {side: {"peak_extra_mib": .., "peak_method": ..}};
+    None leaves memory out. A side that cannot run is named with `why_missing`; a peer that disagrees is
+    timed all the same and marked `agrees: false`.
     """
+    record = _blank_record(case, plan)
+    record["why_missing"] = case.needs()
+    if record["why_missing"]:
+        return record
+    workload = case.build(plan.device, False)
+    record.update(note=workload.note, work=asdict(workload.work))
+    record["peers"] = [_blank_peer(side) for side in workload.others]
+    if workload.parts:
+        record["parts"] = {part.name: {"ms": None, "why_missing": None} for part in workload.parts}
+    # where the figures of each side go
+    places = {workload.ours.name: record, **record.get("parts", {})}
+    places.update((peer["name"], peer) for peer in record["peers"])
+
+    first = _first_look(workload, plan, places)
+    ready = [side for side in _sides(workload) if side.name in first]
+    for name, taken in time_in_turns(ready, workload.reset, plan, first).items():
+        places[name].update(summary(taken, plan.clock))
+    for peer in record["peers"]:
+        if peer["ms"] and record["ms"]:
+            peer["times_ours"] = peer["ms"] / record["ms"]
+
+    measured = [side for side in ready if side.measure_memory]
+    names = [side.name for side in measured]
+    peaks = cuda_peaks(measured, workload.reset, plan.device) if plan.device.type == "cuda" else {}
+    del workload, measured, ready
+    gc.collect()
+    if plan.device.type == "cpu" and measure_memory:
+        peaks = measure_memory(case.id, names, plan)
+    for name, peak in peaks.items():
+        places[name].update(peak)
+    return record
+
+
+def _blank_record(case: Case, plan: Plan) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": case.id,
         "backend": "none",
@@ -398,73 +419,49 @@ def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None
     }
     if case.sweep:
         record["sweep"] = {"curve": case.sweep[0], "elements": case.sweep[1]}
-    why = case.needs()
-    if why:
-        return {**record, "why_missing": why}
-
-    workload = case.build(plan.device, False)
-    record["note"] = workload.note
-    ours = _first_run(workload.ours, workload, plan.device)
-    record["why_missing"] = ours.why
-    ready = [] if ours.why else [workload.ours]
-    if not ours.why and workload.ours.backend:
-        record["backend"] = workload.ours.backend()
-
-    entries: dict[str, dict[str, Any]] = {}
-    first = {workload.ours.name: ours.samples}
-    for side in workload.others:
-        if side.kind in plan.leave_out:
-            entries[side.name] = _peer_entry(side, f"left out by --no-{side.kind}")
-            continue
-        theirs = _first_run(side, workload, plan.device)
-        entry = entries[side.name] = _peer_entry(side, theirs.why)
-        if theirs.why:
-            continue
-        ready.append(side)
-        first[side.name] = theirs.samples
-        if not ours.why and side.agree:
-            entry.update(_agreement(side.agree, ours.result, theirs.result))
-        del theirs
-    ours.result = None
-
-    parts = []
-    for part in workload.parts:
-        found = _first_run(part, workload, plan.device)
-        record.setdefault("parts", {})[part.name] = {"ms": None, "why_missing": found.why}
-        if not found.why:
-            parts.append(part)
-            first[part.name] = found.samples
-
-    samples = time_in_turns([*ready, *parts], workload.reset, plan, first)
-    for name, taken in samples.items():
-        figures = summary(taken, plan.clock)
-        if name == workload.ours.name:
-            record.update(figures)
-        elif name in entries:
-            entries[name].update(figures)
-        else:
-            record["parts"][name].update(figures)
-    for entry in entries.values():
-        if entry["ms"] and record["ms"]:
-            entry["times_ours"] = entry["ms"] / record["ms"]
-    record["work"] = asdict(workload.work)
-    record["peers"] = list(entries.values())
-
-    measured = [side for side in [*ready, *parts] if side.measure_memory]
-    names = [side.name for side in measured]
-    peaks = cuda_peaks(measured, workload.reset, plan.device) if plan.device.type == "cuda" else {}
-    del workload, measured, ready, parts
-    gc.collect()
-    if plan.device.type == "cpu" and measure_memory:
-        peaks = measure_memory(case.id, names, plan)
-    for name, peak in peaks.items():
-        if name in entries:
-            entries[name].update(peak)
-        elif name in record.get("parts", {}):
-            record["parts"][name].update(peak)
-        else:
-            record.update(peak)
     return record
+
+
+def _blank_peer(side: Side) -> dict[str, Any]:
+    return {
+        "name": side.name,
+        "kind": side.kind,
+        "version": side.version,
+        "ms": None,
+        "why_missing": None,
+        "peak_extra_mib": None,
+        "agrees": False,
+        "max_error": None,
+    }
+
+
+def _sides(workload: Workload) -> list[Side]:
+    return [workload.ours, *workload.others, *workload.parts]
+
+
+def _first_look(workload: Workload, plan: Plan, places: dict[str, dict[str, Any]]) -> dict[str, Samples]:
+    """Runs every side once and compares it with ours; the samples of those that ran.
+
+    Writes why_missing, ours' backend and the comparisons to the sides' places.
+    """
+    first: dict[str, Samples] = {}
+    ours: Any = None
+    for side in _sides(workload):
+        place = places[side.name]
+        if side.kind in plan.leave_out:
+            place["why_missing"] = f"left out by --no-{side.kind}"
+            continue
+        look = _first_run(side, workload, plan.device)
+        place["why_missing"] = look.why
+        if look.why:
+            continue
+        first[side.name] = look.samples
+        if side is workload.ours:
+            ours = look.result
+            place["backend"] = side.backend() if side.backend else "unnamed"
+        elif side.agree and workload.ours.name in first:
+            place.update(_agreement(side.agree, ours, look.result))
+    return first
 
 
 def _agreement(agree: Callable[[Any, Any], Agreement], ours: Any, theirs: Any) -> dict[str, Any]:
