@@ -196,9 +196,7 @@ def test_ragged_pieces_equal_the_whole(isa, dist, start):
     n = 9000
     whole = zo_sample(9, 1, 2, first=start, n=n, dist=dist)
     cuts = [0, 1, 2, 3, 63, 64, 65, 127, 128, 131, 2047, 2048, 2049, 4000, 4001, 5000, 8191, 8999, 9000]
-    pieces = [
-        zo_sample(9, 1, 2, first=start + a, n=b - a, dist=dist) for a, b in itertools.pairwise(cuts)
-    ]
+    pieces = [zo_sample(9, 1, 2, first=start + a, n=b - a, dist=dist) for a, b in itertools.pairwise(cuts)]
     assert torch.equal(bits(torch.cat(pieces)), bits(whole))
 
 

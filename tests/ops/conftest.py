@@ -1,4 +1,4 @@
-"""Fixtures for the op tests: every compiled instruction set in turn, and process-wide settings put back."""
+"""Fixtures for the op tests: settings of the process put back, and children for what may end the process."""
 
 from __future__ import annotations
 
@@ -9,17 +9,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-
-from tenfold import _native
-
-
-@pytest.fixture(params=_native.cpu.isa_available())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set in use during the test."""
-    before = _native.cpu.isa_used()
-    _native.cpu.use_isa(request.param)
-    yield request.param
-    _native.cpu.use_isa(before)
 
 
 @pytest.fixture
