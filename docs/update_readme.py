@@ -1,0 +1,220 @@
+"""Puts the figures of a benchmark run into README.md and draws the picture above them.
+
+    tenfold bench zo --json bench.json
+    python docs/update_readme.py bench.json   takes the record into docs/bench.json, writes table and picture
+    python docs/update_readme.py              writes table and picture again from docs/bench.json
+    python docs/update_readme.py --check      only says whether they are up to date (exit code 1 if not)
+
+Every figure in the README comes from here, so each one can be traced to a record that `tenfold bench` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RECORD = ROOT / "docs" / "bench.json"
+PICTURE = ROOT / "docs" / "_static" / "bench.svg"
+BEGIN, END = "<!-- benchmarks:begin (docs/update_readme.py) -->", "<!-- benchmarks:end -->"
+
+WHAT = {
+    "zo.perturb.gaussian.f32.opt125m": "perturb all weights of OPT-125M, Gaussian, float32",
+    "zo.perturb.gaussian.bf16.opt125m": "the same in bfloat16",
+    "zo.perturb.gaussian.f16.opt125m": "the same in float16",
+    "zo.perturb.rademacher.f32.opt125m": "perturb with random signs, float32",
+    "zo.perturb.rademacher.bf16.opt125m": "the same in bfloat16",
+    "zo.step_passes.f32.opt125m": "all weight passes of one step, float32",
+    "zo.step.f32.opt125m-b16x32": "a whole training step, batch 16 x 32",
+    "zo.step.f32.opt125m-b16x32-optionhead": "the same with the option loss",
+}
+"""Record id -> what the row says. Records not named here (sweeps, samplers) stay out of the README."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A benchmark record whose figures may be shown.
+
+    Raises:
+        ValueError: another schema, no record that the README shows, one that did not run, or a peer that
+            disagrees.
+    """
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if result.get("schema") != "tenfold.bench/1":
+        raise ValueError(f"{path}: expected schema 'tenfold.bench/1', got {result.get('schema')!r}")
+    if not shown(result):
+        raise ValueError(f"{path}: expected at least one record of {', '.join(WHAT)}, got none")
+    for record in shown(result):
+        if record["ms"] is None:
+            raise ValueError(f"{path}: {record['id']} did not run: {record['why_missing']}")
+        wrong = [peer["name"] for peer in record["peers"] if peer["ms"] is not None and not peer["agrees"]]
+        if wrong:
+            raise ValueError(f"{path}: {record['id']} disagrees with {', '.join(wrong)}")
+    return result
+
+
+def shown(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records that the README shows, in the order of WHAT."""
+    by_id = {record["id"]: record for record in result["records"]}
+    return [by_id[key] for key in WHAT if key in by_id]
+
+
+def compared(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sides that a user could take instead: peers and torch.compile, not our own slow reference."""
+    return [peer for peer in record["peers"] if peer.get("kind") != "reference" and peer["ms"] is not None]
+
+
+def times(record: dict[str, Any], peer: dict[str, Any]) -> float:
+    """How many times as long the peer takes."""
+    return float(peer["ms"] / record["ms"])
+
+
+def _mib(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} MiB" if value >= 10 else f"{value:.1f} MiB"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The benchmark section: one row per comparison, and how it was measured."""
+    rows = [
+        "| | compared with | times faster | time / floor | extra memory | theirs |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for record in shown(result):
+        floor = f"{record['ms'] / record['floor_ms']:.1f}" if record["floor_ms"] else ""
+        left, right = WHAT[record["id"]], (floor, _mib(record["peak_extra_mib"]))
+        for peer in compared(record):
+            factor = f"**{times(record, peer):.1f}**"
+            cells = [left, peer["name"], factor, right[0], right[1], _mib(peer["peak_extra_mib"])]
+            rows.append(f"| {' | '.join(cells)} |")
+            left, right = "", ("", "")
+    return "\n".join([*rows, "", _how(result)])
+
+
+def _how(result: dict[str, Any]) -> str:
+    env, rates = result["environment"], result["floors"]["rates"]
+    rate = rates.get(str(env["threads"])) or next(iter(rates.values()))
+    threads = "one thread" if env["threads"] == 1 else f"{env['threads']} threads"
+    where = env.get("gpu", env["cpu"])
+    sets = sorted({record["backend"] for record in shown(result)})
+    copied, drawn = rate["memory_gbps"], rate["generator_gnormals"]
+    return " ".join(
+        [
+            f"Measured by `tenfold bench` on {env['time'][:10]}: {where}, {threads},",
+            f"backend {', '.join(sets)}, torch {env['torch']}. Time is the {env['ms_is']}.",
+            "Ours and the others take turns in one process on the same input, and their results are checked",
+            "against ours before anything is timed. The floor is what this machine needs at least: the",
+            f"bytes of the pass at {copied:.0f} GB/s, or the normals at {drawn:.2f} billion a second, both measured",
+            "in the same run. `mezo` and `fzoo` are the expressions of those papers' published code.",
+            "The whole record is `docs/bench.json`.",
+        ]
+    )
+
+
+def picture(result: dict[str, Any]) -> str:
+    """Bars of times(record, peer) as SVG that follows the reader's light or dark setting."""
+    bars = [
+        (WHAT[record["id"]] if i == 0 else "", peer["name"], times(record, peer))
+        for record in shown(result)
+        for i, peer in enumerate(compared(record))
+    ]
+    left, right, row, top, width = 362, 130, 22, 66, 860
+    tops, y = [], top
+    for what, _, _ in bars:
+        y += 8 if what else 0
+        tops.append(y)
+        y += row
+    height = y + 40
+    scale = (width - left - right) / max(value for _, _, value in bars)
+    parts = [_HEAD.format(width=width, height=height, inner_width=width - 1, inner_height=height - 1)]
+    for (what, name, value), at in zip(bars, tops, strict=True):
+        long = value * scale
+        kind = "compiled" if name == "torch.compile" else "bar"
+        if what:
+            parts.append(f'<text x="16" y="{at + 15}">{escape(_sentence(what))}</text>')
+        parts.append(
+            f'<rect class="{kind}" x="{left}" y="{at + 3}" width="{long:.1f}" height="{row - 6}" rx="2"/>'
+        )
+        parts.append(
+            f'<text class="small" x="{left + long + 6:.1f}" y="{at + 15}">{value:.1f}x  {escape(name)}</text>'
+        )
+    unit = left + scale
+    parts.append(f'<line class="ours" x1="{unit:.1f}" x2="{unit:.1f}" y1="{top}" y2="{y + 4}"/>')
+    parts.append(f'<text class="small" x="{unit:.1f}" y="{y + 18}" text-anchor="middle">1x: Tenfold</text>')
+    env = result["environment"]
+    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
+    where = f"{env.get('gpu', env['cpu'])}, {threads}, {env['time'][:10]}"
+    parts.append(f'<text class="small" x="16" y="{y + 18}">{escape(where)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+_HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
+  width="{width}" height="{height}" role="img" aria-labelledby="title">
+<title id="title">How many times as long as Tenfold other implementations take</title>
+<style>
+  rect.page {{ fill: #ffffff; stroke: #d0d7de; }} text {{ font: 13px system-ui, sans-serif; fill: #1f2328; }}
+  text.small {{ font-size: 12px; fill: #59636e; }} text.head {{ font-size: 17px; font-weight: 600; }}
+  rect.bar {{ fill: #2f6fb3; }} rect.compiled {{ fill: #9aa7b4; }}
+  line.ours {{ stroke: #c4471f; stroke-width: 2; }}
+  @media (prefers-color-scheme: dark) {{
+    rect.page {{ fill: #0d1117; stroke: #30363d; }} text {{ fill: #e6edf3; }} text.small {{ fill: #9aa4af; }}
+    rect.bar {{ fill: #5b9bd8; }} rect.compiled {{ fill: #68737f; }} line.ours {{ stroke: #f0845c; }}
+  }}
+</style>
+<rect class="page" x="0.5" y="0.5" width="{inner_width}" height="{inner_height}" rx="8"/>
+<text class="head" x="16" y="32">Zeroth-order fine-tuning: how many times as long others take</text>
+<text class="small" x="16" y="52">published code (blue) and torch.compile (grey) over Tenfold</text>"""
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def replaced(readme: str, block: str) -> str:
+    """The README with the text between the two markers exchanged. ValueError if a marker is missing."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(readme)) != 1:
+        raise ValueError(f"README.md: expected the markers {BEGIN} and {END} once, in this order")
+    return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme)
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Put the figures of a benchmark run into README.md.")
+    parser.add_argument(
+        "json",
+        nargs="?",
+        type=Path,
+        default=RECORD,
+        help="what `tenfold bench --json` wrote (default: docs/bench.json)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, say whether README and picture are up to date"
+    )
+    options = parser.parse_args()
+    result = load(options.json)
+    wanted = {README: replaced(README.read_text(encoding="utf-8"), table(result)), PICTURE: picture(result)}
+    if options.json.resolve() != RECORD:
+        wanted[RECORD] = json.dumps(result, indent=1) + "\n"
+    stale = [
+        path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path in stale:
+        if not options.check:
+            _write(path, wanted[path])
+        print(f"{'out of date' if options.check else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
