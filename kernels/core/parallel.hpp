@@ -13,11 +13,12 @@
 
 namespace TF_NS {
 
-// work(first, last) for ranges that cover [0, pieces).
+// work(first, last) for ranges that cover [0, pieces). A thread gets no fewer than `grain` pieces: waking one costs microseconds at best.
 template <class Work>
-inline void parallel_ranges(int64_t pieces, [[maybe_unused]] int threads, const Work& work) {
+inline void parallel_ranges(int64_t pieces, [[maybe_unused]] int threads, const Work& work, [[maybe_unused]] int64_t grain = 1) {
 #ifdef _OPENMP
-  const int64_t wanted = pieces < threads ? pieces : threads;
+  const int64_t most = pieces / grain;
+  const int64_t wanted = most < threads ? most : threads;
   if (wanted > 1) {
 #pragma omp parallel num_threads(static_cast<int>(wanted))
     {

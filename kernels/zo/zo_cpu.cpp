@@ -14,6 +14,7 @@ namespace {
 using namespace tenfold;
 
 constexpr int64_t kTile = 2048;
+constexpr int64_t kGrain = 16;  // tiles a thread should have: 32,768 elements, as in PyTorch
 
 // Rounding bits are generated as 32-bit words and read as 16-bit halves, low half first as they are counted (little-endian CPUs).
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rounding bits are read from words by halves");
@@ -285,7 +286,7 @@ void each_tile(const View* tensors, int64_t count, int threads, const Work& work
       }
       before += here;
     }
-  });
+  }, kGrain);
 }
 
 // Calls f with a value of the C++ type that a DType code stands for.
@@ -327,7 +328,7 @@ void each_sample_tile(const SampleArgs& a, const Visit& visit) {
       const int64_t skip = tile == 0 ? static_cast<int64_t>(lead) : 0;
       visit(z + skip, tile * kTile + skip - static_cast<int64_t>(lead), n - skip, tile);
     }
-  });
+  }, kGrain);
 }
 
 void sample(const SampleArgs& a) {
@@ -352,7 +353,7 @@ void words(const WordsArgs& a) {
       const PhiloxBlock<uint32_t> x = philox_block(a.first_block + static_cast<uint64_t>(b), s);
       for (uint32_t j = 0; j < 4; ++j) a.out[4 * b + j] = word_of(x, j);
     }
-  });
+  }, kGrain);
 }
 
 void stochastic_round(const RoundArgs& a) {
@@ -373,7 +374,7 @@ void stochastic_round(const RoundArgs& a) {
           out[at] = Round<T>::stochastic(static_cast<math_t<T>>(a.x[at]), r16[i]);
         }
       }
-    });
+    }, kGrain);
   });
 }
 

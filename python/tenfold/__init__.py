@@ -14,13 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import llm, ops, optim
+    from . import doctor, llm, ops, optim, runs
     from ._backend import PerformanceWarning, use_backend
 
 __version__ = "0.1.0"
-__all__ = ["PerformanceWarning", "__version__", "llm", "ops", "optim", "use_backend"]
+__all__ = ["PerformanceWarning", "__version__", "doctor", "llm", "ops", "optim", "runs", "use_backend"]
 
-_SUBMODULES = ("llm", "ops", "optim")
+_SUBMODULES = ("doctor", "llm", "ops", "optim", "runs")
 _BACKEND_NAMES = ("PerformanceWarning", "use_backend")
 
 

@@ -110,6 +110,8 @@ def tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) 
         fail(TypeError, name, "a torch.Tensor (or a NumPy or CuPy array)", describe(value))
     if value.layout != torch.strided:
         fail(TypeError, name, "a dense (strided) tensor", value.layout)
+    if not torch.compiler.is_compiling() and (value.is_nested or value.is_neg()):
+        fail(TypeError, name, "a plain tensor", "a nested tensor" if value.is_nested else "a negated view")
     if value.is_quantized or value.dtype not in dtypes:
         fail(
             TypeError,
@@ -154,12 +156,17 @@ def memory(**lists: Sequence[Tensor]) -> None:
             if not t.is_contiguous() and _overlaps_itself(t):
                 got = f"shape {tuple(t.shape)}, strides {t.stride()}"
                 fail(ValueError, f"{name}[{i}]", "a tensor without overlapping memory", got)
-            spans.append((*_span(t), len(spans), f"{name}[{i}]"))
-    spans.sort()
-    for (_, end, i, a), (start, _, j, b) in itertools.pairwise(spans):
-        if start < end:
-            a, b = (a, b) if i < j else (b, a)
-            raise ValueError(f"{b}: expected every tensor once, got one that shares memory with {a}")
+            spans.append((*_span(t), len(spans), f"{name}[{i}]", t))
+    spans.sort(key=lambda span: span[:3])
+    reaching: list[tuple[int, int, int, str, Tensor]] = []  # the spans that end behind the start of the next
+    for span in spans:
+        reaching = [other for other in reaching if other[1] > span[0]]
+        for other in reaching:
+            if not _columns_apart(other[4], span[4]):
+                first, second = sorted((other, span), key=lambda s: s[2])
+                expected = "every tensor once"
+                fail(ValueError, second[3], expected, f"one that shares memory with {first[3]}")
+        reaching.append(span)
 
 
 def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> None:
@@ -174,6 +181,15 @@ def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> 
         for low, high, i in written:
             if low < end and start < high:
                 fail(ValueError, f"{name}[{k}]", "memory of its own", f"memory shared with params[{i}]")
+
+
+def _columns_apart(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices are different columns of one matrix, as the parts of a fused projection are."""
+    if a.ndim != 2 or b.ndim != 2 or a.stride() != b.stride() or a.stride(1) != 1 or a.dtype != b.dtype:
+        return False
+    row = a.stride(0) * a.element_size()
+    offset = (b.data_ptr() - a.data_ptr()) % row
+    return offset >= a.shape[1] * a.element_size() and row - offset >= b.shape[1] * b.element_size()
 
 
 def _span(t: Tensor) -> tuple[int, int]:

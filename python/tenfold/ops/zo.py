@@ -101,6 +101,7 @@ def _zo_chain_(
     rounding_query: int,
 ) -> None:
     _pairs("streams", streams, params)
+    _distributions(dists, DISTRIBUTIONS)
     if sources:
         _match("sources", sources, params)
         _checks.separate("sources", sources, params)
@@ -144,6 +145,7 @@ def _zo_adam_(
     rounding_query: int,
 ) -> None:
     _pairs("streams", streams, params)
+    _distributions(dists, DISTRIBUTIONS)
     _match("exp_avgs", exp_avgs, params, _state_dtypes(params))
     _match("exp_avg_sqs", exp_avg_sqs, params, _state_dtypes(params))
     _checks.memory(params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
@@ -173,12 +175,15 @@ def _zo_adam_(
 
 def _zo_sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
     _whole("out", out, _checks.FLOAT_DTYPES)
+    _distributions([dist], SAMPLED)
     _kernels("zo_sample", out.device).sample_(out, _unsigned(seed), stream, query, first, dist)
     _written([out])
 
 
 def _random_words_(out: Tensor, seed: int, stream: int, query: int, purpose: str, first_block: int) -> None:
     _whole("out", out, (torch.int64,))
+    if out.ndim != 2 or out.shape[1] != 4:
+        _checks.fail(ValueError, "out", "shape [blocks, 4]", tuple(out.shape))
     _kernels("random_words", out.device).words_(out, _unsigned(seed), stream, query, purpose, first_block)
     _written([out])
 
@@ -303,7 +308,7 @@ def zo_perturb_(
     term = Term(
         _checks.seed("seed", seed),
         _checks.query("query", query),
-        _checks.real("c", c),
+        _checks.fits("c", _checks.real("c", c), _single(params)),
         _checks.choice("dist", dist, DISTRIBUTIONS),
     )
     _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed)
@@ -326,8 +331,8 @@ def zo_restore_update_(
 ) -> None:
     """Undo `-eps * z` and take the step, in one pass: from theta - eps z to (1 - lr wd) theta - lr g z.
 
-    Coefficients are computed in float64 and rounded once: theta' = round(decay * theta' + (decay * eps - lr *
-        g) z), decay = 1 - lr * wd.
+    Coefficients are computed in float64 and rounded once, with decay = 1 - lr wd:
+    theta <- round(decay * theta + (decay * eps - lr * g) z).
 
     Args:
         eps: perturbation scale, > 0.
@@ -340,9 +345,12 @@ def zo_restore_update_(
     eps = _checks.real("eps", eps, positive=True)
     lr = _checks.real("lr", lr, at_least=0.0)
     gradient = _checks.real("projected_grad", projected_grad)
+    single = _single(params)
     decay = 1.0 - lr * _checks.real("weight_decay", weight_decay, at_least=0.0)
+    _checks.fits("1 - lr * weight_decay", decay, single)
+    coef = _checks.fits("decay * eps - lr * projected_grad", decay * eps - lr * gradient, single)
     dist = _checks.choice("dist", dist, DISTRIBUTIONS)
-    term = Term(_checks.seed("seed", seed), _checks.query("query", query), decay * eps - lr * gradient, dist)
+    term = Term(_checks.seed("seed", seed), _checks.query("query", query), coef, dist)
     _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed)
 
 
@@ -371,7 +379,11 @@ def zo_adam_(
         exp_avgs, exp_avg_sqs: first and second moments, float32 (float64 for float64 tensors) whatever the
             weights' dtype, shaped as params.
         terms: the gradient estimate, e.g. `Term(seed, i, projected_grad_i / q)` for each of q queries.
-        lr: >= 0. beta1, beta2: in [0, 1). eps: > 0. step: 1 for the first step. weight_decay: >= 0.
+        lr: learning rate, >= 0.
+        beta1, beta2: decay rates of the moments, in [0, 1).
+        eps: > 0.
+        step: 1 for the first step.
+        weight_decay: >= 0.
         The rest, and errors: as `zo_chain_`.
     """
     params = _params("params", params)
@@ -417,7 +429,7 @@ def zo_sample(
     Args:
         seed, stream, query: integers in [0, 2^64), [0, 2^32), [0, 2^24).
         first: index of the first element, in [0, 2^62). n: how many, >= 0.
-        dist: "gaussian" (mean 0, variance 1, |z| <= 6.76), "rademacher" (-1 or +1) or "uniform" (in (0, 1]).
+        dist: "gaussian" (mean 0, variance 1, `|z|` <= 6.76), "rademacher" (-1 or +1) or "uniform" (in (0, 1]).
         dtype: float32, float64, bfloat16 or float16; z is float32 and rounded to nearest even where dtype is
             narrower.
 
@@ -538,6 +550,11 @@ def _pairs(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
     _checks.length(name, values, len(params), "params")
 
 
+def _distributions(dists: Sequence[str], known: Sequence[str]) -> None:
+    for k, dist in enumerate(dists):
+        _checks.choice(f"dists[{k}]", dist, known)
+
+
 def _whole(name: str, out: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     _checks.tensor(name, out, dtypes)
     if not out.is_contiguous():
@@ -646,7 +663,7 @@ def _run_chain(
     single = _single(params)
     decay = _checks.fits("decay", _checks.real("decay", decay), single)
     for k, term in enumerate(terms):
-        _checks.fits(f"terms[{k}].coef" if len(terms) > 1 else "coefficient of z", term.coef, single)
+        _checks.fits(f"terms[{k}].coef", term.coef, single)
     stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, terms[0])
     if params:
         seeds, queries, coefs, dists = _columns(terms)

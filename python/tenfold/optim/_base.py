@@ -44,14 +44,15 @@ _SAVED = (
 class StepRecord:
     """What one step did.
 
-    step: its number, from 0.
-    seed: the seed of its directions.
-    projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group; in a
-        group with another eps they are scaled by eps_0/eps.  Empty if there was nothing to update by.
-    losses: every loss evaluated, in order: L(+), L(-) for each query; one-sided L(theta), then one for each.
-    skipped: True if the weights were only restored.
-    seconds: wall time on the host in "forward" (the closure) and in "passes" (over the weights); work queued
-        on a GPU counts where the host waits for it.
+    Attributes:
+        step: its number, from 0.
+        seed: the seed of its directions.
+        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group; in
+            a group with another eps they are scaled by eps_0/eps.  Empty if there was nothing to update by.
+        losses: every loss evaluated, in order: L(+), L(-) for each query; one-sided L(theta), then one each.
+        skipped: True if the weights were only restored.
+        seconds: wall time on the host in "forward" (the closure) and in "passes" (over the weights); work
+            queued on a GPU counts where the host waits for it.
     """
 
     step: int

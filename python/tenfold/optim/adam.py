@@ -23,7 +23,9 @@ class ZOAdam(ZerothOrder):
     the directions and updates weights and both moments.  Moments are float32 (8 bytes per element), float64
     for float64 weights, in half precision too, where eps and squared gradients would not fit.
 
-    Arguments are those of `ZOSGD`, with at most 64 queries, and per group:
+    Arguments are those of `ZOSGD`, with at most 64 queries.
+
+    Args:
         betas: decay of the two moments, each in [0, 1).
         adam_eps: added to the root of the second moment, > 0.
     """
