@@ -429,7 +429,7 @@ def zo_sample(
     Args:
         seed, stream, query: integers in [0, 2^64), [0, 2^32), [0, 2^24).
         first: index of the first element, in [0, 2^62). n: how many, >= 0.
-        dist: "gaussian" (mean 0, variance 1, `|z|` <= 6.76), "rademacher" (-1 or +1) or "uniform" (in (0, 1]).
+        dist: "gaussian" (mean 0, variance 1, `|z|` <= 6.76), "rademacher" (-1 or +1), "uniform" (in (0, 1]).
         dtype: float32, float64, bfloat16 or float16; z is float32 and rounded to nearest even where dtype is
             narrower.
 
