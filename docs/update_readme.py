@@ -110,8 +110,8 @@ def _how(result: dict[str, Any]) -> str:
             "Ours and the others take turns in one process on the same input, and their results are checked",
             "against ours before anything is timed. The floor is what this machine needs at least: the",
             f"bytes of the pass at {copied:.0f} GB/s, or the normals at {drawn:.2f} billion a second, both",
-            "measured in the same run. `mezo` and `fzoo` are the expressions of those papers' published code.",
-            "The whole record is `docs/bench.json`.",
+            "measured in the same run. `mezo` and `fzoo` are the expressions of those papers' published",
+            "code. The whole record is `docs/bench.json`.",
         ]
     )
 
