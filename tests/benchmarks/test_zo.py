@@ -19,6 +19,7 @@ REQUIRED = [
     "zo.perturb.rademacher.f32.opt125m",
     "zo.step_passes.f32.opt125m",
     "zo.step.f32.opt125m-b16x32",
+    "zo.step.f32.opt125m-b16x32-sameforward",
     "zo.step.f32.opt125m-b16x32-optionhead",
 ]
 
