@@ -58,9 +58,11 @@ struct StridedTensor {
   int64_t strides[kSlots][kMaxDims];
 };
 
-// Blocks per multiprocessor that registers must leave room for: at most 80 registers a thread, 128 for double and for scattered tensors.
+// Blocks per multiprocessor that registers must leave room for: 3 is at most 80 registers a thread, 2 is 128.
 template <class T, class Tensor>
-constexpr int kResident = sizeof(T) == 8 || std::is_same_v<Tensor, StridedTensor> ? 2 : 3;
+constexpr int kChainResident = sizeof(T) <= 4 && std::is_same_v<Tensor, FlatTensor> ? 3 : 2;
+template <class T, class Tensor>
+constexpr int kAdamResident = sizeof(T) == 4 && std::is_same_v<Tensor, FlatTensor> ? 3 : 2;
 
 // Vectors a thread works on at once: all of them, in registers; one after the other where speed is lost to scattered loads anyway, which
 // keeps the code small (the accumulators then stand in local memory).
@@ -313,7 +315,7 @@ __device__ __forceinline__ void each_tile(const P& p, const Work& work) {
 }
 
 template <class T, class Tensor, Terms kWhere>
-__global__ void __launch_bounds__(kThreads, kResident<T, Tensor>) chain_kernel(const __grid_constant__ Pass<Tensor> p) {
+__global__ void __launch_bounds__(kThreads, kChainResident<T, Tensor>) chain_kernel(const __grid_constant__ Pass<Tensor> p) {
   using M = math_t<T>;
   constexpr int N = kVector<T>;
   const Term common = common_at<kWhere>(p);
@@ -342,7 +344,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Tensor>) chain_kernel(c
 }
 
 template <class T, class Tensor>
-__global__ void __launch_bounds__(kThreads, kResident<T, Tensor>) adam_kernel(const __grid_constant__ Pass<Tensor> p) {
+__global__ void __launch_bounds__(kThreads, kAdamResident<T, Tensor>) adam_kernel(const __grid_constant__ Pass<Tensor> p) {
   using M = math_t<T>;
   constexpr int N = kVector<T>;
   const Term common = common_at<Terms::kEither>(p);
@@ -515,7 +517,7 @@ const char* each_launch(const ChainArgs& a, const Scalars& scalars, const RowAt&
     t.numel = numel;
     t.first_tile = static_cast<uint32_t>(tiles);
     t.stream = row.stream;
-    if (!fill(t, row)) return "a tensor has more than 8 dimensions that cannot be merged; pass a contiguous copy";
+    fill(t, row);
     tiles += here;
   }
   return flush();
@@ -523,7 +525,13 @@ const char* each_launch(const ChainArgs& a, const Scalars& scalars, const RowAt&
 
 template <class RowAt, class Launch>
 const char* run_pass(const ChainArgs& a, const Scalars& scalars, const RowAt& row_at, const Launch& launch) {
+  // What can be wrong is found before anything is written.
   if (a.n_terms > kMaxTerms && scalars.device_terms == nullptr) return "at most 64 terms";
+  StridedTensor scratch;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const Row row = row_at(i);
+    if (!is_flat(row) && !fill(scratch, row)) return "a tensor has more than 8 dimensions that cannot be merged; pass a contiguous copy";
+  }
   if (const char* error = each_launch<FlatTensor>(a, scalars, row_at, launch)) return error;
   return each_launch<StridedTensor>(a, scalars, row_at, launch);
 }

@@ -20,6 +20,7 @@ import os
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -535,7 +536,7 @@ _MIXED = -1  # the terms differ in distribution: the kernel reads it from their 
 
 _tables: OrderedDict[tuple, Tensor] = OrderedDict()  # tensor tables in use, the last used at the end
 _TABLES_KEPT = 64
-_captured: list[Tensor] = []  # memory that captured CUDA graphs read: kept for good
+_captured: list[Tensor] = []  # tables that captured CUDA graphs read: kept for good
 
 
 def tile_of(dist: int, dtype: str) -> tuple[int, int]:
@@ -554,11 +555,12 @@ def _upload(data: bytearray, device: torch.device) -> Tensor:
     host = torch.frombuffer(data, dtype=torch.int64)
     if device.type != "cuda":
         return host
-    host = host.pin_memory()
-    table = host.to(device, non_blocking=True)
     if torch.cuda.is_current_stream_capturing():
-        _captured.extend((host, table))
-    return table
+        raise RuntimeError(
+            "tables cannot be uploaded while a CUDA graph is captured: use chain_table_, with contiguous "
+            "tensors, and call it once on the same tensors before the capture"
+        )
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def terms_table(
@@ -873,3 +875,59 @@ def words(
     out = torch.empty(blocks, 4, dtype=torch.int64, device=device)
     words_(out, seed, stream, query, purpose, first_block)
     return out
+
+
+def _pass_case(
+    name: str,
+    kernel: Any,
+    dtype: str,
+    dist: int,
+    z_round: str = "none",
+    stochastic: bool = False,
+    **extra: Any,
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    tile, warps = tile_of(dist, dtype)
+    constants = {"STEPS": 8, "TILE": tile, "DTYPE": dtype, **extra}
+    constants |= {"DIST": dist, "Z_ROUND": z_round, "STOCHASTIC": stochastic, "ALIGNED": True}
+    signature = {"table": "*i64", "rows": "i32", "terms": "*i64", "n_terms": "i32"}
+    signature |= {"scalars": "*fp64"} if extra else {}
+    signature |= dict.fromkeys(constants, "constexpr")
+    return name, kernel, signature, constants, {"num_warps": warps, "enable_fp_fusion": False}
+
+
+def _drawing_case(
+    name: str, kernel: Any, signature: dict[str, str], tile: int, **constants: Any
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    constants = {"TILE": tile, **constants}
+    signature = signature | dict.fromkeys(constants, "constexpr")
+    return name, kernel, signature, constants, {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
+    cases = [
+        _pass_case(f"chain.{dist}.{dtype}", _chain_kernel, dtype, code)
+        for dist, code in (("gaussian", 0), ("rademacher", 1), ("mixed", _MIXED))
+        for dtype in ("fp32", "bf16", "fp16", "fp64")
+    ]
+    for dtype in ("bf16", "fp16"):
+        cases.append(_pass_case(f"chain.gaussian.{dtype}.sr", _chain_kernel, dtype, 0, dtype, True))
+        cases.append(
+            _pass_case(f"adam.gaussian.{dtype}.sr", _adam_kernel, dtype, 0, "none", True, STATE="fp32")
+        )
+    for dtype, state in (("fp32", "fp32"), ("fp64", "fp64")):
+        cases.append(_pass_case(f"adam.gaussian.{dtype}", _adam_kernel, dtype, 0, STATE=state))
+    place = {"start": "i64", "skip": "i64"}
+    for dist, code in _DISTS.items():
+        signature = {"out": "*fp32", "seed": "u64", "stream": "u32", "query": "u32", **place, "n": "i64"}
+        tile, _ = tile_of(code, "fp32")
+        cases.append(
+            _drawing_case(f"sample.{dist}.fp32", _sample_kernel, signature, tile, DTYPE="fp32", DIST=code)
+        )
+    signature = {"out": "*i64", "seed": "u64", "stream": "u32", "tag": "u32", **place, "blocks": "i64"}
+    cases.append(_drawing_case("words", _words_kernel, signature, 256))
+    for dtype in ("bf16", "fp16"):
+        signature = {"x": "*fp32", "out": "*u16", "seed": "u64", "stream": "u32", "query": "u32", **place}
+        signature |= {"n": "i64"}
+        cases.append(_drawing_case(f"stochastic_round.{dtype}", _round_kernel, signature, 2048, DTYPE=dtype))
+    return cases
