@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-
 IN_WHEEL = """
 tenfold/__init__.py tenfold/cli/__init__.py tenfold/runs/template/report.html.j2
 tenfold/runs/template/report.css tenfold/kernels/zo/zo_reference.py tenfold/kernels/zo/zo_triton.py
 tenfold/benchmarks/zo.py
-""".split()
+"""
 
 IN_SDIST = """
 pyproject.toml CMakeLists.txt CMakePresets.json README.md LICENSE CHANGELOG.md CITATION.cff
@@ -22,7 +21,7 @@ constraints.txt assets.txt noxfile.py csrc/cpu_module.cpp csrc/args.hpp kernels/
 kernels/zo/zo_cpu.cpp kernels/zo/zo.hpp kernels/zo/zo_reference.py python/tenfold/__init__.py
 python/tenfold/runs/__init__.py benchmarks/zo.py tests/conftest.py tests/runs/conftest.py
 tests/packaging/test_dist.py docs/conf.py
-""".split()
+"""
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def sdist(dist: Path) -> set[str]:
 
 def test_wheel_holds_the_packages_and_no_sources(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert not [name for name in IN_WHEEL if name not in names]
+    assert not [name for name in IN_WHEEL.split() if name not in names]
     assert sum(bool(re.fullmatch(r"tenfold/_cpu\.[\w.-]+\.so", name)) for name in names) == 1
     assert not [name for name in names if re.search(r"\.(cpp|cu|cuh|hpp|o|pyc)$|CMake|/tests?/", name)]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"tenfold"}
@@ -67,6 +66,6 @@ def test_wheel_links_no_libtorch_and_no_openmp(wheel: zipfile.ZipFile) -> None:
 
 
 def test_sdist_can_build_and_be_tested(sdist: set[str]) -> None:
-    assert not [name for name in IN_SDIST if name not in sdist]
+    assert not [name for name in IN_SDIST.split() if name not in sdist]
     built = re.compile(r"\.(so|pyc|o)$|^(build|runs|dist|\.venv)/")
     assert not [name for name in sdist if built.search(name)]
