@@ -51,6 +51,11 @@ class Kernel:
     sass: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
+    def take(self, numbers: dict[str, int]) -> None:
+        """Set fields from what ptxas_report gives."""
+        for name, value in numbers.items():
+            setattr(self, name, value)
+
 
 def _run(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
@@ -157,7 +162,8 @@ def compile_cuda(nvcc: str, source: Path, arch: str, folder: Path) -> list[Kerne
     names, sass, bodies = _readable(list(numbers)), sass_counts(cubin), _ptx_of(ptx.read_text())
     kernels = []
     for mangled, found in numbers.items():
-        kernel = Kernel("nvcc", arch, family, names[mangled], **found, sass=sass.get(mangled, {}))
+        kernel = Kernel("nvcc", arch, family, names[mangled], sass=sass.get(mangled, {}))
+        kernel.take(found)
         _check_spills(kernel)
         _check_ptx(kernel, bodies.get(mangled, ""))
         kernels.append(kernel)
@@ -224,8 +230,7 @@ def _measure_triton(
         (ptxas, "-v", *map(str, flags), f"--gpu-name={target[1]}", source, "-o", folder / "again.cubin")
     )
     for _, found in ptxas_report(report.stderr):
-        for number, value in found.items():
-            setattr(kernel, number, value)
+        kernel.take(found)
     if not kernel.registers:
         kernel.faults.append(f"ptxas: {report.stderr.strip()[-400:]}")
 

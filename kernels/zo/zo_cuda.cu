@@ -58,11 +58,12 @@ struct StridedTensor {
   int64_t strides[kSlots][kMaxDims];
 };
 
-// Blocks per multiprocessor that registers must leave room for: 3 is at most 80 registers a thread, 2 is 128.
+// Blocks per multiprocessor that registers must leave room for: 3 is at most 80 registers a thread, 2 is 128. No kernel spills with these
+// (benchmarks/cuda_compile.py).
 template <class T, class Tensor>
-constexpr int kChainResident = sizeof(T) <= 4 && std::is_same_v<Tensor, FlatTensor> ? 3 : 2;
-template <class T, class Tensor>
-constexpr int kAdamResident = sizeof(T) == 4 && std::is_same_v<Tensor, FlatTensor> ? 3 : 2;
+constexpr int kResident = std::is_same_v<Tensor, StridedTensor> ? 1
+                          : sizeof(T) == 4                      ? 3
+                                                                : 2;
 
 // Vectors a thread works on at once: all of them, in registers; one after the other where speed is lost to scattered loads anyway, which
 // keeps the code small (the accumulators then stand in local memory).
@@ -315,7 +316,8 @@ __device__ __forceinline__ void each_tile(const P& p, const Work& work) {
 }
 
 template <class T, class Tensor, Terms kWhere>
-__global__ void __launch_bounds__(kThreads, kChainResident<T, Tensor>) chain_kernel(const __grid_constant__ Pass<Tensor> p) {
+__global__ void __launch_bounds__(kThreads, kWhere == Terms::kInParameters && sizeof(T) == 2 ? 3 : kResident<T, Tensor>)
+    chain_kernel(const __grid_constant__ Pass<Tensor> p) {
   using M = math_t<T>;
   constexpr int N = kVector<T>;
   const Term common = common_at<kWhere>(p);
@@ -344,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, kChainResident<T, Tensor>) chain_ker
 }
 
 template <class T, class Tensor>
-__global__ void __launch_bounds__(kThreads, kAdamResident<T, Tensor>) adam_kernel(const __grid_constant__ Pass<Tensor> p) {
+__global__ void __launch_bounds__(kThreads, kResident<T, Tensor>) adam_kernel(const __grid_constant__ Pass<Tensor> p) {
   using M = math_t<T>;
   constexpr int N = kVector<T>;
   const Term common = common_at<Terms::kEither>(p);

@@ -19,7 +19,7 @@ import math
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -627,7 +627,7 @@ def _by_dtype(
 
 
 def _launch(
-    kernel: Callable,
+    kernel: Any,
     columns: Sequence[Sequence[Tensor]],
     streams: Sequence[int],
     written: int,

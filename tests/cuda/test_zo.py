@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from tenfold.kernels.zo import zo_native
 from tenfold.kernels.zo import zo_reference as ref
 from torch import Tensor
 
@@ -160,6 +161,34 @@ def test_chain_of_64_terms(gpu):
     terms = terms_of(("gaussian", "rademacher") * 32)
     for module, where in ((gpu.module, got), (ref, want)):
         module.chain_(where, None, [0, 1], *terms, 0.5)
+    assert_same(got, want)
+
+
+def _chain_from_memory(gpu, params, terms, z_round=None, stochastic=False) -> None:
+    """The chain of each kind of kernel that reads its terms from memory when it runs."""
+    streams = list(range(len(params)))
+    if gpu.name == "triton":
+        gpu.module.chain_table_(params, None, streams, terms, None, z_round, stochastic)
+        return
+    module, where = zo_native._module(params[0])
+    views = [zo_native._view(p) for p in params]
+    dtype, rounding = zo_native.DTYPE_CODES[params[0].dtype], zo_native._code(z_round)
+    n_terms = terms.shape[0] - 1
+    module.zo_chain_from_memory(
+        views, [], streams, terms.data_ptr(), n_terms, dtype, rounding, stochastic, *where
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_chain_with_terms_in_memory(gpu, dtype):
+    zo_triton = pytest.importorskip("tenfold.kernels.zo.zo_triton")
+    got, want = tensors(dtype, gpu.device), tensors(dtype, torch.device("cpu"))
+    for z_round, stochastic in ((None, True), (torch.bfloat16, False)):
+        options = {"decay": 0.75, "rounding_seed": SEED, "rounding_query": 11}
+        table = zo_triton.terms_table(*terms_of(DISTS), **options, device=gpu.device)
+        _chain_from_memory(gpu, got, table, z_round, stochastic)
+        streams = list(range(len(want)))
+        ref.chain_(want, None, streams, *terms_of(DISTS), **options, z_round=z_round, stochastic=stochastic)
     assert_same(got, want)
 
 

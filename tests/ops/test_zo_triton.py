@@ -1,11 +1,11 @@
 """The Triton kernels, through the interpreter where there is no GPU: the same bits as the reference.
 
-What this shows without a GPU: the kernels' own arithmetic, traversal, tables and rounding.  The interpreter of
-Triton 3.9 computes tl.fma with one rounding (older ones with two: skipped), and NumPy's square root and
+What this shows without a GPU: the kernels' own arithmetic, traversal, tables and rounding.  The interpreter
+of Triton 3.9 computes tl.fma with one rounding (older ones with two: skipped), and NumPy's square root and
 division are the IEEE ones, so equality is of bits, not of tolerances.  What it cannot show: the compiler.
-tests/cuda/test_compile.py counts the operations in the PTX, and the tests marked gpu in tests/cuda compare the
-compiled kernels with the same reference.  Rounding to bfloat16 is the one place where the interpreted kernel
-differs from the compiled one (integer arithmetic instead of the hardware's conversion).
+tests/cuda/test_compile.py counts the operations in the PTX, and the tests marked gpu in tests/cuda compare
+the compiled kernels with the same reference.  Rounding to bfloat16 is the one place where the interpreted
+kernel differs from the compiled one (integer arithmetic instead of the hardware's conversion).
 """
 
 from __future__ import annotations
