@@ -469,7 +469,7 @@ def cases() -> list[Case]:
         ("gaussian", "bf16", ["mezo"], True),
         ("gaussian", "f16", ["mezo"], False),
         ("rademacher", "f32", ["fzoo", "mezo"], False),
-        ("rademacher", "bf16", ["fzoo", "mezo"], False),
+        ("rademacher", "bf16", ["fzoo"], False),
     ):
         build = partial(_perturb, opt, tiny, dtype, dist, peers, with_compiled, False)
         found.append(Case(f"zo.perturb.{dist}.{dtype}.opt125m", build))
