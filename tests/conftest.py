@@ -20,7 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +32,27 @@ if not torch.cuda.is_available():
 import tenfold
 from tenfold import _native
 from tenfold._backend import why_not
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fma_that_rounds_once() -> Iterator[None]:
+    """An fma rounds once on every GPU; the interpreters of Triton before 3.9 multiply, round, add and round."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("TRITON_INTERPRET") == "1" and why_not("triton", "cpu") is None:
+            from triton._C.libtriton import interpreter as native
+            from triton.runtime import interpreter
+
+            if not hasattr(native, "fma_fp32"):
+                patch.setattr(interpreter.InterpreterBuilder, "create_fma", _exact_fma)
+        yield
+
+
+def _exact_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    from tenfold.kernels.zo import zo_reference
+
+    exact = zo_reference.fma64 if z.data.dtype == np.float64 else zo_reference.fma32
+    operands = [torch.from_numpy(np.array(v)) for v in np.broadcast_arrays(x.data, y.data, z.data)]
+    return type(z)(exact(*operands).numpy(), z.dtype.scalar)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The Triton kernels, through the interpreter where there is no GPU: the same bits as the reference.
 
 What this shows without a GPU: the kernels' own arithmetic, traversal, tables and rounding.  The interpreter
-of Triton 3.9 computes tl.fma with one rounding; older ones with two, where the fixture below gives them the
-exact fma that compiled code has.  NumPy's square root and division are the IEEE ones, so equality is of bits,
+of Triton 3.9 computes tl.fma with one rounding; older ones with two, where a fixture in tests/conftest.py
+gives them the exact fma that compiled code has.  NumPy's square root and division are the IEEE ones, so equality is of bits,
 not of tolerances.  What it cannot show: the compiler.
 tests/cuda/test_compile.py counts the operations in the PTX, and the tests marked gpu in tests/cuda compare
 the compiled kernels with the same reference.  Rounding to bfloat16 is the one place where the interpreted
@@ -11,10 +11,6 @@ kernel differs from the compiled one (integer arithmetic instead of the hardware
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from tenfold.kernels.zo import zo_reference as ref
@@ -31,25 +27,6 @@ def _cannot_run() -> str | None:
     if DEVICE.type == "cuda" or zo_triton.INTERPRETED:
         return None
     return "no GPU, and Triton was imported without its interpreter"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fma_that_rounds_once() -> Iterator[None]:
-    """An fma rounds once on every GPU; the interpreters of Triton before 3.9 multiply, round, add and round."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE.type != "cuda":
-            from triton._C.libtriton import interpreter as native
-            from triton.runtime import interpreter
-
-            if not hasattr(native, "fma_fp32"):
-                patch.setattr(interpreter.InterpreterBuilder, "create_fma", _exact_fma)
-        yield
-
-
-def _exact_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    exact = ref.fma64 if z.data.dtype == np.float64 else ref.fma32
-    operands = [torch.from_numpy(np.array(v)) for v in np.broadcast_arrays(x.data, y.data, z.data)]
-    return type(z)(exact(*operands).numpy(), z.dtype.scalar)
 
 
 pytestmark = [
