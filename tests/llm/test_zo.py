@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,16 @@ def test_bad_settings(
 
 
 def test_presets_fill_what_is_left_open() -> None:
-    default, long = ZOConfig().resolved(), ZOConfig(preset="long").resolved()
+    default, long = ZOConfig(), ZOConfig(preset="long")
     assert (default.trainable, default.seeds, default.test_size) == ("last-block", [0, 1, 2], 500)
     assert (long.trainable, long.full_steps) == ("full", 0)
-    assert ZOConfig(preset="quick", steps=7).resolved().steps == 7
-    assert ZOConfig(optimizer="zo-sgd").resolved().num_queries == 1
-    assert ZOConfig().steps is None  # resolved() works on a copy
+    assert (ZOConfig(preset="quick").steps, ZOConfig(preset="quick", steps=7).steps) == (40, 7)
+    assert ZOConfig(optimizer="zo-sgd").num_queries == 1
+
+
+def test_the_stored_settings_are_complete_and_give_the_same_run(result: zo.Result) -> None:
+    import yaml
+
+    stored = yaml.safe_load((result.path / "config.yaml").read_text())
+    assert [name for name, value in stored.items() if value is None] == ["max_minutes"]
+    assert dataclasses.asdict(ZOConfig(**stored)) == stored

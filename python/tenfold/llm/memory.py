@@ -69,6 +69,7 @@ def longest(data: Encoded, count: int) -> tuple[list[list[int]], list[int]]:
 def _ask(mode: str, request: dict[str, Any]) -> dict[str, Any]:
     environment = os.environ | {
         "TENFOLD_PROBE_THREADS": str(torch.get_num_threads()),
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(

@@ -64,7 +64,7 @@ class Trained:
 class Task:
     """Everything that a training run reads: scorer, splits, and their kept states where the front is frozen.
 
-    The parameters are marked as trained from the start: PyTorch picks its matrix kernels by that mark, even where
+    The parameters are marked as trained from the start: PyTorch picks matrix kernels by that mark, even where
     no gradient is computed, and a resumed run must have the bits of an uninterrupted one.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tenfold.llm import memory
 from tenfold.llm.zo import Outcome
-from tenfold.llm.zo_numbers import Score, part_name, time_rows
+from tenfold.llm.zo_numbers import Score, milliseconds, part_name, time_rows, usual_share
 from tenfold.runs import RunFolder, figures
 
 ACCURACY, LOSS, MEMORY, TIME = "accuracy", "loss", "memory", "time"
@@ -27,7 +27,10 @@ def draw(outcome: Outcome, scores: dict[str, Score], folder: RunFolder) -> list[
 
 def _accuracy(outcome: Outcome, scores: dict[str, Score]) -> tuple[Any, str, str]:
     figure, axes = figures.figure(7.0, 3.6)
-    bars = [("before", "untrained"), ("after", f"{part_name(outcome)},\n{outcome.config.steps} steps")]
+    bars = [
+        ("before", "untrained"),
+        ("after", f"{_label(part_name(outcome))},\n{outcome.config.steps} steps"),
+    ]
     if outcome.full is not None:
         bars.append(("full", f"every parameter,\n{len(outcome.full.history.steps)} steps"))
     for place, (key, _) in enumerate(bars):
@@ -45,7 +48,7 @@ def _accuracy(outcome: Outcome, scores: dict[str, Score]) -> tuple[Any, str, str
         )
     seeds = [100 * scores[f"seed{seed}"].accuracy for seed in outcome.seeds]
     if len(seeds) > 1:
-        places = [1 + 0.07 * (i - (len(seeds) - 1) / 2) for i in range(len(seeds))]
+        places = [0.8 + 0.05 * (i - (len(seeds) - 1) / 2) for i in range(len(seeds))]  # beside the interval
         axes.scatter(
             places, seeds, s=26, color=figures.PAPER, edgecolor=figures.INK, zorder=5, label="each seed"
         )
@@ -125,20 +128,24 @@ def _memory(outcome: Outcome, scores: dict[str, Score]) -> tuple[Any, str, str]:
 
 def _time(outcome: Outcome, scores: dict[str, Score]) -> tuple[Any, str, str]:
     rows = time_rows(outcome)
-    figure, axes = figures.figure(7.0, 1.3 + 0.6 * len(rows))
+    bars = [(f"{_label(row['what'])}\n{milliseconds(row['ms_per_step'])} a step", row) for row in rows]
+    bars.append((f"{_label(rows[-1]['what'])},\npasses as papers' code", _as_usual(outcome, rows[-1])))
+    figure, axes = figures.figure(7.0, 1.3 + 0.6 * len(bars))
     parts = (
         ("forward_share", "forward passes"),
         ("pass_share", "weight passes"),
         ("rest_share", "everything else"),
     )
-    for place, row in zip(range(len(rows))[::-1], rows, strict=True):
+    places = range(len(bars))[::-1]
+    for place, (_, row) in zip(places, bars, strict=True):
         left = 0.0
         for (key, label), colour in zip(parts, (*figures.SERIES[:2], figures.MUTED), strict=True):
             share = 100 * float(row[key])
-            axes.barh(place, share, 0.5, left=left, color=colour, label=label if row is rows[0] else None)
-            if share > 6:
+            axes.barh(place, share, 0.5, left=left, color=colour, label=label if place == places[0] else None)
+            if share > 5:
+                middle = left + share / 2
                 axes.text(
-                    left + share / 2,
+                    middle,
                     place,
                     f"{share:.0f} %",
                     ha="center",
@@ -147,22 +154,33 @@ def _time(outcome: Outcome, scores: dict[str, Score]) -> tuple[Any, str, str]:
                     fontweight="bold",
                 )
             left += share
-    names = [f"{row['what']}\n{_milliseconds(float(row['ms_per_step']))} a step" for row in rows]
-    axes.set_yticks(range(len(rows))[::-1], names)
+    axes.set_yticks(list(places), [name for name, _ in bars])
     axes.set(xlim=(0, 100), xlabel="share of a training step, %")
     axes.set_title("Where the time of a step goes", pad=26)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
     axes.grid(axis="y", visible=False)
     caption = (
         "Share of a training step spent in forward passes, in passes over the weights (perturb, restore, "
-        "update) and in everything else."
+        "update) and in everything else. The last bar is computed: the same step, with the time of one "
+        "pass as the papers' code writes it, measured in this run."
     )
-    alt = "; ".join(f"{row['what']}: weight passes {100 * float(row['pass_share']):.0f} %" for row in rows)
-    return figure, caption, f"Stacked bars of the time of a step. {alt}."
+    alt = "; ".join(f"{name}: weight passes {100 * row['pass_share']:.0f} %" for name, row in bars)
+    return figure, caption, f"Stacked bars of the time of a step. {alt}.".replace("\n", " ")
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
+def _as_usual(outcome: Outcome, row: dict[str, Any]) -> dict[str, float]:
+    """Shares of the step if its passes were written as in the papers' code."""
+    share = usual_share(outcome)
+    scale = (1 - share) / (1 - row["pass_share"])
+    return {
+        "forward_share": scale * row["forward_share"],
+        "pass_share": share,
+        "rest_share": scale * row["rest_share"],
+    }
+
+
+def _label(part: str) -> str:
+    return part.removeprefix("the ")
 
 
 def _cycle(count: int) -> list[str]:

@@ -117,6 +117,7 @@ def collect(outcome: Outcome, scores: dict[str, Score]) -> dict[str, float | int
             "full_forwards": outcome.full.history.forwards,
             "full_train_seconds": outcome.full.history.seconds,
         }
+    numbers |= {"usual_pass_ms": outcome.usual_pass_ms, "usual_pass_share": usual_share(outcome)}
     numbers |= _memory_numbers(outcome.memory)
     return numbers
 
@@ -164,6 +165,13 @@ def time_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
+def usual_share(outcome: Outcome) -> float:
+    """Share of a step of the last phase that its passes would take as the papers' code writes them."""
+    row = time_rows(outcome)[-1]
+    usual = outcome.usual_pass_ms * row["passes_per_step"]
+    return float(usual / (usual + row["ms_per_step"] * (1 - row["pass_share"])))
+
+
 def _total(histories: list[History], key: str) -> float:
     return sum(row[key] for history in histories for row in history.steps)
 
@@ -209,6 +217,13 @@ def _both_labels(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]
 
 def part_name(outcome: Outcome) -> str:
     """What the seeds train, in words."""
-    names = {"last-block": "last block", "full": "every parameter"}
     trainable = str(outcome.config.trainable)
-    return names.get(trainable, trainable.replace("last-", "last ") + " blocks")
+    names = {"last-block": "the last block", "full": "every parameter"}
+    return names.get(trainable, f"the last {trainable.removeprefix('last-')} blocks")
+
+
+def milliseconds(value: float) -> str:
+    """A time given in milliseconds, for people: '3.3 ms', '65 ms', '6.7 s'."""
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
