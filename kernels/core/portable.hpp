@@ -11,7 +11,9 @@
 #error "define TF_NS (tf_baseline, tf_avx2, tf_avx512, tf_neon, tf_cuda) before including a kernel header"
 #endif
 
-#ifdef __CUDACC__
+#if defined(TF_SANITIZE)
+#define TF_HD inline  // instrumented code that is forced inline takes a compiler a quarter of an hour
+#elif defined(__CUDACC__)
 #define TF_HD __host__ __device__ __forceinline__
 #else
 #define TF_HD inline __attribute__((always_inline))

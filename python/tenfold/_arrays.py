@@ -32,10 +32,13 @@ def as_tensor(name: str, value: Any, *, write: bool = True) -> Tensor:
             _checks.fail(ValueError, name, "a writable array", "a read-only one")
         value = value.copy()  # DLPack hands out writable memory only
     try:
-        return torch.from_dlpack(value)
+        tensor = torch.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError) as error:
         expected = "an array whose dtype and layout torch can share"
         _checks.fail(TypeError, name, expected, f"{getattr(value, 'dtype', type(value).__name__)} ({error})")
+    if tensor.data_ptr() % tensor.element_size():
+        _checks.fail(ValueError, name, "an array aligned to its items", f"address {tensor.data_ptr():#x}")
+    return tensor
 
 
 def kind_of(value: Any) -> Callable[[Tensor], Any]:
