@@ -5,9 +5,9 @@
 #include "isa.hpp"
 #include "logprob/logprob_api.hpp"
 
-#define TF_DECLARE_ISA(NS) \
-  namespace NS {           \
-  extern const tenfold::ZoKernels zo_kernels; \
+#define TF_DECLARE_ISA(NS)                              \
+  namespace NS {                                        \
+  extern const tenfold::ZoKernels zo_kernels;           \
   extern const tenfold::LogprobKernels logprob_kernels; \
   }
 TF_DECLARE_ISA(tf_baseline)
@@ -101,8 +101,13 @@ ChainArgs chain_args(const std::vector<View>& params, const std::vector<View>& s
                      const std::vector<Term>& summands, const PassOptions& o) {
   require_length("sources", sources.size(), params.size());
   require_length("streams", streams.size(), params.size());
-  return {params.data(),  sources.data(), streams.data(), static_cast<int64_t>(params.size()), summands.data(),
-          static_cast<int64_t>(summands.size()), o.decay, o.dtype, o.z_round, o.stochastic, o.rounding_seed, o.rounding_query, o.threads};
+  return {params.data(),   sources.data(),
+          streams.data(),  static_cast<int64_t>(params.size()),
+          summands.data(), static_cast<int64_t>(summands.size()),
+          o.decay,         o.dtype,
+          o.z_round,       o.stochastic,
+          o.rounding_seed, o.rounding_query,
+          o.threads};
 }
 
 void zo_chain(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<uint32_t>& streams,
@@ -128,8 +133,16 @@ void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_a
   require_length("exp_avg_sqs", squares.size(), targets.size());
   require_length("scalars", scalars.size(), 7);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  const AdamArgs args = {chain_args(targets, targets, streams, summands, options), means.data(), squares.data(),
-                         scalars[0], scalars[1], scalars[2], scalars[3], scalars[4], scalars[5], scalars[6]};
+  const AdamArgs args = {chain_args(targets, targets, streams, summands, options),
+                         means.data(),
+                         squares.data(),
+                         scalars[0],
+                         scalars[1],
+                         scalars[2],
+                         scalars[3],
+                         scalars[4],
+                         scalars[5],
+                         scalars[6]};
   py::gil_scoped_release unlocked;
   kernels.zo->adam(args);
 }
@@ -152,7 +165,8 @@ void zo_stochastic_round(uintptr_t x, int64_t n, uintptr_t out, int dtype, uint6
   kernels.zo->stochastic_round({pointer<const float>(x), n, pointer<void>(out), dtype, seed, stream, query, first, threads});
 }
 
-std::pair<double, double> zo_moments(uint64_t seed, uint32_t stream, uint32_t query, uint32_t dist, uint64_t first, int64_t n, int threads) {
+std::pair<double, double> zo_moments(uint64_t seed, uint32_t stream, uint32_t query, uint32_t dist, uint64_t first, int64_t n,
+                                     int threads) {
   py::gil_scoped_release unlocked;
   const Moments m = kernels.zo->moments({seed, stream, query, dist, first, n, 0, nullptr, threads});
   return {m.sum, m.sum_of_squares};

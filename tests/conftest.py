@@ -36,7 +36,7 @@ from tenfold._backend import why_not
 
 @pytest.fixture(autouse=True, scope="session")
 def _fma_that_rounds_once() -> Iterator[None]:
-    """An fma rounds once on every GPU; the interpreters of Triton before 3.9 multiply, round, add and round."""
+    """An fma rounds once on every GPU; interpreters of Triton before 3.9 multiply, round, add and round."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("TRITON_INTERPRET") == "1" and why_not("triton", "cpu") is None:
             from triton._C.libtriton import interpreter as native

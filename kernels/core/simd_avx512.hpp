@@ -119,7 +119,8 @@ TF_HD __m512i round_up_halves(__m512 value) {
   return _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
 }
 TF_HD void multiply_add4(bfloat16* at, F coef, const F z[4]) {
-  alignas(64) static constexpr uint16_t kLowHalf[32] = {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  alignas(64) static constexpr uint16_t kLowHalf[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                        0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
   alignas(64) static constexpr uint16_t kHighHalf[32] = {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
                                                          0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31};
   alignas(64) static constexpr uint16_t kTopWords[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,

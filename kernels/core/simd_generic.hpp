@@ -12,9 +12,9 @@ struct U {
   uint32_t v[kLanes];
 };
 
-#define TF_LANES(RESULT, EXPRESSION)                                        \
-  RESULT out;                                                               \
-  for (uint32_t j = 0; j < kLanes; ++j) out.v[j] = EXPRESSION;              \
+#define TF_LANES(RESULT, EXPRESSION)                           \
+  RESULT out;                                                  \
+  for (uint32_t j = 0; j < kLanes; ++j) out.v[j] = EXPRESSION; \
   return out
 
 TF_HD F operator+(F a, F b) { TF_LANES(F, a.v[j] + b.v[j]); }

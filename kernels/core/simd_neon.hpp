@@ -25,16 +25,12 @@ TF_HD U operator&(U a, U b) { return {vandq_u32(a.v, b.v)}; }
 TF_HD U operator^(U a, U b) { return {veorq_u32(a.v, b.v)}; }
 TF_HD U operator<<(U a, int n) { return {vshlq_u32(a.v, vdupq_n_s32(n))}; }
 TF_HD U operator>>(U a, int n) { return {vshlq_u32(a.v, vdupq_n_s32(-n))}; }
-TF_HD U shift_right_signed(U a, int n) {
-  return {vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a.v), vdupq_n_s32(-n)))};
-}
+TF_HD U shift_right_signed(U a, int n) { return {vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a.v), vdupq_n_s32(-n)))}; }
 TF_HD F to_float(U a) { return {vcvtq_f32_u32(a.v)}; }
 TF_HD F to_float_signed(U a) { return {vcvtq_f32_s32(vreinterpretq_s32_u32(a.v))}; }
 TF_HD U bits_of(F a) { return {vreinterpretq_u32_f32(a.v)}; }
 TF_HD F float_of(U a) { return {vreinterpretq_f32_u32(a.v)}; }
-TF_HD F select_lowest_bit(U k, F if_set, F if_clear) {
-  return {vbslq_f32(vtstq_u32(k.v, vdupq_n_u32(1)), if_set.v, if_clear.v)};
-}
+TF_HD F select_lowest_bit(U k, F if_set, F if_clear) { return {vbslq_f32(vtstq_u32(k.v, vdupq_n_u32(1)), if_set.v, if_clear.v)}; }
 template <>
 TF_HD F splat<F, float>(float x) {
   return {vdupq_n_f32(x)};

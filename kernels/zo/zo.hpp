@@ -51,7 +51,8 @@ struct AdamScalars {
 
 template <class M>
 TF_HD AdamScalars<M> adam_scalars(const tenfold::AdamArgs& a) {
-  return {M(a.beta1), M(a.beta2), M(a.one_minus_beta1), M(a.one_minus_beta2), M(a.inverse_correction), M(a.eps), M(a.rate), M(a.chain.decay)};
+  return {M(a.beta1), M(a.beta2), M(a.one_minus_beta1), M(a.one_minus_beta2), M(a.inverse_correction),
+          M(a.eps),   M(a.rate),  M(a.chain.decay)};
 }
 
 // Adam (Kingma and Ba, arXiv 1412.6980) with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101); m and v are updated in place.

@@ -229,7 +229,8 @@ void chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
     if (is_plain_gaussian(a, param, source)) {  // the common pass in half precision: registers all the way
       const Term& term = a.terms[0];
       const Sequence s = make_sequence(term.seed, stream, term.dist, term.query);
-      return generate<Gaussian>(s, static_cast<uint64_t>(first), n, static_cast<T*>(param.data) + first, MultiplyAdd{static_cast<float>(term.coef)});
+      return generate<Gaussian>(s, static_cast<uint64_t>(first), n, static_cast<T*>(param.data) + first,
+                                MultiplyAdd{static_cast<float>(term.coef)});
     }
   }
   alignas(64) M buffer[kTile];
@@ -275,18 +276,21 @@ template <class Work>
 void each_tile(const View* tensors, int64_t count, int threads, const Work& work) {
   int64_t total = 0;
   for (int64_t t = 0; t < count; ++t) total += tiles_of(tensors[t].numel);
-  parallel_ranges(total, threads, [&](int64_t begin, int64_t end) {
-    int64_t before = 0;
-    for (int64_t t = 0; t < count && before < end; ++t) {
-      const int64_t here = tiles_of(tensors[t].numel);
-      const int64_t from = begin > before ? begin - before : 0;
-      const int64_t to = smaller(end - before, here);
-      for (int64_t tile = from; tile < to; ++tile) {
-        work(t, tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile));
-      }
-      before += here;
-    }
-  }, kGrain);
+  parallel_ranges(
+      total, threads,
+      [&](int64_t begin, int64_t end) {
+        int64_t before = 0;
+        for (int64_t t = 0; t < count && before < end; ++t) {
+          const int64_t here = tiles_of(tensors[t].numel);
+          const int64_t from = begin > before ? begin - before : 0;
+          const int64_t to = smaller(end - before, here);
+          for (int64_t tile = from; tile < to; ++tile) {
+            work(t, tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile));
+          }
+          before += here;
+        }
+      },
+      kGrain);
 }
 
 // Calls f with a value of the C++ type that a DType code stands for.
@@ -320,15 +324,18 @@ void each_sample_tile(const SampleArgs& a, const Visit& visit) {
   const uint64_t lead = a.first % kTile;
   const uint64_t start = a.first - lead;
   const int64_t covered = a.n + static_cast<int64_t>(lead);
-  parallel_ranges(a.n > 0 ? tiles_of(covered) : 0, a.threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float z[kTile];
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t n = smaller(kTile, covered - tile * kTile);
-      draw(s, a.dist, start + static_cast<uint64_t>(tile * kTile), n, z);
-      const int64_t skip = tile == 0 ? static_cast<int64_t>(lead) : 0;
-      visit(z + skip, tile * kTile + skip - static_cast<int64_t>(lead), n - skip, tile);
-    }
-  }, kGrain);
+  parallel_ranges(
+      a.n > 0 ? tiles_of(covered) : 0, a.threads,
+      [&](int64_t begin, int64_t end) {
+        alignas(64) float z[kTile];
+        for (int64_t tile = begin; tile < end; ++tile) {
+          const int64_t n = smaller(kTile, covered - tile * kTile);
+          draw(s, a.dist, start + static_cast<uint64_t>(tile * kTile), n, z);
+          const int64_t skip = tile == 0 ? static_cast<int64_t>(lead) : 0;
+          visit(z + skip, tile * kTile + skip - static_cast<int64_t>(lead), n - skip, tile);
+        }
+      },
+      kGrain);
 }
 
 void sample(const SampleArgs& a) {
@@ -348,12 +355,14 @@ void sample(const SampleArgs& a) {
 void words(const WordsArgs& a) {
   constexpr int64_t kPiece = kTile / 4;
   const Sequence s = make_sequence(a.seed, a.stream, a.purpose, a.query);
-  parallel_ranges((a.blocks + kPiece - 1) / kPiece, a.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin * kPiece; b < smaller(end * kPiece, a.blocks); ++b) {
-      const PhiloxBlock<uint32_t> x = philox_block(a.first_block + static_cast<uint64_t>(b), s);
-      for (uint32_t j = 0; j < 4; ++j) a.out[4 * b + j] = word_of(x, j);
-    }
-  }, kGrain);
+  parallel_ranges((a.blocks + kPiece - 1) / kPiece, a.threads,
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t b = begin * kPiece; b < smaller(end * kPiece, a.blocks); ++b) {
+                      const PhiloxBlock<uint32_t> x = philox_block(a.first_block + static_cast<uint64_t>(b), s);
+                      for (uint32_t j = 0; j < 4; ++j) a.out[4 * b + j] = word_of(x, j);
+                    }
+                  },
+                  kGrain);
 }
 
 void stochastic_round(const RoundArgs& a) {
@@ -363,18 +372,21 @@ void stochastic_round(const RoundArgs& a) {
   with_dtype(a.dtype, [&](auto type) {
     using T = decltype(type);
     T* out = static_cast<T*>(a.out);
-    parallel_ranges(a.n > 0 ? tiles_of(covered) : 0, a.threads, [&](int64_t begin, int64_t end) {
-      alignas(64) uint32_t bits[kTile / 2];
-      const half_word* r16 = reinterpret_cast<const half_word*>(bits);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t n = smaller(kTile, covered - tile * kTile);
-        fill_words(s, (a.first - static_cast<uint64_t>(lead) + static_cast<uint64_t>(tile * kTile)) / 8, (n + 7) / 8, bits);
-        for (int64_t i = tile == 0 ? lead : 0; i < n; ++i) {
-          const int64_t at = tile * kTile + i - lead;
-          out[at] = Round<T>::stochastic(static_cast<math_t<T>>(a.x[at]), r16[i]);
-        }
-      }
-    }, kGrain);
+    parallel_ranges(
+        a.n > 0 ? tiles_of(covered) : 0, a.threads,
+        [&](int64_t begin, int64_t end) {
+          alignas(64) uint32_t bits[kTile / 2];
+          const half_word* r16 = reinterpret_cast<const half_word*>(bits);
+          for (int64_t tile = begin; tile < end; ++tile) {
+            const int64_t n = smaller(kTile, covered - tile * kTile);
+            fill_words(s, (a.first - static_cast<uint64_t>(lead) + static_cast<uint64_t>(tile * kTile)) / 8, (n + 7) / 8, bits);
+            for (int64_t i = tile == 0 ? lead : 0; i < n; ++i) {
+              const int64_t at = tile * kTile + i - lead;
+              out[at] = Round<T>::stochastic(static_cast<math_t<T>>(a.x[at]), r16[i]);
+            }
+          }
+        },
+        kGrain);
   });
 }
 

@@ -190,8 +190,8 @@ def _unit(x: Tensor) -> Tensor:
 def _sqrt(x: Tensor) -> Tensor:
     """Correctly rounded square root on any device.
 
-    float32: 53 bits are enough for the second rounding.  float64: the vector library behind torch.sqrt on the CPU
-    may be 1 ulp off, so one Newton correction from the exact remainder follows.
+    float32: 53 bits are enough for the second rounding.  float64: the vector library behind torch.sqrt on the
+    CPU may be 1 ulp off, so one Newton correction from the exact remainder follows.
     """
     root = x.to(torch.float64).sqrt()
     if x.dtype == torch.float64:
@@ -477,7 +477,7 @@ def adam_(
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 
-# -- the same calls that the compiled backends answer (zo_native.py) ------------------------------------------
+# -- the same calls that the compiled backends answer (zo_native.py) -----------------------------------------
 
 
 def sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:

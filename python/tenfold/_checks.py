@@ -28,7 +28,7 @@ def integer(name: str, value: Any, low: int, high: int, what: str | None = None)
             fail(TypeError, name, expected, describe(value))
     if not low <= value <= high:
         fail(ValueError, name, expected, value)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def seed(name: str, value: Any) -> int:
@@ -147,7 +147,7 @@ def memory(**lists: Sequence[Tensor]) -> None:
 
     Keywords are the arguments' names.
     """
-    spans = []
+    spans: list[tuple[int, int, int, str, Tensor]] = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
             if t.numel() == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -36,14 +37,11 @@ def _share_openmp() -> None:
 
 _share_openmp()
 
-from . import _cpu as cpu  # noqa: E402  (needs the OpenMP symbols above)
-
+cpu: ModuleType = import_module("tenfold._cpu")  # needs the OpenMP symbols above
 cuda: ModuleType | None
-cuda_why: str
+cuda_why = ""
 try:
-    from . import _cuda as cuda  # type: ignore[attr-defined, no-redef]
-
-    cuda_why = ""
+    cuda = import_module("tenfold._cuda")
 except ImportError as error:
     cuda = None
     note = cpu.build_info()["cuda"]

@@ -1,9 +1,11 @@
 // Prints a digest of what the CPU kernels compute, to compare instruction sets across machines.
-#include "zo/zo_api.hpp"
 #include <cstdio>
 #include <cstring>
 #include <vector>
-namespace TF_NS { extern const tenfold::ZoKernels zo_kernels; }
+#include "zo/zo_api.hpp"
+namespace TF_NS {
+extern const tenfold::ZoKernels zo_kernels;
+}
 using namespace tenfold;
 static uint64_t digest(const void* p, size_t n) {
   uint64_t h = 1469598103934665603ull;
@@ -26,14 +28,19 @@ int main() {
           Term t[2] = {{7, 1e-3, 0, dist}, {8, -2e-3, 3, 0}};
           for (int terms = 1; terms <= 2; ++terms) {
             k.chain({&v, &v, &stream, 1, t, terms, terms == 1 ? 1.0 : 0.99, dtype, z_round, stochastic == 1, 77, 2, 1});
-            std::printf("chain %u %d %d %d %d %016lx\n", dist, dtype, stochastic, z_round, terms, (unsigned long)digest(out.data(), n * size[dtype]));
+            std::printf("chain %u %d %d %d %d %016lx\n", dist, dtype, stochastic, z_round, terms,
+                        (unsigned long)digest(out.data(), n * size[dtype]));
           }
         }
     }
-  std::vector<float> x(n); std::vector<uint16_t> y(n);
+  std::vector<float> x(n);
+  std::vector<uint16_t> y(n);
   k.sample({1, 0, 0, 0, 0, n, 0, x.data(), 1});
   for (auto& v : x) v *= v * v * 1e-3f;
-  for (int dtype = 2; dtype < 4; ++dtype) { k.stochastic_round({x.data(), n, y.data(), dtype, 3, 1, 2, 5, 1}); std::printf("sr %d %016lx\n", dtype, (unsigned long)digest(y.data(), n * 2)); }
+  for (int dtype = 2; dtype < 4; ++dtype) {
+    k.stochastic_round({x.data(), n, y.data(), dtype, 3, 1, 2, 5, 1});
+    std::printf("sr %d %016lx\n", dtype, (unsigned long)digest(y.data(), n * 2));
+  }
   Moments m = k.moments({42, 0, 0, 0, 0, 100000, 0, nullptr, 1});
   std::printf("moments %a %a\n", m.sum, m.sum_of_squares);
 }

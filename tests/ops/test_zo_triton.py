@@ -2,8 +2,8 @@
 
 What this shows without a GPU: the kernels' own arithmetic, traversal, tables and rounding.  The interpreter
 of Triton 3.9 computes tl.fma with one rounding; older ones with two, where a fixture in tests/conftest.py
-gives them the exact fma that compiled code has.  NumPy's square root and division are the IEEE ones, so equality is of bits,
-not of tolerances.  What it cannot show: the compiler.
+gives them the exact fma that compiled code has.  NumPy's square root and division are the IEEE ones, so
+equality is of bits, not of tolerances.  What it cannot show: the compiler.
 tests/cuda/test_compile.py counts the operations in the PTX, and the tests marked gpu in tests/cuda compare
 the compiled kernels with the same reference.  Rounding to bfloat16 is the one place where the interpreted
 kernel differs from the compiled one (integer arithmetic instead of the hardware's conversion).

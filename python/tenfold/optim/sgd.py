@@ -34,9 +34,9 @@ class ZOSGD(ZerothOrder):
         seed: of the run, in [0, 2^64).
         restore: how a probe is undone.  "arithmetic" adds the opposite: no extra memory, but each pass
             rounds, and weights drift in half precision (100 steps at eps 1e-3 with lr 0 move bfloat16 weights
-            of rms 0.02 by 7.8e-4 rms, float16 by 9.8e-5, float32 by 1.2e-8).  "exact" keeps one clean copy of the
-            trainable tensors, taken at the start of each step: probes and update are written from it, nothing
-            drifts.
+            of rms 0.02 by 7.8e-4 rms, float16 by 9.8e-5, float32 by 1.2e-8).  "exact" keeps one clean copy
+            of the trainable tensors, taken at the start of each step: probes and update are written from it,
+            nothing drifts.
         rounding: to the dtype of the weights.  "rne", to nearest even, is the default in every dtype; small
             updates are then lost in half precision (88 % of the elements do not move for lr*g = 1e-5 in
             bfloat16).  "sr", stochastic, keeps them on average.
