@@ -203,3 +203,25 @@ def cuda_compile(session: nox.Session) -> None:
     session.run("cmake", "--preset", "cuda", f"-DPython_EXECUTABLE={python}")
     session.run("cmake", "--build", "--preset", "cuda")
     session.run("python", "benchmarks/cuda_compile.py", "--require", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def arm64(session: nox.Session) -> None:
+    """The NEON kernels, cross-compiled and emulated, against the ones of this machine: equal digests of their bits.
+
+    Needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: g++-aarch64-linux-gnu, qemu-user-static).
+    """
+    sources = ["tests/native/digest.cpp", "kernels/zo/zo_cpu.cpp"]
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Ikernels"]
+    folder = Path(session.create_tmp())
+    neon, host = folder / "digest-neon", folder / "digest-host"
+    cross = ["-static", "-DTF_NS=tf_neon", "-DTF_ISA_NEON=1"]
+    session.run("aarch64-linux-gnu-g++", *flags, *cross, *sources, "-o", str(neon), external=True)
+    session.run("g++", *flags, "-DTF_NS=tf_baseline", *sources, "-o", str(host), external=True)
+    digests = [
+        session.run(*command, external=True, silent=True)
+        for command in (["qemu-aarch64-static", str(neon)], [str(host)])
+    ]
+    if digests[0] != digests[1]:
+        session.error("NEON and baseline differ:\n" + "\n".join(str(d) for d in digests))
+    session.log("%d digests agree", len(str(digests[0]).splitlines()))
