@@ -207,7 +207,7 @@ def cuda_compile(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def arm64(session: nox.Session) -> None:
-    """The NEON kernels, cross-compiled and emulated, against those of this machine: equal digests of their bits.
+    """The NEON kernels, cross-compiled and emulated, against this machine's: equal digests of their bits.
 
     Needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: g++-aarch64-linux-gnu, qemu-user-static).
     """
