@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import torch
@@ -171,15 +173,19 @@ def memory(**lists: Sequence[Tensor]) -> None:
 def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     """Each source is its param itself, or memory that no param is written to."""
     written = sorted((*_span(p), i) for i, p in enumerate(params) if p.numel())
+    ends = list(accumulate((end for _, end, _ in written), max))  # of all spans up to this one
     for k, (source, param) in enumerate(zip(sources, params, strict=True)):
         if source.numel() == 0 or (
             source.data_ptr() == param.data_ptr() and source.stride() == param.stride()
         ):
             continue
         start, end = _span(source)
-        for low, high, i in written:
-            if low < end and start < high:
-                fail(ValueError, f"{name}[{k}]", "memory of its own", f"memory shared with params[{i}]")
+        for at in range(bisect_left(written, (end,)) - 1, -1, -1):
+            if ends[at] <= start:
+                break
+            if written[at][1] > start:
+                got = f"memory shared with params[{written[at][2]}]"
+                fail(ValueError, f"{name}[{k}]", "memory of its own", got)
 
 
 def _columns_apart(a: Tensor, b: Tensor) -> bool:
@@ -187,6 +193,8 @@ def _columns_apart(a: Tensor, b: Tensor) -> bool:
     if a.ndim != 2 or b.ndim != 2 or a.stride() != b.stride() or a.stride(1) != 1 or a.dtype != b.dtype:
         return False
     row = a.stride(0) * a.element_size()
+    if row == 0:
+        return False
     offset = (b.data_ptr() - a.data_ptr()) % row
     return offset >= a.shape[1] * a.element_size() and row - offset >= b.shape[1] * b.element_size()
 

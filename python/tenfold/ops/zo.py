@@ -339,7 +339,8 @@ def zo_restore_update_(
         lr: learning rate, >= 0.
         projected_grad: g = (L(theta + eps z) - L(theta - eps z)) / (2 eps), finite.
         weight_decay: decoupled (AdamW-style) decay, >= 0.
-        The rest, and errors: as `zo_chain_`.
+
+    The rest of the arguments, and the errors, are those of `zo_chain_`.
     """
     params = _params("params", params)
     eps = _checks.real("eps", eps, positive=True)
@@ -384,7 +385,8 @@ def zo_adam_(
         eps: > 0.
         step: 1 for the first step.
         weight_decay: >= 0.
-        The rest, and errors: as `zo_chain_`.
+
+    The rest of the arguments, and the errors, are those of `zo_chain_`.
     """
     params = _params("params", params)
     exp_avgs = _like("exp_avgs", exp_avgs, params, _state_dtypes(params))

@@ -47,11 +47,12 @@ class StepRecord:
     Attributes:
         step: its number, from 0.
         seed: the seed of its directions.
-        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group;
-            in a group with another eps they are scaled by eps_0/eps.  Empty if there was nothing to
-            update by.
+        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group (in
+            a group with another eps two-sided and one-sided estimates are scaled by eps_0/eps).  Empty if
+            there was nothing to update by.
         losses: every loss evaluated, in order: L(+), L(-) for each query; one-sided L(theta), then one each.
         skipped: True if the weights were only restored.
+        passes: how many times the trainable weights were passed over: probes, restores and the update.
         seconds: wall time on the host in "forward" (the closure) and in "passes" (over the weights); work
             queued on a GPU counts where the host waits for it.
     """
@@ -61,6 +62,7 @@ class StepRecord:
     projected_grads: tuple[float, ...]
     losses: tuple[float, ...]
     skipped: bool
+    passes: int
     seconds: dict[str, float]
 
 
@@ -192,7 +194,8 @@ class ZerothOrder(Optimizer):
 
         A loss or projected gradient that is not finite leaves the weights restored and counts in
         `num_skipped`.  An exception out of the closure (Ctrl-C too) restores the weights and is raised again;
-        that step does not count.
+        that step does not count.  Restored means bit for bit with restore="exact", and up to the rounding of
+        the passes back with restore="arithmetic".
 
         Raises:
             TypeError: closure is missing, or its loss is complex or not a scalar.
@@ -203,9 +206,9 @@ class ZerothOrder(Optimizer):
             _checks.fail(TypeError, "closure", "a callable that returns the loss", type(closure).__name__)
         walk = self._walk()
         try:
-            started = perf_counter()
+            started, copying = perf_counter(), walk.seconds
             losses = self._probe(walk, closure)
-            forward = perf_counter() - started - walk.seconds
+            forward = perf_counter() - started - (walk.seconds - copying)
             projected = {cell: self._projected(losses, cell.group) for cell in walk.cells}
             updates = {cell: self._coefficients(cell, g) for cell, g in projected.items()}
             finite = _all_finite(losses, *projected.values(), *(u.values() for u in updates.values()))
@@ -222,6 +225,7 @@ class ZerothOrder(Optimizer):
                         projected_grads=tuple(projected[walk.cells[0]] or ()),
                         losses=tuple(losses),
                         skipped=skipped,
+                        passes=walk.passes,
                         seconds={"forward": forward, "passes": walk.seconds},
                     ),
                     finite,
@@ -239,13 +243,17 @@ class ZerothOrder(Optimizer):
     def _walk(self) -> Walk:
         """The way through this step's probes, starting at the weights as they are."""
         cells = self._cells()
+        started = perf_counter()
+        clean = self._fresh_copies(cells) if self.restore == "exact" else None
+        copying = perf_counter() - started
         return Walk(
             cells,
             splitmix64(self.seed, self.num_steps),
             dist=self.dist,
             rounding=self.rounding,
             z_round=self.z_round,
-            clean=self._fresh_copies(cells) if self.restore == "exact" else None,
+            clean=clean,
+            seconds=copying,
         )
 
     def _fresh_copies(self, cells: list[Cell]) -> dict[Tensor, Tensor]:
@@ -297,6 +305,8 @@ class ZerothOrder(Optimizer):
         saved = {name: getattr(self, name) for name in _SAVED}
         saved["z_round"] = None if self.z_round is None else str(self.z_round).removeprefix("torch.")
         saved["slots"] = [list(slot) for slot in self._slots.values()]
+        saved["class"] = type(self).__name__
+        saved["shapes"] = [list(p.shape) for p in self._slots]
         return {**super().state_dict(), _KEY: saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -307,6 +317,12 @@ class ZerothOrder(Optimizer):
         if _KEY not in state_dict:
             _checks.fail(ValueError, "state_dict", f"the key '{_KEY}'", sorted(state_dict))
         saved = state_dict[_KEY]
+        if saved["class"] != type(self).__name__:
+            _checks.fail(ValueError, "state_dict", f"the state of {type(self).__name__}", saved["class"])
+        shapes = [list(p.shape) for p in self._slots]
+        if len(shapes) == len(saved["shapes"]) and shapes != saved["shapes"]:
+            k = next(i for i, shape in enumerate(shapes) if shape != saved["shapes"][i])
+            _checks.fail(ValueError, "state_dict", f"shape {shapes[k]} for parameter {k}", saved["shapes"][k])
         if len(saved["slots"]) != len(self._slots):
             _checks.fail(ValueError, "state_dict", f"{len(self._slots)} parameters", len(saved["slots"]))
         super().load_state_dict(state_dict)

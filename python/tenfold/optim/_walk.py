@@ -88,15 +88,16 @@ class Walk:
         rounding: str,
         z_round: torch.dtype | None,
         clean: dict[Tensor, Tensor] | None,
+        seconds: float = 0.0,
     ) -> None:
         self.cells = cells
         self.seed = seed
-        self.seconds = 0.0
+        self.seconds = seconds
         self._dist = dist
         self._clean = clean
         self._rounding = rounding
         self._z_round = z_round
-        self._passes = 0
+        self.passes = 0
 
     def to(self, target: Coefs) -> None:
         """Put every cell at clean + sum_i target[i] * eps * z_i, eps being its group's; {} is clean."""
@@ -129,12 +130,12 @@ class Walk:
         started = perf_counter()
         with interrupts_deferred():
             yield
-            self._passes += 1
+            self.passes += 1
         self.seconds += perf_counter() - started
 
     def rounding_options(self) -> dict[str, Any]:
         """How the ops round in the pass under way: each pass of a step draws random bits of its own."""
-        own = splitmix64(self.seed, self._passes) if self._rounding == "sr" else None
+        own = splitmix64(self.seed, self.passes) if self._rounding == "sr" else None
         return {"out_rounding": self._rounding, "rounding_seed": own}
 
     def _move(

@@ -66,7 +66,7 @@ class FZOO(ZerothOrder):
     def _projected(self, losses: list[float], group: dict[str, Any]) -> list[float] | None:
         base, probes = losses[0], losses[1:]
         mean = sum(probes) / len(probes)
-        sigma = math.sqrt(sum((loss - mean) ** 2 for loss in probes) / len(probes))
+        sigma = math.sqrt(sum((loss - mean) * (loss - mean) for loss in probes) / len(probes))
         if sigma == 0.0:
             return None
         return [(loss - base) / sigma for loss in probes]
