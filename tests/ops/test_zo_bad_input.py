@@ -187,6 +187,21 @@ BAD: dict[str, tuple[Callable[[Case], object], type[Exception], str]] = {
         "params[0] and params[1]",
     ),
     "expanded": (lambda t: t.perturb(params=[t.a[:1].expand(4), t.b]), ValueError, "params[0]"),
+    "one row twice": (
+        lambda t: t.perturb(params=[t.a.as_strided((1, 5), (0, 1)), t.a.as_strided((1, 5), (0, 1))]),
+        ValueError,
+        "params[0] and params[1]",
+    ),
+    "columns that overlap": (
+        lambda t: t.perturb(params=[t.a.view(20, 15)[:, :8], t.a.view(20, 15)[:, 7:]]),
+        ValueError,
+        "params[0] and params[1]",
+    ),
+    "columns that overlap across rows": (
+        lambda t: t.perturb(params=[t.a.view(20, 15)[:, 1:8], t.a[9:294].view(19, 15)[:, :8]]),
+        ValueError,
+        "params[0] and params[1]",
+    ),
     "broadcast rows": (lambda t: t.perturb(params=[t.b, t.a[:5].expand(3, 5)]), ValueError, "params[1]"),
     "overlapping strides": (
         lambda t: t.perturb(params=[t.b, t.a.as_strided((10, 10), (3, 1))]),
@@ -354,6 +369,11 @@ def test_columns_of_one_matrix_are_not_shared_memory():
     zo_perturb_([left, right], [0, 1], 1, 0, 1.0)
     assert torch.equal(left.reshape(-1), zo_sample(1, 0, n=750))
     assert torch.equal(right.reshape(-1), zo_sample(1, 1, n=450))
+    middle = torch.zeros(30, 40)[:, 10:20]
+    whole = middle._base
+    zo_perturb_([whole[5:, 20:], middle, whole[:, :10]], [0, 1, 2], 1, 0, 1.0)
+    assert torch.equal(middle.reshape(-1), zo_sample(1, 1, n=300))
+    assert (whole[:5, 20:] == 0).all()
 
 
 def test_numpy_integers_and_floats_are_taken():
