@@ -47,8 +47,8 @@ class StepRecord:
     Attributes:
         step: its number, from 0.
         seed: the seed of its directions.
-        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group (in
-            a group with another eps two-sided and one-sided estimates are scaled by eps_0/eps).  Empty if
+        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group
+            (where estimates divide by eps, a group with another eps has them scaled by eps_0/eps).  Empty if
             there was nothing to update by.
         losses: every loss evaluated, in order: L(+), L(-) for each query; one-sided L(theta), then one each.
         skipped: True if the weights were only restored.
