@@ -1,7 +1,8 @@
 """Zeroth-order passes: single passes, all passes of a step, whole steps, bare sampling.
 
-Peers draw their directions from torch's own generator, so their weights are other numbers of the same
-distribution; mean and size of the change are compared. The reference draws ours, and must agree to the bit.
+Peers draw their directions from torch's own generator (mezo normals, also where ours draws signs), so their
+weights are other numbers; mean, variance and size of the change are compared. The reference draws ours, and
+must agree to the bit.
 """
 
 from __future__ import annotations
