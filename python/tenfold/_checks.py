@@ -65,6 +65,8 @@ def real(
         fail(TypeError, name, expected, describe(value))
     try:
         number = float(value)
+    except OverflowError:
+        fail(ValueError, name, expected, "a number beyond float64")
     except (TypeError, ValueError):
         fail(TypeError, name, expected, describe(value))
     bad = not _is_finite(number) or (positive and number <= 0)
