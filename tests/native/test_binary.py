@@ -33,6 +33,8 @@ def test_no_openmp_runtime_is_linked():
 
 
 def test_only_the_door_is_exported():
+    if any("libasan" in line for line in tool("objdump", "-p", str(MODULE))):
+        pytest.skip("the sanitizers export functions of their own")
     lines = tool("nm", "-D", "--defined-only", str(MODULE))
     functions = [line.split()[-1] for line in lines if line.split()[1] in "TW"]
     assert functions == ["PyInit__cpu"]
