@@ -104,6 +104,7 @@ BAD: dict[str, tuple[Callable[[Case], object], type[Exception], str]] = {
     "c text": (lambda t: t.perturb(c="0.1"), TypeError, "c"),
     "c None": (lambda t: t.perturb(c=None), TypeError, "c"),
     "c a bool": (lambda t: t.perturb(c=True), TypeError, "c"),
+    "c too large for any float": (lambda t: t.perturb(c=10**400), (ValueError, TypeError), "c"),
     "c a tensor of two": (lambda t: t.perturb(c=torch.ones(2)), TypeError, "c"),
     # names
     "unknown dist": (lambda t: t.perturb(dist="normal"), ValueError, "dist"),
@@ -315,6 +316,8 @@ BAD: dict[str, tuple[Callable[[Case], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("what", list(BAD))
 def test_bad_input(what):
     call, kind, argument = BAD[what]
