@@ -127,43 +127,62 @@ def read_labelled(path: Path, classes: int = 2) -> list[Example]:
 
 
 def _read_table(path: Path) -> Iterator[tuple[int, object, object]]:
+    rows = _rows(path)
+    header = [name.strip().lstrip("\ufeff") for name in next(rows, (1, []))[1]]
+    text_column = next((name for name in TEXT_COLUMNS if name in header), None)
+    if text_column is None or LABEL_COLUMN not in header:
+        raise ValueError(
+            f"{path.name} line 1: expected a header with 'sentence' (or 'text') and 'label', got {header}"
+        )
+    text_at, label_at = header.index(text_column), header.index(LABEL_COLUMN)
+    for number, row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"{path.name} line {number}: expected {len(header)} columns, got {len(row)}")
+        yield number, row[text_at], row[label_at]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a table, each with the number of its last line."""
     tabs = path.suffix == ".tsv"
-    with open(path, encoding="utf-8", newline="") as file:
-        style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
-        reader = csv.reader(file, **style)
-        header = [name.strip().lstrip("\ufeff") for name in next(reader, [])]
-        text_column = next((name for name in TEXT_COLUMNS if name in header), None)
-        if text_column is None or LABEL_COLUMN not in header:
-            raise ValueError(
-                f"{path.name} line 1: expected a header with 'sentence' (or 'text') and 'label', got {header}"
-            )
-        text_at, label_at = header.index(text_column), header.index(LABEL_COLUMN)
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
+    reader = csv.reader(io.StringIO(_text(path), newline=""), **style)
+    try:
         for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{path.name} line {reader.line_num}: expected {len(header)} columns, got {len(row)}"
-                )
-            yield reader.line_num, row[text_at], row[label_at]
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name} line {reader.line_num}: expected a row of a table, got {error} (an open quote?)"
+        ) from None
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path.name} line {line}: expected UTF-8 text, got the byte 0x{content[error.start]:02x}"
+        ) from None
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, object, object]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path.name} line {number}: expected a JSON object, got {error}") from None
-            text_key = next((key for key in TEXT_COLUMNS if isinstance(row, dict) and key in row), None)
-            if text_key is None or LABEL_COLUMN not in row:
-                raise ValueError(
-                    f"{path.name} line {number}: expected the keys 'sentence' (or 'text') and 'label', got "
-                    f"{sorted(row) if isinstance(row, dict) else type(row).__name__}"
-                )
-            yield number, row[text_key], row[LABEL_COLUMN]
+    for number, line in enumerate(io.StringIO(_text(path), newline=None), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path.name} line {number}: expected a JSON object, got {error}") from None
+        text_key = next((key for key in TEXT_COLUMNS if isinstance(row, dict) and key in row), None)
+        if text_key is None or LABEL_COLUMN not in row:
+            raise ValueError(
+                f"{path.name} line {number}: expected the keys 'sentence' (or 'text') and 'label', got "
+                f"{sorted(row) if isinstance(row, dict) else type(row).__name__}"
+            )
+        yield number, row[text_key], row[LABEL_COLUMN]
 
 
 def _example(text: object, label: object, classes: int, where: str) -> Example:

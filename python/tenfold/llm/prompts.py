@@ -59,12 +59,13 @@ def option_ids(tokenizer: Any, verbalizers: Sequence[str]) -> Tensor:
 def encode(examples: Sequence[Example], tokenizer: Any, template: str, max_length: int) -> Encoded:
     """Prompts of the examples, each cut on its left to ``max_length`` tokens (the answer's place is at the
     end).
+    Blanks at the end of a prompt are left out: they belong to the answer word's token.
 
     Raises:
         ValueError: a bad template.
     """
     check_template(template)
-    prompts = [template.replace("{text}", example.text) for example in examples]
+    prompts = [template.replace("{text}", example.text).rstrip(" ") for example in examples]
     rows = [ids[-max_length:] for ids in tokenizer(prompts).input_ids] if prompts else []
     return Encoded(rows, torch.tensor([example.label for example in examples], dtype=torch.int64))
 

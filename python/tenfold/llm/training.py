@@ -204,6 +204,7 @@ def _step(task: Task, phase: Phase, optimizer: Any, history: History, step: int)
             "forwards": history.forwards,
             "train_seconds": history.seconds,
             "loss": loss,
+            "passes": record.passes,
             "forward_seconds": record.seconds["forward"],
             "pass_seconds": record.seconds["passes"],
             "rest_seconds": max(0.0, seconds - record.seconds["forward"] - record.seconds["passes"]),

@@ -68,7 +68,7 @@ class Outcome:
     seeds: dict[int, Trained] = field(default_factory=dict)
     full: Trained | None = None
     memory: list[memory.Measured] = field(default_factory=list)
-    prepare_seconds: float = 0.0
+    kept_seconds: float = 0.0
     usual_pass_ms: float = 0.0
 
 
@@ -156,12 +156,12 @@ def _prepare(
     words: Words,
 ) -> tuple[Outcome, Task]:
     """The task with its kept states, and the logits of the untrained model."""
-    started = time.perf_counter()
     trainable = str(config.trainable)
     blocks = len(find_blocks(model)[1])
     scorer = Scorer(model, words.pad_id, words.options, depth=trainable_depth(trainable, blocks))
     difference = scorer.check(encoded["train"])
-    task = Task(scorer, trainable_parameters(model, trainable), encoded, _kept(folder, scorer, encoded))
+    kept, kept_seconds = _kept(folder, scorer, encoded)
+    task = Task(scorer, trainable_parameters(model, trainable), encoded, kept)
     before = _before(folder, task)
     outcome = Outcome(
         config=config,
@@ -174,22 +174,29 @@ def _prepare(
         check=difference,
         before=before,
         dev_labels=encoded["dev"].labels,
+        kept_seconds=kept_seconds,
     )
-    outcome.prepare_seconds = time.perf_counter() - started
     return outcome, task
 
 
-def _kept(folder: RunFolder, scorer: Scorer, encoded: dict[str, prompts.Encoded]) -> dict[str, Tensor]:
-    """Hidden states entering the trained blocks, kept for ``--resume`` too; empty if all are trained."""
+def _kept(
+    folder: RunFolder, scorer: Scorer, encoded: dict[str, prompts.Encoded]
+) -> tuple[dict[str, Tensor], float]:
+    """Hidden states entering the trained blocks, and the seconds they took; nothing if all are trained.
+
+    Both are kept for ``--resume``.
+    """
     if not scorer.depth:
-        return {}
+        return {}, 0.0
     saved = folder.load_state("kept")
     if saved is not None:
-        return {name: tensor.to(scorer.device) for name, tensor in saved[1].items()}
+        return {name: tensor.to(scorer.device) for name, tensor in saved[1].items()}, saved[0]["seconds"]
+    started = time.perf_counter()
     with folder.progress(sum(map(len, encoded.values())), "frozen blocks, once per example") as progress:
         kept = {name: scorer.remember(rows, progress=progress.advance) for name, rows in encoded.items()}
-    folder.save_state("kept", {}, kept)
-    return kept
+    seconds = time.perf_counter() - started
+    folder.save_state("kept", {"seconds": seconds}, kept)
+    return kept, seconds
 
 
 def _before(folder: RunFolder, task: Task) -> dict[str, Tensor]:

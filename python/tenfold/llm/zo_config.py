@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from tenfold.llm import prompts
 
+MAX_SEED = 2**43  # the seed of a permutation of the examples is 2**20 times as large
 OPTIMIZERS = ("fzoo", "zo-sgd", "zo-adam")
 
 
@@ -15,13 +19,14 @@ OPTIMIZERS = ("fzoo", "zo-sgd", "zo-adam")
 class ZOConfig:
     """Fine-tune a language model with forward passes only (zeroth-order optimization).
 
-    Fields left at None take the value of the preset, or the one that suits the optimizer.
+    Fields left at None take the value of the preset, or the one that suits the optimizer. They are filled
+    when the object is made: a stored config.yaml, and dataclasses.replace, keep every value of theirs, so
+    another preset or optimizer changes nothing else there.
     """
 
     preset: Literal["default", "quick", "long"] = "default"
-    """default: three seeds on the last block, then every parameter for a few steps; about two minutes on two
-    cores.
-    quick: a smaller version, half a minute. long: every parameter, about a quarter of an hour."""
+    """default: three seeds on the last block, then every parameter for a few steps; about three minutes on
+    two cores. quick: a smaller version, half a minute. long: every parameter, about a quarter of an hour."""
 
     model: str = "smollm2"
     """'smollm2' (embedded), or a folder or hub id of a Hugging Face causal language model."""
@@ -89,7 +94,8 @@ class ZOConfig:
     """Steps between looks at the dev examples."""
 
     full_steps: int | None = None
-    """Steps of a second phase that trains every parameter from the start again; 0 for none."""
+    """Steps of a second phase that trains every parameter from the start again; 0 for none
+    (always so where every parameter is trained already)."""
 
     full_batch_size: int | None = None
     """Examples per step of the second phase."""
@@ -118,6 +124,7 @@ class ZOConfig:
         """
         _check_choice("preset", self.preset, tuple(_PRESETS))
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        asked = self.full_steps
         _fill(self, _PRESETS["default"] | _PRESETS[self.preset])
         suits = _SUITS[self.optimizer]
         own: dict[str, Any] = dict(suits["full" if self.trainable == "full" else "part"])
@@ -125,6 +132,8 @@ class ZOConfig:
             own["steps"] = min(40, own["steps"])
         _fill(self, own | {"full_lr": suits["full"]["lr"]})
         if self.trainable == "full":
+            if asked:
+                raise ValueError(f"full_steps: expected 0 with trainable=full, got {asked!r}")
             self.full_steps = 0
         _check(self)
 
@@ -163,7 +172,7 @@ _SUITS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "zo-adam": {
         "part": {"lr": 3e-3, "num_queries": 1, "batch_size": 64, "steps": 600},
-        "full": {"lr": 5e-5, "num_queries": 1, "batch_size": 16, "steps": 600},
+        "full": {"lr": 8e-4, "num_queries": 1, "batch_size": 16, "steps": 600},
     },
 }
 
@@ -175,6 +184,7 @@ def _fill(config: ZOConfig, values: dict[str, Any]) -> None:
 
 
 def _check(config: ZOConfig) -> None:
+    _check_text(config)
     for name in ("steps", "batch_size", "num_queries", "eval_every", "full_batch_size", "max_length"):
         _check_whole(name, getattr(config, name), 1)
     _check_whole("full_steps", config.full_steps, 0)
@@ -182,26 +192,46 @@ def _check(config: ZOConfig) -> None:
         value = getattr(config, name)
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    decay = config.weight_decay
+    if not (isinstance(decay, (int, float)) and math.isfinite(decay) and decay >= 0):
+        raise ValueError(f"weight_decay: expected a number >= 0, got {decay!r}")
     if config.max_minutes is not None and not config.max_minutes > 0:
         raise ValueError(f"max_minutes: expected a number > 0 or None, got {config.max_minutes!r}")
     if config.optimizer == "fzoo" and config.num_queries == 1:
         raise ValueError(
             "num_queries: expected at least 2 for fzoo (its step size is a spread of losses), got 1"
         )
-    if not config.seeds:
-        raise ValueError(f"seeds: expected at least one seed, got {config.seeds!r}")
+    if not config.seeds or not isinstance(config.seeds, (list, tuple)):
+        raise ValueError(f"seeds: expected at least one seed in a list, got {config.seeds!r}")
     for seed in config.seeds:
         _check_whole("seeds", seed, 0)
+        if seed >= MAX_SEED:
+            raise ValueError(f"seeds: expected seeds below 2**43, got {seed}")
     if len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds: expected different seeds, got {config.seeds}")
     _check_choice("restore", config.restore, ("arithmetic", "exact"))
     _check_choice("dtype", config.dtype, ("float32", "bfloat16"))
     _check_choice("device", config.device, ("cpu", "cuda"))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu here, got 'cuda', but torch finds no CUDA device")
     for name in ("batch_size", "full_batch_size"):
         if getattr(config, name) > (config.train_size or 0):
             raise ValueError(
                 f"{name}: expected at most train_size={config.train_size}, got {getattr(config, name)}"
             )
+
+
+def _check_text(config: ZOConfig) -> None:
+    """What is trained, on which examples and with which words."""
+    if not re.fullmatch(r"last-block|last-[1-9][0-9]*|full", str(config.trainable)):
+        raise ValueError(
+            f"trainable: expected 'last-block', 'last-N' (N blocks) or 'full', got {config.trainable!r}"
+        )
+    words = config.verbalizers
+    if not isinstance(words, (list, tuple)) or len(words) < 2 or not all(isinstance(w, str) for w in words):
+        raise ValueError(f"verbalizers: expected at least two answer words in a list, got {words!r}")
+    for name in ("train_size", "dev_size", "test_size"):
+        _check_whole(name, getattr(config, name), len(words))  # one example of each class
     prompts.check_template(config.template)
 
 

@@ -96,7 +96,7 @@ def collect(outcome: Outcome, scores: dict[str, Score]) -> dict[str, float | int
         "forwards_per_seed": max(history.forwards for history in histories),
         "train_seconds_per_seed": _mean([history.seconds for history in histories]),
         "skipped_steps": sum(history.skipped for history in histories),
-        "prepare_seconds": outcome.prepare_seconds,
+        "kept_seconds": outcome.kept_seconds,
         "short_path_max_difference": outcome.check,
     }
     for seed, trained in outcome.seeds.items():
@@ -138,16 +138,14 @@ def _memory_numbers(rows: list[memory.Measured]) -> dict[str, float]:
 
 def time_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Mean time of a step and its shares, for the seeds together and for the second phase."""
-    config = outcome.config
     phases = [("seeds", part_name(outcome), [t.history for t in outcome.seeds.values()])]
     if outcome.full is not None:
         phases.append(("full", "every parameter", [outcome.full.history]))
-    probes = int(config.num_queries or 1)
-    passes = probes + 1 if config.optimizer == "fzoo" else 2 * probes + 1
     rows = []
     for phase, what, histories in phases:
         sums = {key: _total(histories, key) for key in ("forward_seconds", "pass_seconds", "rest_seconds")}
         steps = sum(len(history.steps) for history in histories)
+        passes = _total(histories, "passes")
         whole = sum(sums.values())
         rows.append(
             {
@@ -158,8 +156,8 @@ def time_rows(outcome: Outcome) -> list[dict[str, Any]]:
                 "forward_share": sums["forward_seconds"] / whole,
                 "pass_share": sums["pass_seconds"] / whole,
                 "rest_share": sums["rest_seconds"] / whole,
-                "passes_per_step": passes,
-                "pass_ms": 1e3 * sums["pass_seconds"] / steps / passes,
+                "passes_per_step": passes / steps,
+                "pass_ms": 1e3 * sums["pass_seconds"] / passes,
             }
         )
     return rows

@@ -64,7 +64,7 @@ def _time_row(row: dict[str, Any]) -> dict[str, Any]:
         "forward %": round(100 * row["forward_share"], 1),
         "passes %": round(100 * row["pass_share"], 1),
         "rest %": round(100 * row["rest_share"], 1),
-        "passes a step": row["passes_per_step"],
+        "passes a step": round(row["passes_per_step"], 2),
         "ms a pass": round(row["pass_ms"], 2),
     }
 
@@ -89,10 +89,14 @@ def _report(outcome: Outcome, scores: dict[str, Score], numbers: dict[str, float
     before, after = scores["before"], scores["after"]
     part = part_name(outcome)
     several = len(outcome.seeds) > 1
+    did = "learned" if numbers["accuracy_gain_low"] > 0 else "was trained"
     lead = (
-        f"{model} ({outcome.parameters:,} parameters) learned to tell apart {_task(outcome)} without "
+        f"{model} ({outcome.parameters:,} parameters) {did} to tell apart {_task(outcome)} without "
         f"back-propagation: {optimizer} perturbs the weights, reads the loss, and steps along the "
-        f"perturbation. Training {part} ({outcome.trained_parameters:,} parameters) for {numbers['steps']} "
+        f"perturbation. Training {part} ({outcome.trained_parameters:,} parameters) for "
+        f"{_several(numbers['steps'], 'step')}, {numbers['forwards_per_seed']:,} forward passes in "
+        "all, took accuracy on "
+        # CUT
         f"steps, which are {numbers['forwards_per_seed']:,} forward passes, took accuracy on "
         f"{len(outcome.labels)} held-out examples from {_percent(before.accuracy)} to "
         f"{_percent(after.accuracy)}{f' (mean of {len(outcome.seeds)} seeds)' if several else ''}."
@@ -134,7 +138,8 @@ def _headlines(outcome: Outcome, scores: dict[str, Score], numbers: dict[str, fl
             Headline(
                 "Training every parameter",
                 f"{_percent(before.accuracy)} → {_percent(scores['full'].accuracy)}",
-                f"{numbers['full_steps']} steps, {numbers['full_forwards']} forward passes, one seed",
+                f"{_several(numbers['full_steps'], 'step')}, {numbers['full_forwards']} forward "
+                "passes, one seed",
             )
         )
     by_mode = {row.mode: row for row in outcome.memory}
@@ -164,17 +169,20 @@ def _accuracy_section(outcome: Outcome, scores: dict[str, Score], numbers: dict[
     text = (
         f"Each example is put into the prompt `{config.template}` and the model answers {words}, whichever "
         f"it finds more likely as the next word. Chance is {100 / len(config.verbalizers):.0f} "
-        f"%.\n\nAccuracy rose by {100 * numbers['accuracy_gain']:.1f} points (95 % interval "
+        f"%.\n\nAccuracy {_change(100 * numbers['accuracy_gain'], 1, ' points')} (95 % interval of the "
+        "change "
         f"{100 * numbers['accuracy_gain_low']:.1f} to {100 * numbers['accuracy_gain_high']:.1f}, paired "
-        f"over the examples); the cross-entropy fell from {scores['before'].loss:.3f} to "
-        f"{scores['after'].loss:.3f}. For each seed the step with the lowest loss on "
+        "over the examples); the cross-entropy "
+        f"{_from_to(scores['before'].loss, scores['after'].loss)}. For each seed the step with the "
+        "lowest loss on "
         f"{len(outcome.dev_labels)} other examples was kept, and the held-out examples were used once."
     )
     if outcome.full is not None:
         text += (
             "\n\nThe second phase starts again from the untrained model and moves all "
-            f"{outcome.parameters:,} parameters for {numbers['full_steps']} steps, with no choice of step. "
-            "It is short, to fit into the default run: `--preset long` trains every parameter for longer."
+            f"{outcome.parameters:,} parameters for {_several(numbers['full_steps'], 'step')}, with no "
+            "choice of step. "
+            "With `--trainable full` every parameter is trained from the start, as the seeds are here."
         )
     if any(trained.history.stopped_early for trained in outcome.seeds.values()):
         text += "\n\n**Training was stopped early by `max_minutes`.**"
@@ -189,6 +197,8 @@ def _loss_section(outcome: Outcome) -> Section:
         "neighbours"
         if config.optimizer == "fzoo"
         else f"{2 * probes} forward passes, two at opposite neighbours for each of {probes} random directions"
+        if probes > 1
+        else "2 forward passes, at two opposite neighbours along one random direction"
     )
     text = (
         f"A step costs {forwards}. The directions are never stored: a counter-based generator makes each "
@@ -203,30 +213,69 @@ def _memory_section(outcome: Outcome) -> Section:
         f"{MEMORY_BATCH} longest training prompts. The zero point of the coloured part is the memory after "
         "loading; the table also gives the peak above the process before loading. "
         f"Measured as {outcome.memory[0].method}, the larger of two steps.\n\n"
-        "A zeroth-order step needs what a forward pass needs. Back-propagation with Adam keeps a gradient "
-        "and two moments for every parameter, three times the weights, and the activations besides; "
-        "checkpointing saves activations only, which are few on prompts as short as these."
+        f"{_memory_words(outcome)}"
     )
     return Section("Memory", text, [zo_figures.MEMORY], ["memory"])
+
+
+def _memory_words(outcome: Outcome) -> str:
+    """What the modes took on top of the model, and what each of them keeps."""
+    config = outcome.config
+    above = {row.mode: row.above_model for row in outcome.memory}
+    keeps = ["nothing but the weights and what the forward pass needs"]
+    if config.optimizer == "zo-adam":
+        keeps = ["two moments in float32 for every parameter"]
+    if config.restore == "exact":
+        keeps = [*(keeps if config.optimizer == "zo-adam" else []), "a clean copy of every weight"]
+    saved = 100 * (1 - above["adam-ckpt"] / above["adam"])
+    return (
+        f"On top of the model one forward pass took {above['forward']:,.0f} MiB and a zeroth-order step "
+        f"{above['zo']:,.0f} MiB; it keeps {' and '.join(keeps)}. Back-propagation with Adam took "
+        f"{above['adam']:,.0f} MiB: it keeps a gradient and two moments for every parameter, three times the "
+        f"weights, and the activations besides. Checkpointing saves activations only; with it the peak was "
+        f"{above['adam-ckpt']:,.0f} MiB, {abs(saved):.0f} % {'less' if saved >= 0 else 'more'}."
+    )
+
+
+def _several(count: float, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _change(by: float, digits: int, unit: str) -> str:
+    shown = f"{abs(by):.{digits}f}"
+    if float(shown) == 0:
+        return "did not change"
+    return f"{'rose' if by > 0 else 'fell'} by {shown}{unit}"
+
+
+def _from_to(before: float, after: float) -> str:
+    first, last = f"{before:.3f}", f"{after:.3f}"
+    if first == last:
+        return f"stayed at {first}"
+    return f"{'rose' if after > before else 'fell'} from {first} to {last}"
 
 
 def _time_section(outcome: Outcome) -> Section:
     row = time_rows(outcome)[-1]
     count = outcome.parameters if row["what"] == "every parameter" else outcome.trained_parameters
-    rate = 8e-6 * count / row["pass_ms"] if outcome.config.dtype == "float32" else 0.0
+    config = outcome.config
+    plain = config.dtype == "float32" and config.optimizer != "zo-adam" and config.restore == "arithmetic"
+    rate = 8e-6 * count / row["pass_ms"] if plain else 0.0
     speed = f", which is {rate:.1f} GB/s of weights read and written" if rate else ""
+    moments = " Adam's passes also read and write its moments." if config.optimizer == "zo-adam" else ""
     text = (
         "A weight pass reads and writes every trained weight once to perturb it, or to restore and update "
         f"it; restoring from one direction and perturbing along the next is a single pass. On {row['what']} "
-        f"a pass took {milliseconds(row['pass_ms'])}{speed}, {row['passes_per_step']} passes a step. As the "
+        f"a pass took {milliseconds(row['pass_ms'])}{speed}, {row['passes_per_step']:.3g} passes a "
+        f"step.{moments} As the "
         "papers' code writes it, random numbers drawn and added tensor by tensor in PyTorch, one pass took "
         f"{milliseconds(outcome.usual_pass_ms)}: as many passes would be {100 * usual_share(outcome):.0f} % "
         "of the step."
     )
-    if outcome.config.trainable != "full":
+    if config.trainable != "full":
         text += (
             f"\n\nThe blocks in front of {part_name(outcome)} do not change, so the hidden states that "
-            f"leave them are computed once per example ({outcome.prepare_seconds:.0f} s for all of them). "
+            f"leave them are computed once per example ({outcome.kept_seconds:.1f} s for all of them). "
             "This short path was compared with the plain forward of the whole model before training: the "
             f"answer logits differ by {outcome.check:.1e} at most."
         )
@@ -248,7 +297,8 @@ def _claims(outcome: Outcome, scores: dict[str, Score], numbers: dict[str, float
             "Zeroth-order fine-tuning comes close to first-order: OPT-1.3B on SST2, full fine-tuning, 90.8 "
             "% with ZO-SGD against 91.1 % with SGD.",
             f"{_percent(after)} from {_percent(scores['before'].accuracy)}, in "
-            f"{numbers['forwards_per_seed']:,} forward passes, with a model a tenth the size. First-order "
+            f"{numbers['forwards_per_seed']:,} forward passes, with a model of {outcome.parameters:,} "
+            "parameters. First-order "
             "training is not part of this run.",
             "ZO-LLM (arXiv 2402.11592), repeated in the table of ReLIZO",
         )
@@ -277,7 +327,8 @@ def _claims(outcome: Outcome, scores: dict[str, Score], numbers: dict[str, float
     claims.append(
         Claim(
             "On GPUs more than half of MeZO's time is spent perturbing and updating weights.",
-            f"{100 * row['pass_share']:.0f} % of a step on {row['what']}, on this machine's CPU; with the "
+            f"{100 * row['pass_share']:.0f} % of a step on {row['what']}, on this machine's "
+            f"{'GPU' if outcome.config.device == 'cuda' else 'CPU'}; with the "
             f"passes written as in the papers' code {100 * usual_share(outcome):.0f} %.",
             "LeZO (arXiv 2410.09823), abstract",
         )
@@ -292,7 +343,8 @@ def _measured(outcome: Outcome) -> str:
         f"{config.test_size} test examples, classes balanced, no text in two splits. Intervals: Wilson for "
         "one model, bootstrap over the test examples for the mean of seeds. Training: "
         f"{OPTIMIZER_NAMES[config.optimizer]}, learning rate {config.lr:g}, eps {config.eps:g}, batch "
-        f"{config.batch_size}, {config.num_queries} directions a step, seeds "
+        f"{config.batch_size}, {_several(config.num_queries or 1, 'direction')} a step, "
+        f"{'seeds' if len(outcome.seeds) > 1 else 'seed'} "
         f"{', '.join(map(str, outcome.seeds))}; weights in {config.dtype}, loss in float32. Times are wall "
         "times of this machine, whatever else it was doing."
     )
