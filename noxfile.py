@@ -32,9 +32,16 @@ def install(session: nox.Session, *requirements: str) -> None:
 
 
 def extra(name: str) -> list[str]:
-    """The packages of one of the project's extras, Tenfold itself left out."""
+    """The packages of one of the project's extras, and of the extras that it names as tenfold[NAME,NAME]."""
     extras = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
-    return [requirement for requirement in extras[name] if not requirement.startswith("tenfold")]
+    found: list[str] = []
+    for requirement in extras[name]:
+        if requirement.startswith("tenfold["):
+            for other in requirement[len("tenfold[") : -1].split(","):
+                found += extra(other.strip())
+        else:
+            found.append(requirement)
+    return list(dict.fromkeys(found))
 
 
 def install_project(session: nox.Session, name: str) -> None:

@@ -44,7 +44,9 @@ Shapes = list[tuple[str, tuple[int, ...]]]
 def _missing(module: str) -> str | None:
     from importlib.util import find_spec
 
-    return None if find_spec(module) else f"{module} is not installed (pip install 'tenfold[bench]')"
+    return (
+        None if find_spec(module) else f"{module} is not installed (in the checkout: pip install '.[bench]')"
+    )
 
 
 def _backend(op: str, device: torch.device) -> str:

@@ -66,7 +66,7 @@ constexpr int kResident = std::is_same_v<Tensor, StridedTensor> ? 1
                                                                 : 2;
 
 // Vectors a thread works on at once: all of them, in registers; one after the other where speed is lost to scattered loads anyway, which
-// keeps the code small (the accumulators then stand in local memory).
+// keeps the code small.
 template <class T, class Tensor>
 constexpr int kUnroll = std::is_same_v<Tensor, FlatTensor> ? kVectors<T> : 1;
 

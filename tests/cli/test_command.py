@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +192,31 @@ def test_failure_in_the_run_is_told_and_kept(call: Call) -> None:
     assert not Path("here/metrics.json").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_failed_start_leaves_nothing_in_the_way(call: Call, there: bool) -> None:
+    if there:
+        Path("here").mkdir()
+    code, _, err = call("run", "toy", "--die_at", "0", "--how", "fail", "--out", "here")
+    assert code == 2
+    assert "log.txt" not in err
+    assert Path("here").exists() == there
+    assert call("run", "toy", "--out", "here", "--steps", "1")[0] == 0
+
+
+def test_failed_start_is_not_what_resume_takes(call: Call) -> None:
+    assert call("run", "toy", "--die_at", "9", "--how", "interrupt", "--rate", "0.5")[0] == 130
+    assert call("run", "toy", "--die_at", "0", "--how", "fail")[0] == 2
+    assert call("run", "toy", "--resume")[0] == 0
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["config"]["rate"] == 0.5
+
+
+def test_fault_of_ours_at_the_start_keeps_the_log(call: Call) -> None:
+    with pytest.raises(KeyError):
+        call("run", "toy", "--die_at", "0", "--how", "bug", "--out", "here")
+    assert "KeyError" in Path("here/log.txt").read_text()
+
+
 def test_debug_shows_the_traceback(call: Call) -> None:
     with pytest.raises(ValueError, match="expected a file"):
         call("run", "toy", "--die_at", "2", "--how", "fail", "--debug")
@@ -256,7 +282,18 @@ def test_missing_package_says_what_to_install(call: Call, monkeypatch: pytest.Mo
     monkeypatch.setitem(WORKFLOWS, "toy", absent)
     code, _, err = call("run", "toy")
     assert code == 2
-    assert "No module named 'no_such_module'; pip install 'tenfold[demo]'" in one_line(err)
+    assert "No module named 'no_such_module'; in the checkout: pip install '.[demo]'" in one_line(err)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_package_that_the_end_needs_is_looked_for_first(
+    call: Call, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = call("run", "toy", "--out", "here")
+    assert code == 2
+    assert f"No module named '{package}'; in the checkout: pip install '.[demo]'" in one_line(err)
+    assert not Path("here").exists()
 
 
 def test_report_makes_the_page_again(call: Call) -> None:

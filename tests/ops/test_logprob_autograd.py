@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
 import pytest
@@ -113,6 +115,7 @@ def test_opcheck_of_the_backward_ops() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX") or "g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["choice", "lm"])
 def test_compiles_to_one_graph(mode: str) -> None:

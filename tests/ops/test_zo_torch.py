@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -154,6 +156,7 @@ def test_compile_without_graph_breaks(clean_dynamo, backend):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX") or "g++"), reason="needs a C++ compiler")
 def test_compile_with_inductor(clean_dynamo):
     compiled = torch.compile(everything, fullgraph=True)
     for seed, c in ((1, 0.1), (2, 0.2), (3, -0.3)):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,17 @@ def test_resume_of_another_workflow_or_of_nothing(
         runs.RunFolder.create("other", settings, folder.path, resume=True)
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         runs.RunFolder.create("toy", settings, tmp_path / "nowhere", resume=True)
+
+
+def test_discard_takes_back_a_start_only(folder: runs.RunFolder, settings: Any) -> None:
+    resumed = runs.RunFolder.create("toy", settings, folder.path, resume=True)
+    assert not resumed.discard()
+    folder.write_table("kept", [{"a": 1}])
+    assert not folder.discard()
+    assert (folder.path / "config.yaml").exists()
+    shutil.rmtree(folder.path / "tables")
+    assert folder.discard()
+    assert not folder.path.exists()
 
 
 def test_latest_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

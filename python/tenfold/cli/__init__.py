@@ -25,7 +25,7 @@ _COMMANDS = {
 }
 """Command -> (function of its arguments, one line of help)."""
 
-_EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
+EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
 """Errors whose message is meant for the user: one line, no traceback."""
 
 _EXTRAS = {"run": "demo", "bench": "bench", "report": "run"}
@@ -57,7 +57,7 @@ def _guarded(name: str, *arguments: str, debug: bool) -> int:
     except BrokenPipeError:  # tenfold list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         if debug:
             raise
         print(f"tenfold {name}: error: {_one_line(name, error)}", file=sys.stderr)
@@ -82,7 +82,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _one_line(command: str, error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and command in _EXTRAS:
-        return f"{text}; pip install 'tenfold[{_EXTRAS[command]}]' brings what this command needs"
+        return f"{text}; in the checkout: pip install '.[{_EXTRAS[command]}]' brings what this command needs"
     return text
 
 

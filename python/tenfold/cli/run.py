@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tenfold.cli import did_you_mean
+from tenfold.cli import EXPLAINED, did_you_mean
 from tenfold.workflows import WORKFLOWS, Workflow
 
 __all__ = ["run"]
@@ -90,7 +90,9 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
         folder.log("interrupted")
         print(f"go on with: tenfold run {workflow.name} --out {folder.path} --resume", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, EXPLAINED) and folder.discard():  # nothing to resume, nothing in the way
+            raise
         folder.log_exception(traceback.format_exc())
         print(f"the traceback is in {folder.path / 'log.txt'}", file=sys.stderr)
         raise

@@ -21,6 +21,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "latest_unfinished"]
 
+_NEEDED = ("jinja2", "matplotlib", "safetensors")
+"""Packages that a run needs at its end at the latest."""
+
 
 class RunFolder:
     """Made with `RunFolder.create`; `finish` ends it."""
@@ -52,6 +56,7 @@ class RunFolder:
         self._console = make_console()
         self._start = time.monotonic()
         self._before = {"seconds": 0.0, "peak_rss_mib": 0.0}
+        self._found: bool | None = None  # a new run's folder: whether it was there already
 
     @classmethod
     def create(
@@ -61,11 +66,13 @@ class RunFolder:
 
         `out` defaults to runs/NAME-YYYYmmdd-HHMMSS; with `resume`, to the latest unfinished of those.
         FileExistsError if `out` holds something and `resume` is off, FileNotFoundError if there is nothing to
-        resume, ValueError if the interrupted run had another configuration (naming the settings that differ).
+        resume, ValueError if the interrupted run had another configuration (naming the settings that differ),
+        ModuleNotFoundError if a package is missing that the run will need.
         """
         check_name("name", name)
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise TypeError(f"config: expected a dataclass instance, got {config!r}")
+        _check_packages()
         settings = plain(config)
         if resume:
             path = Path(out) if out is not None else latest_unfinished(name)
@@ -76,10 +83,12 @@ class RunFolder:
             folder.log(f"resumed {name}")
             return folder
         path = _free_folder(Path(out) if out is not None else _default_path(name))
+        found = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "config.yaml", f"# tenfold run {name} --config config.yaml\n{_yaml(settings)}")
         write_json(path / "state" / "run.json", {"name": name})
         folder = cls(path, name, settings)
+        folder._found = found
         folder.log(f"started {name} in {path}")
         return folder
 
@@ -101,6 +110,21 @@ class RunFolder:
     def log_exception(self, text: str) -> None:
         """Keep a traceback in log.txt without showing it."""
         self._keep(text)
+
+    def discard(self) -> bool:
+        """Take back `create` if the run was new and has written nothing yet; whether that was done.
+
+        What `create` made goes, a folder that was there before stays, empty.
+        """
+        ours = {self.path / name for name in ("config.yaml", "log.txt", "state", "state/run.json")}
+        if self._found is None or not set(self.path.rglob("*")) <= ours:
+            return False
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+        for name in ("config.yaml", "log.txt"):
+            (self.path / name).unlink(missing_ok=True)
+        if not self._found:
+            self.path.rmdir()
+        return True
 
     def progress(self, total: int, label: str, *, done: int = 0) -> Progress:
         """`with folder.progress(130, "train", done=resumed_at) as p: ... p.advance(1, loss=0.53)`."""
@@ -241,6 +265,12 @@ def _check_known(argument: str, names: Sequence[str], known: set[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{argument}: expected one of {sorted(known)}, got {name!r}")
+
+
+def _check_packages() -> None:
+    for package in _NEEDED:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _default_path(name: str) -> Path:
