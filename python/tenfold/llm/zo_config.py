@@ -25,7 +25,7 @@ class ZOConfig:
     """
 
     preset: Literal["default", "quick", "long"] = "default"
-    """default: three seeds on the last block, then every parameter for a few steps; about three minutes on
+    """default: three seeds on the last block, then every parameter for a few steps; three to four minutes on
     two cores. quick: a smaller version, half a minute. long: every parameter, about a quarter of an hour."""
 
     model: str = "smollm2"
