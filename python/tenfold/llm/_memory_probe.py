@@ -41,9 +41,9 @@ class HostMemory:
     def __init__(self) -> None:
         self.linux = os.path.exists("/proc/self/status")
         self.resets = self.linux and self._clear()
-        self.method = (
-            "peak RSS (VmHWM, reset before each step)" if self.resets else "peak RSS of the whole process"
-        )
+        self.method = "peak RSS (VmHWM, reset before each step)" if self.resets else "peak RSS of the process"
+        if self.linux and "MALLOC_MMAP_THRESHOLD_" in os.environ:
+            self.method += " with large blocks given back to the system as soon as they are freed"
 
     @staticmethod
     def _clear() -> bool:

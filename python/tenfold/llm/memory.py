@@ -70,6 +70,7 @@ def _ask(mode: str, request: dict[str, Any]) -> dict[str, Any]:
     environment = os.environ | {
         "TENFOLD_PROBE_THREADS": str(torch.get_num_threads()),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc: what is freed above 1 MiB leaves the process at once
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(

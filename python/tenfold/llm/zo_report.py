@@ -94,10 +94,8 @@ def _report(outcome: Outcome, scores: dict[str, Score], numbers: dict[str, float
         f"{model} ({outcome.parameters:,} parameters) {did} to tell apart {_task(outcome)} without "
         f"back-propagation: {optimizer} perturbs the weights, reads the loss, and steps along the "
         f"perturbation. Training {part} ({outcome.trained_parameters:,} parameters) for "
-        f"{_several(numbers['steps'], 'step')}, {numbers['forwards_per_seed']:,} forward passes in "
-        "all, took accuracy on "
-        # CUT
-        f"steps, which are {numbers['forwards_per_seed']:,} forward passes, took accuracy on "
+        f"{_several(numbers['steps'], 'step')}, {numbers['forwards_per_seed']:,} forward passes in all, took "
+        "accuracy on "
         f"{len(outcome.labels)} held-out examples from {_percent(before.accuracy)} to "
         f"{_percent(after.accuracy)}{f' (mean of {len(outcome.seeds)} seeds)' if several else ''}."
     )
