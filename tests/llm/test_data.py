@@ -72,6 +72,16 @@ def test_bad_files_are_refused_with_their_line(tmp_path: Path, name: str, text: 
         data.read_labelled(write(tmp_path / name, text))
 
 
+def test_an_open_quote_and_another_encoding_are_named_with_their_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", 'sentence,label\nfine,1\n"open,1\n' + "long,0\n" * 20_000)
+    with pytest.raises(ValueError, match=r"a.csv line \d+: expected a row of a table, got field larger"):
+        data.read_labelled(tmp_path / "a.csv")
+    for name, start in (("a.tsv", "sentence\tlabel\nfine\t1\n"), ("a.jsonl", "\n\n")):
+        (tmp_path / name).write_bytes((start + "na\u00efve\t0\n").encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{name} line 3: expected UTF-8 text, got the byte 0xef"):
+            data.read_labelled(tmp_path / name)
+
+
 def test_a_folder_keeps_its_dev_file_for_the_test(tmp_path: Path) -> None:
     rows = pool(60)
     held_out, rest = rows[:20], rows[10:]  # ten texts stand in both files

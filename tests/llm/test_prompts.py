@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,17 @@ def test_long_prompts_keep_their_end(tokenizer: Any) -> None:
     encoded = prompts.encode([Example("good film bad cast", 1)], tokenizer, "{text} It was", max_length=3)
     assert tokenizer.convert_ids_to_tokens(encoded.rows[0]) == ["cast", "It", "was"]
     assert encoded.labels.tolist() == [1]
+
+
+def test_blanks_at_the_end_are_left_out() -> None:
+    seen: list[str] = []
+
+    def tokenizer(texts: list[str]) -> Any:
+        seen.extend(texts)
+        return SimpleNamespace(input_ids=[[1] for _ in texts])
+
+    prompts.encode([Example("good", 1)], tokenizer, "{text} It was  ", max_length=9)
+    assert seen == ["good It was"]
 
 
 def test_braces_in_a_text_are_text(tokenizer: Any) -> None:

@@ -6,13 +6,15 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import make_llama
 
-from tenfold.llm import ZOConfig, finetune, load_trained, models, zo
+from tenfold.llm import ZOConfig, finetune, load_trained, memory, models, zo, zo_report
+from tenfold.runs import RunFolder
 
 
 def make_config(model_folder: Path, data_file: Path, **own: Any) -> ZOConfig:
@@ -101,22 +103,76 @@ def test_a_killed_run_resumes_to_the_same_numbers(
         finetune(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     monkeypatch.setattr(training, "_step", real_step)
+    state = RunFolder.create("zo", config, tmp_path / "run", True).load_state("kept")
+    assert state is not None
     resumed = finetune(config, tmp_path / "run", resume=True).metrics
+    assert resumed["kept_seconds"] == state[0]["seconds"] > 0
     for name, value in result.metrics.items():
         if not any(word in name for word in ("seconds", "_ms", "ms_", "share")):
             assert resumed[name] == value, name
 
 
 @pytest.mark.parametrize(
-    "own", [{"trainable": "full"}, {"optimizer": "zo-sgd", "num_queries": 1, "lr": 1e-3}]
+    ("own", "forwards", "passes"),
+    [
+        ({"trainable": "full"}, 20, 5),
+        ({"optimizer": "zo-sgd", "num_queries": 1, "lr": 1e-3}, 8, 3),
+        ({"optimizer": "zo-adam", "num_queries": 2, "lr": 1e-3}, 16, 6),
+    ],
 )
 def test_other_ways_to_train(
-    model_folder: Path, data_file: Path, tmp_path: Path, own: dict[str, Any]
+    model_folder: Path, data_file: Path, tmp_path: Path, own: dict[str, Any], forwards: int, passes: int
 ) -> None:
     config = make_config(model_folder, data_file, seeds=[3], steps=4, full_steps=0, **own)
-    metrics = finetune(config, tmp_path / "run").metrics
-    assert metrics["forwards_per_seed"] == (20 if own.get("trainable") else 8)
-    assert "full_accuracy" not in metrics
+    result = finetune(config, tmp_path / "run")
+    assert result.metrics["forwards_per_seed"] == forwards
+    assert "full_accuracy" not in result.metrics
+    assert [float(row["passes a step"]) for row in table(result, "time")] == [passes]
+    page = (result.path / "report.html").read_text(encoding="utf-8")
+    assert ("GB/s" in page) == (config.optimizer != "zo-adam")
+    assert "seeds 3" not in page
+    assert ("for each of" not in page) or config.num_queries > 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0.127, 2.127, -100.0), ["fell by 100.0 points", "rose from 0.127 to 2.127"]),
+        ((1.181, 1.1812, 0.0), ["did not change", "stayed at 1.181"]),
+        ((1.2, 0.5, 24.2), ["rose by 24.2 points", "fell from 1.200 to 0.500"]),
+    ],
+)
+def test_the_words_follow_the_numbers(numbers: tuple[float, float, float], said: list[str]) -> None:
+    before, after, gain = numbers
+    assert [zo_report._change(gain, 1, " points"), zo_report._from_to(before, after)] == said
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({}, "it keeps nothing but the weights"),
+        ({"optimizer": "zo-adam"}, "it keeps two moments in float32 for every parameter."),
+        ({"restore": "exact"}, "it keeps a clean copy of every weight."),
+    ],
+)
+def test_the_memory_words_follow_the_settings_and_the_numbers(own: dict[str, Any], said: str) -> None:
+    above = {"forward": 30, "zo": 40, "adam": 2000, "adam-ckpt": 500}
+    rows = [memory.Measured(mode, mib, mib, 500, 0, 1, "") for mode, mib in above.items()]
+    text = zo_report._memory_words(SimpleNamespace(config=ZOConfig(**own), memory=rows))
+    assert said in text
+    assert "500 MiB, 75 % less" in text
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device: expected cpu here, got 'cuda'"):
+        ZOConfig(device="cuda")
+
+
+def test_a_filled_config_keeps_its_values() -> None:
+    changed = dataclasses.replace(ZOConfig(), optimizer="zo-sgd", preset="long")
+    assert (changed.lr, changed.trainable) == (ZOConfig().lr, "last-block")
+    assert "keep every value of theirs" in str(ZOConfig.__doc__)
 
 
 def test_bfloat16_weights_still_learn(model_folder: Path, data_file: Path, tmp_path: Path) -> None:
@@ -137,6 +193,14 @@ def test_bfloat16_weights_still_learn(model_folder: Path, data_file: Path, tmp_p
         ({"trainable": "last-9"}, "trainable: expected 'last-block', 'last-1' to 'last-3' or 'full'"),
         ({"num_queries": 1}, "num_queries: expected at least 2 for fzoo"),
         ({"seeds": []}, "seeds: expected at least one seed"),
+        ({"seeds": 3}, "seeds: expected at least one seed in a list, got 3"),
+        ({"seeds": [2**43]}, "seeds: expected seeds below"),
+        ({"weight_decay": -1.0}, "weight_decay: expected a number >= 0, got -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay: expected a number >= 0, got nan"),
+        ({"trainable": "last"}, "trainable: expected 'last-block', 'last-N'"),
+        ({"trainable": "full"}, "full_steps: expected 0 with trainable=full, got 2"),
+        ({"dev_size": 0}, "dev_size: expected a whole number >= 2, got 0"),
+        ({"verbalizers": " great"}, "verbalizers: expected at least two answer words in a list"),
         ({"seeds": [1, 1]}, "seeds: expected different seeds"),
         ({"eps": 0.0}, "eps: expected a number > 0, got 0.0"),
         ({"lr": float("nan")}, "lr: expected a number > 0, got nan"),
