@@ -62,7 +62,7 @@ def test_a_zeroth_order_step_needs_no_more_than_a_forward(request_: dict[str, An
     folder: Any = Folder()
     rows = {row.mode: row for row in memory.measure(folder, request_)}
     weights = 32.0
-    assert rows["zo"].weights == pytest.approx(weights, rel=0.35)
+    assert weights - 1 < rows["zo"].weights < weights + 24  # code that loading pulls in counts too
     assert rows["zo"].above_model < rows["forward"].above_model + 8
     assert rows["adam"].above_model > 3 * weights - 8  # gradient and two moments
     assert set(folder.state["memory"]) == set(_memory_probe.MODES)
