@@ -84,7 +84,9 @@ def test_every_zeroth_order_op_is_checked():
         for s in torch._C._jit_get_all_schemas()
         if s.name.startswith("tenfold::")
     }
-    ours = {n for n in registered if n.startswith("zo_") or n in ("random_words_", "stochastic_round")}
+    elsewhere = ("zo_lowrank", "zo_linear", "zo_embedding")  # test_lowrank.py, test_dual.py
+    passes = {n for n in registered if n.startswith("zo_") and not n.startswith(elsewhere)}
+    ours = passes | ({"random_words_", "stochastic_round"} & registered)
     assert ours == {name for name, _ in CASES.values()}
 
 
