@@ -6,10 +6,33 @@ closure that returns the loss and calls it at perturbed weights; no gradient is 
 
 from __future__ import annotations
 
-from ._base import StepRecord
+from ._options import Blocks, Common, HybridFirstOrder, MagnitudeSparsity, RandomSparsity
+from ._rebuild import from_hyperparameters
+from ._record import FLAG_CHOICE, FLAG_CURVATURE, FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
 from ._seeds import splitmix64
-from .adam import ZOAdam
+from .adam import RAdaZO, ZOAdam
 from .fzoo import FZOO
-from .sgd import ZOSGD
+from .sgd import ZOSGD, SparseMeZO, ZOSGDMomentum, ZOSGDSign
 
-__all__ = ["FZOO", "ZOSGD", "StepRecord", "ZOAdam", "splitmix64"]
+__all__ = [
+    "FLAG_CHOICE",
+    "FLAG_CURVATURE",
+    "FLAG_GRAD",
+    "FLAG_SKIPPED",
+    "FZOO",
+    "ZOSGD",
+    "Blocks",
+    "Common",
+    "HybridFirstOrder",
+    "MagnitudeSparsity",
+    "RAdaZO",
+    "RandomSparsity",
+    "Scalar",
+    "SparseMeZO",
+    "StepRecord",
+    "ZOAdam",
+    "ZOSGDMomentum",
+    "ZOSGDSign",
+    "from_hyperparameters",
+    "splitmix64",
+]
