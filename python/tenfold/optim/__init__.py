@@ -11,7 +11,12 @@ from ._rebuild import from_hyperparameters
 from ._record import FLAG_CHOICE, FLAG_CURVATURE, FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
 from ._seeds import splitmix64
 from .adam import RAdaZO, ZOAdam
+from .conservative import ZOSGDConservative
+from .forward_grad import ForwardGrad
 from .fzoo import FZOO
+from .hizoo import HiZOO
+from .lozo import LOZO
+from .muon import ZOMuon
 from .sgd import ZOSGD, SparseMeZO, ZOSGDMomentum, ZOSGDSign
 
 __all__ = [
@@ -20,9 +25,12 @@ __all__ = [
     "FLAG_GRAD",
     "FLAG_SKIPPED",
     "FZOO",
+    "LOZO",
     "ZOSGD",
     "Blocks",
     "Common",
+    "ForwardGrad",
+    "HiZOO",
     "HybridFirstOrder",
     "MagnitudeSparsity",
     "RAdaZO",
@@ -31,6 +39,8 @@ __all__ = [
     "SparseMeZO",
     "StepRecord",
     "ZOAdam",
+    "ZOMuon",
+    "ZOSGDConservative",
     "ZOSGDMomentum",
     "ZOSGDSign",
     "from_hyperparameters",

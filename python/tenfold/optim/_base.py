@@ -85,7 +85,8 @@ class ZerothOrder(Optimizer):
     _per_eps = True  # projected gradients are differences divided by eps
     _chained = True  # the update is a sum of directions with decay: one `zo_chain_`
     _plain_only = False  # knows no sphere, masks, least squares (directions are of another kind)
-    _replayable = True
+    _static = True  # where to probe does not depend on losses of the same step (blocks aside)
+    _fixed_masks = False  # magnitude masks as stored bits even where the clean weights can be read
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], common: dict[str, Any], own: dict[str, Any] | None = None
@@ -295,6 +296,12 @@ class ZerothOrder(Optimizer):
         """Whether where to probe depends on losses of the same step."""
         return self.blocks is not None and self.blocks.order == "coordinate"
 
+    def _agreed(self, losses: Sequence[float | None]) -> list[float]:
+        """The losses that all ranks go on with."""
+        if self._parallel is not None:
+            losses = self._parallel.mean(losses) if self.parallel == "data" else self._parallel.gather(losses)
+        return [float("nan") if loss is None else loss for loss in losses]
+
     @property
     def _num_blocks(self) -> int:
         return 1 if self._layout is None else len(self._layout.owners)
@@ -448,7 +455,7 @@ class ZerothOrder(Optimizer):
             if isinstance(option, RandomSparsity):
                 cell.mask = _masks.random_mask(option, self.seed, self.num_steps, limits)
             else:
-                fixed = walk.arithmetic or self.num_queries > 64
+                fixed = walk.arithmetic or self.num_queries > 64 or self._fixed_masks
                 tensors = [p.detach() for p in cell.params]
                 cell.mask = _masks.magnitude_mask(tensors, limits, fixed=fixed)
 
@@ -540,17 +547,13 @@ class ZerothOrder(Optimizer):
                 found.append(None)
                 walk.turn += 1  # ranks must round alike
                 continue
-            if walk.budget == 0:
-                raise _Retraced
-            walk.budget -= 1
+            spend(walk)
             if probe.coefs or walk.turn:
                 walk.to(probe.coefs, probe.block)
             with nullcontext() if self._prefix is None else self._prefix.evaluation(probe.block or 0):
                 found.append(evaluate())
         losses = [None if loss is None else float(loss) for loss in found]
-        if self._parallel is not None:
-            losses = self._parallel.mean(losses) if self.parallel == "data" else self._parallel.gather(losses)
-        agreed = [float("nan") if loss is None else loss for loss in losses]
+        agreed = self._agreed(losses)
         walk.losses += agreed
         return agreed
 
@@ -600,8 +603,8 @@ class ZerothOrder(Optimizer):
 
     def _taken(self, walk: Walk, attached: Any) -> list[float]:
         """The losses that were measured while the attached model ran."""
-        if self._adaptive or self._tail:
-            what = "probes that depend on losses" if self._adaptive else "a hybrid step"
+        if self._adaptive or self._tail or not self._static:
+            what = "a hybrid step" if self._tail else "probes that depend on losses"
             _checks.fail(TypeError, "closure", "a callable that returns the loss", f"None with {what}")
         losses = [float(loss) for loss in attached.take()]
         walk.turn += sum(1 for probe in self._plan() if probe.coefs)
@@ -904,6 +907,13 @@ class ZerothOrder(Optimizer):
 
 
 # -- small helpers ------------------------------------------------------------------------------------
+
+
+def spend(walk: Walk) -> None:
+    """Before an evaluation: a replay of a step that stopped stops there too."""
+    if walk.budget == 0:
+        raise _Retraced
+    walk.budget -= 1
 
 
 def _skipped(evaluated: int) -> Scalar:

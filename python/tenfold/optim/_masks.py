@@ -60,8 +60,6 @@ def thresholds(option: MagnitudeSparsity, params: list[Tensor]) -> list[float]:
     """The largest magnitude that still moves, per tensor."""
     from tenfold.ops import quantile_abs
 
-    if option.ratio == 1.0:
-        return [-1.0] * len(params)
     return [quantile_abs([p], 1.0 - option.ratio) if p.numel() else 0.0 for p in params]
 
 

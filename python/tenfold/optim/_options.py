@@ -60,7 +60,7 @@ class MagnitudeSparsity:
     arXiv 2402.15751.
 
     Args:
-        ratio: share of the elements that stays (the largest), in [0, 1].
+        ratio: share of the elements that stays (the largest), in [0, 1).
         every: steps after which the thresholds are taken anew; None keeps those of the first step.
 
     The mask itself follows the weights: at every step it is made from the clean weights, and is the same in
@@ -71,8 +71,7 @@ class MagnitudeSparsity:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if _checks.real("ratio", self.ratio, at_least=0.0) > 1:
-            _checks.fail(ValueError, "ratio", "a share in [0, 1]", self.ratio)
+        _checks.real("ratio", self.ratio, at_least=0.0, below=1.0)
         if self.every is not None:
             _checks.integer("every", self.every, 1, 1 << 62)
 

@@ -55,6 +55,7 @@ class Cell:
     place: Place = CLEAN
     rest: Place = CLEAN
     written: bool = False  # in this step
+    lr_scale: float = 1.0
 
     @property
     def eps(self) -> float:
@@ -62,7 +63,7 @@ class Cell:
 
     @property
     def lr(self) -> float:
-        return float(self.group["lr"])
+        return float(self.group["lr"]) * self.lr_scale
 
     @property
     def weight_decay(self) -> float:

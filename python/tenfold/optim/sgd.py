@@ -58,7 +58,7 @@ class SparseMeZO(ZOSGD):
 
     Args:
         params, lr, common: as for `ZOSGD`; without `mask`.
-        ratio: share of the elements that stays, in [0, 1].
+        ratio: share of the elements that stays, in [0, 1).
         every: steps after which thresholds are taken anew; None keeps the first ones.
     """
 
