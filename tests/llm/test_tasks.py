@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import task_files
+import task_records
 
 from tenfold.llm.tasks import TASKS, Example, find
 
@@ -41,22 +41,22 @@ def test_the_twelve_tasks_and_their_kinds() -> None:
 
 @pytest.mark.parametrize(("task", "version"), CASES)
 def test_published_files_give_the_protocols_strings(task: str, version: int, tmp_path: Path) -> None:
-    path, _ = task_files.write(task, tmp_path)
+    path, _ = task_records.write(task, tmp_path)
     found = examples(task, TASKS[task].read(path), version)
-    assert [tuple(example) for example in found] == task_files.EXPECTED[task][version]
+    assert [tuple(example) for example in found] == task_records.EXPECTED[task][version]
 
 
 @pytest.mark.parametrize(("task", "version"), CASES)
 def test_hugging_face_columns_give_the_same(task: str, version: int) -> None:
-    found = examples(task, TASKS[task].read(task_files.COLUMNS[task]), version)
-    assert [tuple(example) for example in found] == task_files.EXPECTED[task][version]
+    found = examples(task, TASKS[task].read(task_records.COLUMNS[task]), version)
+    assert [tuple(example) for example in found] == task_records.EXPECTED[task][version]
 
 
 @pytest.mark.parametrize("task", ALL)
 def test_rows_pass_through_unchanged_and_any_iterable_will_do(task: str) -> None:
     class Table:  # what matters of datasets.Dataset
         def __iter__(self) -> Iterator[dict[str, Any]]:
-            return iter(task_files.COLUMNS[task])
+            return iter(task_records.COLUMNS[task])
 
     rows = TASKS[task].read(Table())
     assert rows == TASKS[task].read(rows)
@@ -66,13 +66,13 @@ def test_rows_pass_through_unchanged_and_any_iterable_will_do(task: str) -> None
 def test_parquet(task: str, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = TASKS[task].read(task_files.COLUMNS[task]) if task == "boolq" else task_files.COLUMNS[task]
+    rows = TASKS[task].read(task_records.COLUMNS[task]) if task == "boolq" else task_records.COLUMNS[task]
     parquet.write_table(
         pyarrow.Table.from_pylist(rows),
         tmp_path / "train-00000-of-00001.parquet",
     )
     found = examples(task, TASKS[task].read(tmp_path / "train-00000-of-00001.parquet"), 0)
-    assert [tuple(example) for example in found] == task_files.EXPECTED[task][0]
+    assert [tuple(example) for example in found] == task_records.EXPECTED[task][0]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(
@@ -132,7 +132,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("task", "change", "message"), BROKEN)
 def test_a_bad_line_is_named(task: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    good = task_files.PUBLISHED[task][2][0]
+    good = task_records.PUBLISHED[task][2][0]
     path = tmp_path / "train.jsonl"
     path.write_text(f"{json.dumps(good)}\n\n{json.dumps(good | change)}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"^train\.jsonl line 3[ ,:].*" + re.escape(message)):
@@ -141,7 +141,7 @@ def test_a_bad_line_is_named(task: str, change: dict[str, Any], message: str, tm
 
 @pytest.mark.parametrize("task", [task for task in ALL if task not in ("sst2", "squad", "drop")])
 def test_a_missing_key_is_named(task: str, tmp_path: Path) -> None:
-    good = task_files.PUBLISHED[task][2][0]
+    good = task_records.PUBLISHED[task][2][0]
     for key in set(good) - {"idx", "version", "source", "qID"}:
         path = tmp_path / "val.jsonl"
         path.write_text(json.dumps({k: v for k, v in good.items() if k != key}) + "\n", encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_missing_key_is_named(task: str, tmp_path: Path) -> None:
 
 def test_rows_in_memory_are_named_by_their_number() -> None:
     with pytest.raises(ValueError, match=r"^row 2, key 'label'"):
-        TASKS["rte"].read([task_files.COLUMNS["rte"][0], task_files.COLUMNS["rte"][0] | {"label": 5}])
+        TASKS["rte"].read([task_records.COLUMNS["rte"][0], task_records.COLUMNS["rte"][0] | {"label": 5}])
     with pytest.raises(ValueError, match="row 1: expected a mapping of columns, got str"):
         TASKS["rte"].read(["text"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="data: expected a path or rows, got int"):
@@ -218,14 +218,14 @@ def test_unknown_names_and_versions() -> None:
         find("mnli")
     for version in (-1, 1, True, "0"):
         with pytest.raises(ValueError, match="version: expected 0 to 0 for cb, got"):
-            TASKS["cb"].example(task_files.COLUMNS["cb"][0], version)  # type: ignore[arg-type]
+            TASKS["cb"].example(task_records.COLUMNS["cb"][0], version)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="row: expected one row of multirc, got 3"):
-        TASKS["multirc"].example(task_files.PUBLISHED["multirc"][2][0])
+        TASKS["multirc"].example(task_records.PUBLISHED["multirc"][2][0])
 
 
 def test_the_masked_form() -> None:
     def made(task: str, version: int = 0) -> Example:
-        return TASKS[task].example(task_files.COLUMNS[task][0], version, mask_token="<mask>")
+        return TASKS[task].example(task_records.COLUMNS[task][0], version, mask_token="<mask>")
 
     assert made("sst2") == Example('a dull " plot It was <mask>.', [" terrible", " great"], 0, [], None)
     assert made("sst2", 1).prompt == 'a dull " plot <mask>.'

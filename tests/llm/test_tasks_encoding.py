@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import task_files
+import task_records
 import torch
 
 from tenfold.llm.tasks import (
@@ -68,7 +68,7 @@ def masked() -> Any:
 
 
 def of(task: str, version: int = 0) -> list[Example]:
-    return [TASKS[task].example(row, version) for row in TASKS[task].read(task_files.COLUMNS[task])]
+    return [TASKS[task].example(row, version) for row in TASKS[task].read(task_records.COLUMNS[task])]
 
 
 def spans(tokenizer: Any, rows: Any) -> list[tuple[str, str]]:
@@ -210,7 +210,7 @@ def test_tasks_with_different_numbers_of_options(bos: Any) -> None:
 
 
 def test_masked_rows(masked: Any) -> None:
-    found = [TASKS["sst2"].example(row, mask_token="<mask>") for row in task_files.COLUMNS["sst2"]]
+    found = [TASKS["sst2"].example(row, mask_token="<mask>") for row in task_records.COLUMNS["sst2"]]
     rows = encode_masked(found, masked, 64)
     words = [masked(w, add_special_tokens=False).input_ids for w in (" terrible", " great")]
     assert rows.options.tolist() == [word for (word,) in words]
@@ -246,6 +246,6 @@ def test_masked_errors(masked: Any, bos: Any) -> None:
         encode_masked([example], bos, 64)
     with pytest.raises(ValueError, match="expected no tokens behind a text"):
         encode(of("sst2"), masked, 64)
-    both = [TASKS[t].example(task_files.COLUMNS[t][0], mask_token="<mask>") for t in ("sst2", "cb")]
+    both = [TASKS[t].example(task_records.COLUMNS[t][0], mask_token="<mask>") for t in ("sst2", "cb")]
     with pytest.raises(ValueError, match="expected the same answer words in all, got 2 different lists"):
         encode_masked(both, masked, 64)

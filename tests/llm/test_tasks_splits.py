@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import task_files
+import task_records
 
 from tenfold.assets import AssetError, locate
 from tenfold.llm.tasks import KSHOT_SEEDS, TASKS, load, load_kshot
@@ -55,7 +55,7 @@ def test_protocol_sizes() -> None:
         "cb": (150, 100),
         "wsc": (454, 100),
     }
-    record = task_files.PUBLISHED["copa"][2][0]
+    record = task_records.PUBLISHED["copa"][2][0]
     records = [record | {"premise": f"Cup {i} fell."} for i in range(400)]
     splits = load("copa", {"train": records, "validation": records[:100]})
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (300, 100, 100)
@@ -81,7 +81,7 @@ def test_a_small_training_file_gives_its_last_to_dev_and_says_so() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_folders_of_the_published_layout(task: str, nested: bool, tmp_path: Path) -> None:
     folder = tmp_path / TASKS[task].folder if nested else tmp_path
-    task_files.write(task, folder, repeat=2)
+    task_records.write(task, folder, repeat=2)
     if task == "squad":  # one record
         with pytest.raises(ValueError, match=r"at least 2 training rows of squad .*, got 1"):
             load(task, tmp_path, train=1, dev=1)
