@@ -697,6 +697,24 @@ class ZerothOrder(Optimizer):
         self.num_skipped += record.skipped
         self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1
 
+    # -- in loops written for back-propagation -----------------------------------------------------------
+
+    def attach(self, model: torch.nn.Module, *, loss: Callable[[Any], Tensor] | None = None) -> Any:
+        """Let loops that call `model(batch)`, `loss.backward()` and `optimizer.step()` train by this optimizer.
+
+        Serves `transformers.Trainer`, accelerate and plain loops; see `tenfold.optim._attach.attach`, which
+        documents arguments, limits and errors.  Returns a handle whose `remove()` undoes it.
+        """
+        from ._attach import attach
+
+        return attach(self, model, loss=loss)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim; also forgets what the backward passes of an attached model left."""
+        super().zero_grad(set_to_none)
+        if self._attached is not None:
+            self._attached.forget()
+
     # -- hybrid: the layers that learn by back-propagation -----------------------------------------------
 
     def _first_order_gradients(self, closure: Closure | None) -> bool:
@@ -884,7 +902,7 @@ class ZerothOrder(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For deep copies and pickles: all but what belongs to one process or one step."""
-        fresh = {
+        fresh: dict[str, Any] = {
             "_copies": {},
             "_prefix": None,
             "_log": None,
@@ -894,7 +912,7 @@ class ZerothOrder(Optimizer):
         }
         torchs = ("_optimizer", "_zero_grad", "_patch", "_warned", "step")
         own = {name: value for name, value in self.__dict__.items() if not name.startswith(torchs)}
-        return {**super().__getstate__(), **own, **fresh, "_copies": {}}
+        return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
