@@ -118,7 +118,7 @@ class Attached:
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         optimizer._attached = self
         optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
-        model.forward = _Wrapper(self, self._forward)  # type: ignore[method-assign]
+        model.forward = _Wrapper(self, self._forward)
 
     def remove(self) -> None:
         """Put the model back. Idempotent."""
@@ -129,7 +129,7 @@ class Attached:
         if isinstance(self.model.__dict__.get("forward"), _Wrapper):
             del self.model.forward
             if self._own_forward is not None:
-                self.model.forward = self._own_forward  # type: ignore[method-assign]
+                self.model.forward = self._own_forward
         self.forget()
 
     def __enter__(self) -> Attached:
@@ -163,7 +163,7 @@ class Attached:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Where the batches were kept, give the step a closure that evaluates them."""
-        if args and args[0] is not None or kwargs.get("closure") is not None:
+        if any(value is not None for value in (*args[1:], kwargs.get("closure"))):  # args[0] is the optimizer
             return None
         if hasattr(optimizer, "found_inf"):
             raise RuntimeError(
@@ -176,7 +176,7 @@ class Attached:
             self.take()  # raises
         calls = self._calls
         self.forget()
-        return (lambda: self._evaluated(calls),), {}
+        return (optimizer, lambda: self._evaluated(calls)), {}
 
     def _evaluated(self, calls: list[_Call]) -> Tensor:
         """The sum of the scaled losses of these micro-batches, with whatever weights there are."""

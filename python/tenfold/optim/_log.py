@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._record import Scalar
 from ._seeds import splitmix64
 
 FORMAT = "tenfold zolog"
@@ -54,20 +55,12 @@ class ZOLogError(ValueError):
     """A log that is damaged, torn, of another version, or of other weights than those given."""
 
 
-class LoggedScalar(NamedTuple):
-    """One scalar of a step; `flags` has the kind in the low byte, the block, however large, above it."""
-
-    query: int
-    flags: int
-    value: float
-
-
 class LoggedStep(NamedTuple):
     """One step: its number, the seed of its directions, its scalars, and lr and eps of each group."""
 
     step: int
     seed: int
-    scalars: tuple[LoggedScalar, ...]
+    scalars: tuple[Scalar, ...]
     lrs: tuple[float, ...]
     eps: tuple[float, ...]
 
@@ -274,7 +267,7 @@ def read(path: str | Path, *, recover: bool = False) -> Contents:
         data = file.read()
     crc = zlib.crc32(line)
     rows, torn_why = _records(path, data, len(line), crc, recover)
-    headers = header["average"] if "average" in header else [header]
+    headers = header.get("average", [header])
     counts = [h["records"] for h in headers] if "average" in header else [len(rows)]
     if sum(counts) != len(rows):
         raise ZOLogError(f"{path}: expected {sum(counts)} records, got {len(rows)}{torn_why}")
@@ -400,10 +393,10 @@ def _step(path: Path, seed: int, number: int, rows: Sequence[Row], eps: Sequence
     )
 
 
-def _scalars(rows: Sequence[Row]) -> Iterator[LoggedScalar]:
+def _scalars(rows: Sequence[Row]) -> Iterator[Scalar]:
     high = 0
     for _, query, flags, _, value, *_ in rows:
         if flags & KIND == HIGH:
             high = query
         elif flags & KIND != EMPTY:
-            yield LoggedScalar(query, flags & ~LAST | high << 16, value)
+            yield Scalar(query, flags & ~LAST | high << 16, value)

@@ -84,9 +84,10 @@ class Parallel:
         rows = self._all_gather([float(byte) for byte in mine])
         other = [rank for rank, row in enumerate(rows) if row != rows[0]]
         if other:
+            ranks = ", ".join(map(str, other))
             raise RuntimeError(
-                f"parallel: expected all ranks to start with the same weights and options, got others on rank "
-                f"{', '.join(map(str, other))} than on rank 0"
+                "parallel: expected all ranks to start with the same weights and options, got others on rank "
+                f"{ranks} than on rank 0"
             )
         self._agreed = True
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tenfold import _checks
 
 from . import _log, _passes
-from ._log import Contents, LoggedScalar, LoggedStep, Part, ZOLogError
+from ._log import Contents, LoggedStep, Part, ZOLogError
 from ._record import FLAG_SKIPPED, StepRecord
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class ZOLog:
 
     def append(self, record: StepRecord) -> None:
         """What the optimizer calls after each step."""
-        scalars = tuple(LoggedScalar(*s) for s in record.scalars)
-        self._appender.append(LoggedStep(record.step, record.seed, scalars, record.lrs, record.eps))
+        step = LoggedStep(record.step, record.seed, record.scalars, record.lrs, record.eps)
+        self._appender.append(step)
 
     def close(self) -> None:
         """Idempotent."""
@@ -316,7 +316,7 @@ def info(path: str | Path, *, recover: bool = True) -> dict[str, Any]:
         "seed": header["seed"],
         "first_step": header["first_step"],
         "steps": len(steps),
-        "skipped_steps": sum(any(s.flags & 0xFF == FLAG_SKIPPED for s in step.scalars) for step in steps),
+        "skipped_steps": sum(any(s.kind == FLAG_SKIPPED for s in step.scalars) for step in steps),
         "scalars": sum(len(step.scalars) for step in steps),
         "lr": [min(lrs), max(lrs)] if lrs else None,
         "bytes": contents.size,
@@ -433,9 +433,9 @@ def _count(shape: Sequence[int]) -> int:
 # -- hashes -------------------------------------------------------------------------------------------
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> Any:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy()
 
 
 def _sha256_of(entries: Sequence[dict[str, Any]], module: Weights) -> str:
