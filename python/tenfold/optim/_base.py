@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import warnings
@@ -392,6 +393,8 @@ class ZerothOrder(Optimizer):
     def _walk(self, *, replay: bool = False) -> Walk:
         """The way through this step's probes, starting at the weights as they are."""
         cells = self._cells()
+        if self._prefix is not None:
+            self._prefix.clear()  # the batch is another one
         way = self._way_back(cells)
         if replay and way == "exact":
             way = "dual"  # the same weights, and no probe needs them perturbed
@@ -700,7 +703,7 @@ class ZerothOrder(Optimizer):
     # -- in loops written for back-propagation -----------------------------------------------------------
 
     def attach(self, model: torch.nn.Module, *, loss: Callable[[Any], Tensor] | None = None) -> Any:
-        """Let loops that call `model(batch)`, `loss.backward()` and `optimizer.step()` train by this optimizer.
+        """Let loops of `model(batch)`, `loss.backward()` and `optimizer.step()` train by this optimizer.
 
         Serves `transformers.Trainer`, accelerate and plain loops; see `tenfold.optim._attach.attach`, which
         documents arguments, limits and errors.  Returns a handle whose `remove()` undoes it.
@@ -889,7 +892,7 @@ class ZerothOrder(Optimizer):
         self._limits_from = saved["limits_from"]
         self._slots = {p: Slot(*slot) for p, slot in zip(self._slots, saved["slots"], strict=True)}
         if self.first_order is not None:
-            self.first_order.load_state_dict(saved["first_order"])
+            self.first_order.load_state_dict(copy.deepcopy(saved["first_order"]))
 
     def _keep_state_dtypes(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of loaded states to the dtype of the parameter: moments stay in their own."""
