@@ -127,6 +127,7 @@ def pretrained(
     batch_size: int = 64,
     lr: float = 3e-3,
     emphasis: float = 0.0,
+    emphasis_at: int = -1,
     max_seconds: float | None = None,
     seed: int = 0,
 ) -> Path:
@@ -137,8 +138,8 @@ def pretrained(
     model already is returned as it is.
 
     Args:
-        emphasis: weight of the mean loss at the last token of each text, which is then always among those
-            predicted (0: no more than the others).
+        emphasis: weight of the mean loss at one token of each text, which is always among those predicted.
+        emphasis_at: its place, from the end: -1 for the last token.
         max_seconds: stop there (the weights then depend on the machine); None for all ``steps``.
 
     Returns:
@@ -156,7 +157,7 @@ def pretrained(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = lr * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-        loss = _language_loss(model, next(batches), tokenizer, emphasis, generator)
+        loss = _language_loss(model, next(batches), tokenizer, emphasis, generator, emphasis_at)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -181,9 +182,14 @@ def _length_batches(
 
 
 def _language_loss(
-    model: Any, rows: list[list[int]], tokenizer: Any, emphasis: float, generator: torch.Generator
+    model: Any,
+    rows: list[list[int]],
+    tokenizer: Any,
+    emphasis: float,
+    generator: torch.Generator,
+    at: int,
 ) -> Tensor:
-    """Mean negative log-likelihood of the drawn tokens, plus ``emphasis`` times that of the last ones."""
+    """Mean negative log-likelihood of the drawn tokens, plus ``emphasis`` times that at place ``at``."""
     from tenfold.llm.schemes import is_masked
 
     masked = is_masked(model)
@@ -194,7 +200,7 @@ def _language_loss(
     drawn = (torch.rand(ids.shape, generator=generator) < 0.25) & (mask == 1)
     drawn[:, 0] = False  # the begin token
     last = torch.zeros_like(drawn)
-    last[torch.arange(len(rows)), lengths - 1] = True
+    last[torch.arange(len(rows)), lengths + at] = True
     drawn = drawn | last
     given = ids.masked_fill(drawn, tokenizer.mask_token_id) if masked else ids
     hidden = _hidden(model, given, mask)
