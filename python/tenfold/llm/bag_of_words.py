@@ -47,25 +47,29 @@ class Recipe(NamedTuple):
 
 
 def _ours(name: str, lr: float, **options: Any) -> Recipe:
-    return Recipe(tenfold.optim, name, lr, options)
+    return Recipe(tenfold.optim, name, lr, {"eps": 1e-3, **options})
 
 
-# Learning rates: the best of a grid of factors of about three on the last 1,000 training reviews, with a
-# quarter of the evaluations and a seed that the table does not use. ZO-SGD's is the one of the specification.
+# Learning rates. ZO-SGD's is the one of the check that this problem comes from. Those of FO-SGD, FO-Adam,
+# q=8, Sign, MMT, Cons, ZO-Adam, R-AdaZO, FZOO, LOZO and HiZOO did best, among three to five a factor of about
+# three apart, on the last 1,000 training reviews after training on the other 6,000 with a quarter of the
+# evaluations (Sign, MMT, R-AdaZO and HiZOO as the same formulas with PyTorch's random numbers). Differences
+# between neighbours were within the noise of two seeds. The other four are not tuned: Forward-Grad and Sparse
+# MeZO have ZO-SGD's, LOZO-M a tenth of LOZO's because momentum 0.9 adds ten steps up, ZO-Muon its default.
 RECIPES: dict[str, Recipe] = {
     "FO-SGD": Recipe(torch.optim, "SGD", 2.0, {}),
     "FO-Adam": Recipe(torch.optim, "Adam", 0.01, {}),
     "ZO-SGD": _ours("ZOSGD", 0.01),
     "ZO-SGD, q=8": _ours("ZOSGD", 0.03, num_queries=8),
-    "ZO-SGD-Sign": _ours("ZOSGDSign", 0.001),
+    "ZO-SGD-Sign": _ours("ZOSGDSign", 0.003),
     "ZO-SGD-MMT": _ours("ZOSGDMomentum", 0.001),
     "ZO-SGD-Cons": _ours("ZOSGDConservative", 0.01),
     "ZO-Adam": _ours("ZOAdam", 0.003),
-    "R-AdaZO": _ours("RAdaZO", 0.003),
-    "Forward-Grad": _ours("ForwardGrad", 0.01),
+    "R-AdaZO": _ours("RAdaZO", 0.001),
+    "Forward-Grad": Recipe(tenfold.optim, "ForwardGrad", 0.01, {}),
     "FZOO": _ours("FZOO", 0.01),
     "LOZO": _ours("LOZO", 0.003),
-    "LOZO-M": _ours("LOZO", 0.001, momentum=0.9),
+    "LOZO-M": _ours("LOZO", 0.0003, momentum=0.9),
     "ZO-Muon": _ours("ZOMuon", 0.01),
     "HiZOO": _ours("HiZOO", 0.01),
     "Sparse MeZO": _ours("SparseMeZO", 0.01),
@@ -267,7 +271,7 @@ def _train(
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     zeroth = recipe.home is tenfold.optim
-    options = {"eps": 1e-3, "seed": seed} | recipe.options if zeroth else recipe.options
+    options = recipe.options | ({"seed": seed} if zeroth else {})
     optimizer = getattr(recipe.home, recipe.name)(list(model.parameters()), lr=recipe.lr, **options)
     draw = np.random.RandomState(seed)
     calls = taken = 0
