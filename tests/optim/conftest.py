@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from tenfold.optim import (
+    FZOO,
+    LOZO,
+    ZOSGD,
+    ForwardGrad,
+    HiZOO,
+    MagnitudeSparsity,
+    RAdaZO,
+    RandomSparsity,
+    SparseMeZO,
+    ZOAdam,
+    ZOMuon,
+    ZOSGDConservative,
+    ZOSGDMomentum,
+    ZOSGDSign,
+)
 
 CURVATURE = (1.0, 0.5, 2.0)
 START = (1.0, -2.0, 0.5)
@@ -115,3 +132,50 @@ def language_model() -> Callable[..., tuple[nn.Module, Callable[[], Tensor]]]:
         return model, lambda: model(input_ids=ids, labels=ids).loss
 
     return make
+
+
+class Case(NamedTuple):
+    """One optimizer with options that reach one of its branches."""
+
+    optimizer: Callable[..., Any]
+    options: dict[str, Any]
+
+    def make(self, params: Any, restore: str | None = None, **others: Any) -> Any:
+        """The optimizer; without `restore` where it knows none."""
+        known = {} if restore is None or self.optimizer is ForwardGrad else {"restore": restore}
+        return self.optimizer(params, **{**self.options, **known, **others})
+
+
+EVERY = [
+    pytest.param(Case(ZOSGD, {}), id="sgd"),
+    pytest.param(Case(ZOSGD, {"num_queries": 3, "weight_decay": 0.1}), id="sgd-q3"),
+    pytest.param(Case(ZOSGD, {"one_sided": True, "num_queries": 2}), id="sgd-one-sided"),
+    pytest.param(Case(ZOSGD, {"dist": "sphere"}), id="sgd-sphere"),
+    pytest.param(Case(ZOSGD, {"dist": "gauss16"}), id="sgd-gauss16"),
+    pytest.param(Case(ZOSGD, {"mask": RandomSparsity(0.5, every=2)}), id="sgd-random-mask"),
+    pytest.param(Case(ZOSGD, {"mask": RandomSparsity(0.5, every=4, scope="global")}), id="sgd-global-mask"),
+    pytest.param(Case(ZOSGD, {"mask": MagnitudeSparsity(0.5, every=2)}), id="sgd-magnitude-mask"),
+    pytest.param(Case(ZOSGD, {"num_queries": 3, "aggregate": "least_squares"}), id="sgd-least-squares"),
+    pytest.param(Case(ZOSGD, {"maximize": True}), id="sgd-maximize"),
+    pytest.param(Case(ZOSGDSign, {}), id="sign"),
+    pytest.param(Case(ZOSGDSign, {"mode": "scalar"}), id="sign-scalar"),
+    pytest.param(Case(ZOSGDMomentum, {}), id="momentum"),
+    pytest.param(Case(ZOSGDMomentum, {"nesterov": True, "state_dtype": torch.bfloat16}), id="momentum-bf16"),
+    pytest.param(Case(ZOSGDConservative, {"weight_decay": 0.1}), id="conservative"),
+    pytest.param(Case(ZOAdam, {}), id="adam"),
+    pytest.param(Case(ZOAdam, {"state_dtype": torch.bfloat16, "mask": RandomSparsity(0.5)}), id="adam-bf16"),
+    pytest.param(Case(RAdaZO, {}), id="radazo"),
+    pytest.param(Case(FZOO, {}), id="fzoo"),
+    pytest.param(Case(LOZO, {"nu": 2}), id="lozo"),
+    pytest.param(Case(LOZO, {"nu": 2, "momentum": 0.9}), id="lozo-m"),
+    pytest.param(Case(ZOMuon, {"nu": 2, "rank": 3}), id="muon"),
+    pytest.param(Case(SparseMeZO, {}), id="sparse-mezo"),
+    pytest.param(Case(HiZOO, {"smoothing": 0.01, "num_queries": 2}), id="hizoo"),
+    pytest.param(Case(ForwardGrad, {"num_queries": 2}), id="forward-grad"),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that take `case` run for every optimizer."""
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", EVERY)
