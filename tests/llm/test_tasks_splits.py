@@ -163,6 +163,8 @@ def test_k_shot_errors() -> None:
         load_kshot("rte", data, k=11)
     with pytest.raises(ValueError, match="expected one with classes, got 'squad'"):
         load_kshot("squad", data)
+    with pytest.raises(ValueError, match="for few-shot sets, got 'reviews'"):
+        load_kshot("sst2", "reviews")
     with pytest.raises(ValueError, match="k: expected a whole number >= 1, got 0"):
         load_kshot("rte", data, k=0)
 

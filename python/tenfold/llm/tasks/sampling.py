@@ -125,6 +125,8 @@ def load_kshot(
     _size("k", k, 1)
     _size("test", test, TEST)
     _checks.integer("seed", seed, 0, MAX_SEED)
+    if isinstance(data, str) and data == EMBEDDED:
+        raise ValueError("data: expected a folder or a mapping of splits for few-shot sets, got 'reviews'")
     pool, held_out, source = _pools(task, data)
     classes: dict[int, list[Row]] = {}
     for row in _permuted(pool, seed):
