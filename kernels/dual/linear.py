@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """Buffers of one block, all copies together: within the last-level cache of a CPU, and large enough on a GPU
 to keep it busy."""
 
