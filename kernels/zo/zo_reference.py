@@ -12,11 +12,14 @@ float64 for float64 tensors, with coefficients in float64 and z the float32 valu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .zo_mask import MaskArgs, masked
 
 CHUNK = 1 << 16  # elements in one piece: about 4 MiB of float64 temporaries
 
@@ -28,6 +31,7 @@ PURPOSES = {
     "rounding": 4,
     "lowrank_u": 5,
     "lowrank_v": 6,
+    "gauss16": 7,
 }
 
 _LOW32 = 0xFFFFFFFF
@@ -242,7 +246,19 @@ def _uniform(seed: int, stream: int, query: int, first: int, n: int, device: tor
     return _unit(x.reshape(-1)[skip : skip + n])
 
 
-_DISTRIBUTIONS = {"gaussian": _gaussian, "rademacher": _rademacher, "uniform": _uniform}
+def _gauss16(seed: int, stream: int, query: int, first: int, n: int, device: torch.device | str) -> Tensor:
+    """Two normals of one word, "tfz-normal16 v1": radius from its low half, angle from its high half."""
+    x, skip = _word_range(seed, stream, query, "gauss16", first, n, 8, device)
+    even, odd = _box_muller((x & 0xFFFF) << 16 | 0x8000, x & 0xFFFF0000)
+    return torch.stack((even, odd), dim=2).reshape(-1)[skip : skip + n]
+
+
+_DISTRIBUTIONS = {
+    "gaussian": _gaussian,
+    "rademacher": _rademacher,
+    "uniform": _uniform,
+    "gauss16": _gauss16,
+}
 
 
 def sample(
@@ -400,80 +416,23 @@ def chain_(
     stochastic: bool = False,
     rounding_seed: int = 0,
     rounding_query: int = 0,
+    mask: MaskArgs | None = None,
 ) -> None:
     """theta = round(decay*source + sum_k coef_k z_k) in place; `sources` defaults to the parameters.
 
     acc = decay*source (one rounding, none for decay 1), then acc = fma(coef_k, z_k, acc) term by term, then
     one rounding to the dtype of theta: to nearest even, or stochastic with the bits of
-    (rounding_seed, stream, rounding_query).
+    (rounding_seed, stream, rounding_query). Where `mask` says so, the terms are left out.
     """
-    for param, source, stream in zip(params, params if sources is None else sources, streams, strict=True):
+    clean_ones = params if sources is None else sources
+    for t, (param, source, stream) in enumerate(zip(params, clean_ones, streams, strict=True)):
         dtype = _compute_dtype(param)
         for first, (target, clean) in _pieces((param, source)):
-            acc = clean.reshape(-1).to(dtype)
-            if decay != 1.0:
-                acc = acc * _scalar(decay, dtype)
-            acc = _direction(acc, stream, first, seeds, queries, coefs, dists, z_round)
-            _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
-
-
-@torch.no_grad()
-def adam_(
-    params: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    streams: Sequence[int],
-    seeds: Sequence[int],
-    queries: Sequence[int],
-    coefs: Sequence[float],
-    dists: Sequence[str],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    decay: float = 1.0,
-    z_round: torch.dtype | None = None,
-    stochastic: bool = False,
-    rounding_seed: int = 0,
-    rounding_query: int = 0,
-) -> None:
-    """Adam (Kingma and Ba, arXiv 1412.6980) on g = sum_k coef_k z_k, in place on theta and states; step >= 1.
-
-    Scalars in float64, each rounded once to the compute dtype.  Per element:
-        g = 0; g = fma(coef_k, z_k, g)             k in order
-        m = fma(beta1, m, (1-beta1)*g)
-        v = fma(beta2, v, ((1-beta2)*g)*g)
-        denominator = fma(sqrt(v), 1/sqrt(1-beta2^step), eps)
-        theta = round(fma(-lr/(1-beta1^step), m/denominator, decay*theta))
-    States are stored in their own dtype, rounded to nearest; theta sees them before that rounding.
-    """
-    for param, mean, square, stream in zip(params, exp_avgs, exp_avg_sqs, streams, strict=True):
-        dtype = _compute_dtype(param)
-        b1, b2, one_b1, one_b2, inverse, tiny, rate = (
-            _scalar(value, dtype)
-            for value in (
-                beta1,
-                beta2,
-                1 - beta1,
-                1 - beta2,
-                1 / math.sqrt(1 - beta2**step),
-                eps,
-                -lr / (1 - beta1**step),
-            )
-        )
-        for first, (target, m_at, v_at) in _pieces((param, mean, square)):
-            zero = torch.zeros(target.numel(), dtype=dtype, device=target.device)
-            g = _direction(zero, stream, first, seeds, queries, coefs, dists, z_round)
-            m = _fma(b1, m_at.reshape(-1).to(dtype), one_b1 * g, dtype)
-            v = _fma(b2, v_at.reshape(-1).to(dtype), (one_b2 * g) * g, dtype)
-            denominator = _fma(_sqrt(v), inverse, tiny, dtype)
-            acc = target.reshape(-1).to(dtype)
-            if decay != 1.0:
-                acc = acc * _scalar(decay, dtype)
-            acc = _fma(rate, m / denominator, acc, dtype)
-            m_at.copy_(m.view(m_at.shape))
-            v_at.copy_(v.view(v_at.shape))
+            x = clean.reshape(-1).to(dtype)
+            decayed = x * _scalar(decay, dtype) if decay != 1.0 else x
+            acc = _direction(decayed, stream, first, seeds, queries, coefs, dists, z_round)
+            if mask is not None:
+                acc = torch.where(masked(mask, t, x, stream, first), decayed, acc)
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 
@@ -496,11 +455,33 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, stream: int, quer
     return round_sr(x.reshape(-1), dtype, r16).view(x.shape)
 
 
-def moments(seed: int, stream: int, query: int, first: int, n: int, dist: str) -> tuple[float, float]:
+def moments(
+    seed: int,
+    stream: int,
+    query: int,
+    first: int,
+    n: int,
+    dist: str,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:
     """Sum and sum of squares of elements [first, first+n) in float64, piece by piece."""
     total, squares = 0.0, 0.0
     for at in range(0, n, CHUNK):
-        z = sample(seed, stream, query, first + at, min(CHUNK, n - at), dist, torch.float64)
+        z = sample(seed, stream, query, first + at, min(CHUNK, n - at), dist, torch.float64, device)
         total += z.sum().item()
         squares += z.square().sum().item()
     return total, squares
+
+
+# -- the passes with state, and the sums and selections, stand in files of their own -------------------------
+
+_HOMES = {
+    **dict.fromkeys(("adam_", "hizoo_perturb_", "hizoo_update_", "momentum_", "replay_", "sign_"), "state"),
+    **dict.fromkeys(("count_within", "magnitude_bits_", "quantile_abs", "square_sums"), "select"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__package__}.zo_{_HOMES[name]}_reference"), name)

@@ -23,6 +23,8 @@ from tenfold.ops import (
     zo_sample,
 )
 
+from .test_zo_state_torch import CASES as STATEFUL
+
 OPS = torch.ops.tenfold
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -87,7 +89,8 @@ def test_every_zeroth_order_op_is_checked():
     elsewhere = ("zo_lowrank", "zo_linear", "zo_embedding")  # test_lowrank.py, test_dual.py
     passes = {n for n in registered if n.startswith("zo_") and not n.startswith(elsewhere)}
     ours = passes | ({"random_words_", "stochastic_round"} & registered)
-    assert ours == {name for name, _ in CASES.values()}
+    stateful = {name for name, _ in STATEFUL.values()}
+    assert ours == {name for name, _ in CASES.values()} | {n for n in stateful if n.startswith("zo_")}
 
 
 @pytest.mark.parametrize("op", ["zo_chain_", "zo_adam_", "zo_sample_", "random_words_", "stochastic_round"])

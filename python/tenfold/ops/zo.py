@@ -18,28 +18,70 @@ from torch import Tensor
 
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
+from tenfold.kernels.zo.zo_mask import KINDS, MaskArgs
 
-DISTRIBUTIONS = ("gaussian", "rademacher")
-SAMPLED = ("gaussian", "rademacher", "uniform")
-PURPOSES = ("gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v")
+DISTRIBUTIONS = ("gaussian", "rademacher", "gauss16")
+SAMPLED = ("gaussian", "rademacher", "uniform", "gauss16")
+PURPOSES = ("gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v", "gauss16")
 ROUNDINGS = ("rne", "sr")
 MAX_TERMS = 64
 
 _ALL = ("cpu", "cuda", "triton", "reference")
-OPS |= dict.fromkeys(("zo_chain_", "zo_adam_", "zo_sample", "random_words", "stochastic_round"), _ALL)
+OPS |= dict.fromkeys(("zo_chain_", "zo_sample", "random_words", "stochastic_round"), _ALL)
 OPS["zo_moments"] = ("cpu", "reference")
+
+_EXTENDED = " with a mask or gauss16"
+OPS |= dict.fromkeys(("zo_chain_" + _EXTENDED, "zo_sample" + _EXTENDED), ("reference",))
 
 
 class Term(NamedTuple):
     """One summand `coef * z(seed, query)` of a chain.
 
-    seed in [0, 2^64), query in [0, 2^24), coef finite, dist "gaussian" or "rademacher".
+    seed in [0, 2^64), query in [0, 2^24), coef finite, dist "gaussian", "rademacher", or "gauss16" (normals
+    from 16 + 16 random bits instead of 32 + 32, half the generator's work; `|z|` <= 4.85).
     """
 
     seed: int
     query: int
     coef: float
     dist: str = "gaussian"
+
+
+class RandomMask(NamedTuple):
+    """Leave out a random share of the elements, the same ones for the same (seed, stream, query).
+
+    ratio: the probability with which an element is masked, in [0, 1], one for all tensors or one per tensor
+    (resolution 2^-32; 1 masks all). Its bits are independent of those of z.
+    """
+
+    seed: int
+    query: int
+    ratio: float | Sequence[float]
+
+
+class MagnitudeMask(NamedTuple):
+    """Move only small weights: an element is masked unless |x| <= threshold, x the weight as it is read.
+
+    threshold: >= 0, one for all tensors or one per tensor, compared in float32 (float64 for float64 tensors).
+    Where `sources` are given, x is the element of `sources`. NaN is masked.
+
+    Sparse MeZO, Liu et al. (arXiv 2402.15751).
+    """
+
+    threshold: float | Sequence[float]
+
+
+class BitMask(NamedTuple):
+    """Move the elements whose bit is 1.
+
+    bits: one uint8 tensor [ceil(n / 8)] per tensor, contiguous, on its device; element i (row-major) is bit i
+    % 8 of byte i // 8. `magnitude_bits` makes them.
+    """
+
+    bits: Sequence[Tensor]
+
+
+Mask = RandomMask | MagnitudeMask | BitMask
 
 
 # ---- the dispatcher's side --------------------------------------------------------------------------------
@@ -49,11 +91,13 @@ class Term(NamedTuple):
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _DIRECTIONS = "SymInt[] streams, SymInt[] seeds, SymInt[] queries, float[] coefs, str[] dists"
 _ROUNDING = "float decay, ScalarType? z_round, bool stochastic, SymInt rounding_seed, SymInt rounding_query"
+_MASK = (
+    "str mask_kind='', SymInt mask_seed=0, SymInt mask_query=0, float[] mask_values=[], "
+    "Tensor[]? mask_bits=None"
+)
 _COUNTER = "SymInt seed, SymInt stream, SymInt query"
 for _schema in (
-    f"zo_chain_(Tensor(a!)[] params, Tensor[] sources, {_DIRECTIONS}, {_ROUNDING}) -> ()",
-    f"zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, {_DIRECTIONS}, "
-    f"float lr, float beta1, float beta2, float eps, SymInt step, {_ROUNDING}) -> ()",
+    f"zo_chain_(Tensor(a!)[] params, Tensor[] sources, {_DIRECTIONS}, {_ROUNDING}, {_MASK}) -> ()",
     f"zo_sample_(Tensor(a!) out, {_COUNTER}, SymInt first, str dist) -> ()",
     f"random_words_(Tensor(a!) out, {_COUNTER}, str purpose, SymInt first_block) -> ()",
     f"stochastic_round(Tensor x, ScalarType dtype, {_COUNTER}, SymInt first) -> Tensor",
@@ -81,6 +125,34 @@ def _kernels(op: str, device: torch.device) -> Any:
     return module
 
 
+def _key(op: str, mask: MaskArgs | None, dists: Sequence[str]) -> str:
+    """The entry of OPS: masks and gauss16 are not written for every backend of an op."""
+    return op if mask is None and "gauss16" not in dists else op + _EXTENDED
+
+
+def _mask_args(
+    params: Sequence[Tensor],
+    kind: str,
+    seed: int,
+    query: int,
+    values: Sequence[float],
+    bits: Sequence[Tensor] | None,
+) -> MaskArgs | None:
+    """The mask as kernels take it, checked against reading past its end."""
+    if not kind:
+        return None
+    _checks.choice("mask_kind", kind, KINDS)
+    if kind == "bits":
+        _bits("mask.bits", bits or [], params)
+    else:
+        _pairs("mask_values", values, params)
+    return MaskArgs(kind, _unsigned(seed), query, values, bits or [])
+
+
+def _extra(mask: MaskArgs | None) -> tuple[MaskArgs, ...]:
+    return () if mask is None else (mask,)
+
+
 def _written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd that these were changed in place."""
     torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
@@ -99,14 +171,20 @@ def _zo_chain_(
     stochastic: bool,
     rounding_seed: int,
     rounding_query: int,
+    mask_kind: str = "",
+    mask_seed: int = 0,
+    mask_query: int = 0,
+    mask_values: Sequence[float] = (),
+    mask_bits: Sequence[Tensor] | None = None,
 ) -> None:
     _pairs("streams", streams, params)
     _distributions(dists, DISTRIBUTIONS)
+    mask = _mask_args(params, mask_kind, mask_seed, mask_query, mask_values, mask_bits)
     if sources:
         _match("sources", sources, params)
         _checks.separate("sources", sources, params)
     _checks.memory(params=params)
-    kernels = _kernels("zo_chain_", params[0].device)
+    kernels = _kernels(_key("zo_chain_", mask, dists), params[0].device)
     kernels.chain_(
         params,
         sources or None,
@@ -120,63 +198,17 @@ def _zo_chain_(
         stochastic,
         _unsigned(rounding_seed),
         rounding_query,
+        *_extra(mask),
     )
     _written(params)
-
-
-def _zo_adam_(
-    params: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    streams: list[int],
-    seeds: list[int],
-    queries: list[int],
-    coefs: list[float],
-    dists: list[str],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    decay: float,
-    z_round: torch.dtype | None,
-    stochastic: bool,
-    rounding_seed: int,
-    rounding_query: int,
-) -> None:
-    _pairs("streams", streams, params)
-    _distributions(dists, DISTRIBUTIONS)
-    _match("exp_avgs", exp_avgs, params, _state_dtypes(params))
-    _match("exp_avg_sqs", exp_avg_sqs, params, _state_dtypes(params))
-    _checks.memory(params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
-    kernels = _kernels("zo_adam_", params[0].device)
-    kernels.adam_(
-        params,
-        exp_avgs,
-        exp_avg_sqs,
-        streams,
-        [_unsigned(s) for s in seeds],
-        queries,
-        coefs,
-        dists,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        step,
-        decay,
-        z_round,
-        stochastic,
-        _unsigned(rounding_seed),
-        rounding_query,
-    )
-    _written([*params, *exp_avgs, *exp_avg_sqs])
 
 
 def _zo_sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
     _whole("out", out, _checks.FLOAT_DTYPES)
     _distributions([dist], SAMPLED)
-    _kernels("zo_sample", out.device).sample_(out, _unsigned(seed), stream, query, first, dist)
+    _kernels(_key("zo_sample", None, [dist]), out.device).sample_(
+        out, _unsigned(seed), stream, query, first, dist
+    )
     _written([out])
 
 
@@ -216,7 +248,6 @@ def _writes_only(*_: Any) -> None:
 
 
 _register("zo_chain_", _zo_chain_, _writes_only)
-_register("zo_adam_", _zo_adam_, _writes_only)
 _register("zo_sample_", _zo_sample_, _writes_only)
 _register("random_words_", _random_words_, _writes_only)
 _register("stochastic_round", _stochastic_round, _stochastic_round_meta)
@@ -249,6 +280,7 @@ def zo_chain_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
+    mask: Mask | None = None,
 ) -> None:
     """theta = round(decay * theta + sum_k coef_k * z_k) for every tensor, in place, in one pass.
 
@@ -270,6 +302,8 @@ def zo_chain_(
         rounding_seed: seed of the rounding bits, default: the first term's. Their query is the first term's.
         sources: read theta from these instead (same shapes, dtypes, device) and write `params`; restoring is
             then exact.
+        mask: `RandomMask`, `MagnitudeMask` or `BitMask`: at a masked element the terms are left out, so that
+            it becomes round(decay * theta).
 
     Raises:
         TypeError: an argument of the wrong kind, or a dtype or layout that has no kernel.
@@ -282,7 +316,7 @@ def zo_chain_(
     params = _params("params", params)
     sources = [] if sources is None else _like("sources", sources, params, write=False)
     checked = _terms(terms)
-    _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed)
+    _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed, mask)
 
 
 def zo_perturb_(
@@ -297,6 +331,7 @@ def zo_perturb_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
+    mask: Mask | None = None,
 ) -> None:
     """theta = round(theta + c * z(seed, query)) for every tensor, in place: one fused multiply-add each.
 
@@ -311,7 +346,7 @@ def zo_perturb_(
         _checks.fits("c", _checks.real("c", c), _single(params)),
         _checks.choice("dist", dist, DISTRIBUTIONS),
     )
-    _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed)
+    _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed, mask)
 
 
 def zo_restore_update_(
@@ -328,6 +363,7 @@ def zo_restore_update_(
     z_round: torch.dtype | None = None,
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
+    mask: Mask | None = None,
 ) -> None:
     """Undo `-eps * z` and take the step, in one pass: from theta - eps z to (1 - lr wd) theta - lr g z.
 
@@ -352,67 +388,7 @@ def zo_restore_update_(
     coef = _checks.fits("decay * eps - lr * projected_grad", decay * eps - lr * gradient, single)
     dist = _checks.choice("dist", dist, DISTRIBUTIONS)
     term = Term(_checks.seed("seed", seed), _checks.query("query", query), coef, dist)
-    _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed)
-
-
-def zo_adam_(
-    params: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    streams: Sequence[int],
-    terms: Sequence[Term],
-    *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    step: int,
-    weight_decay: float = 0.0,
-    z_round: torch.dtype | None = None,
-    out_rounding: str = "rne",
-    rounding_seed: int | None = None,
-) -> None:
-    """One Adam step on g = sum_k coef_k * z_k, with z regenerated: one read and write of weights and states.
-
-    Kingma and Ba (arXiv 1412.6980) with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101).
-
-    Args:
-        exp_avgs, exp_avg_sqs: first and second moments, float32 (float64 for float64 tensors) whatever the
-            weights' dtype, shaped as params.
-        terms: the gradient estimate, e.g. `Term(seed, i, projected_grad_i / q)` for each of q queries.
-        lr: learning rate, >= 0.
-        beta1, beta2: decay rates of the moments, in [0, 1).
-        eps: > 0.
-        step: 1 for the first step.
-        weight_decay: >= 0.
-
-    The rest of the arguments, and the errors, are those of `zo_chain_`.
-    """
-    params = _params("params", params)
-    exp_avgs = _like("exp_avgs", exp_avgs, params, _state_dtypes(params))
-    exp_avg_sqs = _like("exp_avg_sqs", exp_avg_sqs, params, _state_dtypes(params))
-    single = _single(params)
-    checked = _terms(terms)
-    lr = _checks.real("lr", lr, at_least=0.0)
-    beta1 = _checks.real("beta1", beta1, at_least=0.0, below=1.0)
-    beta2 = _checks.real("beta2", beta2, at_least=0.0, below=1.0)
-    eps = _checks.real("eps", eps, positive=True)
-    step = _checks.integer("step", step, 1, 2**62)
-    decay = 1.0 - lr * _checks.real("weight_decay", weight_decay, at_least=0.0)
-    _checks.fits("1 - lr * weight_decay", decay, single)
-    _checks.fits("lr / (1 - beta1**step)", lr / (1 - beta1**step), single)
-    if single and eps < 1e-45:
-        _checks.fail(ValueError, "eps", "a number > 0 in float32", eps)
-    for k, term in enumerate(checked):
-        _checks.fits(f"terms[{k}].coef", term.coef, single)
-    streams = _streams(streams, params)
-    stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, checked[0])
-    if params:
-        seeds, queries, coefs, dists = _columns(checked)
-        torch.ops.tenfold.zo_adam_(
-            params, exp_avgs, exp_avg_sqs, streams, seeds, queries, coefs, dists, lr, beta1, beta2, eps, step,
-            decay, z_round, stochastic, rounding, checked[0].query,
-        )  # fmt: skip
+    _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed, mask)
 
 
 def zo_sample(
@@ -517,9 +493,16 @@ def stochastic_round(
 
 
 def zo_moments(
-    seed: int, stream: int = 0, query: int = 0, *, first: int = 0, n: int, dist: str = "gaussian"
+    seed: int,
+    stream: int = 0,
+    query: int = 0,
+    *,
+    first: int = 0,
+    n: int,
+    dist: str = "gaussian",
+    device: torch.device | str = "cpu",
 ) -> tuple[float, float]:
-    """Sum and sum of squares of elements [first, first + n) of a direction, in float64, nothing stored; CPU.
+    """Sum and sum of squares of elements [first, first + n) of a direction, in float64, nothing stored.
 
     Deterministic: the order of summation depends on `first` and `n` alone.
     """
@@ -531,8 +514,10 @@ def zo_moments(
         _checks.stream("stream", stream),
         _checks.query("query", query),
     )
-    kernels = _kernels("zo_moments", torch.device("cpu"))
-    total, squares = kernels.moments(seed, stream, query, first, n, dist)
+    where = torch.device(device)
+    kernels = _kernels("zo_moments", where)
+    options = () if where.type == "cpu" else (where,)
+    total, squares = kernels.moments(seed, stream, query, first, n, dist, *options)
     return total, squares
 
 
@@ -544,11 +529,7 @@ def _single(params: Sequence[Tensor]) -> bool:
     return any(p.dtype != torch.float64 for p in params)
 
 
-def _state_dtypes(params: Sequence[Tensor]) -> list[torch.dtype]:
-    return [torch.float64 if p.dtype == torch.float64 else torch.float32 for p in params]
-
-
-def _pairs(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
+def _pairs(name: str, values: Sequence[Any], params: Sequence[Any]) -> None:
     _checks.length(name, values, len(params), "params")
 
 
@@ -576,6 +557,19 @@ def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
     return out
 
 
+def _tensors(name: str, values: Sequence[Any], write: bool = True) -> list[Tensor]:
+    return [
+        _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value, write=write))
+        for i, value in enumerate(_checks.sequence(name, values, "tensors"))
+    ]
+
+
+def _one_device(name: str, tensors: Sequence[Tensor]) -> None:
+    for i, t in enumerate(tensors):
+        if t.device != tensors[0].device:
+            _checks.fail(ValueError, f"{name}[{i}]", f"device {tensors[0].device} as {name}[0]", t.device)
+
+
 def _like(
     name: str,
     values: Sequence[Any],
@@ -584,10 +578,7 @@ def _like(
     write: bool = True,
 ) -> list[Tensor]:
     """Tensors that pair with `params`: same count, shapes and device; dtypes as given (default: the same)."""
-    out = [
-        _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value, write=write))
-        for i, value in enumerate(_checks.sequence(name, values, "tensors"))
-    ]
+    out = _tensors(name, values, write)
     _match(name, out, params, dtypes)
     return out
 
@@ -606,17 +597,17 @@ def _match(
         _checks.dtype(f"{name}[{i}].dtype", t.dtype, (param.dtype if dtypes is None else dtypes[i],))
 
 
-def _streams(streams: Sequence[int], params: list[Tensor]) -> list[int]:
+def _streams(streams: Sequence[int], params: Sequence[Any]) -> list[int]:
     streams = _checks.sequence("streams", streams, "integers")
     _pairs("streams", streams, params)
     return [_checks.stream(f"streams[{i}]", s) for i, s in enumerate(streams)]
 
 
-def _terms(terms: Sequence[Term]) -> list[Term]:
-    terms = _checks.sequence("terms", terms, "Term(seed, query, coef, dist)")
+def _terms(terms: Sequence[Term], name: str = "terms") -> list[Term]:
+    terms = _checks.sequence(name, terms, "Term(seed, query, coef, dist)")
     if not 1 <= len(terms) <= MAX_TERMS:
-        _checks.fail(ValueError, "terms", f"1 to {MAX_TERMS} terms", len(terms))
-    return [_term(f"terms[{k}]", t) for k, t in enumerate(terms)]
+        _checks.fail(ValueError, name, f"1 to {MAX_TERMS} terms", len(terms))
+    return [_term(f"{name}[{k}]", t) for k, t in enumerate(terms)]
 
 
 def _term(name: str, value: Term) -> Term:
@@ -642,6 +633,52 @@ def _rounding(
     return stochastic, z_round, _signed(seed)
 
 
+def _mask(mask: Mask | None, params: list[Tensor]) -> tuple[str, int, int, list[float], list[Tensor] | None]:
+    """The mask as schemas carry it: kind, signed seed, query, values, bits."""
+    if mask is None:
+        return "", 0, 0, [], None
+    if isinstance(mask, RandomMask):
+        ratios = _per_tensor("mask.ratio", mask.ratio, len(params))
+        for i, ratio in enumerate(ratios):
+            if ratio > 1.0:
+                _checks.fail(ValueError, f"mask.ratio[{i}]", "a number in [0, 1]", ratio)
+        seed, query = _checks.seed("mask.seed", mask.seed), _checks.query("mask.query", mask.query)
+        return "random", _signed(seed), query, ratios, None
+    if isinstance(mask, MagnitudeMask):
+        return "magnitude", 0, 0, _thresholds("mask.threshold", mask.threshold, params), None
+    if isinstance(mask, BitMask):
+        bits = list(_checks.sequence("mask.bits", mask.bits, "uint8 tensors"))
+        _bits("mask.bits", bits, params)
+        return "bits", 0, 0, [], bits
+    _checks.fail(TypeError, "mask", "None, RandomMask, MagnitudeMask or BitMask", _checks.describe(mask))
+
+
+def _per_tensor(name: str, value: float | Sequence[float], count: int) -> list[float]:
+    """Numbers >= 0, one for each tensor."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        _checks.length(name, value, count, "params")
+        return [_checks.real(f"{name}[{i}]", v, at_least=0.0) for i, v in enumerate(value)]
+    return [_checks.real(name, value, at_least=0.0)] * count
+
+
+def _thresholds(name: str, value: float | Sequence[float], params: Sequence[Tensor]) -> list[float]:
+    values = _per_tensor(name, value, len(params))
+    for i, (threshold, param) in enumerate(zip(values, params, strict=True)):
+        _checks.fits(f"{name}[{i}]", threshold, param.dtype != torch.float64)
+    return values
+
+
+def _bits(name: str, bits: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    _pairs(name, bits, params)
+    for i, (value, param) in enumerate(zip(bits, params, strict=True)):
+        _whole(f"{name}[{i}]", value, (torch.uint8,))
+        shape = ((param.numel() + 7) // 8,)
+        if value.shape != shape:
+            _checks.fail(ValueError, f"{name}[{i}]", f"shape {shape} for params[{i}]", tuple(value.shape))
+        if value.device != param.device:
+            _checks.fail(ValueError, f"{name}[{i}]", f"device {param.device} as params[{i}]", value.device)
+
+
 def _columns(terms: list[Term]) -> tuple[list[int], list[int], list[float], list[str]]:
     return (
         [_signed(t.seed) for t in terms],
@@ -660,10 +697,12 @@ def _run_chain(
     z_round: torch.dtype | None,
     out_rounding: str,
     rounding_seed: int | None,
+    mask: Mask | None,
 ) -> None:
     streams = _streams(streams, params)
     single = _single(params)
     decay = _checks.fits("decay", _checks.real("decay", decay), single)
+    masking = _mask(mask, params)
     for k, term in enumerate(terms):
         _checks.fits(f"terms[{k}].coef", term.coef, single)
     stochastic, z_round, rounding = _rounding(out_rounding, z_round, rounding_seed, terms[0])
@@ -682,4 +721,5 @@ def _run_chain(
             stochastic,
             rounding,
             terms[0].query,
+            *masking,
         )

@@ -1,0 +1,171 @@
+"""Fine-tuning with the weights elsewhere gives the bits of fine-tuning in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tenfold.llm.offload import OffloadedZO, WeightStore
+from tenfold.optim import ZOSGD
+
+ROWS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18], [3, 4, 5, 40, 41, 42, 43]])
+
+
+def batches(count: int) -> list[dict[str, Tensor]]:
+    ids = [(ROWS + 3 * i) % 64 for i in range(count)]
+    return [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": x} for x in ids]
+
+
+def in_memory(model: Any, steps: int, **options: Any) -> tuple[dict[str, Tensor], list[float]]:
+    model.requires_grad_(True)
+    optimizer = ZOSGD(model.parameters(), restore="exact", streams=model, **options)
+    losses = []
+    for batch in batches(steps):
+
+        def closure(batch: dict[str, Tensor] = batch) -> Tensor:
+            logits = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).logits
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+        losses.append(float(optimizer.step(closure)))
+    return {name: p.detach().clone() for name, p in model.named_parameters()}, losses
+
+
+OPTIONS = [
+    {"lr": 1e-3, "eps": 1e-2, "seed": 3},
+    {"lr": 1e-3, "eps": 1e-2, "num_queries": 3, "weight_decay": 0.1, "dist": "rademacher"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "queries-decay-signs"])
+@pytest.mark.parametrize("make", [tiny_models.make_llama, tiny_models.make_opt], ids=["llama", "opt"])
+@pytest.mark.parametrize("stored", ["disk", "host"])
+def test_equals_zosgd_in_memory(make: Any, stored: str, options: dict[str, Any], tmp_path: Path) -> None:
+    expected, losses = in_memory(make(), 4, **options)
+    store = WeightStore(tmp_path / "weights" if stored == "disk" else None)
+    trainer = OffloadedZO(make(), store, **options)
+    assert all(p.device.type == "meta" for p in trainer.model.parameters())
+    ours = [float(trainer.step(batch)) for batch in batches(4)]
+    assert ours == pytest.approx(losses, rel=1e-5)
+    for name, tensor in trainer.tensors():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bits_follow_from_the_projected_gradients(tmp_path: Path) -> None:
+    """Given the same losses, all bits are those of the optimizer in memory, stochastic rounding too."""
+    model = tiny_models.make_llama().requires_grad_(True)
+    trainer = OffloadedZO(
+        tiny_models.make_llama().to(torch.bfloat16), WeightStore(tmp_path / "w"), lr=1e-2, rounding="sr"
+    )
+    twin = tiny_models.make_llama().to(torch.bfloat16).requires_grad_(True)
+    optimizer = ZOSGD(twin.parameters(), lr=1e-2, restore="exact", rounding="sr", streams=twin)
+    for batch in batches(3):
+        trainer.step(batch)
+        g = trainer.projected_grads[0]
+        probes = iter((2e-3 * g, 0.0))  # (L+ - L-) / (2 eps) = g at eps = 1e-3
+        optimizer.step(lambda probes=probes: next(probes))
+    for name, tensor in trainer.tensors():
+        assert torch.equal(tensor, twin.get_parameter(name)), name
+    assert not torch.equal(twin.get_parameter("model.norm.weight").float(), model.model.norm.weight)
+
+
+def test_from_pretrained_and_save(model_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trainer = OffloadedZO.from_pretrained(model_folder, tmp_path / "w", lr=1e-3)
+    whole = AutoModelForCausalLM.from_pretrained(model_folder)
+    batch = batches(1)[0]
+    with torch.no_grad():
+        expected = whole(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(trainer.forward(batch), expected)
+    trainer.step(batch)
+    trainer.save(tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    stored = dict(trainer.tensors())
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, stored[name]), name
+        assert not torch.equal(parameter, whole.get_parameter(name)), name
+
+
+def test_a_lost_loss_skips_and_an_interrupt_loses_nothing(tmp_path: Path) -> None:
+    lost = {"now": True}
+
+    def loss(logits: Tensor, batch: Any) -> Tensor:
+        if lost["now"] == "interrupt":
+            raise KeyboardInterrupt
+        return torch.tensor(float("nan")) if lost["now"] else logits.float().square().mean()
+
+    trainer = OffloadedZO(tiny_models.make_llama(), WeightStore(tmp_path / "w"), lr=1e-2, loss=loss)
+    start = {name: tensor.clone() for name, tensor in trainer.tensors()}
+    trainer.step(batches(1)[0])
+    assert trainer.num_skipped == 1
+    assert all(torch.equal(tensor, start[name]) for name, tensor in trainer.tensors())
+    lost["now"] = "interrupt"
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(batches(1)[0])
+    assert all(torch.equal(tensor, start[name]) for name, tensor in trainer.tensors())
+    lost["now"] = True
+    trainer.step(batches(1)[0])
+    with pytest.raises(RuntimeError, match="expected finite"):
+        trainer.step(batches(1)[0])
+
+
+def test_bad_arguments(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path: expected a folder with safetensors"):
+        OffloadedZO.from_pretrained(tmp_path, None)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").touch()
+    with pytest.raises(ValueError, match="folder: expected an empty"):
+        WeightStore(tmp_path / "used")
+    with pytest.raises(ValueError, match="eps: expected"):
+        OffloadedZO(tiny_models.make_llama(), WeightStore(), eps=0.0)
+    trainer = OffloadedZO(tiny_models.make_llama(), WeightStore())
+    with pytest.raises(ValueError, match="'labels'"):
+        trainer.step({"input_ids": ROWS})
+
+
+MEMORY = """
+import resource, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from tenfold.llm.offload import OffloadedZO
+torch.set_num_threads(1)
+folder, work = sys.argv[1:]
+def peak(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
+trainer = OffloadedZO.from_pretrained(folder, work)
+with open("/proc/self/clear_refs", "w") as f: f.write("5")
+before = peak()
+ids = torch.arange(16).reshape(2, 8)
+for _ in range(2): trainer.step({"input_ids": ids, "labels": ids})
+print(before, peak())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak-memory reset")
+def test_memory_is_one_block_and_not_the_model(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8
+    )
+    model = LlamaForCausalLM(config)
+    megabytes = sum(p.nbytes for p in model.parameters()) / 2**20
+    model.save_pretrained(tmp_path / "model")
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "model"), str(tmp_path / "work")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, peak = map(float, out.stdout.split())
+    assert megabytes > 500
+    assert peak - before < 0.45 * megabytes, (before, peak, megabytes)
