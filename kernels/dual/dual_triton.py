@@ -36,9 +36,6 @@ from torch import Tensor
 
 from . import linear as blocks
 
-FUSED_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
-"""Rows of x per copy up to which the fused kernel is taken: one tile, so that no z is made twice."""
-
 _GAUSSIAN = tl.constexpr(0)
 _RADEMACHER = tl.constexpr(1)
 _GAUSSIAN16 = tl.constexpr(7)
@@ -449,12 +446,6 @@ def embed(
             )
 
 
-def fused(x: Tensor, weight: Tensor) -> bool:
-    """Whether the fused kernel serves: few rows, rows of z that start on a block, no float64."""
-    rows = x.numel() // max(1, x.shape[0] * x.shape[-1])
-    return rows <= FUSED_ROWS.get(weight.dtype, 0) and weight.shape[1] % 4 == 0
-
-
 def _tiles(m: int) -> tuple[int, int, int, int]:
     """Rows, columns and depth of a program's tile, and its warps."""
     return (16, 32, 32, 4) if m <= 16 else (64, 32, 32, 8)
@@ -475,7 +466,7 @@ def linear(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """See linear.linear: the fused kernel where it serves, blocks of rows elsewhere."""
-    if not fused(x, weight):
+    if not blocks.few_rows(x, weight):
         return blocks.linear(
             fill, x, weight, bias, seed, stream, bias_stream, queries, coefs, dist, fold, z_round, out_dtype
         )
