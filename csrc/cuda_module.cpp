@@ -7,7 +7,9 @@
 #include <map>
 
 #include "args.hpp"
+#include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
+#include "lowrank_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
 
 namespace py = pybind11;
@@ -186,6 +188,13 @@ void lse_partials(uintptr_t products, uintptr_t targets, uintptr_t bias, int64_t
                               handle(stream)));
 }
 
+// Runs `call` on the device that owns `address`, without the GIL, and raises what it returns.
+constexpr auto on_device = [](const char* what, uintptr_t address, const auto& call) {
+  py::gil_scoped_release unlocked;
+  const DeviceOf device(address);
+  require(what, call());
+};
+
 std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
 }  // namespace
@@ -202,4 +211,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("zo_words", &zo_words);
   m.def("zo_stochastic_round", &zo_stochastic_round);
   m.def("lse_partials", &lse_partials);
+  bind_lowrank_cuda(m, on_device);
+  bind_dual_cuda(m, on_device);
 }

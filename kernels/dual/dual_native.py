@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tenfold._native import DTYPE_CODES
 from tenfold.kernels.zo import zo_native
 from tenfold.kernels.zo.zo_reference import PURPOSES
 from torch import Tensor
+
+from tenfold._native import DTYPE_CODES
 
 from . import linear as blocks
 

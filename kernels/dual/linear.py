@@ -13,9 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """Buffers of one block, all copies together: within the last-level cache of a CPU, and large enough on a GPU
 to keep it busy."""
+
+FUSED_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
+"""Rows of x per copy up to which a fused kernel (dual_triton.py) serves better on a GPU: one tile of its
+products, so that no z is made twice."""
 
 # fill(weight, first row, outs [rows, K], coefs, seed, stream, query, dist, z_round)
 Fill = Callable[
@@ -23,6 +27,12 @@ Fill = Callable[
 ]
 
 _held = threading.local()
+
+
+def few_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether the fused kernel is for this layer: few rows, and rows of z that start on a block."""
+    rows = x.numel() // max(1, x.shape[0] * x.shape[-1])
+    return rows <= FUSED_ROWS.get(weight.dtype, 0) and weight.shape[1] % 4 == 0
 
 
 def _scratch(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,13 +1,14 @@
-"""The compiled low-rank passes behind the signatures of lowrank_reference.py: tensors in, raw pointers out."""
+"""The compiled low-rank passes behind the signatures of lowrank_reference.py: tensors to raw pointers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from tenfold._native import DTYPE_CODES
 from tenfold.kernels.zo import zo_native
 from torch import Tensor
+
+from tenfold._native import DTYPE_CODES
 
 PURPOSES = {"u": 5, "v": 6}
 

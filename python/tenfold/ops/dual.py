@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from tenfold import _arrays, _checks
-from tenfold._backend import OPS, chosen_backend
+from tenfold._backend import OPS, chosen_backend, forced_backend, why_not
 
 from .zo import DISTRIBUTIONS, _register, _signed, _unsigned
 
 MODES = ("split", "fold")
 _HALVES = (torch.bfloat16, torch.float16)
 
-OPS |= dict.fromkeys(("zo_linear_perturbed", "zo_embedding_perturbed"), ("cpu", "reference"))
+_ALL = ("cpu", "cuda", "triton", "reference")
+OPS |= dict.fromkeys(("zo_linear_perturbed", "zo_embedding_perturbed"), _ALL)
 
 # ---- the dispatcher's side --------------------------------------------------------------------------------
 # A stream of -1 means that the weight, or the bias, is used as it is.
@@ -40,9 +41,15 @@ for _schema in (
     _LIBRARY.define(_schema)
 
 
-def _kernels(op: str, device: torch.device) -> Any:
-    """The module that implements `op` for the chosen backend; all share their signatures."""
+def _kernels(op: str, device: torch.device, few: bool = False) -> Any:
+    """The module that implements `op` for the chosen backend; all share their signatures.
+
+    With `few` rows of input a GPU takes the fused Triton kernel where nothing else is forced: it reads W once
+    and writes nothing but the result.
+    """
     backend = chosen_backend(op, device.type)
+    if few and backend == "cuda" and forced_backend() is None and why_not("triton", "cuda") is None:
+        backend = "triton"
     if backend == "reference":
         from tenfold.kernels.dual import dual_reference as module
     elif backend == "triton":
@@ -66,11 +73,13 @@ def _linear(
     z_round: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
+    from tenfold.kernels.dual.linear import few_rows
+
     _linear_shapes(x, weight, bias)
     _copies("queries", queries, x)
     _copies("coefs", coefs, x)
     _checks.choice("dist", dist, DISTRIBUTIONS)
-    kernels = _kernels("zo_linear_perturbed", x.device)
+    kernels = _kernels("zo_linear_perturbed", x.device, few_rows(x, weight))
     with torch.autocast(x.device.type, enabled=False), torch.no_grad():
         out: Tensor = kernels.linear(
             x,

@@ -41,7 +41,8 @@ from .zo import (
 MAX_RANK = 256
 SIDES = ("u", "v")
 
-OPS |= dict.fromkeys(("zo_lowrank_", "lowrank_factor", "zo_lowrank_project"), ("cpu", "reference"))
+_ALL = ("cpu", "cuda", "triton", "reference")
+OPS |= dict.fromkeys(("zo_lowrank_", "lowrank_factor", "zo_lowrank_project"), _ALL)
 
 
 class LowRankTerm(NamedTuple):
