@@ -153,6 +153,31 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
     assert [row["loss"] for row in again["evals"]] == [row["loss"] for row in whole["evals"]]
 
 
+def test_the_log_of_a_killed_run_is_that_of_a_whole_one(opt: str, data: Path, tmp_path: Path) -> None:
+    from tenfold.optim import zolog
+
+    settings = job(opt, data, optimizer="zo-sgd", steps=6, lr=1e-3, looks=1, log=True)
+    run_job(settings, RunFolder.create("test", Settings(), tmp_path / "whole"))
+    plain, calls = engine._step, []
+
+    def killed(running: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return plain(running)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(settings, RunFolder.create("test", Settings(), tmp_path / "cut"), save_seconds=0.0)
+    run_job(settings, RunFolder.create("test", Settings(), tmp_path / "cut", resume=True))
+    logs = [tmp_path / name / "logs" / "one.zolog" for name in ("whole", "cut")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+    base = schemes.attach(engine.load_any_model(opt, torch.float32), "ft").model
+    zolog.replay(base, logs[1])
+    assert zolog.info(logs[1])["steps"] == 6
+
+
 def test_a_finished_run_is_not_run_again_and_another_is_refused(
     opt: str, data: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

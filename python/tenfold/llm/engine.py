@@ -6,7 +6,7 @@
 
 Everything that decides which weights are kept looks at the dev split; the test split is scored once, at the
 end, with the weights kept. State goes to the run folder, so that a killed run goes on to the same numbers; a
-zeroth-order run also writes its log of seeds and scalars (`.zolog`) beside.
+zeroth-order run writes its log of seeds and scalars (`.zolog`) beside, where the job asks for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,15 +171,7 @@ def prepare(job: Job) -> tuple[schemes.Adapted, Objective, str]:
     tokenizer = models.load_tokenizer(job.model)
     model = load_any_model(job.model, getattr(torch, job.dtype)).to(job.device)
     masked = schemes.is_masked(model)
-    sizes: dict[str, Any] = {"test": job.test_size, "version": job.version}
-    mask_token = tokenizer.mask_token if masked else None
-    if job.kshot is not None:
-        splits = tasks.load_kshot(
-            job.task, job.data, k=job.kshot, seed=job.data_seed, mask_token=mask_token, **sizes
-        )
-    else:
-        sizes |= {"train": job.train_size, "dev": job.dev_size}
-        splits = tasks.load(job.task, job.data, seed=job.data_seed, mask_token=mask_token, **sizes)
+    splits = _splits(job, tokenizer.mask_token if masked else None)
     if job.batch_size > len(splits.train):
         raise ValueError(
             f"batch_size: expected at most the {len(splits.train)} training examples, got {job.batch_size}"
@@ -191,12 +184,35 @@ def prepare(job: Job) -> tuple[schemes.Adapted, Objective, str]:
     return adapted, objective, splits.source
 
 
+def _splits(job: Job, mask_token: str | None) -> tasks.TaskSplits:
+    """The job's examples; those of the last few askings are kept, as a table asks for the same many times."""
+    sizes: dict[str, Any] = {"test": job.test_size, "version": job.version, "seed": job.data_seed}
+    if job.kshot is not None:
+        sizes |= {"k": job.kshot}
+    else:
+        sizes |= {"train": job.train_size, "dev": job.dev_size}
+    key = (job.task, str(job.data), mask_token, *sorted(sizes.items()))
+    if not isinstance(job.data, str) or key not in _SPLITS:
+        load = tasks.load if job.kshot is None else tasks.load_kshot
+        found: tasks.TaskSplits = load(job.task, job.data, mask_token=mask_token, **sizes)
+        if not isinstance(job.data, str):
+            return found
+        while len(_SPLITS) >= 4:
+            _SPLITS.pop(next(iter(_SPLITS)))
+        _SPLITS[key] = found
+    return _SPLITS[key]
+
+
+_SPLITS: dict[Any, tasks.TaskSplits] = {}
+
+
 def load_any_model(name: str, dtype: torch.dtype) -> Any:
     """A causal or masked language model by name or folder: the configuration tells which."""
     if name != models.EMBEDDED and _is_masked_folder(name):
         from transformers import AutoModelForMaskedLM
 
-        model = AutoModelForMaskedLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        with models._no_stderr():
+            model = AutoModelForMaskedLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         model.tie_weights()
@@ -503,8 +519,21 @@ def _check_same(job: Job, saved: dict[str, Any]) -> None:
 
 
 def _open_log(path: Path, running: Running) -> Any:
-    """A `.zolog` beside the run, where this version has them; of a resumed run, cut to the steps saved."""
-    return None
+    """A `.zolog` beside the run; of a resumed run it is cut to the steps of the saved state."""
+    from tenfold.optim import zolog
+
+    job, adapted = running.job, running.adapted
+    if "hybrid" in job.extra:
+        return None  # gradients are no scalars
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = len(running.history.steps)
+    if not path.exists() or not done:
+        return zolog.ZOLog.create(path, running.optimizer, adapted.model, overwrite=True)
+    torn = int(zolog.info(path)["torn_bytes"])
+    if torn:
+        os.truncate(path, path.stat().st_size - torn)
+    zolog.truncate(path, done)
+    return zolog.ZOLog.open(path, running.optimizer, adapted.model)
 
 
 def _check(job: Job) -> None:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tenfold.llm import models
+
 __all__ = ["FAMILIES", "make_model", "make_tokenizer", "pretrained"]
 
 FAMILIES = ("roberta", "opt", "llama", "vicuna", "mistral")
@@ -165,7 +167,8 @@ def pretrained(
         if max_seconds is not None and time.monotonic() - started > max_seconds:
             break
     tokenizer.save_pretrained(folder)
-    model.requires_grad_(False).save_pretrained(folder)
+    with models._no_stderr():
+        model.requires_grad_(False).save_pretrained(folder)
     return folder
 
 

@@ -234,7 +234,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _ONE: dict[str, Any] = {"seeds": [0], "batch_size": 16, "test_size": 1000, "memory": False}
 _PROTOCOL: dict[str, Any] = _ONE | {"memory": True}
 _TINY: dict[str, Any] = {
-    "seeds": [0], "batch_size": 32, "train_size": 1000, "dev_size": 300, "test_size": 1000, "memory": True,
+    "seeds": [0], "batch_size": 32, "train_size": 512, "dev_size": 200, "test_size": 500, "memory": True,
 }  # fmt: skip
 TINY_FORWARDS = 600
 # Found by trial on the dev examples of the embedded reviews.

@@ -1,0 +1,306 @@
+"""The tables' command: planning, settings, cells kept and resumed, and the page with the paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import task_files
+
+from tenfold.cli import main
+from tenfold.llm import ZOConfig, benchmark, benchmark_memory, engine, finetune, methods, schemes, zo_paper
+from tenfold.runs import RunFolder
+
+MADE = {"opt": "folder/opt", "roberta": "folder/roberta"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return task_files.write_sst2(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return task_files.save_model("opt", tmp_path_factory.mktemp("models") / "opt")
+
+
+def table(path: Path, name: str) -> list[dict[str, str]]:
+    with open(path / "tables" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- settings ----------------------------------------------------------------------------------------------
+
+
+def test_the_three_ways_to_run_and_their_defaults() -> None:
+    assert ZOConfig().mode == "demo"
+    one = ZOConfig(task="rte", data="somewhere", optimizer="zo-adam")
+    assert (one.mode, one.scheme, one.seeds, one.restore) == ("task", "ft", [0], "auto")
+    tables = ZOConfig(tables="all")
+    assert (tables.mode, tables.task, tables.tables) == (
+        "tables",
+        "sst2",
+        "accuracy,alignment,memory,ablations",
+    )
+    assert benchmark.is_tiny(tables)
+    assert tables.forwards == 600
+    real = ZOConfig(tables="memory", model="folder", data="folder")
+    assert not benchmark.is_tiny(real)
+    assert real.forwards == 0
+    assert not benchmark.is_tiny(ZOConfig(tables="memory", families="smollm2"))
+
+
+def test_stored_settings_come_back_unchanged() -> None:
+    import dataclasses
+
+    for config in (ZOConfig(tables="accuracy", schemes="lora,ft"), ZOConfig(task="cb", data="x", kshot=16)):
+        assert dataclasses.replace(config) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tables": "acuracy"}, "tables: expected some of accuracy, alignment"),
+        ({"tables": "all", "schemes": "full"}, "schemes: expected some of ft, lora"),
+        ({"tables": "all", "optimizers": "zo"}, "optimizers: expected some of none, sgd"),
+        ({"tables": "all", "families": "gpt2"}, "families: expected some of roberta"),
+        ({"tables": "all", "optimizers": ","}, "optimizers: expected at least one of"),
+        ({"tables": "all", "lr": -1.0}, "lr: expected a number > 0"),
+        ({"tables": "all", "forwards": -1}, "forwards: expected a whole number >= 0"),
+        ({"tables": "all", "seeds": []}, "seeds: expected at least one seed"),
+        ({"task": "sst3"}, "task: expected one of"),
+        ({"task": "rte"}, "data: expected a folder with the files of rte, got 'reviews'"),
+        ({"task": "rte", "data": "x", "scheme": "lorra"}, "scheme: expected one of ft, lora"),
+        ({"task": "rte", "data": "x", "optimizer": "sdg"}, "optimizer: expected one of none, sgd"),
+        ({"task": "rte", "data": "x", "version": 3}, "version: expected 0 to 1 for rte"),
+        ({"scheme": "lora"}, "scheme: expected it with task or tables"),
+        ({"forwards": 5}, "forwards: expected it with task or tables"),
+        ({"optimizer": "adamw"}, "optimizer: expected one of fzoo, zo-sgd, zo-adam, got 'adamw'"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ZOConfig(**settings)
+
+
+# -- plans -------------------------------------------------------------------------------------------------
+
+
+def test_the_accuracy_table_has_every_method_and_scheme_once() -> None:
+    cells = benchmark.plan(ZOConfig(tables="accuracy"), MADE, ["accuracy"])
+    places = [(cell.job.optimizer, cell.column) for cell in cells]
+    assert len(set(places)) == len(places)
+    trained = [name for name in methods.METHODS if name not in ("none", "logreg")]
+    assert {(name, scheme) for name in trained for scheme in schemes.SCHEMES} < set(places)
+    assert {("none", "-"), ("logreg", "head")} < set(places)
+    assert {cell.family for cell in cells} == {"opt"}
+    assert len({cell.job.key for cell in cells}) == len(cells)
+    assert {cell.family for cell in benchmark.plan(ZOConfig(tables="accuracy", families="opt,roberta"), MADE,
+                                                   ["accuracy"])} == {"opt", "roberta"}  # fmt: skip
+
+
+def test_zeroth_order_cells_have_one_budget_of_evaluations_and_first_order_a_sixth_as_steps() -> None:
+    cells = benchmark.plan(ZOConfig(tables="accuracy", forwards=120), MADE, ["accuracy"])
+    for cell in cells:
+        kind = methods.find(cell.job.optimizer).kind
+        expected = {"first-order": (20, None), "none": (None, None), "probe": (None, None)}.get(
+            kind, (None, 120)
+        )
+        assert (cell.job.steps, cell.job.forwards) == expected
+
+
+def test_alignment_compares_the_two_templates_with_everything_else_equal() -> None:
+    cells = benchmark.plan(ZOConfig(tables="alignment"), MADE, ["alignment"])
+    assert len(cells) == 2 * 3 * 2
+    for aligned, bare in zip(cells[::2], cells[1::2], strict=True):
+        assert (aligned.job.version, bare.job.version) == (0, 1)
+        assert aligned.job.lr == bare.job.lr
+        assert aligned.column == "with the template"
+    with pytest.raises(ValueError, match="task: expected one with two templates"):
+        benchmark.plan(ZOConfig(tables="alignment", task="squad", data="x"), MADE, ["alignment"])
+
+
+def test_ablations_change_one_thing_each() -> None:
+    cells = benchmark.plan(ZOConfig(tables="ablations"), MADE, ["ablations"])
+    base = cells[0].job
+    assert (base.extra, base.num_queries) == ({}, None)
+    for cell in cells[1:]:
+        assert (cell.job.extra, cell.job.num_queries) != ({}, None)
+        assert (cell.job.lr, cell.job.forwards, cell.job.scheme) == (base.lr, base.forwards, "ft")
+    hybrid = next(cell.job.extra["hybrid"] for cell in cells if "hybrid" in cell.job.extra)
+    assert isinstance(hybrid["lr"], float)
+
+
+def test_every_method_has_a_learning_rate_for_every_scheme() -> None:
+    for name, method in methods.METHODS.items():
+        for scheme in schemes.SCHEMES:
+            for tiny in (True, False):
+                trained = method.kind not in ("none", "probe")
+                assert (benchmark.learning_rate(name, scheme, tiny) > 0) == trained
+
+
+def test_real_models_begin_with_mezos_pairs() -> None:
+    config = ZOConfig(tables="accuracy", model="m", data="d")
+    jobs = {c.column: c.job for c in benchmark.plan(config, {"m": "m"}, ["accuracy"])
+            if c.job.optimizer == "zo-sgd"}  # fmt: skip
+    pairs = {scheme: (job.lr, job.eps) for scheme, job in jobs.items()}
+    assert pairs["ft"] == (1e-6, 1e-3)
+    assert pairs["lora"] == (5e-5, 1e-2)
+    assert pairs["prefix"] == (1e-2, 1e-1)
+    assert all(job.forwards is None and job.steps == 20_000 for job in jobs.values())
+
+
+def test_the_papers_figures_are_marked() -> None:
+    assert zo_paper.accuracy("opt", "zo-sgd", "lora") == (90.1, True)
+    assert zo_paper.accuracy("opt", "forward-grad", "ft") == (90.3, False)
+    assert zo_paper.accuracy("roberta", "sgd", "ft") == (91.4, True)
+    assert zo_paper.accuracy("roberta", "sgd", "lora") == (91.2, False)
+    assert zo_paper.accuracy("opt", "fzoo", "ft") is None
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+def settings(opt: str, data: Path, **own: Any) -> ZOConfig:
+    given: dict[str, Any] = {
+        "tables": "accuracy", "model": opt, "data": str(data), "task": "sst2", "train_size": 48,
+        "dev_size": 16, "test_size": 24, "forwards": 12, "batch_size": 8, "max_length": 48,
+        "optimizers": "none,sgd,zo-sgd", "schemes": "ft,lora", "memory": False,
+    }  # fmt: skip
+    return ZOConfig(**(given | own))
+
+
+def test_a_killed_table_goes_on_with_the_next_cell(
+    opt: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, plain, started = settings(opt, data), engine.prepare, []
+
+    def prepare(job: Any) -> Any:
+        started.append(job.key)
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return plain(job)
+
+    monkeypatch.setattr(engine, "prepare", prepare)
+    folder = RunFolder.create("zo", config, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(config, folder)
+    assert len(list((tmp_path / "run" / "results").glob("*.json"))) == 3
+    result = finetune(config, tmp_path / "run", resume=True)
+    assert len(started) == len(set(started)) + 1 == 6
+    assert result.metrics["cells"] == 5
+    rows = table(result.path, "accuracy-opt")
+    assert [row["optimizer"] for row in rows] == ["no training", "FO-SGD", "ZO-SGD"]
+    assert rows[0]["untrained"] != ""
+    assert rows[1]["full"] != ""
+    runs = table(result.path, "runs")
+    assert {row["loss evaluations"] for row in runs if row["optimizer"] == "zo-sgd"} == {"12"}
+    page = (result.path / "report.html").read_text()
+    assert "OPT-1.3B" in page
+    assert "91.1" in page
+
+
+def test_alignment_and_ablations_make_their_tables(
+    opt: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [variant for variant in benchmark.VARIANTS
+            if variant[0] in ("ZO-SGD", "one-sided", "hybrid, SGD on the last layer",
+                              "block-wise, one block per layer", "sparse, 50 % masked")]  # fmt: skip
+    monkeypatch.setattr(benchmark, "VARIANTS", tuple(some))
+    config = settings(opt, data, tables="alignment,ablations", optimizers="sgd,zo-sgd")
+    result = finetune(config, tmp_path / "run")
+    rows = table(result.path, "alignment")
+    assert [row["optimizer"] for row in rows] == ["FO-SGD", "ZO-SGD"]
+    for row in rows:
+        gain = float(row["with the template"]) - float(row["without"])
+        assert float(row["gain"]) == pytest.approx(gain, abs=0.11)
+    assert rows[1]["paper, with"] == "89.4"
+    assert rows[1]["paper checked"] == "no"
+    variants = table(result.path, "ablations")
+    assert [row["variant"] for row in variants] == [name for name, _ in some]
+    assert {name: result.path / "figures" / f"{name}.svg" for name in ("alignment", "ablations")}
+    assert all(
+        (result.path / "figures" / f"{n}.svg").stat().st_size > 5000 for n in ("alignment", "ablations")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_table_measures_each_row_in_its_own_process(tmp_path: Path) -> None:
+    config = ZOConfig(tables="memory", optimizers="none,zo-sgd,sgd,adam")
+    rows = benchmark_memory.measure(
+        config, RunFolder.create("zo", config, tmp_path / "run"), {"opt": ""}, True
+    )
+    by_label = {row["what"]: row["above_model_mib"] for row in rows if row["scheme"] == "ft"}
+    weights = 4 * rows[0]["parameters"] / 2**20
+    assert by_label["ZO-SGD"] <= by_label["inference, one forward"] + 16
+    assert by_label["ZO-SGD, clean copy of the weights"] >= by_label["ZO-SGD"] + 0.7 * weights
+    assert by_label["FO-Adam"] >= by_label["FO-SGD"] + 1.5 * weights
+    assert by_label["FO-SGD, checkpointing"] < by_label["FO-SGD"]
+    assert all(row["ms"] > 0 for row in rows)
+
+
+def test_a_failing_measurement_is_told(tmp_path: Path) -> None:
+    answers = benchmark_memory._ask([{"model": {"family": "gpt2"}, "dtype": "float32", "device": "cpu"}])
+    assert "family: expected one of roberta" in next(iter(answers))["error"]
+
+
+# -- one run -----------------------------------------------------------------------------------------------
+
+
+def test_one_task_from_the_command_line(
+    opt: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    code = main([
+        "run", "zo", "--task", "sst2", "--model", opt, "--data", str(data), "--scheme", "lora", "--optimizer",
+        "zo-adam", "--steps", "6", "--lr", "1e-2", "--train_size", "48", "--dev_size", "16", "--test_size",
+        "24", "--seeds", "[0,1]", "--batch_size", "8", "--out", str(out),
+    ])  # fmt: skip
+    assert code == 0
+    stored = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert stored["forwards_per_seed"] == 12
+    assert stored["accuracy_after"] == pytest.approx(
+        (stored["accuracy_after_seed0"] + stored["accuracy_after_seed1"]) / 2
+    )
+    for seed in (0, 1):
+        assert (out / "checkpoints" / f"sst2-lora-zo-adam-seed{seed}.safetensors").exists()
+        assert json.loads((out / "results" / f"sst2-lora-zo-adam-seed{seed}.json").read_text())["steps"] == 6
+    assert "Accuracy on held-out examples" in capsys.readouterr().out
+    assert len(table(out, "steps")) == 12
+
+
+def test_question_answering_is_scored_by_generating(opt: str, tmp_path: Path) -> None:
+    home = task_files.write_squad(tmp_path / "tasks")
+    config = ZOConfig(
+        task="squad", model=opt, data=str(home), optimizer="sgd", lr=0.1, steps=2, train_size=12, dev_size=4,
+        test_size=4, batch_size=4, max_length=120,
+    )  # fmt: skip
+    result = finetune(config, tmp_path / "run")
+    assert 0 <= result.metrics["f1_after"] <= 1
+    assert "em" in table(result.path, "runs")[0].keys().__str__()
+
+
+# -- the whole command -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+def test_all_tables_on_the_embedded_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tenfold.llm import families
+
+    plain = families.pretrained
+    monkeypatch.setattr(families, "pretrained", lambda *a, **k: plain(*a, **(k | {"steps": 5})))
+    config = ZOConfig(tables="all", forwards=10, train_size=64, dev_size=32, test_size=64)
+    result = finetune(config, tmp_path / "run")
+    for name in ("accuracy-opt", "paper-opt", "alignment", "memory", "ablations", "runs", "curves"):
+        assert table(result.path, name)
+    assert len(table(result.path, "accuracy-opt")) == len(methods.METHODS)
+    assert len(table(result.path, "memory")) >= len(benchmark_memory.ROWS)
+    page = (result.path / "report.html").read_text()
+    for words in ("Task alignment", "Memory and time", "Block-wise, hybrid, sparse", "RoBERTa-large"):
+        assert words in page
