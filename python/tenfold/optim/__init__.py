@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from ._options import Blocks, Common, HybridFirstOrder, MagnitudeSparsity, RandomSparsity
 from ._rebuild import from_hyperparameters
-from ._record import FLAG_CHOICE, FLAG_CURVATURE, FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
+from ._record import FLAG_CHOICE as FLAG_CHOICE
+from ._record import FLAG_CURVATURE as FLAG_CURVATURE
+from ._record import FLAG_GRAD as FLAG_GRAD
+from ._record import FLAG_SKIPPED as FLAG_SKIPPED
+from ._record import Scalar, StepRecord
 from ._seeds import splitmix64
 from .adam import RAdaZO, ZOAdam
 from .conservative import ZOSGDConservative
@@ -20,10 +24,6 @@ from .muon import ZOMuon
 from .sgd import ZOSGD, SparseMeZO, ZOSGDMomentum, ZOSGDSign
 
 __all__ = [
-    "FLAG_CHOICE",
-    "FLAG_CURVATURE",
-    "FLAG_GRAD",
-    "FLAG_SKIPPED",
     "FZOO",
     "LOZO",
     "ZOSGD",
