@@ -417,6 +417,7 @@ def test_trainer_accumulates_to_one_big_batch(tmp_path: Path) -> None:
     assert found[0].scalars[0].value == pytest.approx(found[1].scalars[0].value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_trainer_saves_and_resumes(tmp_path: Path) -> None:
     whole = llama()
     opt = zosgd(whole)

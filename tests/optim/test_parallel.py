@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from zolog_cases import batch, network, optimizer, same_bits
 
-from tenfold.optim import ZOSGD, _parallel
+from tenfold.optim import ZOSGD, HybridFirstOrder, _parallel
 
 HERE = Path(__file__).parent
 
@@ -262,6 +262,16 @@ def test_it_needs_a_process_group() -> None:
         ZOSGD(network().parameters(), parallel="query", restore="arithmetic")
     with pytest.raises(ValueError, match="parallel: expected one of 'data', 'query', got 'model'"):
         ZOSGD(network().parameters(), parallel="model")
+
+
+def test_hybrid_steps_are_not_shared() -> None:
+    model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(3)])
+    hybrid = HybridFirstOrder(1, lambda params: torch.optim.SGD(params, lr=1e-2), model)
+    opt = ZOSGD(model.parameters(), streams=model, hybrid=hybrid)
+    ranks = Ranks("data", 0, [])
+    ranks._agreed = False
+    with pytest.raises(ValueError, match="parallel: expected None in a hybrid optimizer"):
+        ranks.agree(opt)
 
 
 class Ranks(_parallel.Parallel):

@@ -76,10 +76,15 @@ class Parallel:
         """At the first step: RuntimeError on every rank unless all start alike.
 
         Compared are the options, the number of the step, and of each tensor shape, stream and the elements
-        at both ends; 32 bytes per rank are exchanged.
+        at both ends; a digest of 32 bytes is exchanged.  ValueError for a hybrid optimizer: its first-order
+        gradients are not exchanged, and weights would drift apart.
         """
         if self._agreed:
             return
+        if optimizer.hybrid is not None:
+            raise ValueError(
+                "parallel: expected None in a hybrid optimizer, got one of its gradients per rank"
+            )
         mine = digest(optimizer)
         rows = self._all_gather([float(byte) for byte in mine])
         other = [rank for rank, row in enumerate(rows) if row != rows[0]]
@@ -118,7 +123,11 @@ def _device(backend: str) -> torch.device:
 @torch.no_grad()
 def digest(optimizer: ZerothOrder) -> bytes:
     """32 bytes that tell optimizers apart that would not make the same step."""
-    found = hashlib.sha256(json.dumps(optimizer.hyperparameters(), sort_keys=True, default=str).encode())
+    try:
+        options = optimizer.hyperparameters()
+    except ValueError:  # blocks of modules without names
+        options = {"class": type(optimizer).__name__, "seed": optimizer.seed}
+    found = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     found.update(str(optimizer.num_steps).encode())
     for p, slot in optimizer._slots.items():
         found.update(f"{slot.stream} {p.requires_grad} {p.dtype} {tuple(p.shape)}".encode())
