@@ -28,10 +28,11 @@ def weights(dtype: torch.dtype, n: int = 64) -> nn.Parameter:
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
 @pytest.mark.parametrize("options", [{}, {"rounding": "sr"}, {"one_sided": True, "num_queries": 2}])
-def test_exact_restore_changes_no_bit_in_a_thousand_cycles(dtype, options):
+@pytest.mark.parametrize("restore", ["exact", "dual"])
+def test_exact_restore_changes_no_bit_in_a_thousand_cycles(dtype, options, restore):
     theta = weights(dtype)
     before = bits(theta)
-    opt = ZOSGD([theta], lr=0.0, restore="exact", **options)
+    opt = ZOSGD([theta], lr=0.0, restore=restore, **options)
     probed = []
     for _ in range(1000):
         opt.step(lambda: probed.append(0) or theta.float().sum())
