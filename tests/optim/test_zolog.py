@@ -572,8 +572,8 @@ def test_an_average_of_runs_leads_to_the_mean_of_their_weights(name: str, tmp_pa
         start.parameters(), base.parameters(), *(end.parameters() for end in ends), strict=True
     ):
         mean = torch.stack([e.detach().double() for e in each]).mean(0)
-        assert float((p - mean).abs().max()) < 1e-6
-        assert float((q - mean).abs().max()) > 1e-4
+        assert (p - mean).abs().max().item() < 1e-6
+        assert (q - mean).abs().max().item() > 1e-4
     with pytest.raises(ZOLogError, match="the log of one run, got an average of 3"):
         zolog.undo(start, tmp_path / "mean.zolog", 1)
     with pytest.raises(ZOLogError, match="the log of one run"):
