@@ -15,7 +15,7 @@ def documented(page: Path) -> set[str]:
     """What the page's autodoc directives name."""
     return set(
         re.findall(
-            r"^\.\. auto(?:function|class):: (?:[\w.]+\.)?(\w+)",
+            r"^\.\. auto(?:function|class|data):: (?:[\w.]+\.)?(\w+)",
             page.read_text(encoding="utf-8"),
             re.MULTILINE,
         )
