@@ -60,7 +60,7 @@ class RandomMask(NamedTuple):
 
 
 class MagnitudeMask(NamedTuple):
-    """Move only small weights: an element is masked unless |x| <= threshold, x the weight as it is read.
+    """Move only small weights: an element is masked unless abs(x) <= threshold, x the weight as it is read.
 
     threshold: >= 0, one for all tensors or one per tensor, compared in float32 (float64 for float64 tensors).
     Where `sources` are given, x is the element of `sources`. NaN is masked.

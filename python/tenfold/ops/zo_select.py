@@ -109,7 +109,7 @@ def zo_direction_norm(
 
 
 def quantile_abs(params: Sequence[Tensor], q: float) -> float:
-    """The q-quantile of |theta| over all elements of all tensors, exactly, without a copy of them.
+    """The q-quantile of abs(theta) over all elements of all tensors, exactly, without a copy of them.
 
     The smallest v such that at least ceil(q * d) of the d elements are <= v (the product exact, q as the
     float it is); q = 0 gives the minimum. NaN sorts last. A radix select that needs less than 1 MiB.
@@ -134,7 +134,7 @@ def quantile_abs(params: Sequence[Tensor], q: float) -> float:
 
 
 def count_within(params: Sequence[Tensor], thresholds: float | Sequence[float]) -> list[int]:
-    """How many elements of each tensor have |theta| <= threshold, compared as `MagnitudeMask` does.
+    """How many elements of each tensor have abs(theta) <= threshold, compared as `MagnitudeMask` does.
 
     Args:
         params: as in `quantile_abs`; empty lists and tensors are fine.
@@ -149,7 +149,7 @@ def count_within(params: Sequence[Tensor], thresholds: float | Sequence[float]) 
 
 
 def magnitude_bits(params: Sequence[Tensor], thresholds: float | Sequence[float]) -> list[Tensor]:
-    """One uint8 tensor [ceil(n / 8)] per tensor with bit i % 8 of byte i // 8 set where |theta_i| <=
+    """One uint8 tensor [ceil(n / 8)] per tensor with bit i % 8 of byte i // 8 set where abs(theta_i) <=
     threshold.
 
     For `BitMask`: a mask of the small weights that stays as it is while they move. Arguments as

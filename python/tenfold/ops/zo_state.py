@@ -49,7 +49,7 @@ for _schema in (
 
 
 class ReplayPass(NamedTuple):
-    """One zo_chain_ of a replay: theta = round(decay * theta + sum_k coef_k z_k).
+    """One `zo_chain_` of a replay: theta = round(decay * theta + sum_k coef_k z_k).
 
     rounding_seed: default, the first term's seed.
     """
@@ -443,7 +443,7 @@ def zo_hizoo_update_(
     Args:
         hessians: as in `zo_hizoo_perturb_`, written here.
         terms: the gradient estimate, 1 to 64 terms.
-        curvatures: one per term, >= 0: |L(+) + L(-) - 2 L(0)| / (2 eps^2), divided by the number of queries.
+        curvatures: one per term, >= 0: `|L(+) + L(-) - 2 L(0)|` / (2 eps^2), divided by the number of queries.
         lr: learning rate, >= 0. smoothing: a, in [0, 1).
         restore: scale of the perturbation to undo, e.g. eps when the weights stand at -eps; needs exactly one
             term. Nothing is rounded to the weights' dtype in between.
