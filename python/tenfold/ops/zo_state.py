@@ -443,7 +443,8 @@ def zo_hizoo_update_(
     Args:
         hessians: as in `zo_hizoo_perturb_`, written here.
         terms: the gradient estimate, 1 to 64 terms.
-        curvatures: one per term, >= 0: `|L(+) + L(-) - 2 L(0)|` / (2 eps^2), divided by the number of queries.
+        curvatures: one per term, >= 0: abs(L(+) + L(-) - 2 L(0)) / (2 eps^2), divided by the number of
+            queries.
         lr: learning rate, >= 0. smoothing: a, in [0, 1).
         restore: scale of the perturbation to undo, e.g. eps when the weights stand at -eps; needs exactly one
             term. Nothing is rounded to the weights' dtype in between.
