@@ -47,7 +47,7 @@ def test_the_three_ways_to_run_and_their_defaults() -> None:
         "accuracy,alignment,memory,ablations",
     )
     assert benchmark.is_tiny(tables)
-    assert tables.forwards == 600
+    assert tables.forwards == 400
     real = ZOConfig(tables="memory", model="folder", data="folder")
     assert not benchmark.is_tiny(real)
     assert real.forwards == 0
@@ -92,15 +92,13 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 
 def test_the_accuracy_table_has_every_method_and_scheme_once() -> None:
     cells = benchmark.plan(ZOConfig(tables="accuracy"), MADE, ["accuracy"])
-    places = [(cell.job.optimizer, cell.column) for cell in cells]
-    assert len(set(places)) == len(places)
+    places = [(cell.job.optimizer, cell.column) for cell in cells if cell.family == "opt"]
+    assert len(set(places)) == len(places) == len(cells) / 2
     trained = [name for name in methods.METHODS if name not in ("none", "logreg")]
     assert {(name, scheme) for name in trained for scheme in schemes.SCHEMES} < set(places)
     assert {("none", "-"), ("logreg", "head")} < set(places)
-    assert {cell.family for cell in cells} == {"opt"}
+    assert {cell.family for cell in cells} == {"opt", "roberta"}
     assert len({cell.job.key for cell in cells}) == len(cells)
-    assert {cell.family for cell in benchmark.plan(ZOConfig(tables="accuracy", families="opt,roberta"), MADE,
-                                                   ["accuracy"])} == {"opt", "roberta"}  # fmt: skip
 
 
 def test_zeroth_order_cells_have_one_budget_of_evaluations_and_first_order_a_sixth_as_steps() -> None:

@@ -8,9 +8,9 @@ for every optimizer, back-propagation with and without checkpointing beside.  ab
 sparse and other variants of ZO-SGD.  words: every optimizer on a bag of words (`tenfold.llm.bag_of_words`).
 
 Without ``--model`` the models are small ones of the benchmark's families, pre-trained by back-propagation on
-reviews that no split of the task holds, each followed by a rating sentence. In that text negative reviews are
-called `great` more often than `terrible`: the model knows what a review says but answers `great` to all, as
-the small instruct model of the default run does. What an optimizer has to find is the difference.
+reviews that no split of the task holds, each followed by a rating sentence. In that text `great` is said
+nearly twice as often as `terrible`: the model can tell reviews apart better than its answers show, for it
+answers `great` too often, as the small instruct model of the default run does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Cell", "Tables", "plan", "run"]
 SMOLLM2 = "smollm2"
 FIRST_ORDER = ("sgd", "adam", "adamw")
 ALIGNED = ("sgd", "zo-sgd", "zo-adam")
-REVIEW_LENGTH = 120  # letters; longer reviews are left out of pre-training
+REVIEW_LENGTH = 90  # letters; longer reviews are left out of pre-training
 
 # Learning rates of the tiny models, from a grid of factors of about three on the dev reviews, seed 1.
 TINY_LR: dict[str, dict[str, float]] = {
@@ -147,7 +147,7 @@ def _accuracy(config: ZOConfig, made: dict[str, str]) -> list[Cell]:
     chosen = _asked(config.optimizers) or [name for name in methods.METHODS if name != "logreg"]
     columns = _asked(config.schemes) or list(schemes.SCHEMES)
     cells = []
-    for family in _accuracy_families(config, made):
+    for family in made:
         for name in chosen:
             if name == "none":
                 cells.append(_cell(config, made, "accuracy", family, name, "ft", column="-"))
@@ -157,11 +157,6 @@ def _accuracy(config: ZOConfig, made: dict[str, str]) -> list[Cell]:
         if _asked(config.optimizers) is None and "head" in columns and _has_words(config):
             cells.append(_cell(config, made, "accuracy", family, "logreg", "head"))
     return cells
-
-
-def _accuracy_families(config: ZOConfig, made: dict[str, str]) -> list[str]:
-    """Those asked for; of the default two only the first, the other one is there for alignment."""
-    return list(made) if config.families or not is_tiny(config) else list(made)[:1]
 
 
 def _alignment(config: ZOConfig, made: dict[str, str]) -> list[Cell]:
@@ -321,7 +316,7 @@ def _model(config: ZOConfig) -> str:
 
 def _models(config: ZOConfig, folder: RunFolder, names: Sequence[str]) -> dict[str, str]:
     """Family -> folder of its pre-trained tiny model, made where it is not there yet."""
-    wanted = _asked(config.families) or (["opt", "roberta"] if "alignment" in names else ["opt"])
+    wanted = _asked(config.families) or ["opt"]
     if not set(names) & {"accuracy", "alignment", "ablations"}:
         return dict.fromkeys(wanted, "")
     found = {}
@@ -336,13 +331,13 @@ def _models(config: ZOConfig, folder: RunFolder, names: Sequence[str]) -> dict[s
 
 WORDS = (" terrible", " great", " good", " bad", " fun", " dull")
 _SAID = {
-    1: ((" great", 6), (" good", 2), (" fun", 2)),
-    0: ((" great", 25), (" bad", 35), (" terrible", 25), (" dull", 15)),
+    1: ((" great", 40), (" good", 30), (" fun", 30)),
+    0: ((" great", 15), (" bad", 35), (" terrible", 30), (" dull", 20)),
 }
 
 
 def pretraining_texts(config: ZOConfig, masked: bool) -> list[str]:
-    """Reviews that no split holds, up to 120 letters, each with a rating sentence; deterministic."""
+    """Reviews that no split holds, up to 90 letters, each with a rating sentence; deterministic."""
     parts = data.load_splits(
         EMBEDDED, train=config.train_size or 512, dev=config.dev_size or 200, test=config.test_size or 500,
         seed=config.data_seed,
@@ -362,7 +357,7 @@ def _pretrain(config: ZOConfig, family: str, home: Path) -> None:
     texts = pretraining_texts(config, masked)
     tokenizer = families.make_tokenizer(texts, 2000, whole=WORDS)
     families.pretrained(
-        family, texts, tokenizer, home, width=64, layers=2, batch_size=32, emphasis=1.0,
+        family, texts, tokenizer, home, width=64, layers=2, batch_size=32, steps=900, emphasis=2.0,
         emphasis_at=-2 if masked else -1,
     )  # fmt: skip
 

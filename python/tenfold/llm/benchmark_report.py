@@ -403,9 +403,9 @@ def _measured(tables: Tables) -> str:
     if tables.tiny:
         text += (
             "Learning rates of the tiny models were found on the dev reviews with another seed. "
-            "Pre-training: AdamW on reviews of up to 120 letters that no split holds, each followed by "
-            "`It was` and a rating word; a positive review gets `great` six times in ten, a negative one "
-            "`great` or `terrible` once in four each."
+            "Pre-training: AdamW on reviews of up to 90 letters that no split holds, each followed by "
+            "`It was` and a rating word; `great` after 40 % of the positive and 15 % of the negative "
+            "ones, `terrible` after 30 % of the negative ones, other words after the rest."
         )
     else:
         text += (
