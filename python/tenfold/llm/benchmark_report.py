@@ -402,7 +402,8 @@ def _measured(tables: Tables) -> str:
     )
     if tables.tiny:
         text += (
-            "Learning rates of the tiny models were found on the dev reviews with another seed. "
+            "Learning rates of the tiny models come from a coarse grid on the dev reviews with another "
+            "seed, or are carried over from ZO-SGD by the length of a step. "
             "Pre-training: AdamW on reviews of up to 90 letters that no split holds, each followed by "
             "`It was` and a rating word; `great` after 40 % of the positive and 15 % of the negative "
             "ones, `terrible` after 30 % of the negative ones, other words after the rest."
