@@ -218,7 +218,7 @@ def arm64(session: nox.Session) -> None:
 
     Needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: g++-aarch64-linux-gnu, qemu-user-static).
     """
-    sources = ["tests/native/digest.cpp", "kernels/zo/zo_cpu.cpp"]
+    sources = ["tests/native/digest.cpp", "kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"]
     flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Ikernels"]
     folder = Path(session.create_tmp())
     neon, host = folder / "digest-neon", folder / "digest-host"

@@ -40,10 +40,37 @@ inline std::vector<Term> terms(const std::vector<PyTerm>& from) {
   return out;
 }
 
+// (kind, seed, query, values, addresses of bits)
+using PyMask = std::tuple<int, uint64_t, uint32_t, std::vector<double>, std::vector<uintptr_t>>;
+
+template <class T>
+std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<T*> out;
+  out.reserve(addresses.size());
+  for (const uintptr_t address : addresses) out.push_back(reinterpret_cast<T*>(address));
+  return out;
+}
+
 inline void require_length(const char* name, size_t got, size_t expected) {
   if (got != expected) {
     throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(expected) + " entries, got " + std::to_string(got));
   }
+}
+
+// A mask over `count` tensors. `bits` holds what the result points to, next to `from`.
+inline MaskArgs mask_args(const PyMask& from, size_t count, std::vector<const void*>& bits) {
+  const auto& [kind, seed, query, values, addresses] = from;
+  if (kind < kNoMask || kind > kBitMask) throw std::invalid_argument("mask: expected kind 0 to 3, got " + std::to_string(kind));
+  if (kind == kRandomMask || kind == kMagnitudeMask) require_length("mask values", values.size(), count);
+  if (kind == kBitMask) require_length("mask bits", addresses.size(), count);
+  bits = pointers<const void>(addresses);
+  MaskArgs out;
+  out.kind = kind;
+  out.seed = seed;
+  out.query = query;
+  out.values = values.data();
+  out.bits = bits.data();
+  return out;
 }
 
 }  // namespace tenfold

@@ -107,24 +107,33 @@ ChainArgs chain_args(const std::vector<View>& params, const std::vector<View>& s
           o.decay,         o.dtype,
           o.z_round,       o.stochastic,
           o.rounding_seed, o.rounding_query,
-          o.threads};
+          o.threads,       {}};
+}
+
+void zo_chain_masked(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<uint32_t>& streams,
+                     const std::vector<PyTerm>& py_terms, double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed,
+                     uint32_t rounding_query, int threads, const PyMask& mask) {
+  const auto targets = views(params);
+  const auto clean = sources.empty() ? targets : views(sources);
+  const auto summands = terms(py_terms);
+  const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
+  ChainArgs args = chain_args(targets, clean, streams, summands, options);
+  std::vector<const void*> bits;
+  args.mask = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->chain(args);
 }
 
 void zo_chain(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<uint32_t>& streams,
               const std::vector<PyTerm>& py_terms, double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed,
               uint32_t rounding_query, int threads) {
-  const auto targets = views(params);
-  const auto clean = sources.empty() ? targets : views(sources);
-  const auto summands = terms(py_terms);
-  const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  const ChainArgs args = chain_args(targets, clean, streams, summands, options);
-  py::gil_scoped_release unlocked;
-  kernels.zo->chain(args);
+  zo_chain_masked(params, sources, streams, py_terms, decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads, {});
 }
 
-void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_avgs, const std::vector<PyView>& exp_avg_sqs,
-             const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay,
-             int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads) {
+void zo_adam_masked(const std::vector<PyView>& params, const std::vector<PyView>& exp_avgs, const std::vector<PyView>& exp_avg_sqs,
+                    const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars,
+                    double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
+                    bool half_states, bool radazo, const PyMask& mask) {
   const auto targets = views(params);
   const auto means = views(exp_avgs);
   const auto squares = views(exp_avg_sqs);
@@ -133,18 +142,187 @@ void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_a
   require_length("exp_avg_sqs", squares.size(), targets.size());
   require_length("scalars", scalars.size(), 7);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  const AdamArgs args = {chain_args(targets, targets, streams, summands, options),
-                         means.data(),
-                         squares.data(),
-                         scalars[0],
-                         scalars[1],
-                         scalars[2],
-                         scalars[3],
-                         scalars[4],
-                         scalars[5],
-                         scalars[6]};
+  AdamArgs args = {chain_args(targets, targets, streams, summands, options),
+                   means.data(),
+                   squares.data(),
+                   scalars[0],
+                   scalars[1],
+                   scalars[2],
+                   scalars[3],
+                   scalars[4],
+                   scalars[5],
+                   scalars[6],
+                   half_states,
+                   radazo};
+  std::vector<const void*> bits;
+  args.chain.mask = mask_args(mask, targets.size(), bits);
   py::gil_scoped_release unlocked;
   kernels.zo->adam(args);
+}
+
+void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_avgs, const std::vector<PyView>& exp_avg_sqs,
+             const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay,
+             int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads) {
+  zo_adam_masked(params, exp_avgs, exp_avg_sqs, streams, py_terms, scalars, decay, dtype, z_round, stochastic, rounding_seed,
+                 rounding_query, threads, false, false, {});
+}
+
+void zo_momentum(const std::vector<PyView>& params, const std::vector<PyView>& buffers, const std::vector<uint32_t>& streams,
+                 const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay, int dtype, int z_round,
+                 bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads, bool half_states, bool nesterov, bool first,
+                 const PyMask& mask) {
+  const auto targets = views(params);
+  const auto states = views(buffers);
+  const auto summands = terms(py_terms);
+  require_length("momentum_buffers", states.size(), targets.size());
+  require_length("scalars", scalars.size(), 3);
+  const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
+  MomentumArgs args = {chain_args(targets, targets, streams, summands, options),
+                       states.data(),
+                       half_states,
+                       scalars[0],
+                       scalars[1],
+                       scalars[2],
+                       nesterov,
+                       first};
+  std::vector<const void*> bits;
+  args.chain.mask = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->momentum(args);
+}
+
+void zo_sign(const std::vector<PyView>& params, const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, double rate,
+             double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
+             const PyMask& mask) {
+  const auto targets = views(params);
+  const auto summands = terms(py_terms);
+  const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
+  SignArgs args = {chain_args(targets, targets, streams, summands, options), rate};
+  std::vector<const void*> bits;
+  args.chain.mask = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->sign(args);
+}
+
+void zo_hizoo_perturb(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<PyView>& hessians,
+                      const std::vector<uint32_t>& streams, const PyTerm& py_term, int dtype, int z_round, bool stochastic,
+                      uint64_t rounding_seed, uint32_t rounding_query, int threads, const PyMask& mask) {
+  const auto targets = views(params);
+  const auto clean = sources.empty() ? targets : views(sources);
+  const auto curvature = views(hessians);
+  const auto summands = terms({py_term});
+  require_length("hessians", curvature.size(), targets.size());
+  const PassOptions options = {1.0, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
+  HizooPerturbArgs args = {chain_args(targets, clean, streams, summands, options), curvature.data()};
+  std::vector<const void*> bits;
+  args.chain.mask = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->hizoo_perturb(args);
+}
+
+void zo_hizoo_update(const std::vector<PyView>& params, const std::vector<PyView>& hessians, const std::vector<uint32_t>& streams,
+                     const std::vector<PyTerm>& py_terms, const std::vector<double>& curvatures, const std::vector<double>& scalars,
+                     double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
+                     const PyMask& mask) {
+  const auto targets = views(params);
+  const auto diagonal = views(hessians);
+  const auto summands = terms(py_terms);
+  require_length("hessians", diagonal.size(), targets.size());
+  require_length("curvatures", curvatures.size(), summands.size());
+  require_length("scalars", scalars.size(), 4);
+  const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
+  HizooUpdateArgs args = {chain_args(targets, targets, streams, summands, options),
+                          diagonal.data(),
+                          curvatures.data(),
+                          scalars[0],
+                          scalars[1],
+                          scalars[2],
+                          scalars[3]};
+  std::vector<const void*> bits;
+  args.chain.mask = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->hizoo_update(args);
+}
+
+// Passes as columns; mask_limits holds one number per pass and tensor, or nothing; negative ones of a pass mean no mask.
+void zo_replay(const std::vector<PyView>& params, const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms,
+               const std::vector<int64_t>& sizes, const std::vector<double>& decays, const std::vector<uint64_t>& rounding_seeds,
+               const std::vector<uint32_t>& rounding_queries, const std::vector<uint64_t>& mask_seeds,
+               const std::vector<uint32_t>& mask_queries, const std::vector<double>& mask_limits, int dtype, int z_round, bool stochastic,
+               int threads) {
+  const auto targets = views(params);
+  const auto summands = terms(py_terms);
+  require_length("streams", streams.size(), targets.size());
+  require_length("decays", decays.size(), sizes.size());
+  require_length("rounding_seeds", rounding_seeds.size(), sizes.size());
+  require_length("rounding_queries", rounding_queries.size(), sizes.size());
+  require_length("mask_seeds", mask_seeds.size(), sizes.size());
+  require_length("mask_queries", mask_queries.size(), sizes.size());
+  if (!mask_limits.empty()) require_length("mask_limits", mask_limits.size(), sizes.size() * targets.size());
+  std::vector<ReplayPass> passes;
+  size_t used = 0;
+  for (size_t p = 0; p < sizes.size(); ++p) {
+    if (sizes[p] < 0) throw std::invalid_argument("sizes: expected numbers >= 0");
+    used += static_cast<size_t>(sizes[p]);
+    ReplayPass pass = {sizes[p], decays[p], rounding_seeds[p], rounding_queries[p], {}};
+    if (!mask_limits.empty() && !targets.empty() && mask_limits[p * targets.size()] >= 0.0) {
+      pass.mask.kind = kRandomMask;
+      pass.mask.seed = mask_seeds[p];
+      pass.mask.query = mask_queries[p];
+      pass.mask.values = mask_limits.data() + p * targets.size();
+    }
+    passes.push_back(pass);
+  }
+  require_length("terms", summands.size(), used);
+  const ReplayArgs args = {targets.data(),  streams.data(), static_cast<int64_t>(targets.size()),
+                           summands.data(), passes.data(),  static_cast<int64_t>(passes.size()),
+                           dtype,           z_round,        stochastic,
+                           threads};
+  py::gil_scoped_release unlocked;
+  kernels.zo->replay(args);
+}
+
+std::vector<double> zo_square_sums(const std::vector<PyView>& tensors, const std::vector<uint32_t>& streams, uint64_t seed, uint32_t query,
+                                   uint32_t dist, int dtype, int threads, const PyMask& mask) {
+  const auto targets = views(tensors);
+  require_length("streams", streams.size(), targets.size());
+  std::vector<double> out(targets.size());
+  std::vector<const void*> bits;
+  const MaskArgs masked = mask_args(mask, targets.size(), bits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->square_sums(
+      {targets.data(), streams.data(), static_cast<int64_t>(targets.size()), seed, query, dist, masked, dtype, out.data(), threads});
+  return out;
+}
+
+// How many keys with the prefix have each value of the digit at `shift`.
+std::vector<int64_t> zo_count_digits(const std::vector<PyView>& tensors, int dtype, bool wide, int shift, uint64_t prefix, int threads) {
+  const auto targets = views(tensors);
+  std::vector<int64_t> counts(size_t{1} << kDigitBits);
+  py::gil_scoped_release unlocked;
+  kernels.zo->count_digits({targets.data(), static_cast<int64_t>(targets.size()), dtype, wide, shift, prefix, counts.data(), threads});
+  return counts;
+}
+
+std::vector<int64_t> zo_count_within(const std::vector<PyView>& tensors, const std::vector<double>& thresholds, int dtype, int threads) {
+  const auto targets = views(tensors);
+  require_length("thresholds", thresholds.size(), targets.size());
+  std::vector<int64_t> counts(targets.size());
+  py::gil_scoped_release unlocked;
+  kernels.zo->count_within(
+      {targets.data(), static_cast<int64_t>(targets.size()), dtype, thresholds.data(), counts.data(), nullptr, threads});
+  return counts;
+}
+
+void zo_magnitude_bits(const std::vector<PyView>& tensors, const std::vector<double>& thresholds, const std::vector<uintptr_t>& bits,
+                       int dtype, int threads) {
+  const auto targets = views(tensors);
+  const auto out = pointers<void>(bits);
+  require_length("thresholds", thresholds.size(), targets.size());
+  require_length("bits", out.size(), targets.size());
+  py::gil_scoped_release unlocked;
+  kernels.zo->magnitude_bits(
+      {targets.data(), static_cast<int64_t>(targets.size()), dtype, thresholds.data(), nullptr, out.data(), threads});
 }
 
 void zo_sample(uint64_t seed, uint32_t stream, uint32_t query, uint32_t dist, uint64_t first, int64_t n, int dtype, uintptr_t out,
@@ -198,7 +376,18 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   m.def("zo_chain", &zo_chain);
+  m.def("zo_chain", &zo_chain_masked);
   m.def("zo_adam", &zo_adam);
+  m.def("zo_adam", &zo_adam_masked);
+  m.def("zo_momentum", &zo_momentum);
+  m.def("zo_sign", &zo_sign);
+  m.def("zo_hizoo_perturb", &zo_hizoo_perturb);
+  m.def("zo_hizoo_update", &zo_hizoo_update);
+  m.def("zo_replay", &zo_replay);
+  m.def("zo_square_sums", &zo_square_sums);
+  m.def("zo_count_digits", &zo_count_digits);
+  m.def("zo_count_within", &zo_count_within);
+  m.def("zo_magnitude_bits", &zo_magnitude_bits);
   m.def("zo_sample", &zo_sample);
   m.def("zo_words", &zo_words);
   m.def("zo_stochastic_round", &zo_stochastic_round);

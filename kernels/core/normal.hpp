@@ -62,4 +62,10 @@ TF_HD void box_muller(U word0, U word1, F& z0, F& z1) {
   z1 = r * float_of(bits_of(s) ^ sine_sign);
 }
 
+// "tfz-normal16 v1": two normals of one word, the radius from its low half, the angle from its high half; |z| <= 4.85.
+template <class F, class U>
+TF_HD void normals_of_word(U word, F& even, F& odd) {
+  box_muller((word << 16) + splat<U>(0x8000u), word & splat<U>(0xFFFF0000u), even, odd);
+}
+
 }  // namespace TF_NS

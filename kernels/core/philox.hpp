@@ -19,6 +19,7 @@ enum Purpose : uint32_t {
   kRounding = 4,
   kLowRankU = 5,
   kLowRankV = 6,
+  kGauss16 = 7,
 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;

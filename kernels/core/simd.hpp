@@ -4,6 +4,7 @@
 //   F, U                        with + - * & ^ << >> as far as normal.hpp uses them; load and store, also of half-width types
 //   Word                        Philox words; multiply_wide, high_half, low_half, xor3, blocks_from, to_lanes
 //   transpose4(F[4])            from one register per Philox word to element order in memory
+//   interleave_quads(a, b, lo, hi)  groups of four lanes in turn from a and b: a0 b0 a1 b1 ... over lo, then hi
 //   add_signed(acc, word, c)    acc[j] += bit j of word ? c : -c, for 32 elements
 #pragma once
 

@@ -85,6 +85,11 @@ TF_HD void transpose4(F z[4]) {
   z[3].v = _mm256_shuffle_ps(t1, t3, 0xEE);
 }
 
+TF_HD void interleave_quads(F a, F b, F& lo, F& hi) {
+  lo.v = _mm256_permute2f128_ps(a.v, b.v, 0x20);
+  hi.v = _mm256_permute2f128_ps(a.v, b.v, 0x31);
+}
+
 TF_HD void add_signed(float* acc, uint32_t word, float c) {
   const __m256 minus = _mm256_set1_ps(-c);
   const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));

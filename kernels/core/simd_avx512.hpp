@@ -83,6 +83,13 @@ TF_HD void transpose4(F z[4]) {
   z[3].v = _mm512_shuffle_ps(t1, t3, 0xEE);
 }
 
+TF_HD void interleave_quads(F a, F b, F& lo, F& hi) {
+  const __m512 first = _mm512_shuffle_f32x4(a.v, b.v, 0x44);  // a0 a1 b0 b1
+  const __m512 last = _mm512_shuffle_f32x4(a.v, b.v, 0xEE);   // a2 a3 b2 b3
+  lo.v = _mm512_shuffle_f32x4(first, first, 0xD8);
+  hi.v = _mm512_shuffle_f32x4(last, last, 0xD8);
+}
+
 TF_HD void add_signed(float* acc, uint32_t word, float c) {
   const __m512 plus = _mm512_set1_ps(c);
   const __m512 minus = _mm512_set1_ps(-c);

@@ -79,6 +79,11 @@ TF_HD void transpose4(F z[4]) {
   }
 }
 
+TF_HD void interleave_quads(F a, F b, F& lo, F& hi) {
+  lo = a;
+  hi = b;
+}
+
 TF_HD void add_signed(float* acc, uint32_t word, float c) {
   for (uint32_t j = 0; j < 32; ++j) acc[j] += (word >> j & 1u) ? c : -c;
 }

@@ -77,6 +77,11 @@ TF_HD void transpose4(F z[4]) {
   z[3].v = vzip2q_f32(t1, t3);
 }
 
+TF_HD void interleave_quads(F a, F b, F& lo, F& hi) {
+  lo = a;
+  hi = b;
+}
+
 TF_HD void add_signed(float* acc, uint32_t word, float c) {
   const uint32x4_t minus = vdupq_n_u32(bits_of(-c));
   const uint32x4_t sign = vdupq_n_u32(0x80000000u);

@@ -5,6 +5,8 @@
 //   Gaussian    block i/4,   position i%4
 //   Rademacher  block i/128, word (i%128)/32, bit i%32 (1 is +1)
 //   uniform     block i/4,   word i%4
+//   gauss16     block i/8,   word (i%8)/2, the cosine for even i, the sine for odd
+//   mask        block i/4,   word i%4
 //   rounding    block i/8,   word (i%8)/2, low half for even i
 #pragma once
 
@@ -56,12 +58,41 @@ TF_HD AdamScalars<M> adam_scalars(const tenfold::AdamArgs& a) {
 }
 
 // Adam (Kingma and Ba, arXiv 1412.6980) with decoupled decay (Loshchilov and Hutter, arXiv 1711.05101); m and v are updated in place.
-template <class M>
+// R-AdaZO (arXiv 2502.01014) squares the new m where Adam squares g.
+template <bool kRAdaZO = false, class M>
 TF_HD M adam_element(M theta, M g, M& m, M& v, const AdamScalars<M>& s) {
   m = fma(s.beta1, m, s.one_minus_beta1 * g);
-  v = fma(s.beta2, v, (s.one_minus_beta2 * g) * g);
+  const M squared = kRAdaZO ? m : g;
+  v = fma(s.beta2, v, (s.one_minus_beta2 * squared) * squared);
   const M denominator = fma(sqrt(v), s.inverse_correction, s.eps);
   return fma(s.rate, divide(m, denominator), s.decay * theta);
+}
+
+// SGD with momentum as torch.optim.SGD has it; m is updated in place. rate = -lr.
+template <class M>
+TF_HD M momentum_element(M theta, M g, M& m, M momentum, M one_minus_dampening, M rate, M decay, bool nesterov, bool first) {
+  m = first ? g : fma(momentum, m, one_minus_dampening * g);
+  const M d = nesterov ? fma(momentum, m, g) : m;
+  return fma(rate, d, decay * theta);
+}
+
+template <class M>
+TF_HD M sign_element(M theta, M g, M rate, M decay) {
+  const M sign = g > M(0) ? M(1) : g < M(0) ? M(-1) : M(0);
+  return fma(rate, sign, decay * theta);
+}
+
+// HiZOO (Zhao et al., arXiv 2402.15173): a perturbation scaled by the curvature h, > 0.
+template <class M>
+TF_HD M hizoo_moved(M theta, M z, M h, M c) {
+  return fma(c, divide(z, sqrt(h)), theta);
+}
+
+// Its step on theta and h, with t = sum of curvature * z^2; h is updated in place.
+template <class M>
+TF_HD M hizoo_element(M theta, M g, M t, M& h, M smoothing, M one_minus_smoothing, M rate, M decay) {
+  h = fma(smoothing, h * t, one_minus_smoothing * h);
+  return fma(rate, divide(g, sqrt(h)), decay * theta);
 }
 
 }  // namespace TF_NS

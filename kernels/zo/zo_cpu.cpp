@@ -1,222 +1,40 @@
 // Zeroth-order passes on the CPU: traversal only. Compiled once per instruction set (CMakeLists.txt), into a namespace of its own.
-//
-// Work is cut into tiles of 2,048 elements: 512 Gaussian blocks, 16 Rademacher blocks, 256 blocks of rounding bits, so that a tile
-// always starts on a block, and its float32 accumulator (8 KiB) stays in the first-level cache while terms are added to it.
-#include "zo.hpp"
-
-#include "../core/parallel.hpp"
-#include "../core/reduce.hpp"
-#include "../core/simd.hpp"
+// The passes with state stand in zo_state_cpu.cpp, what both share in zo_tile.hpp.
+#include "zo_tile.hpp"
 
 namespace TF_NS {
 namespace {
 
-using namespace tenfold;
-
-constexpr int64_t kTile = 2048;
-constexpr int64_t kGrain = 16;  // tiles a thread should have: 32,768 elements, as in PyTorch
-
-// Rounding bits are generated as 32-bit words and read as 16-bit halves, low half first as they are counted (little-endian CPUs).
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rounding bits are read from words by halves");
-typedef uint16_t __attribute__((may_alias)) half_word;
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
-
-// -- generation: 4 * kLanes values at a time, in element order ---------------------------------------------------------------------
-
-TF_HD PhiloxBlock<U> word_lanes(const Sequence& s, uint64_t block) {
-  const PhiloxBlock<Word> x = philox_block(blocks_from(static_cast<uint32_t>(block)), static_cast<uint32_t>(block >> 32), s);
-  return {to_lanes(x.w0), to_lanes(x.w1), to_lanes(x.w2), to_lanes(x.w3)};
+bool is_one_normal(const ChainArgs& a, const View& param, const View& source) {
+  return a.n_terms == 1 && (a.terms[0].dist == kGaussian || a.terms[0].dist == kGauss16) && a.decay == 1.0 && a.z_round == kNoRounding &&
+         !a.stochastic && param.ndim == 0 && source.data == param.data;
 }
 
-struct Gaussian {
-  TF_HD static void fill(const Sequence& s, uint64_t block, F z[4]) {
-    const PhiloxBlock<U> x = word_lanes(s, block);
-    box_muller(x.w0, x.w1, z[0], z[1]);
-    box_muller(x.w2, x.w3, z[2], z[3]);
-    transpose4(z);
-  }
-};
-
-struct Uniform {
-  TF_HD static void fill(const Sequence& s, uint64_t block, F z[4]) {
-    const PhiloxBlock<U> x = word_lanes(s, block);
-    z[0] = uniform_from_word<F>(x.w0);
-    z[1] = uniform_from_word<F>(x.w1);
-    z[2] = uniform_from_word<F>(x.w2);
-    z[3] = uniform_from_word<F>(x.w3);
-    transpose4(z);
-  }
-};
-
-// Raw words in memory order. `blocks` is rounded up to whole registers: `out` must have room (a tile's worth always has).
-void fill_words(const Sequence& s, uint64_t first_block, int64_t blocks, uint32_t* out) {
-  for (int64_t b = 0; b < blocks; b += kLanes) {
-    const PhiloxBlock<U> x = word_lanes(s, first_block + static_cast<uint64_t>(b));
-    F w[4] = {float_of(x.w0), float_of(x.w1), float_of(x.w2), float_of(x.w3)};
-    transpose4(w);
-    for (int64_t k = 0; k < 4; ++k) store(out + 4 * b + k * kLanes, bits_of(w[k]));
-  }
-}
-
-// What becomes of four registers of z, or of one z in a tail.
-struct Put {
-  TF_HD void operator()(float* at, const F z[4]) const {
-    for (int64_t k = 0; k < 4; ++k) store(at + k * kLanes, z[k]);
-  }
-  TF_HD void operator()(float* at, float z) const { *at = z; }
-};
-struct MultiplyAdd {
-  float coef;
-  template <class T>
-  TF_HD void operator()(T* at, const F z[4]) const {
-    multiply_add4(at, splat<F>(coef), z);
-  }
-  template <class T>
-  TF_HD void operator()(T* at, float z) const {
-    *at = Round<T>::nearest(fma(coef, z, to_math(*at)));
-  }
-};
-
-// Hands z of [first, first + n) to `into`, a few registers at a time; z itself touches no memory. `first` is the start of a tile.
-template <class Distribution, class T, class Into>
-void generate(Sequence s, uint64_t first, int64_t n, T* out, const Into& into) {
-  constexpr int64_t kStep = 4 * kLanes;
-  F z[4];
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) {
-    Distribution::fill(s, (first + static_cast<uint64_t>(i)) / 4, z);
-    into(out + i, z);
-  }
-  if (i < n) {
-    float tail[kStep];
-    Distribution::fill(s, (first + static_cast<uint64_t>(i)) / 4, z);
-    for (int64_t k = 0; k < 4; ++k) store(tail + k * kLanes, z[k]);
-    for (int64_t j = 0; i < n; ++i, ++j) into(out + i, tail[j]);
-  }
-}
-
-void accumulate_signs(const Sequence& s, uint64_t first, int64_t n, float coef, float* acc) {
-  alignas(64) uint32_t words[4 * kTile / 128];
-  fill_words(s, first / 128, (n + 127) / 128, words);
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) add_signed(acc + i, words[i / 32], coef);
-  for (; i < n; ++i) acc[i] += (words[i / 32] >> (i % 32) & 1u) ? coef : -coef;
-}
-
-// acc[i] = fma(coef, z[i], acc[i])
-void accumulate(const Sequence& s, uint32_t dist, uint64_t first, int64_t n, float coef, float* acc) {
-  if (dist == kRademacher) return accumulate_signs(s, first, n, coef, acc);
-  if (dist == kUniform) return generate<Uniform>(s, first, n, acc, MultiplyAdd{coef});
-  generate<Gaussian>(s, first, n, acc, MultiplyAdd{coef});
-}
-
-// z itself.
-void draw(const Sequence& s, uint32_t dist, uint64_t first, int64_t n, float* z) {
-  if (dist == kRademacher) {
-    for (int64_t i = 0; i < n; ++i) z[i] = 0.0f;
-    return accumulate_signs(s, first, n, 1.0f, z);
-  }
-  if (dist == kUniform) return generate<Uniform>(s, first, n, z, Put{});
-  generate<Gaussian>(s, first, n, z, Put{});
-}
-
-// One term onto a tile: straight into a float32 accumulator, through a buffer when z is rounded or the math is double.
+// A chain on a tile of weights that were read, in the type of the math.
 template <class M>
-void add_term(const Term& term, uint32_t stream, uint64_t first, int64_t n, int z_round, M* acc) {
-  const Sequence s = make_sequence(term.seed, stream, term.dist, term.query);
-  const M coef = static_cast<M>(term.coef);
-  if constexpr (sizeof(M) == sizeof(float)) {
-    if (z_round == kNoRounding) return accumulate(s, term.dist, first, n, coef, acc);
+void chain_in_buffer(const Term* terms, int64_t n_terms, M decay, int z_round, const MaskArgs& mask, int64_t t, uint32_t stream,
+                     int64_t first, int64_t n, M* acc) {
+  TileMask masked;
+  if (mask.kind != kNoMask) masked.draw(mask, t, stream, first, n, acc);
+  if (decay != M(1)) {
+    for (int64_t i = 0; i < n; ++i) acc[i] *= decay;
   }
-  alignas(64) float z[kTile];
-  draw(s, term.dist, first, n, z);
-  for (int64_t i = 0; i < n; ++i) acc[i] = fma(coef, static_cast<M>(round_z(z[i], z_round)), acc[i]);
-}
-
-// -- tiles of tensors ------------------------------------------------------------------------------------------------------------
-
-// Calls visit(offset in elements, index in the tile) in logical order.
-template <class Visit>
-void each_offset(const View& t, int64_t first, int64_t n, const Visit& visit) {
-  int64_t index[64];
-  int64_t offset = 0;
-  int64_t rest = first;
-  for (int d = t.ndim - 1; d >= 0; --d) {
-    index[d] = rest % t.sizes[d];
-    rest /= t.sizes[d];
-    offset += index[d] * t.strides[d];
+  alignas(64) M decayed[kTile];
+  if (mask.kind != kNoMask) {
+    for (int64_t i = 0; i < n; ++i) decayed[i] = acc[i];
   }
-  for (int64_t i = 0; i < n; ++i) {
-    visit(offset, i);
-    for (int d = t.ndim - 1; d >= 0; --d) {
-      offset += t.strides[d];
-      if (++index[d] < t.sizes[d]) break;
-      offset -= t.sizes[d] * t.strides[d];
-      index[d] = 0;
-    }
-  }
+  for (int64_t k = 0; k < n_terms; ++k) add_term<M>(terms[k], stream, static_cast<uint64_t>(first), n, z_round, acc);
+  if (mask.kind != kNoMask) masked.put_back(decayed, n, acc);
 }
 
 template <class T>
-void widen(const T* from, int64_t n, math_t<T>* to) {
-  int64_t i = 0;
-  if constexpr (sizeof(math_t<T>) == sizeof(float)) {
-    for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  }
-  for (; i < n; ++i) to[i] = to_math(from[i]);
-}
-
-template <class T>
-void narrow(const math_t<T>* from, int64_t n, T* to) {
-  int64_t i = 0;
-  if constexpr (sizeof(math_t<T>) == sizeof(float)) {
-    for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  }
-  for (; i < n; ++i) to[i] = Round<T>::nearest(from[i]);
-}
-
-template <class T>
-void load_tile(const View& t, int64_t first, int64_t n, math_t<T>* out) {
-  const T* data = static_cast<const T*>(t.data);
-  if (t.ndim == 0) {
-    widen(data + first, n, out);
-  } else {
-    each_offset(t, first, n, [&](int64_t offset, int64_t i) { out[i] = to_math(data[offset]); });
-  }
-}
-
-// Rounds the accumulator into the tensor. `r16` (one per element, or null) makes the rounding stochastic.
-template <class T>
-void store_tile(const View& t, int64_t first, int64_t n, const math_t<T>* acc, const half_word* r16) {
-  T* data = static_cast<T*>(t.data);
-  if (t.ndim != 0) {
-    each_offset(t, first, n, [&](int64_t offset, int64_t i) { data[offset] = round_result<T>(acc[i], r16 != nullptr, r16 ? r16[i] : 0); });
-  } else if (r16 != nullptr) {
-    for (int64_t i = 0; i < n; ++i) data[first + i] = Round<T>::stochastic(acc[i], r16[i]);
-  } else {
-    narrow(acc, n, data + first);
-  }
-}
-
-template <class T>
-constexpr bool kIsMath = sizeof(T) == sizeof(math_t<T>);
-
-// Room for the rounding bits of one tile; draw() returns null when the rounding is to nearest.
-struct RoundingBits {
-  alignas(64) uint32_t words[kTile / 2];
-  const half_word* draw(const ChainArgs& a, uint32_t stream, int64_t first, int64_t n) {
-    if (!a.stochastic) return nullptr;
-    const Sequence s = make_sequence(a.rounding_seed, stream, kRounding, a.rounding_query);
-    fill_words(s, static_cast<uint64_t>(first) / 8, (n + 7) / 8, words);
-    return reinterpret_cast<const half_word*>(words);
-  }
-};
-
-bool is_plain_gaussian(const ChainArgs& a, const View& param, const View& source) {
-  return a.n_terms == 1 && a.terms[0].dist == kGaussian && a.decay == 1.0 && a.z_round == kNoRounding && !a.stochastic && param.ndim == 0 &&
-         source.data == param.data;
+void masked_chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
+  using M = math_t<T>;
+  alignas(64) M acc[kTile];
+  load_tile<T>(a.sources[t], first, n, acc);
+  chain_in_buffer<M>(a.terms, a.n_terms, static_cast<M>(a.decay), a.z_round, a.mask, t, a.streams[t], first, n, acc);
+  RoundingBits bits;
+  store_tile<T>(a.params[t], first, n, acc, kIsMath<T> ? nullptr : bits.draw(a, a.streams[t], first, n));
 }
 
 template <class T>
@@ -226,11 +44,13 @@ void chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
   const View& source = a.sources[t];
   const uint32_t stream = a.streams[t];
   if constexpr (!kIsMath<T>) {
-    if (is_plain_gaussian(a, param, source)) {  // the common pass in half precision: registers all the way
+    if (is_one_normal(a, param, source)) {  // the common pass in half precision: registers all the way
       const Term& term = a.terms[0];
       const Sequence s = make_sequence(term.seed, stream, term.dist, term.query);
-      return generate<Gaussian>(s, static_cast<uint64_t>(first), n, static_cast<T*>(param.data) + first,
-                                MultiplyAdd{static_cast<float>(term.coef)});
+      T* out = static_cast<T*>(param.data) + first;
+      const MultiplyAdd add = {static_cast<float>(term.coef)};
+      if (term.dist == kGauss16) return generate<Gaussian16>(s, static_cast<uint64_t>(first), n, out, add);
+      return generate<Gaussian>(s, static_cast<uint64_t>(first), n, out, add);
     }
   }
   alignas(64) M buffer[kTile];
@@ -251,69 +71,44 @@ void chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
   store_tile<T>(param, first, n, acc, kIsMath<T> ? nullptr : bits.draw(a, stream, first, n));
 }
 
-template <class T>
-void adam_tile(const AdamArgs& a, int64_t t, int64_t first, int64_t n) {
-  using M = math_t<T>;
-  const uint32_t stream = a.chain.streams[t];
-  alignas(64) M theta[kTile], g[kTile], m[kTile], v[kTile];
-  load_tile<T>(a.chain.params[t], first, n, theta);
-  load_tile<M>(a.exp_avgs[t], first, n, m);
-  load_tile<M>(a.exp_avg_sqs[t], first, n, v);
-  for (int64_t i = 0; i < n; ++i) g[i] = M(0);
-  for (int64_t k = 0; k < a.chain.n_terms; ++k) {
-    add_term<M>(a.chain.terms[k], stream, static_cast<uint64_t>(first), n, a.chain.z_round, g);
-  }
-  const AdamScalars<M> s = adam_scalars<M>(a);
-  for (int64_t i = 0; i < n; ++i) theta[i] = adam_element(theta[i], g[i], m[i], v[i], s);
-  store_tile<M>(a.exp_avgs[t], first, n, m, nullptr);
-  store_tile<M>(a.exp_avg_sqs[t], first, n, v, nullptr);
-  RoundingBits bits;
-  store_tile<T>(a.chain.params[t], first, n, theta, kIsMath<T> ? nullptr : bits.draw(a.chain, stream, first, n));
-}
-
-// One parallel region over the tiles of all tensors. work(tensor, first element, count).
-template <class Work>
-void each_tile(const View* tensors, int64_t count, int threads, const Work& work) {
-  int64_t total = 0;
-  for (int64_t t = 0; t < count; ++t) total += tiles_of(tensors[t].numel);
-  parallel_ranges(
-      total, threads,
-      [&](int64_t begin, int64_t end) {
-        int64_t before = 0;
-        for (int64_t t = 0; t < count && before < end; ++t) {
-          const int64_t here = tiles_of(tensors[t].numel);
-          const int64_t from = begin > before ? begin - before : 0;
-          const int64_t to = smaller(end - before, here);
-          for (int64_t tile = from; tile < to; ++tile) {
-            work(t, tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile));
-          }
-          before += here;
-        }
-      },
-      kGrain);
-}
-
-// Calls f with a value of the C++ type that a DType code stands for.
-template <class Call>
-void with_dtype(int dtype, const Call& f) {
-  switch (dtype) {
-    case kFloat64: return f(double{});
-    case kBFloat16: return f(bfloat16{});
-    case kFloat16: return f(float16{});
-    default: return f(float{});
-  }
-}
-
 void chain(const ChainArgs& a) {
   with_dtype(a.dtype, [&](auto type) {
-    each_tile(a.params, a.count, a.threads, [&](int64_t t, int64_t first, int64_t n) { chain_tile<decltype(type)>(a, t, first, n); });
+    using T = decltype(type);
+    if (a.mask.kind == kNoMask) {
+      each_tile(a.params, a.count, a.threads, [&](int64_t t, int64_t first, int64_t n) { chain_tile<T>(a, t, first, n); });
+    } else {
+      each_tile(a.params, a.count, a.threads, [&](int64_t t, int64_t first, int64_t n) { masked_chain_tile<T>(a, t, first, n); });
+    }
   });
 }
 
-void adam(const AdamArgs& a) {
-  with_dtype(a.chain.dtype, [&](auto type) {
-    each_tile(a.chain.params, a.chain.count, a.chain.threads,
-              [&](int64_t t, int64_t first, int64_t n) { adam_tile<decltype(type)>(a, t, first, n); });
+// All passes on one tile while it is in the cache, each ending in the storage type.
+template <class T>
+void replay_tile(const ReplayArgs& a, int64_t t, int64_t first, int64_t n) {
+  using M = math_t<T>;
+  alignas(64) M acc[kTile];
+  alignas(64) T stored[kTile];
+  const uint32_t stream = a.streams[t];
+  const View whole = {stored, n, 0, nullptr, nullptr};
+  load_tile<T>(a.params[t], first, n, acc);
+  const Term* terms = a.terms;
+  for (int64_t p = 0; p < a.n_passes; ++p) {
+    const ReplayPass& pass = a.passes[p];
+    chain_in_buffer<M>(terms, pass.n_terms, static_cast<M>(pass.decay), a.z_round, pass.mask, t, stream, first, n, acc);
+    terms += pass.n_terms;
+    if constexpr (!kIsMath<T>) {
+      RoundingBits bits;
+      const half_word* r16 = a.stochastic ? bits.draw(pass.rounding_seed, pass.rounding_query, stream, first, n) : nullptr;
+      store_tile<T>(whole, 0, n, acc, r16);
+      widen(stored, n, acc);
+    }
+  }
+  store_tile<T>(a.params[t], first, n, acc, nullptr);
+}
+
+void replay(const ReplayArgs& a) {
+  with_dtype(a.dtype, [&](auto type) {
+    each_tile(a.params, a.count, a.threads, [&](int64_t t, int64_t first, int64_t n) { replay_tile<decltype(type)>(a, t, first, n); });
   });
 }
 
@@ -417,9 +212,133 @@ Moments moments(const SampleArgs& a) {
   return total;
 }
 
+// pairwise_sum of a stream: the same bits as if all values stood in one array.
+struct PairwiseSum {
+  double partial[64];
+  int depth = 0;
+  int64_t seen = 0;
+  void add(double value) {
+    for (int64_t carry = seen++; carry & 1; carry >>= 1) value = partial[--depth] + value;
+    partial[depth++] = value;
+  }
+  double total() const {
+    double sum = 0.0;
+    for (int i = depth; i > 0; --i) sum = partial[i - 1] + sum;
+    return sum;
+  }
+};
+
+template <class T>
+double square_sum_of_tile(const SquareSumArgs& a, int64_t t, int64_t first, int64_t n) {
+  alignas(64) float z[kTile];
+  draw(make_sequence(a.seed, a.streams[t], a.dist, a.query), a.dist, static_cast<uint64_t>(first), n, z);
+  if (a.mask.kind != kNoMask) {
+    alignas(64) math_t<T> x[kTile];
+    if (a.mask.kind == kMagnitudeMask) load_tile<T>(a.tensors[t], first, n, x);
+    TileMask masked;
+    masked.draw(a.mask, t, a.streams[t], first, n, x);
+    masked.clear(n, z);
+  }
+  return piece_sum(z, n, [](double value) { return value * value; });
+}
+
+// Tiles are joined in chunks of 512, a power of two, so that the order of the sums is that of one pairwise_sum.
+void square_sums(const SquareSumArgs& a) {
+  constexpr int64_t kChunk = 512;
+  with_dtype(a.dtype, [&](auto type) {
+    for (int64_t t = 0; t < a.count; ++t) {
+      const int64_t numel = a.tensors[t].numel;
+      PairwiseSum sum;
+      for (int64_t from = 0; from < tiles_of(numel); from += kChunk) {
+        double sums[kChunk];
+        const int64_t tiles = smaller(kChunk, tiles_of(numel) - from);
+        parallel_ranges(
+            tiles, a.threads,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) {
+                const int64_t first = (from + i) * kTile;
+                sums[i] = square_sum_of_tile<decltype(type)>(a, t, first, smaller(kTile, numel - first));
+              }
+            },
+            kGrain);
+        sum.add(pairwise_sum(sums, tiles));
+      }
+      a.out[t] = sum.total();
+    }
+  });
+}
+
+TF_HD uint64_t magnitude_key(float x, bool wide) {
+  if (!wide) return bits_of(x) & 0x7FFFFFFFu;
+  return bit_cast<uint64_t>(static_cast<double>(x)) & 0x7FFFFFFFFFFFFFFFu;
+}
+TF_HD uint64_t magnitude_key(double x, bool) { return bit_cast<uint64_t>(x) & 0x7FFFFFFFFFFFFFFFu; }
+
+void count_digits(const DigitArgs& a) {
+  constexpr int64_t kBins = int64_t{1} << kDigitBits;
+  with_dtype(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    parallel_ranges(
+        tiles_of_all(a.tensors, a.count), a.threads,
+        [&](int64_t begin, int64_t end) {
+          int64_t bins[2][kBins] = {};  // two, because equal neighbours would wait for each other's sum
+          walk_tiles(a.tensors, a.count, begin, end, [&](int64_t t, int64_t first, int64_t n) {
+            alignas(64) math_t<T> x[kTile];
+            load_tile<T>(a.tensors[t], first, n, x);
+            for (int64_t i = 0; i < n; ++i) {
+              const uint64_t key = magnitude_key(x[i], a.wide);
+              if (key >> a.shift >> kDigitBits == a.prefix) ++bins[i & 1][(key >> a.shift) & (kBins - 1)];
+            }
+          });
+          for (int64_t b = 0; b < kBins; ++b) {
+            const int64_t seen = bins[0][b] + bins[1][b];
+            if (seen != 0) __atomic_fetch_add(a.counts + b, seen, __ATOMIC_RELAXED);
+          }
+        },
+        kGrain);
+  });
+}
+
+// Calls visit(tensor, first, count, TileMask) with what lies above the threshold masked.
+template <class Visit>
+void each_tile_above(const WithinArgs& a, const Visit& visit) {
+  with_dtype(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    each_tile(a.tensors, a.count, a.threads, [&](int64_t t, int64_t first, int64_t n) {
+      alignas(64) math_t<T> x[kTile];
+      load_tile<T>(a.tensors[t], first, n, x);
+      TileMask above;
+      above.magnitude(static_cast<math_t<T>>(a.thresholds[t]) + math_t<T>(0), x, n);
+      visit(t, first, n, above);
+    });
+  });
+}
+
+void count_within(const WithinArgs& a) {
+  each_tile_above(a, [&](int64_t t, int64_t, int64_t n, TileMask& above) {
+    uint32_t within = 0;
+    for (int64_t i = 0; i < n; ++i) within += above.words[i] < above.limit ? 0u : 1u;
+    __atomic_fetch_add(a.counts + t, static_cast<int64_t>(within), __ATOMIC_RELAXED);
+  });
+}
+
+void magnitude_bits(const WithinArgs& a) {
+  each_tile_above(a, [&](int64_t t, int64_t first, int64_t n, TileMask& above) {
+    uint8_t* out = static_cast<uint8_t*>(a.bits[t]) + first / 8;
+    for (int64_t i = n; i < (n + 7) / 8 * 8; ++i) above.words[i] = 0;  // spare bits are 0
+    for (int64_t b = 0; b < (n + 7) / 8; ++b) {
+      uint32_t byte = 0;
+      for (uint32_t j = 0; j < 8; ++j) byte |= (above.words[8 * b + j] < above.limit ? 0u : 1u) << j;
+      out[b] = static_cast<uint8_t>(byte);
+    }
+  });
+}
+
 }  // namespace
 
 extern const tenfold::ZoKernels zo_kernels;
-const tenfold::ZoKernels zo_kernels = {chain, adam, sample, words, stochastic_round, moments};
+const tenfold::ZoKernels zo_kernels = {chain,        zo_adam,      sample,           words,           stochastic_round, moments,
+                                       zo_momentum,  zo_sign,      zo_hizoo_perturb, zo_hizoo_update, replay,           square_sums,
+                                       count_digits, count_within, magnitude_bits};
 
 }  // namespace TF_NS

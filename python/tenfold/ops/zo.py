@@ -31,7 +31,7 @@ OPS |= dict.fromkeys(("zo_chain_", "zo_sample", "random_words", "stochastic_roun
 OPS["zo_moments"] = ("cpu", "reference")
 
 _EXTENDED = " with a mask or gauss16"
-OPS |= dict.fromkeys(("zo_chain_" + _EXTENDED, "zo_sample" + _EXTENDED), ("reference",))
+OPS |= dict.fromkeys(("zo_chain_" + _EXTENDED, "zo_sample" + _EXTENDED), ("cpu", "reference"))
 
 
 class Term(NamedTuple):

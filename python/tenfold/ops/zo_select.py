@@ -16,7 +16,9 @@ from tenfold.kernels.zo.zo_mask import MaskArgs
 from . import zo
 from .zo import _LIBRARY, DISTRIBUTIONS, Mask, RandomMask
 
-OPS |= dict.fromkeys(("zo_direction_norm", "quantile_abs", "count_within", "magnitude_bits"), ("reference",))
+OPS |= dict.fromkeys(
+    ("zo_direction_norm", "quantile_abs", "count_within", "magnitude_bits"), ("cpu", "reference")
+)
 
 for _schema in (
     "quantile_abs(Tensor[] params, SymInt rank) -> Tensor",

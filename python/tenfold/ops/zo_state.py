@@ -25,7 +25,7 @@ VARIANTS = ("adam", "radazo")
 
 _NEW = ("zo_momentum_", "zo_sign_", "zo_hizoo_perturb_", "zo_hizoo_update_", "zo_replay_")
 OPS["zo_adam_"] = zo._ALL
-OPS |= dict.fromkeys((*_NEW, "zo_adam_" + zo._EXTENDED), ("reference",))
+OPS |= dict.fromkeys((*_NEW, "zo_adam_" + zo._EXTENDED), ("cpu", "reference"))
 
 for _schema in (
     "zo_momentum_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, "

@@ -1,0 +1,348 @@
+// What the CPU passes share: z and words generated tile by tile, tensors read and written by tiles, masks, the walk over all tiles.
+// Included by zo_cpu.cpp and zo_state_cpu.cpp, each compiled once per instruction set into a namespace of its own; everything here has
+// internal linkage.
+//
+// Work is cut into tiles of 2,048 elements: 512 Gaussian blocks, 16 Rademacher blocks, 256 blocks of rounding bits, so that a tile
+// always starts on a block, and its float32 accumulator (8 KiB) stays in the first-level cache while terms are added to it.
+#pragma once
+
+#include "zo.hpp"
+
+#include "../core/parallel.hpp"
+#include "../core/reduce.hpp"
+#include "../core/simd.hpp"
+
+namespace TF_NS {
+
+// zo_state_cpu.cpp, for the table in zo_cpu.cpp.
+void zo_adam(const tenfold::AdamArgs& a);
+void zo_momentum(const tenfold::MomentumArgs& a);
+void zo_sign(const tenfold::SignArgs& a);
+void zo_hizoo_perturb(const tenfold::HizooPerturbArgs& a);
+void zo_hizoo_update(const tenfold::HizooUpdateArgs& a);
+
+namespace {
+
+using namespace tenfold;
+
+constexpr int64_t kTile = 2048;
+constexpr int64_t kGrain = 16;  // tiles a thread should have: 32,768 elements, as in PyTorch
+
+// Rounding bits are generated as 32-bit words and read as 16-bit halves, low half first as they are counted (little-endian CPUs).
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rounding bits are read from words by halves");
+typedef uint16_t __attribute__((may_alias)) half_word;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+
+// -- generation: 4 * kLanes values at a time, in element order ---------------------------------------------------------------------
+
+TF_HD PhiloxBlock<U> word_lanes(const Sequence& s, uint64_t block) {
+  const PhiloxBlock<Word> x = philox_block(blocks_from(static_cast<uint32_t>(block)), static_cast<uint32_t>(block >> 32), s);
+  return {to_lanes(x.w0), to_lanes(x.w1), to_lanes(x.w2), to_lanes(x.w3)};
+}
+
+struct Gaussian {
+  static constexpr int64_t kPerBlock = 4;  // elements, and registers filled at a time
+  TF_HD static void fill(const Sequence& s, uint64_t block, F z[4]) {
+    const PhiloxBlock<U> x = word_lanes(s, block);
+    box_muller(x.w0, x.w1, z[0], z[1]);
+    box_muller(x.w2, x.w3, z[2], z[3]);
+    transpose4(z);
+  }
+};
+
+// Two normals of one word.
+struct Gaussian16 {
+  static constexpr int64_t kPerBlock = 8;
+  TF_HD static void fill(const Sequence& s, uint64_t block, F z[8]) {
+    const PhiloxBlock<U> x = word_lanes(s, block);
+    F low[4], high[4];  // elements 0..3 and 4..7 of the blocks
+    normals_of_word(x.w0, low[0], low[1]);
+    normals_of_word(x.w1, low[2], low[3]);
+    normals_of_word(x.w2, high[0], high[1]);
+    normals_of_word(x.w3, high[2], high[3]);
+    transpose4(low);
+    transpose4(high);
+    for (int k = 0; k < 4; ++k) interleave_quads(low[k], high[k], z[2 * k], z[2 * k + 1]);
+  }
+};
+
+struct Uniform {
+  static constexpr int64_t kPerBlock = 4;
+  TF_HD static void fill(const Sequence& s, uint64_t block, F z[4]) {
+    const PhiloxBlock<U> x = word_lanes(s, block);
+    z[0] = uniform_from_word<F>(x.w0);
+    z[1] = uniform_from_word<F>(x.w1);
+    z[2] = uniform_from_word<F>(x.w2);
+    z[3] = uniform_from_word<F>(x.w3);
+    transpose4(z);
+  }
+};
+
+// Raw words in memory order. `blocks` is rounded up to whole registers: `out` must have room (a tile's worth always has).
+inline void fill_words(const Sequence& s, uint64_t first_block, int64_t blocks, uint32_t* out) {
+  for (int64_t b = 0; b < blocks; b += kLanes) {
+    const PhiloxBlock<U> x = word_lanes(s, first_block + static_cast<uint64_t>(b));
+    F w[4] = {float_of(x.w0), float_of(x.w1), float_of(x.w2), float_of(x.w3)};
+    transpose4(w);
+    for (int64_t k = 0; k < 4; ++k) store(out + 4 * b + k * kLanes, bits_of(w[k]));
+  }
+}
+
+// What becomes of four registers of z, or of one z in a tail.
+struct Put {
+  TF_HD void operator()(float* at, const F z[4]) const {
+    for (int64_t k = 0; k < 4; ++k) store(at + k * kLanes, z[k]);
+  }
+  TF_HD void operator()(float* at, float z) const { *at = z; }
+};
+struct MultiplyAdd {
+  float coef;
+  template <class T>
+  TF_HD void operator()(T* at, const F z[4]) const {
+    multiply_add4(at, splat<F>(coef), z);
+  }
+  template <class T>
+  TF_HD void operator()(T* at, float z) const {
+    *at = Round<T>::nearest(fma(coef, z, to_math(*at)));
+  }
+};
+
+// Hands z of [first, first + n) to `into`, a few registers at a time; z itself touches no memory. `first` is the start of a tile.
+template <class Distribution, class T, class Into>
+void generate(Sequence s, uint64_t first, int64_t n, T* out, const Into& into) {
+  constexpr int64_t kPerBlock = Distribution::kPerBlock;
+  constexpr int64_t kStep = kPerBlock * kLanes;
+  F z[kPerBlock];
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    Distribution::fill(s, (first + static_cast<uint64_t>(i)) / kPerBlock, z);
+    for (int64_t k = 0; k < kPerBlock; k += 4) into(out + i + k * kLanes, z + k);
+  }
+  if (i < n) {
+    float tail[kStep];
+    Distribution::fill(s, (first + static_cast<uint64_t>(i)) / kPerBlock, z);
+    for (int64_t k = 0; k < kPerBlock; ++k) store(tail + k * kLanes, z[k]);
+    for (int64_t j = 0; i < n; ++i, ++j) into(out + i, tail[j]);
+  }
+}
+
+inline void accumulate_signs(const Sequence& s, uint64_t first, int64_t n, float coef, float* acc) {
+  alignas(64) uint32_t words[4 * kTile / 128];
+  fill_words(s, first / 128, (n + 127) / 128, words);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) add_signed(acc + i, words[i / 32], coef);
+  for (; i < n; ++i) acc[i] += (words[i / 32] >> (i % 32) & 1u) ? coef : -coef;
+}
+
+// acc[i] = fma(coef, z[i], acc[i])
+inline void accumulate(const Sequence& s, uint32_t dist, uint64_t first, int64_t n, float coef, float* acc) {
+  if (dist == kRademacher) return accumulate_signs(s, first, n, coef, acc);
+  if (dist == kUniform) return generate<Uniform>(s, first, n, acc, MultiplyAdd{coef});
+  if (dist == kGauss16) return generate<Gaussian16>(s, first, n, acc, MultiplyAdd{coef});
+  generate<Gaussian>(s, first, n, acc, MultiplyAdd{coef});
+}
+
+// z itself.
+inline void draw(const Sequence& s, uint32_t dist, uint64_t first, int64_t n, float* z) {
+  if (dist == kRademacher) {
+    for (int64_t i = 0; i < n; ++i) z[i] = 0.0f;
+    return accumulate_signs(s, first, n, 1.0f, z);
+  }
+  if (dist == kUniform) return generate<Uniform>(s, first, n, z, Put{});
+  if (dist == kGauss16) return generate<Gaussian16>(s, first, n, z, Put{});
+  generate<Gaussian>(s, first, n, z, Put{});
+}
+
+// One term onto a tile: straight into a float32 accumulator, through a buffer when z is rounded or the math is double.
+template <class M>
+void add_term(const Term& term, uint32_t stream, uint64_t first, int64_t n, int z_round, M* acc) {
+  const Sequence s = make_sequence(term.seed, stream, term.dist, term.query);
+  const M coef = static_cast<M>(term.coef);
+  if constexpr (sizeof(M) == sizeof(float)) {
+    if (z_round == kNoRounding) return accumulate(s, term.dist, first, n, coef, acc);
+  }
+  alignas(64) float z[kTile];
+  draw(s, term.dist, first, n, z);
+  for (int64_t i = 0; i < n; ++i) acc[i] = fma(coef, static_cast<M>(round_z(z[i], z_round)), acc[i]);
+}
+
+// -- tiles of tensors ------------------------------------------------------------------------------------------------------------
+
+// Calls visit(offset in elements, index in the tile) in logical order.
+template <class Visit>
+void each_offset(const View& t, int64_t first, int64_t n, const Visit& visit) {
+  int64_t index[64];
+  int64_t offset = 0;
+  int64_t rest = first;
+  for (int d = t.ndim - 1; d >= 0; --d) {
+    index[d] = rest % t.sizes[d];
+    rest /= t.sizes[d];
+    offset += index[d] * t.strides[d];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    visit(offset, i);
+    for (int d = t.ndim - 1; d >= 0; --d) {
+      offset += t.strides[d];
+      if (++index[d] < t.sizes[d]) break;
+      offset -= t.sizes[d] * t.strides[d];
+      index[d] = 0;
+    }
+  }
+}
+
+template <class T>
+void widen(const T* from, int64_t n, math_t<T>* to) {
+  int64_t i = 0;
+  if constexpr (sizeof(math_t<T>) == sizeof(float)) {
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  }
+  for (; i < n; ++i) to[i] = to_math(from[i]);
+}
+
+template <class T>
+void narrow(const math_t<T>* from, int64_t n, T* to) {
+  int64_t i = 0;
+  if constexpr (sizeof(math_t<T>) == sizeof(float)) {
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  }
+  for (; i < n; ++i) to[i] = Round<T>::nearest(from[i]);
+}
+
+template <class T>
+void load_tile(const View& t, int64_t first, int64_t n, math_t<T>* out) {
+  const T* data = static_cast<const T*>(t.data);
+  if (t.ndim == 0) {
+    widen(data + first, n, out);
+  } else {
+    each_offset(t, first, n, [&](int64_t offset, int64_t i) { out[i] = to_math(data[offset]); });
+  }
+}
+
+// Rounds the accumulator into the tensor. `r16` (one per element, or null) makes the rounding stochastic.
+template <class T>
+void store_tile(const View& t, int64_t first, int64_t n, const math_t<T>* acc, const half_word* r16) {
+  T* data = static_cast<T*>(t.data);
+  if (t.ndim != 0) {
+    each_offset(t, first, n, [&](int64_t offset, int64_t i) { data[offset] = round_result<T>(acc[i], r16 != nullptr, r16 ? r16[i] : 0); });
+  } else if (r16 != nullptr) {
+    for (int64_t i = 0; i < n; ++i) data[first + i] = Round<T>::stochastic(acc[i], r16[i]);
+  } else {
+    narrow(acc, n, data + first);
+  }
+}
+
+template <class T>
+constexpr bool kIsMath = sizeof(T) == sizeof(math_t<T>);
+
+// Room for the rounding bits of one tile; draw() returns null when the rounding is to nearest.
+struct RoundingBits {
+  alignas(64) uint32_t words[kTile / 2];
+  const half_word* draw(const ChainArgs& a, uint32_t stream, int64_t first, int64_t n) {
+    return a.stochastic ? draw(a.rounding_seed, a.rounding_query, stream, first, n) : nullptr;
+  }
+  const half_word* draw(uint64_t seed, uint32_t query, uint32_t stream, int64_t first, int64_t n) {
+    fill_words(make_sequence(seed, stream, kRounding, query), static_cast<uint64_t>(first) / 8, (n + 7) / 8, words);
+    return reinterpret_cast<const half_word*>(words);
+  }
+};
+
+// -- masks -----------------------------------------------------------------------------------------------------------------------
+
+// Which elements of a tile are masked: those whose word is below the limit.
+struct TileMask {
+  alignas(64) uint32_t words[kTile];
+  uint32_t limit;
+
+  void all(int64_t n, bool masked) {
+    limit = 1;
+    for (int64_t i = 0; i < n; ++i) words[i] = masked ? 0u : 1u;
+  }
+
+  void random(const MaskArgs& a, int64_t t, uint32_t stream, int64_t first, int64_t n) {
+    const double bound = a.values[t];  // of words, a whole number in [0, 2^32]
+    if (bound >= 0x1p32 || bound < 1.0) return all(n, bound >= 1.0);
+    limit = static_cast<uint32_t>(bound);
+    fill_words(make_sequence(a.seed, stream, kMask, a.query), static_cast<uint64_t>(first) / 4, (n + 3) / 4, words);
+  }
+
+  // |x| and the threshold compare as their bits do, and NaN lies above every number.
+  void magnitude(float threshold, const float* x, int64_t n) {
+    limit = ~bits_of(threshold);
+    for (int64_t i = 0; i < n; ++i) words[i] = ~(bits_of(x[i]) & 0x7FFFFFFFu);
+  }
+  void magnitude(double threshold, const double* x, int64_t n) {
+    limit = 1;
+    for (int64_t i = 0; i < n; ++i) words[i] = __builtin_fabs(x[i]) <= threshold ? 1u : 0u;
+  }
+
+  void bits(const uint8_t* from, int64_t n) {
+    limit = 1;
+    for (int64_t i = 0; i < (n + 7) / 8; ++i) {
+      for (uint32_t j = 0; j < 8; ++j) words[8 * i + j] = from[i] >> j & 1u;
+    }
+  }
+
+  // The elements [first, first + n) of tensor t, whose weights as read are x.
+  template <class M>
+  void draw(const MaskArgs& a, int64_t t, uint32_t stream, int64_t first, int64_t n, const M* x) {
+    if (a.kind == kRandomMask) return random(a, t, stream, first, n);
+    if (a.kind == kBitMask) return bits(static_cast<const uint8_t*>(a.bits[t]) + first / 8, n);
+    magnitude(static_cast<M>(a.values[t]) + M(0), x, n);  // + 0: the threshold -0 is 0
+  }
+
+  // to[i] = from[i] where masked.
+  template <class M>
+  void put_back(const M* from, int64_t n, M* to) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = words[i] < limit ? from[i] : to[i];
+  }
+  template <class M>
+  void clear(int64_t n, M* to) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = words[i] < limit ? M(0) : to[i];
+  }
+};
+
+// -- the walk ----------------------------------------------------------------------------------------------------------------------
+
+inline int64_t tiles_of_all(const View* tensors, int64_t count) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < count; ++t) total += tiles_of(tensors[t].numel);
+  return total;
+}
+
+// work(tensor, first element, count) for tiles [begin, end) of all tensors together.
+template <class Work>
+void walk_tiles(const View* tensors, int64_t count, int64_t begin, int64_t end, const Work& work) {
+  int64_t before = 0;
+  for (int64_t t = 0; t < count && before < end; ++t) {
+    const int64_t here = tiles_of(tensors[t].numel);
+    const int64_t from = begin > before ? begin - before : 0;
+    const int64_t to = smaller(end - before, here);
+    for (int64_t tile = from; tile < to; ++tile) {
+      work(t, tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile));
+    }
+    before += here;
+  }
+}
+
+// One parallel region over the tiles of all tensors.
+template <class Work>
+void each_tile(const View* tensors, int64_t count, int threads, const Work& work) {
+  parallel_ranges(
+      tiles_of_all(tensors, count), threads, [&](int64_t begin, int64_t end) { walk_tiles(tensors, count, begin, end, work); }, kGrain);
+}
+
+// Calls f with a value of the C++ type that a DType code stands for.
+template <class Call>
+void with_dtype(int dtype, const Call& f) {
+  switch (dtype) {
+    case kFloat64: return f(double{});
+    case kBFloat16: return f(bfloat16{});
+    case kFloat16: return f(float16{});
+    default: return f(float{});
+  }
+}
+
+}  // namespace
+}  // namespace TF_NS
