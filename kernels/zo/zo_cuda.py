@@ -1,5 +1,7 @@
-"""The CUDA kernels behind the signatures of zo_reference.py: passes as on the CPU, results of sums and counts from
-device memory."""
+"""The CUDA kernels behind the signatures of zo_reference.py: tensors in, raw pointers and a stream out.
+
+Passes are called as on the CPU (zo_native.py); sums and counts come back through device memory.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,7 @@ def _piece_sums(
     members: Sequence[int] = (),
     params: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """Per span, on the CPU: float64 [pieces, 2], sums of z and of z^2. `members`: the spans' tensors in `mask`."""
+    """Per span, on the CPU: float64 [pieces, 2], sums of z and of z^2. `members` are its tensors in `mask`."""
     pieces = [-(-(first % PIECE + n) // PIECE) if n else 0 for n, first in zip(numels, firsts, strict=True)]
     out = torch.empty(sum(pieces), 2, dtype=torch.float64, device=device)
     module, where = zo_native._module(out)

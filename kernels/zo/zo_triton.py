@@ -1,14 +1,15 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Zeroth-order passes in Triton: the same values as zo_reference.py, one kernel launch per call and dtype.
 
-The chain and drawing stand here, passes with state in zo_triton_state.py, counting ones in zo_triton_select.py,
-and what they share, with the account of how the bits are kept, in zo_triton_tiles.py.
+The chain and drawing stand here, passes with state in zo_triton_state.py, those that count in
+zo_triton_select.py, and what they share, with the account of how the bits are kept, in zo_triton_tiles.py.
 
 Triton's interpreter (TRITON_INTERPRET=1 before this module is imported) runs the kernels on CPU tensors.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from .zo_mask import MaskArgs
 from .zo_reference import PURPOSES
 from .zo_triton_select import (
+    DIGIT_BITS,
+    PIECES,
     _bits_kernel,
     _count_kernel,
     _histogram_kernel,
@@ -358,6 +361,10 @@ def words(
     return out
 
 
+def _in_order_of(kernel: Any, signature: dict[str, str]) -> dict[str, str]:
+    return {name: signature[name] for name in inspect.signature(kernel.fn).parameters}
+
+
 def _pass_case(
     name: str,
     kernel: Any,
@@ -365,14 +372,29 @@ def _pass_case(
     dist: int,
     z_round: str = "none",
     stochastic: bool = False,
+    mask: str = "none",
+    scalars: bool = False,
     **extra: Any,
 ) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]:
     tile, warps = tile_of(dist, dtype)
     constants = {"STEPS": 8, "TILE": tile, "DTYPE": dtype, **extra}
-    constants |= {"DIST": dist, "Z_ROUND": z_round, "STOCHASTIC": stochastic, "ALIGNED": True}
-    signature = {"table": "*i64", "rows": "i32", "terms": "*i64", "n_terms": "i32"}
-    signature |= {"scalars": "*fp64"} if extra else {}
-    signature |= dict.fromkeys(constants, "constexpr")
+    constants |= {"DIST": dist, "Z_ROUND": z_round, "STOCHASTIC": stochastic, "ALIGNED": True, "MASK": mask}
+    signature = {"table": "*i64", "rows": "i32", "terms": "*i64"}
+    signature |= {"passes": "*i64", "n_passes": "i32"} if kernel is _replay_kernel else {"n_terms": "i32"}
+    signature |= {"scalars": "*fp64"} if scalars else {}
+    signature = _in_order_of(kernel, signature | dict.fromkeys(constants, "constexpr"))
+    return name, kernel, signature, constants, {"num_warps": warps, "enable_fp_fusion": False}
+
+
+def _counting_case(
+    name: str, kernel: Any, dtype: str, arguments: dict[str, str], **extra: Any
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    tile, warps = tile_of(0, dtype)
+    constants = {"STEPS": 8, "DTYPE": dtype, **extra}
+    constants |= {} if kernel is _sums_kernel else {"TILE": tile, "ALIGNED": True}
+    signature = {"table": "*i64", "rows": "i32", **arguments} | dict.fromkeys(constants, "constexpr")
+    signature = _in_order_of(kernel, signature)
+    warps = 4 if kernel is _sums_kernel else warps
     return name, kernel, signature, constants, {"num_warps": warps, "enable_fp_fusion": False}
 
 
@@ -384,6 +406,57 @@ def _drawing_case(
     return name, kernel, signature, constants, {"num_warps": 4, "enable_fp_fusion": False}
 
 
+def _state_cases(
+    dtype: str, state: str
+) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """The passes with state on weights of `dtype`; the Hessian of HiZOO is in the type of the math."""
+    stochastic = dtype in ("bf16", "fp16")
+    end = f"{dtype}.{state}" + (".sr" if stochastic else "")
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    common: dict[str, Any] = {"stochastic": stochastic, "scalars": True}
+    momentum = {"STATE": state, "FIRST": False, "NESTEROV": True}
+    return [
+        _pass_case(f"adam.{end}", _adam_kernel, dtype, 0, **common, STATE=state, RADAZO=False),
+        _pass_case(
+            f"radazo.{end}", _adam_kernel, dtype, 0, mask="random", **common, STATE=state, RADAZO=True
+        ),
+        _pass_case(f"momentum.{end}", _momentum_kernel, dtype, 0, **common, **momentum),
+        _pass_case(
+            f"momentum.magnitude.{end}", _momentum_kernel, dtype, 7, mask="magnitude", **common, **momentum
+        ),
+        _pass_case(f"sign.{end}", _sign_kernel, dtype, 1, **common),
+        _pass_case(f"hizoo_perturb.{end}", _hizoo_perturb_kernel, dtype, 0, "none", stochastic, STATE=wide),
+        _pass_case(f"hizoo_update.{end}", _hizoo_update_kernel, dtype, 0, **common, STATE=wide, RESTORE=True),
+        _pass_case(f"replay.{end}", _replay_kernel, dtype, 0, "none", stochastic),
+        _pass_case(f"replay.mixed.random.{end}", _replay_kernel, dtype, _MIXED, "none", stochastic, "random"),
+    ]
+
+
+def _counting_cases(dtype: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    digits = {"bins": "*i64", "prefix": "i64", "shift": "i32"}
+    numbers = {"seed": "u64", "query": "u32", "mask_seed": "u64", "mask_query": "u32"}
+    binning = {"WIDE": dtype == "fp64", "BINS": 1 << DIGIT_BITS, "DIGIT_BITS": DIGIT_BITS}
+    return [
+        _counting_case(f"histogram.{dtype}", _histogram_kernel, dtype, digits, **binning),
+        _counting_case(f"count.{dtype}", _count_kernel, dtype, {"counts": "*i64"}),
+        _counting_case(f"bits.{dtype}", _bits_kernel, dtype, {}),
+        *(
+            _counting_case(
+                f"sums.{dist}.{mask}.{dtype}",
+                _sums_kernel,
+                dtype,
+                numbers,
+                COUNT=PIECES,
+                DIST=code,
+                MASK=mask,
+            )
+            for (dist, code), mask in zip(
+                _DISTS.items(), ("none", "random", "magnitude", "bits"), strict=True
+            )
+        ),
+    ]
+
+
 def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
     """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
     cases = [
@@ -393,11 +466,17 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
     ]
     for dtype in ("bf16", "fp16"):
         cases.append(_pass_case(f"chain.gaussian.{dtype}.sr", _chain_kernel, dtype, 0, dtype, True))
-        cases.append(
-            _pass_case(f"adam.gaussian.{dtype}.sr", _adam_kernel, dtype, 0, "none", True, STATE="fp32")
-        )
-    for dtype, state in (("fp32", "fp32"), ("fp64", "fp64")):
-        cases.append(_pass_case(f"adam.gaussian.{dtype}", _adam_kernel, dtype, 0, STATE=state))
+    cases += [
+        _pass_case(f"chain.{dist}.{mask}.{dtype}", _chain_kernel, dtype, _DISTS[dist], mask=mask)
+        for dist in ("gaussian", "gauss16")
+        for mask in ("random", "magnitude", "bits")
+        for dtype in ("fp32", "bf16")
+    ]
+    cases += [_pass_case(f"chain.gauss16.{dtype}", _chain_kernel, dtype, 7) for dtype in ("fp32", "bf16")]
+    for dtype, state in (("fp32", "fp32"), ("fp64", "fp64"), ("bf16", "fp32"), ("fp16", "bf16")):
+        cases += _state_cases(dtype, state)
+    for dtype in ("fp32", "bf16", "fp64"):
+        cases += _counting_cases(dtype)
     place = {"start": "i64", "skip": "i64"}
     for dist, code in _DISTS.items():
         signature = {"out": "*fp32", "seed": "u64", "stream": "u32", "query": "u32", **place, "n": "i64"}

@@ -39,7 +39,6 @@ from .zo_triton_tiles import (
     _widened,
 )
 
-
 PIECE = 2048  # elements in one sum, as in zo_cpu.cpp
 PIECES = 32  # sums of one program
 _PIECE = tl.constexpr(PIECE)
@@ -57,7 +56,7 @@ def _blocks_at(block, stream, tag, seed):
 
 @triton.jit
 def _words_of_eight(first, COUNT: tl.constexpr, stream, tag, seed):
-    """Elements first .. first+7 of purposes with a word each: [COUNT, 8], first a vector of multiples of 8."""
+    """The two blocks of four words from each of COUNT first elements, multiples of 8."""
     block = tl.reshape((first >> 2)[:, None] + tl.arange(0, 2)[None, :], [2 * COUNT])
     w0, w1, w2, w3 = _blocks_at(block, stream, tag, seed)
     return w0, w1, w2, w3
@@ -65,7 +64,7 @@ def _words_of_eight(first, COUNT: tl.constexpr, stream, tag, seed):
 
 @triton.jit
 def _eight(first, COUNT: tl.constexpr, stream, query, seed, DIST: tl.constexpr):
-    """z of elements first .. first+7 for a vector of multiples of 8 with the same remainder to 128: [COUNT, 8]"""
+    """z of elements first .. first+7, [COUNT, 8]; the firsts are multiples of 8."""
     if DIST == _GAUSSIAN:
         w0, w1, w2, w3 = _words_of_eight(first, COUNT, stream, query, seed)
         z0, z1 = _box_muller(w0, w1)
@@ -168,7 +167,7 @@ def _histogram_kernel(
     DIGIT_BITS: tl.constexpr,
 ):
     """Counts, for magnitudes whose leading bits are `prefix`, the digit that starts at bit `shift`."""
-    row, first, stream, n = _place(table, rows, STEPS, TILE)
+    row, first, _, n = _place(table, rows, STEPS, TILE)
     x = _load(tl.load(row + 3), first, n, TILE, DTYPE, ALIGNED)
     if WIDE:
         key = x.to(tl.float64).to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
@@ -217,7 +216,8 @@ def _bits_kernel(
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    row, first, stream, n = _place(table, rows, STEPS, TILE)
+    """Bit i % 8 of byte i // 8 of the second address: whether element i is within the threshold."""
+    row, first, _, n = _place(table, rows, STEPS, TILE)
     small = _small(row, first, n, TILE, DTYPE, ALIGNED)
     ones = tl.reshape(small.to(tl.int32), [TILE // 8, 8]) << tl.arange(0, 8)[None, :]
     at = (first >> 3) + tl.arange(0, TILE // 8)

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""Passes in Triton that keep a state beside the weights, and the replay of many passes: see zo_reference.py."""
+"""Passes in Triton that keep a state beside the weights, and the replay of many passes (zo_state_reference.py)."""
 
 from __future__ import annotations
 
@@ -578,7 +578,7 @@ def replay_(
     z_round: torch.dtype | None = None,
     stochastic: bool = False,
 ) -> None:
-    """See zo_state_reference.replay_; one launch for each dtype and run of passes with the same mask ratios."""
+    """See zo_state_reference.replay_; one launch for each dtype and run of passes with one mask's ratios."""
     count = len(params)
     ratios = [tuple(mask_ratios[p * count : (p + 1) * count]) for p in range(len(sizes))]
     ends = list(accumulate(sizes))

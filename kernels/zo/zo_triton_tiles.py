@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""What the Triton kernels of this family share: the generator, dtypes, masks, tables of tensors and terms, launching.
+"""What the Triton kernels of this family share: generator, dtypes, masks, tables of tensors and terms, launches.
 
 How the bits are kept: every fused multiply-add is written as tl.fma, the square root and the division are the
 IEEE ones, and each launch forbids the compiler to contract or reorder anything else (enable_fp_fusion=False).
@@ -326,8 +326,8 @@ def _store(address, first, n, stored, TILE: tl.constexpr, DTYPE: tl.constexpr, A
 # -- passes ----------------------------------------------------------------------------------------
 # A row of a tensor table: numel, stream, tiles before it, address of theta, two more addresses, mask word.
 # A row of a terms table: seed, coefficient (bits of a float64), query | dist << 32.  Its first row is not a
-# term: rounding seed, decay, rounding query.  With a random mask one more row follows the terms: mask seed, 0,
-# mask query.
+# term: rounding seed, decay, rounding query.  With a random mask one more row follows the terms: mask seed,
+# 0, mask query.
 # The mask word: words of the generator below it hold an element (random), the bits of the float64 threshold
 # (magnitude), or the address of the bytes (bits).
 
@@ -417,8 +417,9 @@ def _add_terms(
     """acc + sum_k coef_k z_k for the tile of elements from `first`, one fma per term, in their order."""
     for k in range(1, n_terms + 1):
         term = terms + k * 3
+        coef = _coefficient(term, DTYPE)
         z = _z_of(term, first, stream, TILE, DIST, Z_ROUND).to(acc.dtype)
-        acc = _where(moves, tl.fma(z, _coefficient(term, DTYPE), acc), acc, MASK)
+        acc = _where(moves, tl.fma(z, coef, acc), acc, MASK)
     return acc
 
 
