@@ -357,6 +357,8 @@ _STEP_NOTES = {
     "": "; one language-model loss on both sides, ours by tenfold.ops.option_loss, no logits in memory",
     "-sameforward": "; both sides call the model's own forward and loss: the gain of the weight passes alone",
     "-optionhead": "; two-option loss on both sides, ours computes logits at option positions only",
+    "-dual": "; both sides call the model's own forward, ours with restore='dual': the weights in memory are "
+    "never perturbed, an interrupted step leaves them as they were",
 }
 
 
@@ -367,12 +369,16 @@ def _step(variant: str, device: torch.device, tiny: bool) -> Workload:
         "": (model.lm_loss_from_hidden, model.lm_loss),
         "-sameforward": (model.lm_loss, model.lm_loss),
         "-optionhead": (model.option_loss, model.option_loss_from_logits),
+        "-dual": (model.lm_loss, model.lm_loss),
     }[variant]
+    restore = "dual" if variant == "-dual" else "arithmetic"  # what mezo does
 
     def our_step() -> tuple[float, float]:
         from tenfold.optim import ZOSGD
 
-        optimizer = ZOSGD(model.model.parameters(), lr=LR, eps=EPS, seed=SEED, streams=model.model)
+        optimizer = ZOSGD(
+            model.model.parameters(), lr=LR, eps=EPS, seed=SEED, streams=model.model, restore=restore
+        )
         loss = float(optimizer.step(our_loss))
         assert optimizer.last_step is not None
         return loss, optimizer.last_step.projected_grads[0]
@@ -465,6 +471,8 @@ def _sample(dist: str, dtype_name: str, n: int, device: torch.device, tiny: bool
 
 def cases() -> list[Case]:
     """All cases of the family."""
+    from . import zo_state  # it builds on this module
+
     opt, tiny = opt_parameters(**OPT_125M), opt_parameters(**OPT_TINY)
     found = []
     for dist, dtype, peers, with_compiled in (
@@ -479,6 +487,7 @@ def cases() -> list[Case]:
     found.append(Case("zo.step_passes.f32.opt125m", partial(_step_passes, opt, tiny)))
     needs = partial(_missing, "transformers")
     found += [Case(f"zo.step.f32.opt125m-b16x32{v}", partial(_step, v), needs) for v in _STEP_NOTES]
+    found += zo_state.cases()
     for dist, dtype in (("gaussian", "f32"), ("gaussian", "bf16"), ("rademacher", "f32"), ("uniform", "f32")):
         found.append(Case(f"zo.sample.{dist}.{dtype}.n1e7", partial(_sample, dist, dtype, 10**7)))
     for dist, peers, with_compiled in (("gaussian", ["mezo"], True), ("rademacher", ["fzoo"], False)):

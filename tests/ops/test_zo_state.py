@@ -589,3 +589,15 @@ def test_bad_input_leaves_weights_and_states_alone(what):
         call(p, s)
     assert str(caught.value).startswith(argument)
     assert digest(p, s) == before
+
+
+def test_overlaps_are_found_behind_empty_tensors_and_neighbours_are_fine():
+    buffer = torch.zeros(100)
+    parts = [buffer[:50], buffer[50:50], buffer[50:]]
+    zo_sign_(parts, [0, 1, 2], ONE, lr=0.1)
+    assert (buffer != 0).all()
+    before = buffer.clone()
+    for shared in ([buffer, buffer[50:50], buffer[60:80]], [buffer[60:80], buffer[10:61]]):
+        with pytest.raises(ValueError, match=r"params\[\d\]: expected every tensor once"):
+            zo_sign_(shared, list(range(len(shared))), ONE, lr=0.1)
+    assert torch.equal(buffer, before)

@@ -80,7 +80,7 @@ def test_float32_follows_the_oracle_within_its_noise(quadratic):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_single_query_lands_as_the_fused_op_does(quadratic, dtype, weight_decay):
     theta, closure = quadratic(dtype)
-    opt = ZOSGD([theta], lr=0.01, weight_decay=weight_decay)
+    opt = ZOSGD([theta], lr=0.01, weight_decay=weight_decay, restore="arithmetic")
     before_landing = []
 
     def watched():

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 __all__ = ["FAMILIES", "make_model", "make_tokenizer", "pretrained"]
 
@@ -125,15 +126,20 @@ def pretrained(
     steps: int = 600,
     batch_size: int = 64,
     lr: float = 3e-3,
+    emphasis: float = 0.0,
+    emphasis_at: int = -1,
     max_seconds: float | None = None,
     seed: int = 0,
 ) -> Path:
     """Train a small model on plain text by back-propagation and save it (with its tokenizer) in ``folder``.
 
-    Causal families predict the next token, RoBERTa the 15 % of tokens that are masked. AdamW, one cycle with
-    a short warm-up. A folder that holds a model already is returned as it is.
+    The loss is taken at a quarter of the tokens, drawn anew in each step: causal families predict them from
+    what stands before, RoBERTa has them masked. AdamW, one cycle with a short warm-up. A folder that holds a
+    model already is returned as it is.
 
     Args:
+        emphasis: weight of the mean loss at one token of each text, which is always among those predicted.
+        emphasis_at: its place, from the end: -1 for the last token.
         max_seconds: stop there (the weights then depend on the machine); None for all ``steps``.
 
     Returns:
@@ -144,7 +150,6 @@ def pretrained(
     rows = [ids[:96] for ids in tokenizer(list(texts)).input_ids if len(ids) > 3]
     model = make_model(family, width=width, layers=layers, vocabulary=len(tokenizer), seed=seed)
     model.requires_grad_(True)
-    masked = family == "roberta"
     adam = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
@@ -152,7 +157,7 @@ def pretrained(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = lr * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-        loss = _language_loss(model, next(batches), tokenizer, masked, generator)
+        loss = _language_loss(model, next(batches), tokenizer, emphasis, generator, emphasis_at)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -177,26 +182,40 @@ def _length_batches(
 
 
 def _language_loss(
-    model: Any, rows: list[list[int]], tokenizer: Any, masked: bool, generator: torch.Generator
-) -> Any:
-    from tenfold.llm.prompts import pad_left
+    model: Any,
+    rows: list[list[int]],
+    tokenizer: Any,
+    emphasis: float,
+    generator: torch.Generator,
+    at: int,
+) -> Tensor:
+    """Mean negative log-likelihood of the drawn tokens, plus ``emphasis`` times that at place ``at``."""
+    from tenfold.llm.schemes import is_masked
 
-    ids, mask = pad_left(rows, tokenizer.pad_token_id)
-    if not masked:
-        ids, mask = _to_right(ids, mask, tokenizer.pad_token_id)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-    ids, mask = _to_right(ids, mask, tokenizer.pad_token_id)
-    picked = (torch.rand(ids.shape, generator=generator) < 0.15) & (mask == 1)
-    picked[:, 0] = False
-    picked[torch.arange(len(ids)), mask.sum(1) - 1] |= ~picked.any(1)  # at least one each
-    corrupted = ids.masked_fill(picked, tokenizer.mask_token_id)
-    logits = model(input_ids=corrupted, attention_mask=mask).logits
-    return F.cross_entropy(logits[picked], ids[picked])
+    masked = is_masked(model)
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    drawn = (torch.rand(ids.shape, generator=generator) < 0.25) & (mask == 1)
+    drawn[:, 0] = False  # the begin token
+    last = torch.zeros_like(drawn)
+    last[torch.arange(len(rows)), lengths + at] = True
+    drawn = drawn | last
+    given = ids.masked_fill(drawn, tokenizer.mask_token_id) if masked else ids
+    hidden = _hidden(model, given, mask)
+    losses = F.cross_entropy(_at(model, hidden, drawn, masked), ids[drawn], reduction="none")
+    return losses.mean() + emphasis * losses[last[drawn]].mean()
 
 
-def _to_right(ids: Any, mask: Any, pad_id: int) -> tuple[Any, Any]:
-    """The same rows padded on the right."""
-    order = (1 - mask).argsort(1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
+def _hidden(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    from tenfold.llm.schemes import Adapted
+
+    return Adapted(model, "ft", {}).hidden(ids, mask)
+
+
+def _at(model: Any, hidden: Tensor, drawn: Tensor, masked: bool) -> Tensor:
+    """Logits of the drawn tokens: at their own place in a masked model, one place earlier in a causal one."""
+    states = hidden[drawn] if masked else hidden[:, :-1][drawn[:, 1:]]
+    logits: Tensor = model.get_output_embeddings()(states)
+    return logits

@@ -126,20 +126,7 @@ class Adapted:
             ids, mask: int64 [B, T]; the mask is 0 on padding, which may stand on either side. Positions count
                 real tokens.
         """
-        caught: list[Tensor] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            caught.append(args[0])
-            raise _Reached
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(catch)
-        try:
-            self.model(**self.inputs(ids, mask))
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return caught[0][:, self._virtual :]
+        return self._entering_head(self.inputs(ids, mask))[:, self._virtual :]
 
     def inputs(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
         """Keyword arguments of the model's forward: virtual tokens and prefix included."""
@@ -175,18 +162,11 @@ class Adapted:
         """
         if is_masked(self.model):
             raise ValueError(f"model: expected a causal model to generate, got {type(self.model).__name__}")
-        from tenfold.llm._prefix_cache import growing_cache
-
-        prefix = self.model.prefix if self.scheme == "prefix" else None
-        keys, values = (list(prefix.keys), list(prefix.values)) if prefix is not None else ((), ())
-        cache = growing_cache(keys, values, len(ids))
-        given = self.inputs(ids, mask) | {"past_key_values": cache, "use_cache": True}
-        attention, count = given["attention_mask"], given.get("position_ids")
+        cache, hidden = self.prefill(ids, mask)
         weight, bias = self.head()
         made: list[list[int]] = [[] for _ in range(len(ids))]
         live = set(range(len(ids)))
         for _ in range(max_new):
-            hidden = self.model.base_model(**given).last_hidden_state[:, -1]
             tokens = F.linear(hidden, weight, bias).argmax(-1)
             for row in sorted(live):
                 if int(tokens[row]) in stop:
@@ -195,13 +175,57 @@ class Adapted:
                     made[row].append(int(tokens[row]))
             if not live:
                 break
-            attention = torch.cat((attention, attention.new_ones(len(ids), 1)), 1)
-            given = {"input_ids": tokens[:, None], "attention_mask": attention, "past_key_values": cache}
-            given["use_cache"] = True
-            if count is not None:
-                count = count[:, -1:] + 1
-                given["position_ids"] = count
+            one = torch.ones_like(tokens)[:, None]
+            hidden = self.continued(tokens[:, None], one, mask, cache)[:, -1]
+            mask = torch.cat((mask, one), 1)
         return made
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
+        """A cache that holds scheme and prompts, and the hidden state [B, H] behind each prompt.
+
+        Args:
+            ids, mask: int64 [B, T], padded on the left; a causal model.
+        """
+        from tenfold.llm._prefix_cache import growing_cache
+
+        prefix = self.model.prefix if self.scheme == "prefix" else None
+        keys, values = (list(prefix.keys), list(prefix.values)) if prefix is not None else ((), ())
+        cache = growing_cache(keys, values, len(ids))
+        given = self.inputs(ids, mask) | {"past_key_values": cache, "use_cache": True}
+        return cache, self._entering_head(given)[:, -1]
+
+    @torch.no_grad()
+    def continued(self, ids: Tensor, mask: Tensor, before: Tensor, cache: Any) -> Tensor:
+        """Hidden states [B, T, H] of tokens that follow what a cache of :meth:`prefill` holds.
+
+        Args:
+            ids, mask: int64 [B, T], padded on the right.  before: the mask of all tokens in the cache.
+        """
+        front = self._virtual if self.scheme != "prefix" else self.model.prefix.keys[0].shape[-2]
+        whole = torch.cat((mask.new_ones(len(ids), front), before, mask), 1)
+        given = {"input_ids": ids, "attention_mask": whole, "past_key_values": cache, "use_cache": True}
+        counted = whole if self.scheme != "prefix" else whole[:, front:]
+        places = positions(self.model, counted)
+        given |= {name: value[:, -ids.shape[1] :] for name, value in places.items()}
+        return self._entering_head(given)
+
+    def _entering_head(self, given: dict[str, Any]) -> Tensor:
+        """What enters the unembedding in a forward with these arguments, which then ends."""
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
+            caught.append(args[0])
+            raise _Reached
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(catch)
+        try:
+            self.model(**given)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
 
     def merge(self) -> None:
         """Add the low-rank update of every LoRA layer to its weight and detach; other schemes: detach only.

@@ -3,10 +3,12 @@
     tenfold run zo                                    the embedded default
     tenfold run zo --preset long                      every parameter, a quarter of an hour
     tenfold run zo --model FOLDER --data FOLDER       your own model and data
+    tenfold run zo --task rte --data FOLDER --scheme lora --optimizer zo-adam
+    tenfold run zo --tables all                       the benchmark's tables
 
-What it does, in order: reads text and model; computes once what enters the trained blocks; scores the
-    untrained model; trains once per seed and keeps the step with the lowest dev loss; trains every parameter
-    for a few steps (``full_steps``); measures peak memory in child processes; writes the report.
+What the default does, in order: reads text and model; computes once what enters the trained blocks; scores
+    the untrained model; trains once per seed and keeps the step with the lowest dev loss; trains every
+    parameter for a few steps (``full_steps``); measures peak memory in child processes; writes the report.
 
 Papers: Zhang et al. 2024 (ZO-LLM, arXiv 2402.11592), Malladi et al. 2023 (MeZO, arXiv 2305.17333), Dang et
     al. 2025 (FZOO, arXiv 2506.09034).
@@ -90,6 +92,14 @@ def run(config: ZOConfig, folder: RunFolder) -> Result:
         it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if config.mode == "tables":
+        from tenfold.llm import benchmark
+
+        return Result(benchmark.run(config, folder), folder.path)
+    if config.mode == "task":
+        from tenfold.llm import zo_task
+
+        return Result(zo_task.run(config, folder), folder.path)
     splits = data.load_splits(
         config.data,
         train=_whole(config.train_size),
@@ -273,7 +283,7 @@ def _phase(config: ZOConfig, **own: Any) -> Phase:
     """A training run with the settings that both phases share."""
     return Phase(
         optimizer=config.optimizer,
-        eps=config.eps,
+        eps=config.eps or 1e-3,
         num_queries=_whole(config.num_queries),
         weight_decay=config.weight_decay,
         restore=config.restore,

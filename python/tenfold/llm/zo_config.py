@@ -10,14 +10,24 @@ from typing import Any, Literal
 import torch
 
 from tenfold.llm import prompts
+from tenfold.llm.data import EMBEDDED
 
 MAX_SEED = 2**43  # the seed of a permutation of the examples is 2**20 times as large
-OPTIMIZERS = ("fzoo", "zo-sgd", "zo-adam")
+OPTIMIZERS = (
+    "fzoo",
+    "zo-sgd",
+    "zo-adam",
+)  # of the embedded default; the engine knows those of methods.METHODS
+TABLES = ("accuracy", "alignment", "memory", "ablations")
+"""What `--tables all` stands for; "words" is made on request only."""
 
 
 @dataclass
 class ZOConfig:
     """Fine-tune a language model with forward passes only (zeroth-order optimization).
+
+    Three commands in one: the embedded default; with --task one run of any task, scheme and optimizer; with
+    --tables the benchmark's tables.
 
     Fields left at None take the value of the preset, or the one that suits the optimizer. They are filled
     when the object is made: a stored config.yaml, and dataclasses.replace, keep every value of theirs, so
@@ -33,7 +43,45 @@ class ZOConfig:
 
     data: str = "reviews"
     """'reviews' (embedded film reviews), a .tsv, .csv or .jsonl file with sentence and label, or a folder
-    with train and dev files (GLUE's SST-2 folder as it is)."""
+    with train and dev files (GLUE's SST-2 folder as it is). With --task or --tables: 'reviews', or a folder
+    with the task's published files."""
+
+    task: str = ""
+    """One run of this task: sst2 rte cb boolq multirc wic wsc copa winogrande record squad drop."""
+
+    tables: str = ""
+    """Tables to make, with commas: accuracy, alignment, memory, ablations, or all; words on request (logistic
+    regression on a bag of words, every optimizer)."""
+
+    version: int = 0
+    """Template of the task: 0 is the benchmark's, others its ablations."""
+
+    scheme: str = ""
+    """With --task: ft, lora, prefix, prompt or head; ft if left empty."""
+
+    schemes: str = ""
+    """With --tables: the columns, with commas; all five if left empty."""
+
+    optimizers: str = ""
+    """With --tables: the rows, with commas; all if left empty."""
+
+    families: str = ""
+    """With --tables and no --model: tiny models that are made and pre-trained first, with commas: roberta
+    opt llama vicuna mistral; or smollm2 alone, the embedded model. Left empty: opt, and roberta too
+    for alignment."""
+
+    forwards: int = 0
+    """With --task or --tables: budget of each zeroth-order run in evaluations of the loss, in place of
+    --steps; 0 for none."""
+
+    checkpointing: bool = False
+    """With --task and back-propagation: compute activations again instead of keeping them."""
+
+    calibrate: bool = False
+    """With --task or --tables: subtract each option's score behind the task's domain string."""
+
+    kshot: int = 0
+    """With --task: k training examples of each class (masked models' few-shot protocol); 0 for all."""
 
     template: str = "{text} It was"
     """Prompt; {text} stands for the example."""
@@ -41,8 +89,9 @@ class ZOConfig:
     verbalizers: list[str] = field(default_factory=lambda: [" terrible", " great"])
     """Answer word of each class, one token each, the word of label 0 first."""
 
-    optimizer: Literal["fzoo", "zo-sgd", "zo-adam"] = "fzoo"
-    """fzoo (arXiv 2506.09034), zo-sgd (MeZO, arXiv 2305.17333) or zo-adam."""
+    optimizer: str = "fzoo"
+    """fzoo (arXiv 2506.09034), zo-sgd (MeZO, arXiv 2305.17333) or zo-adam. With --task also sgd adam adamw
+    logreg none forward-grad zo-mmt zo-cons zo-sign radazo lozo lozo-m zo-muon sparse-mezo hizoo."""
 
     trainable: str | None = None
     """'last-block', 'last-N' or 'full'. With the first two, what enters the trained blocks is computed
@@ -57,8 +106,8 @@ class ZOConfig:
     lr: float | None = None
     """Learning rate."""
 
-    eps: float = 1e-3
-    """Size of the perturbation of each weight."""
+    eps: float | None = None
+    """Size of the perturbation of each weight; None: 1e-3 (with lora, prefix and head 1e-2 or 1e-1)."""
 
     num_queries: int | None = None
     """Random directions per step (fzoo: 8, the others: 1)."""
@@ -66,8 +115,9 @@ class ZOConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay; biases and norm weights are left out."""
 
-    restore: Literal["arithmetic", "exact"] = "arithmetic"
-    """arithmetic: no extra memory; exact: keep one clean copy of the trained tensors, no rounding drift."""
+    restore: Literal["arithmetic", "exact", "auto", "dual"] = "arithmetic"
+    """arithmetic: no extra memory; exact: keep one clean copy of the trained tensors, no rounding drift. With
+    --task or --tables also dual (weights never written in a probe) and auto; arithmetic then means auto."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights. The loss is computed in float32 either way; bfloat16 rounds stochastically."""
@@ -123,7 +173,16 @@ class ZOConfig:
             ValueError: a value is out of range; the message names the field.
         """
         _check_choice("preset", self.preset, tuple(_PRESETS))
+        if self.mode != "demo":
+            fill_engine(self)
+            return
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("restore", self.restore, ("arithmetic", "exact"))
+        for name, wanted in _ENGINE_ONLY.items():
+            if getattr(self, name) != wanted:
+                raise ValueError(f"{name}: expected it with task or tables, got {getattr(self, name)!r}")
+        if self.eps is None:
+            self.eps = 1e-3
         asked = self.full_steps
         _fill(self, _PRESETS["default"] | _PRESETS[self.preset])
         suits = _SUITS[self.optimizer]
@@ -137,7 +196,18 @@ class ZOConfig:
             self.full_steps = 0
         _check(self)
 
+    @property
+    def mode(self) -> str:
+        """``"demo"`` (the embedded default), ``"task"`` (one run) or ``"tables"``."""
+        if self.tables:
+            return "tables"
+        return "task" if self.task else "demo"
 
+
+_ENGINE_ONLY: dict[str, Any] = {
+    "scheme": "", "schemes": "", "optimizers": "", "families": "", "forwards": 0, "kshot": 0,
+    "version": 0, "checkpointing": False, "calibrate": False,
+}  # fmt: skip
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "trainable": "last-block",
@@ -160,6 +230,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
     "long": {"trainable": "full", "seeds": [0], "eval_every": 20},
 }
+# With --task and --tables. The protocol's sizes are those of the task (None); 20,000 steps are MeZO's.
+_ONE: dict[str, Any] = {"seeds": [0], "batch_size": 16, "test_size": 1000, "memory": False}
+_PROTOCOL: dict[str, Any] = _ONE | {"memory": True}
+_TINY: dict[str, Any] = {
+    "seeds": [0], "batch_size": 32, "train_size": 1000, "dev_size": 300, "test_size": 1000, "memory": True,
+}  # fmt: skip
+TINY_FORWARDS = 600
 # Found by trial on the dev examples of the embedded reviews.
 _SUITS: dict[str, dict[str, dict[str, Any]]] = {
     "fzoo": {
@@ -183,6 +260,69 @@ def _fill(config: ZOConfig, values: dict[str, Any]) -> None:
             setattr(config, name, list(value) if isinstance(value, list) else value)
 
 
+def fill_engine(config: ZOConfig) -> None:
+    """Check and fill the settings of a run with ``task`` or ``tables``; what depends on method and scheme is
+    left at None and filled for each run.
+
+    Raises:
+        ValueError: a value is out of range; the message names the field.
+    """
+    from tenfold.llm import families, methods, schemes, tasks
+
+    if config.tables:
+        names = listed("tables", config.tables, (*TABLES, "words"), everything=TABLES)
+        config.tables = ",".join(names)
+        config.task = config.task or "sst2"
+        if config.seeds is None:
+            config.seeds = [0, 1, 2] if names == ["words"] else [0]
+    task = tasks.find(config.task)
+    task.check_version(config.version)
+    config.scheme = config.scheme or "ft"
+    _check_choice("scheme", config.scheme, schemes.SCHEMES)
+    _check_choice("optimizer", config.optimizer, tuple(methods.METHODS))
+    _check_choice("restore", config.restore, ("arithmetic", "exact", "auto", "dual"))
+    if config.restore == "arithmetic":
+        config.restore = "auto"
+    for name, known in (("schemes", schemes.SCHEMES), ("optimizers", tuple(methods.METHODS)),
+                        ("families", (*families.FAMILIES, "smollm2"))):  # fmt: skip
+        if getattr(config, name):
+            setattr(config, name, ",".join(listed(name, getattr(config, name), known)))
+    if config.data == EMBEDDED and task.name != "sst2":
+        raise ValueError(f"data: expected a folder with the files of {task.name}, got {config.data!r}")
+    embedded = bool(config.tables) and config.model == "smollm2" and config.data == EMBEDDED
+    _fill(config, _TINY if embedded else _PROTOCOL if config.tables else _ONE)
+    if embedded and not config.forwards and config.steps is None:
+        config.forwards = TINY_FORWARDS
+    for name in ("forwards", "kshot"):
+        _check_whole(name, getattr(config, name), 0)
+    for name in ("steps", "batch_size", "num_queries", "eval_every", "max_length", "train_size", "dev_size",
+                 "test_size"):  # fmt: skip
+        if getattr(config, name) is not None:
+            _check_whole(name, getattr(config, name), 1)
+    for name in ("lr", "eps", "save_seconds", "max_minutes"):
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    _check_shared(config)
+
+
+def listed(name: str, text: str, known: tuple[str, ...], everything: tuple[str, ...] = ()) -> list[str]:
+    """The names in a text with commas, each once, in the order given.
+
+    Raises:
+        ValueError: an unknown name, or none.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words == ["all"]:
+        return list(everything or known)
+    for word in words:
+        if word not in known:
+            raise ValueError(f"{name}: expected some of {', '.join(known)}, or all, got {word!r}")
+    if not words:
+        raise ValueError(f"{name}: expected at least one of {', '.join(known)}, got {text!r}")
+    return list(dict.fromkeys(words))
+
+
 def _check(config: ZOConfig) -> None:
     _check_text(config)
     for name in ("steps", "batch_size", "num_queries", "eval_every", "full_batch_size", "max_length"):
@@ -192,15 +332,26 @@ def _check(config: ZOConfig) -> None:
         value = getattr(config, name)
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a number > 0, got {value!r}")
-    decay = config.weight_decay
-    if not (isinstance(decay, (int, float)) and math.isfinite(decay) and decay >= 0):
-        raise ValueError(f"weight_decay: expected a number >= 0, got {decay!r}")
     if config.max_minutes is not None and not config.max_minutes > 0:
         raise ValueError(f"max_minutes: expected a number > 0 or None, got {config.max_minutes!r}")
     if config.optimizer == "fzoo" and config.num_queries == 1:
         raise ValueError(
             "num_queries: expected at least 2 for fzoo (its step size is a spread of losses), got 1"
         )
+    _check_choice("restore", config.restore, ("arithmetic", "exact"))
+    _check_shared(config)
+    for name in ("batch_size", "full_batch_size"):
+        if getattr(config, name) > (config.train_size or 0):
+            raise ValueError(
+                f"{name}: expected at most train_size={config.train_size}, got {getattr(config, name)}"
+            )
+
+
+def _check_shared(config: ZOConfig) -> None:
+    """What every way of running has."""
+    decay = config.weight_decay
+    if not (isinstance(decay, (int, float)) and math.isfinite(decay) and decay >= 0):
+        raise ValueError(f"weight_decay: expected a number >= 0, got {decay!r}")
     if not config.seeds or not isinstance(config.seeds, (list, tuple)):
         raise ValueError(f"seeds: expected at least one seed in a list, got {config.seeds!r}")
     for seed in config.seeds:
@@ -209,16 +360,10 @@ def _check(config: ZOConfig) -> None:
             raise ValueError(f"seeds: expected seeds below 2**43, got {seed}")
     if len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds: expected different seeds, got {config.seeds}")
-    _check_choice("restore", config.restore, ("arithmetic", "exact"))
     _check_choice("dtype", config.dtype, ("float32", "bfloat16"))
     _check_choice("device", config.device, ("cpu", "cuda"))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: expected cpu here, got 'cuda', but torch finds no CUDA device")
-    for name in ("batch_size", "full_batch_size"):
-        if getattr(config, name) > (config.train_size or 0):
-            raise ValueError(
-                f"{name}: expected at most train_size={config.train_size}, got {getattr(config, name)}"
-            )
 
 
 def _check_text(config: ZOConfig) -> None:

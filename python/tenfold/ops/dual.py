@@ -24,7 +24,7 @@ from .zo import DISTRIBUTIONS, _register, _signed, _unsigned
 MODES = ("split", "fold")
 _HALVES = (torch.bfloat16, torch.float16)
 
-OPS |= dict.fromkeys(("zo_linear_perturbed", "zo_embedding_perturbed"), ("reference",))
+OPS |= dict.fromkeys(("zo_linear_perturbed", "zo_embedding_perturbed"), ("cpu", "reference"))
 
 # ---- the dispatcher's side --------------------------------------------------------------------------------
 # A stream of -1 means that the weight, or the bias, is used as it is.

@@ -41,7 +41,7 @@ from .zo import (
 MAX_RANK = 256
 SIDES = ("u", "v")
 
-OPS |= dict.fromkeys(("zo_lowrank_", "lowrank_factor", "zo_lowrank_project"), ("reference",))
+OPS |= dict.fromkeys(("zo_lowrank_", "lowrank_factor", "zo_lowrank_project"), ("cpu", "reference"))
 
 
 class LowRankTerm(NamedTuple):

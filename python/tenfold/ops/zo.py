@@ -35,7 +35,7 @@ class Term(NamedTuple):
     """One summand `coef * z(seed, query)` of a chain.
 
     seed in [0, 2^64), query in [0, 2^24), coef finite, dist "gaussian", "rademacher", or "gauss16" (normals
-    from 16 + 16 random bits instead of 32 + 32, half the generator's work; `|z|` <= 4.85).
+    made of 16 + 16 random bits instead of 32 + 32, half the random words; `|z|` <= 4.85).
     """
 
     seed: int
@@ -538,9 +538,26 @@ def _whole(name: str, out: Tensor, dtypes: Sequence[torch.dtype]) -> None:
         )
 
 
+def _passes(value: Any, before: list[Tensor]) -> bool:
+    """Whether a weight needs no closer look: the checks of `_params` in short, for the usual case."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.dtype in _checks.FLOAT_DTYPES
+        and not value.is_nested
+        and not value.is_neg()
+        and not (value.requires_grad and torch.is_grad_enabled())
+        and (not before or value.device == before[0].device)
+    )
+
+
 def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
     out: list[Tensor] = []
+    compiling = torch.compiler.is_compiling()
     for i, value in enumerate(_checks.sequence(name, values, "tensors")):
+        if not compiling and _passes(value, out):
+            out.append(value)
+            continue
         t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
         _checks.writable(f"{name}[{i}]", t)
         if out and t.device != out[0].device:
@@ -592,6 +609,8 @@ def _match(
 def _streams(streams: Sequence[int], params: Sequence[Any]) -> list[int]:
     streams = _checks.sequence("streams", streams, "integers")
     _pairs("streams", streams, params)
+    if all(type(s) is int and 0 <= s < 2**32 for s in streams):
+        return list(streams)
     return [_checks.stream(f"streams[{i}]", s) for i, s in enumerate(streams)]
 
 

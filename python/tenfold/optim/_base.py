@@ -1,69 +1,68 @@
-"""What the zeroth-order optimizers share: checking, probing, restoring, counting, saving."""
+"""What the zeroth-order optimizers share: checking, probing, restoring, counting, replaying, saving."""
 
 from __future__ import annotations
 
+import copy
+import math
 import numbers
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tenfold import _checks
 
+from . import _blocks, _dual, _masks
+from ._aggregate import gram, least_squares
 from ._manifest import Slot, manifest
+from ._options import DEFAULTS, HybridFirstOrder, MagnitudeSparsity, RandomSparsity, checked
+from ._record import FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
 from ._seeds import splitmix64
-from ._walk import Cell, Coefs, Walk, interrupts_deferred
+from ._walk import Cell, Coefs, Mover, Place, Walk, interrupts_deferred
 
 Closure = Callable[[], "Tensor | float"]
+Evaluate = Callable[[], "Tensor | float"]
+Values = dict[tuple[int, int], list[float]]  # (kind, block) -> values in the order of the queries
 
-_Z_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _F32_MAX = torch.finfo(torch.float32).max
 _NOTHING_TRAINABLE = "params: expected at least one tensor with requires_grad=True, got none"
 _KEY = "zo"  # where `state_dict` holds what torch's own keys have no place for
-_SAVED = (
+_COUNTERS = ("num_steps", "num_skipped", "_nonfinite_in_a_row")
+_SCALAR_OPTIONS = (
     "seed",
-    "num_steps",
-    "num_skipped",
     "num_queries",
     "dist",
     "one_sided",
     "restore",
     "rounding",
-    "z_round",
     "max_nonfinite",
     "maximize",
-    "_nonfinite_in_a_row",
+    "aggregate",
+    "compat",
+    "parallel",
 )
+_COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many trainable bytes
+_MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step did.
+class Probe(NamedTuple):
+    """One evaluation of the closure: at clean + sum_i coefs[i] * eps * z_i, of one block or (None) of all."""
 
-    Attributes:
-        step: its number, from 0.
-        seed: the seed of its directions.
-        projected_grads: the q factors g_i of the update direction (1/q) sum_i g_i z_i, for the first group
-            (where estimates divide by eps, a group with another eps has them scaled by eps_0/eps).  Empty if
-            there was nothing to update by.
-        losses: every loss evaluated, in order: L(+), L(-) for each query; one-sided L(theta), then one each.
-        skipped: True if the weights were only restored.
-        passes: how many times the trainable weights were passed over: probes, restores and the update.
-        seconds: wall time on the host in "forward" (the closure) and in "passes" (over the weights); work
-            queued on a GPU counts where the host waits for it.
-    """
+    coefs: Coefs
+    block: int | None = None
 
-    step: int
-    seed: int
-    projected_grads: tuple[float, ...]
-    losses: tuple[float, ...]
-    skipped: bool
-    passes: int
-    seconds: dict[str, float]
+
+class _Restart(Exception):
+    """No error: the step begins anew, with clean copies."""
+
+
+class _Retraced(Exception):
+    """No error: the recorded step went no further."""
 
 
 class ZerothOrder(Optimizer):
@@ -71,48 +70,102 @@ class ZerothOrder(Optimizer):
 
     The directions z_i of step t come from the counter-based generator of `tenfold.ops.zo_sample` with the key
     splitmix64(seed, t), the query index i, and one stream per parameter; they are never stored.
+
+    A step is `_measure`, which calls the closure at probes and condenses the losses to scalars, and `_apply`,
+    a function of weights, state, step number, hyper-parameters and scalars alone, so that a log of the
+    scalars replays a run.
     """
 
     last_step: StepRecord | None
+    first_order: Optimizer | None
+
     _max_queries = 1 << 24  # the query index has 24 bits in the counter
+    _defaults: dict[str, Any] = {}  # of options, where a class has its own  # noqa: RUF012
+    _fixed: tuple[str, ...] = ()  # options that a class sets itself and does not take
+    _own: tuple[str, ...] = ()  # names of its own options that are not per group
+    _per_eps = True  # projected gradients are differences divided by eps
+    _chained = True  # the update is a sum of directions with decay: one `zo_chain_`
+    _plain_only = False  # knows no sphere, masks, least squares (directions are of another kind)
+    _static = True  # where to probe does not depend on losses of the same step (blocks aside)
+    _fixed_masks = False  # magnitude masks as stored bits even where the clean weights can be read
 
     def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        *,
-        num_queries: int,
-        dist: str,
-        one_sided: bool,
-        seed: int,
-        restore: str,
-        rounding: str,
-        z_round: torch.dtype | None,
-        streams: nn.Module | None,
-        max_nonfinite: int,
-        maximize: bool,
+        self, params: Any, defaults: dict[str, Any], common: dict[str, Any], own: dict[str, Any] | None = None
     ) -> None:
-        self.num_queries = _checks.integer("num_queries", num_queries, 1, self._max_queries)
-        self.dist = _checks.choice("dist", dist, ("gaussian", "rademacher"))
-        self.one_sided = bool(one_sided)
-        self.seed = _checks.seed("seed", seed)
-        self.restore = _checks.choice("restore", restore, ("arithmetic", "exact"))
-        self.rounding = _checks.choice("rounding", rounding, ("rne", "sr"))
-        self.z_round = None if z_round is None else _checks.dtype("z_round", z_round, _Z_DTYPES)
-        self.max_nonfinite = _checks.integer("max_nonfinite", max_nonfinite, 1, 1 << 31)
-        self.maximize = bool(maximize)
+        for name in common:
+            if name not in DEFAULTS or name in self._fixed:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument '{name}'")
+        options = checked({**DEFAULTS, **self._defaults, **common}, self._max_queries)
+        self._check_class(options)
+        self.num_queries: int = options["num_queries"]
+        self.dist: str = options["dist"]
+        self.one_sided: bool = options["one_sided"]
+        self.seed: int = options["seed"]
+        self.restore: str = options["restore"]
+        self.rounding: str = options["rounding"]
+        self.z_round: torch.dtype | None = options["z_round"]
+        self.max_nonfinite: int = options["max_nonfinite"]
+        self.maximize: bool = options["maximize"]
+        self.mask: RandomSparsity | MagnitudeSparsity | None = options["mask"]
+        self.blocks: _blocks.Blocks | None = options["blocks"]
+        self.hybrid: HybridFirstOrder | None = options["hybrid"]
+        self.aggregate: str = options["aggregate"]
+        self.compat: str | None = options["compat"]
+        self.group = options["group"]
+        self.parallel: str | None = options["parallel"]
+        for name, value in (own or {}).items():
+            setattr(self, name, value)
         self.num_steps = 0
         self.num_skipped = 0
         self.last_step = None
+        self.first_order = None
         self._nonfinite_in_a_row = 0
-        if streams is not None and not isinstance(streams, nn.Module):
-            _checks.fail(TypeError, "streams", "a torch.nn.Module or None", type(streams).__name__)
-        self._manifest = None if streams is None else manifest(streams)
+        self._module = options["streams"]
+        if self.compat == "mezo" and self._module is None:
+            _checks.fail(ValueError, "streams", "a module with compat='mezo', for the names", None)
+        by_name = self.compat == "mezo"
+        self._manifest = None if self._module is None else manifest(self._module, by_name=by_name)
         self._slots: dict[Tensor, Slot] = {}
+        self._names: dict[Tensor, str] = {}
+        self._twins: dict[Tensor, Tensor] = {}  # other tensors over the memory of a parameter
         self._copies: dict[Tensor, Tensor] = {}
-        super().__init__(_listed(params), defaults)
+        self._limits: dict[Tensor, float] = {}  # masked shares or thresholds, per parameter
+        self._limits_from = -1  # the step they are of
+        self._reached: bool = False  # whether a dual probe was seen to reach the parameters
+        self._copy_always = False  # what "auto" found out
+        self._tail: set[Tensor] = set()
+        self._layout: _blocks.Layout | None = None
+        self._prefix: _blocks.Prefix | None = None
+        self._log: Any = None
+        self._attached: Any = None
+        self._parallel: Any = None
+        shared = {"eps": options["eps"], "weight_decay": options["weight_decay"]}
+        super().__init__(_listed(params), {**shared, **defaults})
         if not any(p.requires_grad for p in self._slots):
             raise ValueError(_NOTHING_TRAINABLE)
+        self._set_hybrid()
+        self._set_blocks()
+        if self.parallel is not None:
+            from ._parallel import make
+
+            self._parallel = make(self.parallel, self.group)
+
+    def _check_class(self, options: dict[str, Any]) -> None:
+        """Raise for common options that this class cannot combine with."""
+        name = type(self).__name__
+        blocks = options["blocks"]
+        if blocks is not None and blocks.order == "coordinate" and not self._chained:
+            got = f"order='coordinate' with {name}"
+            _checks.fail(ValueError, "blocks", "order='simultaneous' (the update needs its state)", got)
+        if self._plain_only:
+            if options["dist"] != "gaussian":
+                _checks.fail(ValueError, "dist", f"'gaussian' with {name}", repr(options["dist"]))
+            if options["mask"] is not None:
+                _checks.fail(ValueError, "mask", f"None with {name}", type(options["mask"]).__name__)
+            if options["aggregate"] != "mean":
+                _checks.fail(ValueError, "aggregate", f"'mean' with {name}", repr(options["aggregate"]))
+            if options["z_round"] is not None:
+                _checks.fail(ValueError, "z_round", f"None with {name}", options["z_round"])
 
     # -- parameters ------------------------------------------------------------------------------------
 
@@ -127,26 +180,35 @@ class ZerothOrder(Optimizer):
             _checks.fail(TypeError, "param_group", "a dict", type(param_group).__name__)
         self._check_group({**self.defaults, **param_group})
         named = _named(param_group["params"])
-        slots = self._new_slots(named)
+        slots, twins = self._new_slots(named)
         names = {p: name for name, p in reversed(named)}
         kept = [p if names[p] is None else (names[p], p) for p in slots]
         super().add_param_group({**param_group, "params": kept})
         self._slots.update(slots)
+        self._twins.update(twins)
+        self._names.update({p: name for p in slots if (name := names[p]) is not None})
+        if self._layout is not None:
+            self._set_blocks()
 
-    def _new_slots(self, named: list[tuple[str | None, Tensor]]) -> dict[Tensor, Slot]:
+    def _new_slots(
+        self, named: list[tuple[str | None, Tensor]]
+    ) -> tuple[dict[Tensor, Slot], dict[Tensor, Tensor]]:
         """Slots of the parameters of a new group; the same tensor, or view of its memory, only once."""
         slots: dict[Tensor, Slot] = {}
-        views = set()
+        twins: dict[Tensor, Tensor] = {}
+        views: dict[Any, Tensor] = {}
         for name, p in named:
             ordinal = len(self._slots) + len(slots)
             label = name or f"params[{ordinal}]"
             _checks.tensor(label, p)
             view = (p.data_ptr() or id(p), p.dtype, p.shape, p.stride())
             if view not in views:
-                views.add(view)
+                views[view] = p
                 slots[p] = self._slot(label, ordinal, p)
+            elif views[view] is not p:
+                twins[p] = views[view]
         _checks.memory(params=[*self._slots, *slots])
-        return slots
+        return slots, twins
 
     def _slot(self, label: str, ordinal: int, p: Tensor) -> Slot:
         if self._manifest is None:
@@ -161,24 +223,89 @@ class ZerothOrder(Optimizer):
         _checks.real("eps", group["eps"], positive=True)
         _checks.real("weight_decay", group["weight_decay"], at_least=0.0)
 
+    def _trainable(self) -> list[Tensor]:
+        """The parameters that zeroth-order steps move, over all groups."""
+        every = (p for group in self.param_groups for p in group["params"])
+        return [p for p in every if p.requires_grad and p not in self._tail]
+
     def _cells(self) -> list[Cell]:
         """The trainable parameters of all groups, sorted into cells."""
         cells: list[Cell] = []
+        blocks = {} if self._layout is None else self._layout.block_of
         for group in self.param_groups:
             self._check_group(group)
-            of_group: dict[tuple[torch.device, bool], Cell] = {}
+            of_group: dict[Any, Cell] = {}
             for p in group["params"]:
-                if not p.requires_grad:
+                if not p.requires_grad or p in self._tail:
                     continue
                 slot = self._slots[p]
-                key = p.device, slot.decays or group["weight_decay"] == 0
-                cell = of_group.setdefault(key, Cell(group, *key))
-                cell.params.append(p)
-                cell.streams.append(slot.stream)
+                decays = self.compat != "zo-llm" and (slot.decays or group["weight_decay"] == 0)
+                key = p.device, decays, blocks.get(p, 0), self._kind(p)
+                if key not in of_group:
+                    of_group[key] = Cell(group, *key, mover=self._mover(key[-1]))
+                of_group[key].params.append(p)
+                of_group[key].streams.append(slot.stream)
             cells.extend(of_group.values())
         if not cells:
             raise ValueError(_NOTHING_TRAINABLE)
         return cells
+
+    def _kind(self, p: Tensor) -> str:
+        """What kind of direction a parameter gets; "plain" is one number per element."""
+        return "plain"
+
+    def _mover(self, kind: str) -> Mover | None:
+        """How the weights of a kind other than "plain" are written."""
+        return None
+
+    def _shortcut(
+        self, spot: _dual.Spot, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """A linear layer or embedding at a dual probe, without a perturbed copy; None takes the copy."""
+        return _dual.plain_shortcut(spot, func, args, kwargs)
+
+    # -- blocks and hybrid -----------------------------------------------------------------------------
+
+    def _set_blocks(self) -> None:
+        if self.blocks is None:
+            return
+        self._layout = _blocks.layout(self.blocks, self._trainable())
+        self._prefix = None
+        if self.blocks.reuse_prefix and len(self._layout.chain) > 1:
+            self._prefix = _blocks.Prefix(self._layout)
+        if self.compat == "zo-llm":
+            for p, stream in _blocks.restart_streams(self._layout, list(self._slots)).items():
+                self._slots[p] = self._slots[p]._replace(stream=stream)
+
+    def _set_hybrid(self) -> None:
+        if self.hybrid is None:
+            return
+        model = self.hybrid.model or self._module
+        if model is None:
+            _checks.fail(ValueError, "hybrid", "a model, its own or streams=", None)
+        behind = _blocks.tail(model, self.hybrid.last)
+        tail = [p for p in self._slots if p in behind and p.requires_grad]
+        if not tail:
+            _checks.fail(ValueError, "hybrid", "trainable parameters in the last layers", "none")
+        if len(tail) == sum(p.requires_grad for p in self._slots):
+            _checks.fail(ValueError, "hybrid", "trainable parameters before the last layers", "none")
+        self.first_order = self.hybrid.optimizer(tail)
+        self._tail = set(tail)
+
+    @property
+    def _adaptive(self) -> bool:
+        """Whether where to probe depends on losses of the same step."""
+        return self.blocks is not None and self.blocks.order == "coordinate"
+
+    def _agreed(self, losses: Sequence[float | None]) -> list[float]:
+        """The losses that all ranks go on with."""
+        if self._parallel is not None:
+            losses = self._parallel.mean(losses) if self.parallel == "data" else self._parallel.gather(losses)
+        return [float("nan") if loss is None else loss for loss in losses]
+
+    @property
+    def _num_blocks(self) -> int:
+        return 1 if self._layout is None else len(self._layout.owners)
 
     # -- a step ----------------------------------------------------------------------------------------
 
@@ -188,73 +315,117 @@ class ZerothOrder(Optimizer):
 
         closure: returns the loss as a real one-element tensor or a number.  It is called without gradients,
             two times per query, or once more than there are queries when one-sided, and must see the same
-            batch each time, with dropout off.
+            batch each time, with dropout off.  A batch too large for one forward pass may be fed in pieces:
+            a closure that returns the sum (or mean) of their losses is the same objective.
 
         Returns the mean of all losses of the step, a float64 scalar on the CPU.
 
         A loss or projected gradient that is not finite leaves the weights restored and counts in
         `num_skipped`.  An exception out of the closure (Ctrl-C too) restores the weights and is raised again;
-        that step does not count.  Restored means bit for bit with restore="exact", and up to the rounding of
-        the passes back with restore="arithmetic".
+        that step does not count.  Restored means bit for bit, but with restore="arithmetic" up to the
+        rounding of the passes back.
 
         Raises:
             TypeError: closure is missing, or its loss is complex or not a scalar.
             ValueError: a group's lr, eps or weight decay is out of range, or no parameter is trainable.
-            RuntimeError: `max_nonfinite` steps in a row were not finite.
+            RuntimeError: `max_nonfinite` steps in a row were not finite; or, with restore="dual", the closure
+                does not reach the parameters through torch functions.
         """
-        if not callable(closure):
+        attached = None if callable(closure) else self._attached
+        if not callable(closure) and (closure is not None or attached is None):
             _checks.fail(TypeError, "closure", "a callable that returns the loss", type(closure).__name__)
+        if self._parallel is not None:
+            self._parallel.agree(self)
+        try:
+            return self._step(closure, attached)
+        except _Restart:
+            self._copy_always = True
+            return self._step(closure, attached)
+
+    def _step(self, closure: Closure | None, attached: Any) -> Tensor:
         walk = self._walk()
         try:
             started, copying = perf_counter(), walk.seconds
-            losses = self._probe(walk, closure)
+            taken = None if attached is None else self._taken(walk, attached)
+            tail = self._first_order_gradients(closure) if self._tail else True
+            if taken is not None:
+                scalars = self._scalars(walk, taken)
+            else:
+                assert closure is not None
+                scalars = self._measure(walk, lambda: self._evaluate(walk, closure))
             forward = perf_counter() - started - (walk.seconds - copying)
-            projected = {cell: self._projected(losses, cell.group) for cell in walk.cells}
-            updates = {cell: self._coefficients(cell, g) for cell, g in projected.items()}
-            finite = _all_finite(losses, *projected.values(), *(u.values() for u in updates.values()))
-            skipped = not finite or None in projected.values()
+            finite = tail and self._finite(walk, scalars)
+            if not finite:
+                scalars = [*scalars[: self._useful(scalars)], _skipped(len(walk.losses))]
             with interrupts_deferred():
-                if skipped:
-                    walk.to({})
-                else:
-                    self._update(walk, updates)
-                self._count(
-                    StepRecord(
-                        step=self.num_steps,
-                        seed=walk.seed,
-                        projected_grads=tuple(projected[walk.cells[0]] or ()),
-                        losses=tuple(losses),
-                        skipped=skipped,
-                        passes=walk.passes,
-                        seconds={"forward": forward, "passes": walk.seconds},
-                    ),
-                    finite,
-                )
+                self._apply(walk, scalars)
+                skipped = any(s.kind == FLAG_SKIPPED for s in scalars)
+                if self._tail and not skipped:
+                    self._first_order_step()
+                record = self._record(walk, scalars, skipped, forward)
+                self._count(record, finite)
+                if self._log is not None:
+                    self._log.append(record)
         except BaseException:
-            walk.to({})
+            walk.abort()
             raise
         if self._nonfinite_in_a_row >= self.max_nonfinite:
             raise RuntimeError(
-                f"closure: expected finite losses, got {losses} in step {self.num_steps - 1}, "
+                f"closure: expected finite losses, got {list(record.losses)} in step {self.num_steps - 1}, "
                 f"number {self._nonfinite_in_a_row} in a row that is not finite; the weights are restored"
             )
-        return torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
+        return torch.tensor(_mean(walk.losses), dtype=torch.float64)
 
-    def _walk(self) -> Walk:
+    def _record(self, walk: Walk, scalars: list[Scalar], skipped: bool, forward: float) -> StepRecord:
+        return StepRecord(
+            step=self.num_steps,
+            seed=walk.seed,
+            projected_grads=tuple(s.value for s in scalars if s.kind == FLAG_GRAD),
+            losses=tuple(walk.losses),
+            skipped=skipped,
+            passes=walk.passes,
+            seconds={"forward": forward, "passes": walk.seconds},
+            scalars=tuple(scalars),
+            lrs=tuple(float(group["lr"]) for group in self.param_groups),
+            eps=tuple(float(group["eps"]) for group in self.param_groups),
+        )
+
+    def _walk(self, *, replay: bool = False) -> Walk:
         """The way through this step's probes, starting at the weights as they are."""
         cells = self._cells()
+        if self._prefix is not None:
+            self._prefix.clear()  # the batch is another one
+        way = self._way_back(cells)
+        if replay and way == "exact":
+            way = "dual"  # the same weights, and no probe needs them perturbed
         started = perf_counter()
-        clean = self._fresh_copies(cells) if self.restore == "exact" else None
-        copying = perf_counter() - started
-        return Walk(
+        clean = self._fresh_copies(cells) if way == "exact" else None
+        walk = Walk(
             cells,
             splitmix64(self.seed, self.num_steps),
             dist=self.dist,
             rounding=self.rounding,
             z_round=self.z_round,
             clean=clean,
-            seconds=copying,
+            dual=way == "dual",
+            seconds=perf_counter() - started,
         )
+        self._set_masks(walk)
+        self._set_unit(walk)
+        self._prepare(walk)
+        if walk.dual and not replay:
+            walk.probing = lambda: _dual.perturbed(walk, self._twins, self._shortcut)
+        return walk
+
+    def _prepare(self, walk: Walk) -> None:
+        """Make states and factors that probes need."""
+
+    def _way_back(self, cells: list[Cell]) -> str:
+        """ "arithmetic", "exact" or "dual"."""
+        if self.restore != "auto":
+            return self.restore
+        size = sum(p.numel() * p.element_size() for cell in cells for p in cell.params)
+        return "exact" if size <= _COPY_BYTES or self._copy_always else "dual"
 
     def _fresh_copies(self, cells: list[Cell]) -> dict[Tensor, Tensor]:
         """Clean copies of all trainable tensors; the values are taken anew each step, the memory is kept."""
@@ -267,30 +438,261 @@ class ZerothOrder(Optimizer):
             self._copies[p] = copy.copy_(p)
         return self._copies
 
-    def _probe(self, walk: Walk, closure: Closure) -> list[float]:
-        """The losses of the step, in the order of `StepRecord.losses`."""
-        losses = [_loss(closure)] if self.one_sided else []
-        for query in range(self.num_queries):
-            for sign in (1.0,) if self.one_sided else (1.0, -1.0):
-                walk.to({query: sign})
-                losses.append(_loss(closure))
-        return [float(loss) for loss in losses]
+    def _set_masks(self, walk: Walk) -> None:
+        """Tell the cells which elements move in this step."""
+        option = self.mask
+        if option is None:
+            return
+        params = [p.detach() for cell in walk.cells for p in cell.params]
+        keys = [p for cell in walk.cells for p in cell.params]
+        first = _masks.window(option, self.num_steps)
+        if self._limits_from != first or any(p not in self._limits for p in keys):
+            if isinstance(option, RandomSparsity):
+                values = _masks.shares(option, params, self.compat)
+            else:
+                values = _masks.thresholds(option, params)
+            self._limits = dict(zip(keys, values, strict=True))
+            self._limits_from = first
+        for cell in walk.cells:
+            limits = [self._limits[p] for p in cell.params]
+            if isinstance(option, RandomSparsity):
+                cell.mask = _masks.random_mask(option, self.seed, self.num_steps, limits)
+            else:
+                fixed = walk.arithmetic or self.num_queries > 64 or self._fixed_masks
+                tensors = [p.detach() for p in cell.params]
+                cell.mask = _masks.magnitude_mask(tensors, limits, fixed=fixed)
 
-    def _projected(self, losses: list[float], group: dict[str, Any]) -> list[float] | None:
+    def _set_unit(self, walk: Walk) -> None:
+        """Scale directions: to the sphere, or up where a random mask has thinned them out."""
+        if isinstance(self.mask, RandomSparsity) and self.mask.rescale:
+            scale = 1.0 / math.sqrt(1.0 - self.mask.ratio)
+            walk.unit = lambda query, block: scale
+        if self.dist == "sphere":
+            known: dict[tuple[int, int], float] = {}
+
+            def unit(query: int, block: int) -> float:
+                if (query, block) not in known:
+                    known[query, block] = self._sphere(walk, query, block)
+                return known[query, block]
+
+            walk.unit = unit
+
+    def _sphere(self, walk: Walk, query: int, block: int) -> float:
+        """sqrt(d)/norm(z) over the tensors of a block."""
+        from tenfold.ops import zo_direction_norm
+
+        squares, d = [], 0
+        for cell in walk.cells:
+            if cell.block == block:
+                params = [p.detach() for p in cell.params]
+                norm = zo_direction_norm(params, cell.streams, walk.seed, query, "gaussian")
+                squares.append(norm * norm)
+                d += sum(p.numel() for p in params)
+        total = math.fsum(squares)
+        return math.sqrt(d / total) if total > 0 else 1.0
+
+    # -- measuring -------------------------------------------------------------------------------------
+
+    def _targets(self) -> list[Coefs]:
+        """Where one block is probed, in the order of its losses, in units of eps; {} is clean."""
+        if self.one_sided:
+            return [{}, *({i: 1.0} for i in range(self.num_queries))]
+        return [{i: sign} for i in range(self.num_queries) for sign in (1.0, -1.0)]
+
+    def _plan(self) -> list[Probe]:
+        """All evaluations of a step whose probes do not depend on its losses (`_adaptive` is False).
+
+        Blocks that are probed at the same weights share the loss at the clean ones.
+        """
+        if self._layout is None:
+            return [Probe(target) for target in self._targets()]
+        targets = self._targets()
+        again = targets[1:] if targets[0] == {} else targets
+        return [
+            Probe(target, block)
+            for block in range(self._num_blocks)
+            for target in (again if block else targets)
+        ]
+
+    def _measure(self, walk: Walk, evaluate: Evaluate, known: Values | None = None) -> list[Scalar]:
+        """Stand at the probes, call `evaluate` at each, and say what the losses mean for the update.
+
+        known: in a replay, the values measured then, by (kind, block).
+        """
+        if not self._adaptive:
+            losses = self._losses(walk, evaluate, self._plan())
+            return self._scalars(walk, losses) if known is None else []
+        scalars: list[Scalar] = []
+        for block in range(self._num_blocks):
+            losses = self._losses(walk, evaluate, [Probe(t, block) for t in self._targets()])
+            found = self._scalars_of_block(walk, losses, block) if known is None else []
+            values = _values(found) if known is None else known
+            scalars += found
+            if any(s.kind == FLAG_SKIPPED for s in found) or not self._finite(walk, found, [block]):
+                return [*scalars[: self._useful(scalars)], _skipped(len(walk.losses))]
+            for cell in walk.cells:
+                if cell.block == block:
+                    cell.rest = Place(self._coefficients(walk, cell, values), cell.decay)
+        return scalars
+
+    def _useful(self, scalars: list[Scalar]) -> int:
+        """How many scalars come before the first that is not finite, or tells of a step not made."""
+        for k, s in enumerate(scalars):
+            if not math.isfinite(s.value) or s.kind == FLAG_SKIPPED:
+                return k
+        return len(scalars)
+
+    def _losses(self, walk: Walk, evaluate: Evaluate, plan: Sequence[Probe]) -> list[float]:
+        """The losses of these probes, agreed on by all ranks; `walk.losses` gets them too."""
+        found: list[Tensor | float | None] = []
+        for probe in plan:
+            if self._parallel is not None and not self._mine(probe):
+                found.append(None)
+                walk.turn += 1  # ranks must round alike
+                continue
+            spend(walk)
+            if probe.coefs or walk.turn:
+                walk.to(probe.coefs, probe.block)
+            with nullcontext() if self._prefix is None else self._prefix.evaluation(probe.block or 0):
+                found.append(evaluate())
+        losses = [None if loss is None else float(loss) for loss in found]
+        agreed = self._agreed(losses)
+        walk.losses += agreed
+        return agreed
+
+    def _mine(self, probe: Probe) -> bool:
+        return bool(not probe.coefs or self._parallel.mine(next(iter(probe.coefs))))
+
+    def _evaluate(self, walk: Walk, closure: Closure) -> Tensor | float:
+        """One call of the closure, which sees the weights where the walk stands."""
+        with walk.probing() as mode:
+            loss = _loss(closure)
+        if walk.dual and not self._reached:
+            self._check_reached(walk, mode)
+            self._reached = True
+        return loss
+
+    def _check_reached(self, walk: Walk, mode: _dual.Substitution) -> None:
+        """After the first dual probe: is this a closure that dual probing serves?"""
+        params = [p for cell in walk.cells for p in cell.params]
+        twins = {p: other for other, p in self._twins.items()}
+        unseen = [p for p in params if id(p) not in mode.seen and id(twins.get(p)) not in mode.seen]
+        if self.restore == "dual":
+            if len(unseen) == len(params):
+                raise RuntimeError(
+                    "closure: expected one that uses the parameters through torch functions on this thread "
+                    "with restore='dual', got one that does not; use restore='exact'"
+                )
+            return
+        if unseen:
+            name = self._label(unseen[0])
+            reason = f"the closure does not reach {name} through torch functions"
+        elif mode.made > _MAX_REMADE * sum(p.numel() for p in params):
+            reason = "the closure uses each weight many times"
+        else:
+            return
+        warnings.warn(
+            f"restore: 'auto' takes clean copies of the trainable parameters from now on, because {reason}; "
+            "choose restore='exact', 'dual' or 'arithmetic' to say so yourself",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        raise _Restart
+
+    def _label(self, p: Tensor) -> str:
+        if p in self._names:
+            return self._names[p]
+        return f"params[{list(self._slots).index(p)}]"
+
+    def _taken(self, walk: Walk, attached: Any) -> list[float]:
+        """The losses that were measured while the attached model ran."""
+        if self._adaptive or self._tail or not self._static:
+            what = "a hybrid step" if self._tail else "probes that depend on losses"
+            _checks.fail(TypeError, "closure", "a callable that returns the loss", f"None with {what}")
+        losses = [float(loss) for loss in attached.take()]
+        walk.turn += sum(1 for probe in self._plan() if probe.coefs)
+        if self._parallel is not None:
+            losses = [float(loss) for loss in self._parallel.mean(losses)]
+        walk.losses += losses
+        return losses
+
+    def _scalars(self, walk: Walk, losses: list[float]) -> list[Scalar]:
+        """What the losses of `_plan` mean for the update, block by block."""
+        targets = self._targets()
+        shared = losses[:1] if targets[0] == {} else []
+        each = len(targets) - len(shared)
+        scalars: list[Scalar] = []
+        for block in range(self._num_blocks):
+            start = len(shared) + block * each
+            scalars += self._scalars_of_block(walk, [*shared, *losses[start : start + each]], block)
+        return scalars
+
+    def _scalars_of_block(self, walk: Walk, losses: list[float], block: int) -> list[Scalar]:
+        projected = self._projected(losses, float(self.param_groups[0]["eps"]))
+        if projected is None:
+            return [_skipped(len(walk.losses))]
+        if self.aggregate == "least_squares" and all(map(math.isfinite, projected)):
+            projected = self._least_squares(walk, projected)
+        return [Scalar(i, FLAG_GRAD | block << 8, g) for i, g in enumerate(projected)]
+
+    def _projected(self, losses: list[float], eps: float) -> list[float] | None:
         """The factors g_i of the update direction (1/q) sum_i g_i z_i; None: nothing to update by."""
-        eps = float(group["eps"])
         if self.one_sided:
             return [(loss - losses[0]) / eps for loss in losses[1:]]
         return [(plus - minus) / (2 * eps) for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
 
-    def _coefficients(self, cell: Cell, projected: list[float] | None) -> Coefs:
-        """What multiplies each direction in the update."""
-        scale = cell.lr if self.maximize else -cell.lr
-        return {i: scale * g / self.num_queries for i, g in enumerate(projected or ())}
+    def _least_squares(self, walk: Walk, projected: list[float]) -> list[float]:
+        products, d = torch.zeros(len(projected), len(projected), dtype=torch.float64), 0
+        eps0 = float(self.param_groups[0]["eps"])
+        for cell in walk.cells:
+            scale = [cell.eps / eps0 * walk.unit(i, cell.block) for i in range(len(projected))]
+            unit = torch.tensor(scale, dtype=torch.float64)
+            own = gram(cell.params, cell.streams, walk.seed, len(projected), walk.dist, walk.z_round)
+            products += unit[:, None] * own * unit
+            d += sum(p.numel() for p in cell.params)
+        return least_squares(projected, products, d)
 
-    def _update(self, walk: Walk, updates: dict[Cell, Coefs]) -> None:
-        """From the last probe to the new weights."""
+    # -- updating --------------------------------------------------------------------------------------
+
+    def _coefficients(self, walk: Walk, cell: Cell, values: Values) -> Coefs:
+        """What multiplies each direction in the update of a cell."""
+        scale = cell.lr if self.maximize else -cell.lr
+        return {i: scale * g / self.num_queries for i, g in self._gradient(walk, cell, values).items()}
+
+    def _gradient(self, walk: Walk, cell: Cell, values: Values) -> Coefs:
+        """The projected gradients of a cell, for its own eps and directions."""
+        ratio = float(self.param_groups[0]["eps"]) / cell.eps if self._per_eps else 1.0
+        grads = values.get((FLAG_GRAD, cell.block), [])
+        return {i: g * ratio * walk.unit(i, cell.block) for i, g in enumerate(grads)}
+
+    def _finite(self, walk: Walk, scalars: list[Scalar], blocks: list[int] | None = None) -> bool:
+        """Whether losses, scalars and what becomes of them are finite, also in float32."""
+        values = _values(scalars)
+        cells = [cell for cell in walk.cells if blocks is None or cell.block in blocks]
+        coefs = [self._coefficients(walk, cell, values).values() for cell in cells]
+        return _all_finite(walk.losses, (s.value for s in scalars), *coefs)
+
+    def _apply(self, walk: Walk, scalars: Sequence[Scalar]) -> None:
+        """From the last probe to the new weights: a function of weights, state and scalars only."""
+        if any(s.kind == FLAG_SKIPPED for s in scalars):
+            walk.to({})
+        else:
+            values = _values(scalars)
+            updates = {cell: self._coefficients(walk, cell, values) for cell in walk.cells}
+            self._update(walk, updates, values)
+        walk.landed = True
+
+    def _update(self, walk: Walk, updates: dict[Cell, Coefs], values: Values) -> None:
+        """Move weights and state by the estimated gradient."""
+        if self._forgets_mask():
+            walk.to({})
+            for cell in walk.cells:
+                cell.mask = None
         walk.land(updates)
+
+    def _forgets_mask(self) -> bool:
+        """The benchmark's code leaves the mask out of updates from several queries."""
+        return self.compat == "zo-llm" and self.mask is not None and self.num_queries > 1
 
     def _count(self, record: StepRecord, finite: bool) -> None:
         self.last_step = record
@@ -298,21 +700,171 @@ class ZerothOrder(Optimizer):
         self.num_skipped += record.skipped
         self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1
 
+    # -- in loops written for back-propagation -----------------------------------------------------------
+
+    def attach(self, model: torch.nn.Module, *, loss: Callable[[Any], Tensor] | None = None) -> Any:
+        """Let loops of `model(batch)`, `loss.backward()` and `optimizer.step()` train by this optimizer.
+
+        Serves `transformers.Trainer`, accelerate and plain loops; see `tenfold.optim._attach.attach`, which
+        documents arguments, limits and errors.  Returns a handle whose `remove()` undoes it.
+        """
+        from ._attach import attach
+
+        return attach(self, model, loss=loss)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim; also forgets what the backward passes of an attached model left."""
+        super().zero_grad(set_to_none)
+        if self._attached is not None:
+            self._attached.forget()
+
+    # -- hybrid: the layers that learn by back-propagation -----------------------------------------------
+
+    def _first_order_gradients(self, closure: Closure | None) -> bool:
+        """Gradients of the tail at the clean weights; whether they are finite."""
+        assert self.first_order is not None
+        assert closure is not None
+        rest = [p for p in self._slots if p not in self._tail and p.requires_grad]
+        self.first_order.zero_grad(set_to_none=True)
+        for p in rest:
+            p.requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                loss = closure()
+                if not isinstance(loss, Tensor) or not loss.requires_grad:
+                    got = "a number" if not isinstance(loss, Tensor) else "a tensor without"
+                    _checks.fail(TypeError, "closure", "a loss with a gradient in a hybrid step", got)
+                loss.backward()
+        finally:
+            for p in rest:
+                p.requires_grad_(True)
+        grads = [p.grad for p in self._tail if p.grad is not None]
+        return all(bool(torch.isfinite(grad).all()) for grad in grads)
+
+    def _first_order_step(self) -> None:
+        assert self.first_order is not None
+        self.first_order.step()
+        self.first_order.zero_grad(set_to_none=True)
+
+    # -- replaying -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def replay_step(self, scalars: Sequence[Scalar], lrs: Sequence[float], eps: Sequence[float]) -> None:
+        """Make a recorded step again: the same weights, state and counters, bit for bit, without losses.
+
+        Starts from the weights that the step started from, and includes the roundings of the probes where
+        restore="arithmetic" has them.
+
+        Args:
+            scalars, lrs, eps: of its `StepRecord`; one step size and probe distance per group.
+
+        Raises ValueError for other than one number per group, and for hybrid optimizers, whose first-order
+        gradients no log holds.
+        """
+        if self._tail:
+            _checks.fail(ValueError, "hybrid", "None in a replay", "HybridFirstOrder")
+        for name, numbers_ in (("lrs", lrs), ("eps", eps)):
+            _checks.length(name, list(numbers_), len(self.param_groups), "the groups")
+        scalars = [Scalar(*s) for s in scalars]
+        before = [(group["lr"], group["eps"]) for group in self.param_groups]
+        for group, lr, distance in zip(self.param_groups, lrs, eps, strict=True):
+            group["lr"], group["eps"] = lr, distance
+        try:
+            walk = self._walk(replay=True)
+            with interrupts_deferred():
+                self._retrace(walk, scalars)
+                self._apply(walk, scalars)
+                skipped = any(s.kind == FLAG_SKIPPED for s in scalars)
+                self._count(self._record(walk, list(scalars), skipped, 0.0), True)
+        finally:
+            for group, (lr, distance) in zip(self.param_groups, before, strict=True):
+                group["lr"], group["eps"] = lr, distance
+
+    def _retrace(self, walk: Walk, scalars: Sequence[Scalar]) -> None:
+        """Go to all the places of the recorded step, without a look at the loss."""
+        walk.budget = next((int(s.value) for s in scalars if s.kind == FLAG_SKIPPED), -1)
+        prefix, self._prefix = self._prefix, None
+        ranks, self._parallel = self._parallel, None
+        try:
+            self._measure(walk, lambda: 0.0, _values(scalars))
+        except _Retraced:
+            pass
+        finally:
+            self._prefix, self._parallel = prefix, ranks
+        walk.losses.clear()
+
+    def named_slots(self) -> list[tuple[str | None, int, tuple[int, ...], torch.dtype]]:
+        """Name (where known), stream, shape and dtype of every parameter, in the order of the groups."""
+        names: dict[Tensor, str] = {}
+        if self._module is not None:
+            names = {p: name for name, p in self._module.named_parameters()}
+        return [
+            (names.get(p, self._names.get(p)), slot.stream, tuple(p.shape), p.dtype)
+            for p, slot in self._slots.items()
+        ]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """All that `from_hyperparameters` needs to make this optimizer again, as plain JSON.
+
+        Raises ValueError for hybrid optimizers, and for blocks or hybrids whose modules are not in `streams`.
+        """
+        if self.hybrid is not None:
+            _checks.fail(ValueError, "hybrid", "None: a callable cannot be written down", "HybridFirstOrder")
+        options = {name: getattr(self, name) for name in (*_SCALAR_OPTIONS, *self._own)}
+        options["z_round"] = _dtype_name(self.z_round)
+        options["mask"] = _mask_to_json(self.mask)
+        options["blocks"] = self._blocks_to_json()
+        options = {name: value for name, value in options.items() if name not in type(self)._fixed}
+        groups = [
+            {
+                "count": len(group["params"]),
+                **{k: _plain(v) for k, v in group.items() if k in self.defaults},
+            }
+            for group in self.param_groups
+        ]
+        streams = self._module is not None
+        return {"class": type(self).__name__, "options": options, "groups": groups, "streams": streams}
+
+    def _blocks_to_json(self) -> dict[str, Any] | None:
+        if self.blocks is None:
+            return None
+        module_names = {} if self._module is None else {m: n for n, m in self._module.named_modules()}
+        model = self.blocks.model
+        modules = [model] if isinstance(model, torch.nn.Module) else list(model)
+        missing = [m for m in modules if m not in module_names]
+        if missing:
+            got = f"{type(missing[0]).__name__} outside of it"
+            _checks.fail(ValueError, "blocks", "modules of the module given as streams", got)
+        named: Any = [module_names[m] for m in modules]
+        return {
+            "model": named[0] if isinstance(model, torch.nn.Module) else named,
+            "level": self.blocks.level,
+            "order": self.blocks.order,
+            "reuse_prefix": self.blocks.reuse_prefix,
+        }
+
     # -- saving ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with seed, step counter, streams and probe options under the key "zo"."""
-        saved = {name: getattr(self, name) for name in _SAVED}
-        saved["z_round"] = None if self.z_round is None else str(self.z_round).removeprefix("torch.")
+        saved = {name: getattr(self, name) for name in (*_COUNTERS, *_SCALAR_OPTIONS, *self._own)}
+        saved["z_round"] = _dtype_name(self.z_round)
+        saved["mask"] = _mask_to_json(self.mask)
+        saved["limits"] = [self._limits.get(p) for p in self._slots] if self._limits else None
+        saved["limits_from"] = self._limits_from
+        saved["blocks"] = self.blocks is not None and [self.blocks.level, self.blocks.order]
         saved["slots"] = [list(slot) for slot in self._slots.values()]
         saved["class"] = type(self).__name__
         saved["shapes"] = [list(p.shape) for p in self._slots]
+        if self.first_order is not None:
+            saved["first_order"] = self.first_order.state_dict()
         return {**super().state_dict(), _KEY: saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim; the run continues to the same bits.  All options take the saved values.
 
-        Raises ValueError if the dict lacks the key "zo" or belongs to other parameters.
+        Raises ValueError if the dict lacks the key "zo" or belongs to other parameters, or if one has
+        blocks or a hybrid part and the other has not: modules are not saved.
         """
         if _KEY not in state_dict:
             _checks.fail(ValueError, "state_dict", f"the key '{_KEY}'", sorted(state_dict))
@@ -325,11 +877,22 @@ class ZerothOrder(Optimizer):
             _checks.fail(ValueError, "state_dict", f"shape {shapes[k]} for parameter {k}", saved["shapes"][k])
         if len(saved["slots"]) != len(self._slots):
             _checks.fail(ValueError, "state_dict", f"{len(self._slots)} parameters", len(saved["slots"]))
+        own_blocks = self.blocks is not None and [self.blocks.level, self.blocks.order]
+        if own_blocks != saved["blocks"]:
+            _checks.fail(ValueError, "state_dict", f"blocks {own_blocks}", saved["blocks"])
+        if ("first_order" in saved) != (self.first_order is not None):
+            _checks.fail(ValueError, "state_dict", "a hybrid part where the optimizer has one", "another")
         super().load_state_dict(state_dict)
         self._keep_state_dtypes(state_dict)
-        self.__dict__.update({name: saved[name] for name in _SAVED})
+        self.__dict__.update({name: saved[name] for name in (*_COUNTERS, *_SCALAR_OPTIONS, *self._own)})
         self.z_round = None if saved["z_round"] is None else getattr(torch, saved["z_round"])
+        self.mask = _mask_from_json(saved["mask"])
+        limits = saved["limits"] or []
+        self._limits = {p: v for p, v in zip(self._slots, limits, strict=False) if v is not None}
+        self._limits_from = saved["limits_from"]
         self._slots = {p: Slot(*slot) for p, slot in zip(self._slots, saved["slots"], strict=True)}
+        if self.first_order is not None:
+            self.first_order.load_state_dict(copy.deepcopy(saved["first_order"]))
 
     def _keep_state_dtypes(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of loaded states to the dtype of the parameter: moments stay in their own."""
@@ -341,8 +904,71 @@ class ZerothOrder(Optimizer):
                     self.state[p][key] = value.to(p.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = (*_SAVED, "last_step", "_manifest", "_slots")
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}, "_copies": {}}
+        """For deep copies and pickles: all but what belongs to one process or one step."""
+        fresh: dict[str, Any] = {
+            "_copies": {},
+            "_prefix": None,
+            "_log": None,
+            "_attached": None,
+            "_parallel": None,
+            "group": None,
+        }
+        torchs = ("_optimizer", "_zero_grad", "_patch", "_warned", "step")
+        own = {name: value for name, value in self.__dict__.items() if not name.startswith(torchs)}
+        return {**super().__getstate__(), **own, **fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if state.get("_layout") is not None:
+            self._set_blocks()
+        if state.get("parallel") is not None:
+            from ._parallel import make
+
+            self._parallel = make(self.parallel, self.group)
+
+
+# -- small helpers ------------------------------------------------------------------------------------
+
+
+def spend(walk: Walk) -> None:
+    """Before an evaluation: a replay of a step that stopped stops there too."""
+    if walk.budget == 0:
+        raise _Retraced
+    walk.budget -= 1
+
+
+def _skipped(evaluated: int) -> Scalar:
+    return Scalar(0, FLAG_SKIPPED, float(evaluated))
+
+
+def _values(scalars: Iterable[Scalar]) -> Values:
+    values: Values = {}
+    for s in sorted(scalars, key=lambda s: s.query):
+        if s.kind != FLAG_SKIPPED:
+            values.setdefault((s.kind, s.block), []).append(s.value)
+    return values
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _plain(value: Any) -> Any:
+    """A group's value as JSON has it."""
+    if isinstance(value, Tensor):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _mask_to_json(mask: RandomSparsity | MagnitudeSparsity | None) -> dict[str, Any] | None:
+    return None if mask is None else {"class": type(mask).__name__, **mask.__dict__}
+
+
+def _mask_from_json(saved: dict[str, Any] | None) -> RandomSparsity | MagnitudeSparsity | None:
+    if saved is None:
+        return None
+    options = {name: value for name, value in saved.items() if name != "class"}
+    return RandomSparsity(**options) if saved["class"] == "RandomSparsity" else MagnitudeSparsity(**options)
 
 
 # -- losses -------------------------------------------------------------------------------------------
@@ -361,9 +987,13 @@ def _loss(closure: Closure) -> Tensor | float:
     return float(value)
 
 
-def _all_finite(*collections: Iterable[float] | None) -> bool:
+def _mean(losses: list[float]) -> float:
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def _all_finite(*collections: Iterable[float]) -> bool:
     """Whether all numbers are finite, and stay so in float32."""
-    return all(abs(v) <= _F32_MAX for values in collections if values is not None for v in values)
+    return all(abs(v) <= _F32_MAX for values in collections for v in values)
 
 
 # -- the `params` argument ----------------------------------------------------------------------------

@@ -1,17 +1,30 @@
-"""ZO-Adam: Adam on the estimated gradient."""
+"""ZO-Adam: Adam on the estimated gradient, and R-AdaZO, whose second moment is that of the first."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from tenfold import _checks
-from tenfold.ops import Term, zo_adam_
+from tenfold.ops import zo_adam_
 
-from ._base import ZerothOrder
+from ._base import Values, ZerothOrder
 from ._walk import Cell, Coefs, Walk
+from .sgd import (
+    empty_state,
+    gradient_coefficients,
+    split_cell,
+    state_dtype_name,
+    stateful_options,
+    stateful_pass,
+    terms,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import Common
 
 
 class ZOAdam(ZerothOrder):
@@ -23,14 +36,21 @@ class ZOAdam(ZerothOrder):
     the directions and updates weights and both moments.  Moments are float32 (8 bytes per element), float64
     for float64 weights, in half precision too, where eps and squared gradients would not fit.
 
-    Arguments are those of `ZOSGD`, with at most 64 queries.
-
     Args:
+        params, lr, common: as for `ZOSGD`; at most 64 queries.
         betas: decay of the two moments, each in [0, 1).
         adam_eps: added to the root of the second moment, > 0.
+        variant: "adam", or "radazo": the second moment follows the square of the first, not of the estimate
+            (Shu et al., "Refining adaptive zeroth-order optimization at ease", arXiv 2502.01014).
+        state_dtype: torch.bfloat16 keeps the moments of float32 and half-precision weights at 2 bytes each,
+            rounded stochastically.
     """
 
     _max_queries = 64  # that one pass can regenerate
+    _own: tuple[str, ...] = ("variant", "_state_dtype")
+    variant: str
+    _state_dtype: str | None
+    _chained = False
 
     def __init__(
         self,
@@ -39,33 +59,15 @@ class ZOAdam(ZerothOrder):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         adam_eps: float = 1e-8,
-        eps: float = 1e-3,
-        num_queries: int = 1,
-        dist: str = "gaussian",
-        one_sided: bool = False,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-        restore: str = "arithmetic",
-        rounding: str = "rne",
-        z_round: torch.dtype | None = None,
-        streams: nn.Module | None = None,
-        max_nonfinite: int = 3,
-        maximize: bool = False,
+        variant: str = "adam",
+        state_dtype: torch.dtype | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "eps": eps, "weight_decay": weight_decay, "betas": betas, "adam_eps": adam_eps},
-            num_queries=num_queries,
-            dist=dist,
-            one_sided=one_sided,
-            seed=seed,
-            restore=restore,
-            rounding=rounding,
-            z_round=z_round,
-            streams=streams,
-            max_nonfinite=max_nonfinite,
-            maximize=maximize,
-        )
+        own = {
+            "variant": _checks.choice("variant", variant, ("adam", "radazo")),
+            "_state_dtype": state_dtype_name(state_dtype),
+        }
+        super().__init__(params, {"lr": lr, "betas": betas, "adam_eps": adam_eps}, dict(common), own)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -76,46 +78,86 @@ class ZOAdam(ZerothOrder):
             _checks.real(f"betas[{i}]", beta, at_least=0.0, below=1.0)
         _checks.real("adam_eps", group["adam_eps"], positive=True)
 
-    def _update(self, walk: Walk, updates: dict[Cell, Coefs]) -> None:
-        walk.to({})
-        with walk.one_pass():
-            for cell, gradient in updates.items():
-                for step, params in self._by_step(cell).items():
-                    self._adam(walk, cell, gradient, step, params)
+    def _coefficients(self, walk: Walk, cell: Cell, values: Values) -> Coefs:
+        return gradient_coefficients(self, walk, cell, values)
 
-    def _coefficients(self, cell: Cell, projected: list[float] | None) -> Coefs:
-        sign = -1.0 if self.maximize else 1.0
-        return {i: sign * g / self.num_queries for i, g in enumerate(projected or ())}
+    def _update(self, walk: Walk, updates: dict[Cell, Coefs], values: Values) -> None:
+        adam_pass(self, walk, updates, variant=self.variant, state_dtype=self._state_dtype)
 
-    def _by_step(self, cell: Cell) -> dict[int, list[Tensor]]:
-        """The parameters of a cell by the number of their next Adam step; states are made where missing."""
-        by_step: dict[int, list[Tensor]] = {}
-        for p in cell.params:
-            state = self.state[p]
-            if not state:
-                dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-                state["step"] = 0
-                state["exp_avg"] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
-                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
-            by_step.setdefault(state["step"] + 1, []).append(p)
-        return by_step
 
-    def _adam(self, walk: Walk, cell: Cell, gradient: Coefs, step: int, params: list[Tensor]) -> None:
-        beta1, beta2 = cell.group["betas"]
-        zo_adam_(
+class RAdaZO(ZOAdam):
+    """`ZOAdam` with variant="radazo": the second moment follows the square of the first, not of the estimate.
+
+    Y. Shu et al., "Refining adaptive zeroth-order optimization at ease", arXiv 2502.01014.  Arguments are
+    those of `ZOAdam` but `variant`.
+    """
+
+    _own = ("_state_dtype",)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
+        state_dtype: torch.dtype | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(
             params,
-            [self.state[p]["exp_avg"] for p in params],
-            [self.state[p]["exp_avg_sq"] for p in params],
-            [self._slots[p].stream for p in params],
-            [Term(walk.seed, i, g, self.dist) for i, g in gradient.items()],
-            lr=cell.lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=cell.group["adam_eps"],
-            step=step,
-            weight_decay=cell.weight_decay,
-            z_round=self.z_round,
-            **walk.rounding_options(),
+            lr,
+            betas=betas,
+            adam_eps=adam_eps,
+            variant="radazo",
+            state_dtype=state_dtype,
+            **common,
         )
-        for p in params:
-            self.state[p]["step"] = step
+
+
+def adam_pass(
+    opt: ZerothOrder,
+    walk: Walk,
+    updates: dict[Cell, Coefs],
+    *,
+    betas: tuple[float, float] | None = None,
+    adam_eps: float | None = None,
+    variant: str = "adam",
+    state_dtype: str | None = None,
+) -> None:
+    """Restore, then one Adam step on the gradients sum_i updates[cell][i] * z_i.
+
+    States are made where missing; parameters that came late have had fewer steps.  betas and adam_eps None
+    are those of the group.
+    """
+
+    def move(cell: Cell, gradient: Coefs) -> None:
+        for p in cell.params:
+            if not opt.state[p]:
+                opt.state[p] = {
+                    "step": 0,
+                    "exp_avg": empty_state(p, state_dtype),
+                    "exp_avg_sq": empty_state(p, state_dtype),
+                }
+        beta1, beta2 = betas or cell.group["betas"]
+        kind: dict[str, Any] = {} if variant == "adam" else {"variant": variant}
+        for steps, part in split_cell(cell, lambda p: opt.state[p]["step"]):
+            zo_adam_(
+                [p.detach() for p in part.params],
+                [opt.state[p]["exp_avg"] for p in part.params],
+                [opt.state[p]["exp_avg_sq"] for p in part.params],
+                part.streams,
+                terms(walk, gradient),
+                lr=cell.lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=cell.group["adam_eps"] if adam_eps is None else adam_eps,
+                step=steps + 1,
+                weight_decay=cell.weight_decay,
+                **kind,
+                **stateful_options(walk, part),
+            )
+            for p in part.params:
+                opt.state[p]["step"] = steps + 1
+
+    stateful_pass(walk, updates, move)

@@ -1,0 +1,132 @@
+"""Several processes, one model each, that exchange losses and nothing else.
+
+A zeroth-order step is a function of its seed and a few losses, so processes that start from the same weights
+and agree on the losses stay bit for bit the same without ever exchanging a weight or a gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._base import ZerothOrder
+
+_SAMPLED = 256  # elements at each end of a tensor that the comparison of the starts reads
+
+
+class Parallel:
+    """How one rank takes part in a step; see `parallel` in `tenfold.optim.Common`.
+
+    mode "data": every rank evaluates every probe on its own data, and all go on with the mean of the losses.
+    mode "query": rank r of W evaluates the queries i with i % W == r, on the same data, and all go on with
+    the losses of all.
+
+    A step exchanges float64 losses by all_gather and adds them in the order of the ranks, so that all ranks
+    have the same bits on every backend (gloo, nccl).
+    """
+
+    def __init__(self, mode: str, group: Any = None) -> None:
+        import torch.distributed as dist
+
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError(
+                "parallel: expected a running process group, got none; call torch.distributed"
+                ".init_process_group first (torchrun and accelerate bring what it needs)"
+            )
+        self.mode = mode
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("group: expected a process group that this rank belongs to, got another")
+        self._device = _device(str(dist.get_backend(group)))
+        self._agreed = False
+
+    def mine(self, query: int) -> bool:
+        """Whether this rank evaluates the probes of the query."""
+        return self.mode == "data" or query % self.world_size == self.rank
+
+    def mean(self, losses: Sequence[float]) -> list[float]:
+        """The losses of a step averaged over the ranks, the same float64 bits everywhere."""
+        ranks = self._all_gather(losses)
+        return [sum(column) / self.world_size for column in zip(*ranks, strict=True)]
+
+    def gather(self, losses: Sequence[float | None]) -> list[float]:
+        """The losses of a step put together; None stands for those that another rank evaluated.
+
+        Where several ranks have one, that of the lowest rank counts.
+        """
+        n = len(losses)
+        mine = [0.0 if loss is None else float(loss) for loss in losses]
+        ranks = self._all_gather([*mine, *(float(loss is not None) for loss in losses)])
+        together = [next((r[k] for r in ranks if r[n + k]), None) for k in range(n)]
+        if None in together:
+            raise RuntimeError(
+                f"parallel: expected a loss from some rank, got none for {together.index(None)}"
+            )
+        return [loss for loss in together if loss is not None]
+
+    def agree(self, optimizer: ZerothOrder) -> None:
+        """At the first step: RuntimeError on every rank unless all start alike.
+
+        Compared are the options, the number of the step, and of each tensor shape, stream and the elements
+        at both ends; 32 bytes per rank are exchanged.
+        """
+        if self._agreed:
+            return
+        mine = digest(optimizer)
+        rows = self._all_gather([float(byte) for byte in mine])
+        other = [rank for rank, row in enumerate(rows) if row != rows[0]]
+        if other:
+            ranks = ", ".join(map(str, other))
+            raise RuntimeError(
+                "parallel: expected all ranks to start with the same weights and options, got others on rank "
+                f"{ranks} than on rank 0"
+            )
+        self._agreed = True
+
+    def _all_gather(self, values: Iterable[float]) -> list[list[float]]:
+        import torch.distributed as dist
+
+        mine = torch.tensor(list(values), dtype=torch.float64, device=self._device)
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(rows, mine, group=self._group)
+        return [row.tolist() for row in rows]
+
+
+def make(mode: str | None, group: Any = None) -> Parallel | None:
+    """`Parallel` for the option `parallel`; None for None.
+
+    Raises RuntimeError if no process group runs, ValueError if this rank is not in `group`.
+    """
+    return None if mode is None else Parallel(mode, group)
+
+
+def _device(backend: str) -> torch.device:
+    """Where tensors must be to be exchanged."""
+    if "gloo" in backend or "mpi" in backend or "fake" in backend:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@torch.no_grad()
+def digest(optimizer: ZerothOrder) -> bytes:
+    """32 bytes that tell optimizers apart that would not make the same step."""
+    found = hashlib.sha256(json.dumps(optimizer.hyperparameters(), sort_keys=True, default=str).encode())
+    found.update(str(optimizer.num_steps).encode())
+    for p, slot in optimizer._slots.items():
+        found.update(f"{slot.stream} {p.requires_grad} {p.dtype} {tuple(p.shape)}".encode())
+        found.update(_ends(p))
+    return found.digest()
+
+
+def _ends(p: Tensor) -> bytes:
+    flat = p.detach().reshape(-1) if p.is_contiguous() else p.detach()[:1].reshape(-1)
+    ends = torch.cat([flat[:_SAMPLED], flat[-_SAMPLED:]]).cpu()
+    return ends.contiguous().view(torch.uint8).numpy().tobytes()
