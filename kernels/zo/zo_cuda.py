@@ -65,7 +65,7 @@ def _piece_sums(
     members: Sequence[int] = (),
     params: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """Per span, on the CPU: float64 [pieces, 2], sums of z and of z^2. `members` are its tensors in `mask`."""
+    """Per span, on the CPU: float64 [pieces, 2], sums of z and of z^2. `members`: their places in `mask`."""
     pieces = [-(-(first % PIECE + n) // PIECE) if n else 0 for n, first in zip(numels, firsts, strict=True)]
     out = torch.empty(sum(pieces), 2, dtype=torch.float64, device=device)
     module, where = zo_native._module(out)

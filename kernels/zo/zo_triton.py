@@ -464,8 +464,10 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         for dist, code in (("gaussian", 0), ("rademacher", 1), ("mixed", _MIXED))
         for dtype in ("fp32", "bf16", "fp16", "fp64")
     ]
-    for dtype in ("bf16", "fp16"):
-        cases.append(_pass_case(f"chain.gaussian.{dtype}.sr", _chain_kernel, dtype, 0, dtype, True))
+    cases += [
+        _pass_case(f"chain.gaussian.{dtype}.sr", _chain_kernel, dtype, 0, dtype, True)
+        for dtype in ("bf16", "fp16")
+    ]
     cases += [
         _pass_case(f"chain.{dist}.{mask}.{dtype}", _chain_kernel, dtype, _DISTS[dist], mask=mask)
         for dist in ("gaussian", "gauss16")

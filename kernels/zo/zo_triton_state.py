@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""Passes in Triton that keep a state beside the weights, and the replay of many passes (zo_state_reference.py)."""
+"""Passes in Triton that keep a state beside the weights, and the replay of many passes at once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""What the Triton kernels of this family share: generator, dtypes, masks, tables of tensors and terms, launches.
+"""What the Triton kernels of this family share: generator, dtypes, masks, tables, launches.
 
 How the bits are kept: every fused multiply-add is written as tl.fma, the square root and the division are the
 IEEE ones, and each launch forbids the compiler to contract or reorder anything else (enable_fp_fusion=False).
