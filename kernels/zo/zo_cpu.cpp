@@ -1,5 +1,6 @@
 // Zeroth-order passes on the CPU: traversal only. Compiled once per instruction set (CMakeLists.txt), into a namespace of its own.
 // The passes with state stand in zo_state_cpu.cpp, what both share in zo_tile.hpp.
+#include "zo_generate.hpp"
 #include "zo_tile.hpp"
 
 namespace TF_NS {
