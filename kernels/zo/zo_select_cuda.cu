@@ -161,7 +161,7 @@ struct BitsHead {
 
 // Slots: weights, bytes of bits. A thread makes whole bytes: 8 elements at a time whatever their type.
 template <class T, class Tensor>
-__global__ void __launch_bounds__(kThreads) bits_kernel(const __grid_constant__ Pass<Tensor, BitsHead> p) {
+__global__ void __launch_bounds__(kThreads, Tensor::kFlat ? 4 : 1) bits_kernel(const __grid_constant__ Pass<Tensor, BitsHead> p) {
   constexpr int N = 8;
   each_tile(p, [&](const Tensor& t, int64_t warp_first) {
     const auto threshold = static_cast<math_t<T>>(bit_cast<double>(t.mask));
