@@ -414,7 +414,7 @@ def _state_cases(
     end = f"{dtype}.{state}" + (".sr" if stochastic else "")
     wide = "fp64" if dtype == "fp64" else "fp32"
     common: dict[str, Any] = {"stochastic": stochastic, "scalars": True}
-    momentum = {"STATE": state, "FIRST": False, "NESTEROV": True}
+    momentum: dict[str, Any] = {"STATE": state, "FIRST": False, "NESTEROV": True}
     return [
         _pass_case(f"adam.{end}", _adam_kernel, dtype, 0, **common, STATE=state, RADAZO=False),
         _pass_case(

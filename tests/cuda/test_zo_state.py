@@ -120,14 +120,17 @@ def test_chain(gpu, kind, dtype):
     compare(gpu, run)
 
 
-def test_masked_chain_of_64_terms_and_many_tensors(gpu):
+def test_masked_chains_of_64_terms_and_of_many_tensors(gpu):
+    """As many terms as a launch takes; more tensors than one has room for."""
+
     def run(module, device):
-        sizes = [1 + i % 9 for i in range(700)] + [4096, 1, 4097]
-        params = [torch.ones(n, device=device) for n in sizes]
-        mask = MaskArgs("random", 1, 2, [0.5] * len(params), [])
+        few = [torch.ones(n, device=device) for n in (4097, 5)]
+        many = [torch.ones(1 + i % 9, device=device) for i in range(700)] + few
         dists = ("gaussian", "rademacher") * 32
-        module.chain_(params, None, list(range(len(params))), *terms_of(dists), 0.5, mask=mask)
-        return params
+        for params, terms in ((few, terms_of(dists)), (many, terms_of(("gauss16",)))):
+            mask = MaskArgs("random", 1, 2, [0.5] * len(params), [])
+            module.chain_(params, None, list(range(len(params))), *terms, 0.5, mask=mask)
+        return many
 
     compare(gpu, run)
 
