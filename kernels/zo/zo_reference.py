@@ -154,7 +154,8 @@ def fma64(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     th, tl = _two_sum(ul, w)
     vh, vl = _two_sum(uh, th)
     exact = vh + _add_round_to_odd(tl, vl)
-    return torch.where(torch.isfinite(exact), exact, uh + w)
+    # A zero has the sign that IEEE 754 gives the sum, which the error terms above know nothing of.
+    return torch.where(torch.isfinite(exact) & (exact != 0), exact, uh + w)
 
 
 def _fma(a: Tensor | float, b: Tensor | float, c: Tensor | float, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from tenfold.kernels.zo import zo_native
+from tenfold.kernels.zo import zo_cuda, zo_native
 
 from tenfold import _native
 
@@ -51,7 +51,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Devi
     if request.param == "emulated":
         built = request.getfixturevalue("emulated_cuda")
         monkeypatch.setattr(zo_native, "_module", lambda tensor: (built, (0,)))
-        return Device("emulated", zo_native, torch.device("cpu"))
+        return Device("emulated", zo_cuda, torch.device("cpu"))
     return real_device(request.param)
 
 
@@ -64,7 +64,7 @@ def real_device(name: str) -> Device:
         return Device(name, zo_triton, torch.device("cuda", 0))
     if _native.cuda is None:
         pytest.skip(_native.cuda_why)
-    return Device(name, zo_native, torch.device("cuda", 0))
+    return Device(name, zo_cuda, torch.device("cuda", 0))
 
 
 @pytest.fixture(params=["cuda", "triton"])

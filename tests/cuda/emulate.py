@@ -32,9 +32,10 @@ def build(folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank",
     shutil.copytree(ROOT / "kernels", include, ignore=shutil.ignore_patterns("__pycache__"))
     sources = [ROOT / "csrc" / "cuda_module.cpp"]
     for family in families:
-        kernel = include / family / f"{family}_cuda.cpp"
-        kernel.write_text(launches_as_calls((include / family / f"{family}_cuda.cu").read_text()))
-        sources.append(kernel)
+        for kernel in sorted((include / family).glob("*_cuda.cu")):
+            source = kernel.with_suffix(".cpp")
+            source.write_text(launches_as_calls(kernel.read_text()))
+            sources.append(source)
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     flags = [
         "-std=c++17",

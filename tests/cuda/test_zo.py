@@ -11,7 +11,7 @@ from tenfold.kernels.zo import zo_reference as ref
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DISTS = ("gaussian", "rademacher", "uniform")
+DISTS = ("gaussian", "rademacher", "uniform", "gauss16")
 SEED = 2**64 - 3
 
 

@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DISTS = ("gaussian", "rademacher", "uniform")
+DISTS = ("gaussian", "rademacher", "uniform", "gauss16")
 SEED = 2**64 - 3
 
 

@@ -28,10 +28,7 @@ MAX_TERMS = 64
 
 _ALL = ("cpu", "cuda", "triton", "reference")
 OPS |= dict.fromkeys(("zo_chain_", "zo_sample", "random_words", "stochastic_round"), _ALL)
-OPS["zo_moments"] = ("cpu", "reference")
-
-_EXTENDED = " with a mask or gauss16"
-OPS |= dict.fromkeys(("zo_chain_" + _EXTENDED, "zo_sample" + _EXTENDED), ("cpu", "reference"))
+OPS["zo_moments"] = ("cpu", "cuda", "reference")
 
 
 class Term(NamedTuple):
@@ -114,20 +111,17 @@ def _unsigned(seed: int) -> int:
 
 
 def _kernels(op: str, device: torch.device) -> Any:
-    """The module that implements `op` for the chosen backend; the three share their signatures."""
+    """The module that implements `op` for the chosen backend; they share their signatures."""
     backend = chosen_backend(op, device.type)
     if backend == "reference":
         from tenfold.kernels.zo import zo_reference as module
     elif backend == "triton":
         from tenfold.kernels.zo import zo_triton as module
+    elif backend == "cuda":
+        from tenfold.kernels.zo import zo_cuda as module
     else:
         from tenfold.kernels.zo import zo_native as module
     return module
-
-
-def _key(op: str, mask: MaskArgs | None, dists: Sequence[str]) -> str:
-    """The entry of OPS: masks and gauss16 are not written for every backend of an op."""
-    return op if mask is None and "gauss16" not in dists else op + _EXTENDED
 
 
 def _mask_args(
@@ -184,7 +178,7 @@ def _zo_chain_(
         _match("sources", sources, params)
         _checks.separate("sources", sources, params)
     _checks.memory(params=params)
-    kernels = _kernels(_key("zo_chain_", mask, dists), params[0].device)
+    kernels = _kernels("zo_chain_", params[0].device)
     kernels.chain_(
         params,
         sources or None,
@@ -206,9 +200,7 @@ def _zo_chain_(
 def _zo_sample_(out: Tensor, seed: int, stream: int, query: int, first: int, dist: str) -> None:
     _whole("out", out, _checks.FLOAT_DTYPES)
     _distributions([dist], SAMPLED)
-    _kernels(_key("zo_sample", None, [dist]), out.device).sample_(
-        out, _unsigned(seed), stream, query, first, dist
-    )
+    _kernels("zo_sample", out.device).sample_(out, _unsigned(seed), stream, query, first, dist)
     _written([out])
 
 

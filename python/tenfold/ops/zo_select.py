@@ -16,9 +16,7 @@ from tenfold.kernels.zo.zo_mask import MaskArgs
 from . import zo
 from .zo import _LIBRARY, DISTRIBUTIONS, Mask, RandomMask
 
-OPS |= dict.fromkeys(
-    ("zo_direction_norm", "quantile_abs", "count_within", "magnitude_bits"), ("cpu", "reference")
-)
+OPS |= dict.fromkeys(("zo_direction_norm", "quantile_abs", "count_within", "magnitude_bits"), zo._ALL)
 
 for _schema in (
     "quantile_abs(Tensor[] params, SymInt rank) -> Tensor",

@@ -24,8 +24,7 @@ from .zo import _DIRECTIONS, _LIBRARY, _MASK, _ROUNDING, DISTRIBUTIONS, Mask, Ra
 VARIANTS = ("adam", "radazo")
 
 _NEW = ("zo_momentum_", "zo_sign_", "zo_hizoo_perturb_", "zo_hizoo_update_", "zo_replay_")
-OPS["zo_adam_"] = zo._ALL
-OPS |= dict.fromkeys((*_NEW, "zo_adam_" + zo._EXTENDED), ("cpu", "reference"))
+OPS |= dict.fromkeys((*_NEW, "zo_adam_"), zo._ALL)
 
 for _schema in (
     "zo_momentum_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, "
@@ -118,10 +117,8 @@ def _zo_adam_(params: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Te
     _state_like("exp_avg_sqs", exp_avg_sqs, params)
     _same_dtypes("exp_avg_sqs", exp_avg_sqs, exp_avgs)
     _checks.memory(params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
-    half = any(t.dtype == torch.bfloat16 for t in exp_avgs)
-    key = "zo_adam_" + zo._EXTENDED if half or variant != "adam" else zo._key("zo_adam_", mask, columns[4])
     extra = () if mask is None and variant == "adam" else (variant, mask)
-    kernels = zo._kernels(key, params[0].device)
+    kernels = zo._kernels("zo_adam_", params[0].device)
     kernels.adam_(params, exp_avgs, exp_avg_sqs, *columns, *scalars, *_rounded(*rounding), *extra)
     zo._written([*params, *exp_avgs, *exp_avg_sqs])
 

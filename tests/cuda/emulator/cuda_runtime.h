@@ -117,6 +117,13 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulated_exchange(value, emulator::current % 32 ^ static_cast<unsigned>(mask));
 }
+// Threads take turns only where they wait for each other.
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at += value;
+  return before;
+}
 inline void __syncthreads() { emulator::wait(emulator::block_barrier, 0, static_cast<unsigned>(emulator::fibers.size())); }
 
 template <class P>
