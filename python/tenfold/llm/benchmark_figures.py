@@ -128,7 +128,9 @@ def time(rows: Sequence[dict[str, Any]]) -> Drawn:
         axes.barh(places, [row[key] for row in rows], 0.62, left=left, color=colour, label=label)
         left = [a + row[key] for a, row in zip(left, rows, strict=True)]
     for place, row, whole in zip(places, rows, left, strict=True):
-        axes.text(whole, place, f"  {row['ms']:,.0f} ms, {row['forwards']} forward", va="center", fontsize=8)
+        axes.text(
+            whole, place, f"  {row['ms']:,.0f} ms, forwards: {row['forwards']}", va="center", fontsize=8
+        )
     axes.set_yticks(list(places), [row["what"] for row in rows])
     axes.set(xlabel="milliseconds", xlim=(0, 1.35 * max(left)))
     axes.set_title("Time of a step, all parameters trained", pad=24)

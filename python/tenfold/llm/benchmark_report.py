@@ -11,6 +11,10 @@ from tenfold.runs import Claim, Headline, Report, RunFolder, Section, figures
 
 __all__ = ["write"]
 
+WORDS = {
+    "ft": "full fine-tuning", "lora": "LoRA", "prefix": "prefix tuning", "prompt": "prompt tuning",
+    "head": "the head alone", "-": "untrained",
+}  # fmt: skip
 PARTS = ("forward", "backward", "passes", "rest")
 
 SCHEME_NAMES = {
@@ -305,9 +309,9 @@ def _lead(tables: Tables) -> str:
     zo, fo = _best(tables, ("zo",)), _best(tables, ("first-order",))
     if zo and fo:
         lead += (
-            f"By dev loss the best run without back-propagation is {zo[0].row} with "
-            f"{SCHEME_NAMES[zo[0].column]} ({_percent(zo[1])} on the test examples), the best with it "
-            f"{fo[0].row} with {SCHEME_NAMES[fo[0].column]} ({_percent(fo[1])})."
+            f"By dev loss the best run without back-propagation is {zo[0].row}, {WORDS[zo[0].column]} "
+            f"({_percent(zo[1])} on the test examples), the best with it {fo[0].row}, "
+            f"{WORDS[fo[0].column]} ({_percent(fo[1])})."
         )
     return lead
 
@@ -326,7 +330,7 @@ def _headlines(tables: Tables) -> list[Headline]:
         if best is not None:
             cell, found = best
             low, high = _interval(tables, found)
-            note = f"{cell.row}, {SCHEME_NAMES[cell.column]}; 95 % interval {low} to {high}"
+            note = f"{cell.row}, {WORDS[cell.column]}; 95 % interval {low} to {high}"
             tiles.append(Headline(label, _percent(found), note))
     by_label = {row["what"]: row for row in tables.memory if row["scheme"] == "ft"}
     if {"ZO-SGD", "FO-Adam"} <= set(by_label):

@@ -65,7 +65,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Probe
         loss = F.cross_entropy(F.linear(x, weight, bias), labels.cpu())
         loss = loss + 0.5 * penalty * weight.square().sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     with torch.enable_grad():
         solver.step(closure)

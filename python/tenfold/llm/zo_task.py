@@ -17,6 +17,11 @@ from tenfold.runs import Headline, Report, RunFolder, Section, figures
 
 __all__ = ["jobs", "run"]
 
+SCHEMES = {
+    "ft": "all parameters", "lora": "LoRA", "prefix": "prefix", "prompt": "prompt tuning",
+    "head": "the head alone",
+}  # fmt: skip
+
 
 def jobs(config: ZOConfig) -> list[Job]:
     """The runs: one for each seed, without a default tuned to tiny models."""
@@ -116,6 +121,7 @@ def _loss(found: list[dict[str, Any]]) -> tuple[Any, str, str]:
         )
     axes.set(xlabel="step", ylabel="loss")
     axes.set_title("Loss while training")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     caption = "Thin lines: training batches. Dots: the dev examples; a star where the weights were kept."
     alt = "; ".join(
@@ -135,7 +141,7 @@ def _report(
     before = first["before"].get(name)
     lead = (
         f"{config.model} ({first['parameters']:,} parameters) on {config.task} ({first['source']}): "
-        f"{method.title} with {config.scheme} trains {first['trainable']:,} parameters for "
+        f"{method.title}, {SCHEMES[str(config.scheme)]}, trains {first['trainable']:,} parameters for "
         f"{numbers['steps']:,} steps, {numbers['forwards_per_seed']:,} evaluations of the loss and "
         f"{numbers['backwards_per_seed']:,} backward passes. {name.capitalize()} on up to {size} held-out "
         f"examples: {100 * value:.1f} %{f' (mean of {len(found)} seeds)' if len(found) > 1 else ''}"
@@ -171,7 +177,7 @@ def _report(
         "times of this machine."
     )
     return Report(
-        title=f"{config.task}: {method.title}, {config.scheme}", lead=lead, headlines=tiles,
+        title=f"{config.task}: {method.title}, {SCHEMES[str(config.scheme)]}", lead=lead, headlines=tiles,
         sections=sections, measured=measured,
     )  # fmt: skip
 
