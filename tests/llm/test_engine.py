@@ -97,6 +97,24 @@ def no_choice(running: Any) -> None:
     running.history.dev.append(row)
 
 
+def test_evaluations_are_counted_as_they_are_made(
+    opt: str, data: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = Objective.loss
+    monkeypatch.setattr(Objective, "loss", lambda self, batch: calls.append(1) or plain(self, batch))  # type: ignore[func-returns-value]
+    hybrid = {"hybrid": {"last": 1, "optimizer": "sgd", "lr": 0.01}}
+    blocks = {"blocks": {"level": "block"}}
+    for key, optimizer, extra, backwards in (
+        ("a", "zo-sgd", hybrid, 4), ("b", "zo-sgd", blocks, 0), ("c", "zo-cons", {}, 0),
+        ("d", "hizoo", {}, 0), ("e", "adam", {}, 4), ("f", "forward-grad", {}, 0),
+    ):  # fmt: skip
+        calls.clear()
+        settings = job(opt, data, key=key, optimizer=optimizer, lr=1e-3, steps=4, extra=extra)
+        found = run_job(settings, folder)
+        assert (found["queries"], found["backwards"]) == (len(calls), backwards), key
+
+
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 @pytest.mark.parametrize("optimizer", ["adamw", "zo-sgd", "zo-adam"])
 def test_every_scheme_trains_its_own_tensors_only(

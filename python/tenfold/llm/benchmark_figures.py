@@ -155,7 +155,7 @@ def ablations(tables: Tables, cells: Found, metric: Metric) -> Drawn:
     left.set_yticks(list(places), [cell.row for cell, _ in cells])
     left.set(xlabel="right answers, %")
     left.margins(x=0.12)
-    left.set_title("Variants of ZO-SGD, full fine-tuning")
+    left.set_title("Variants of ZO-SGD")
     right.set(xlabel="seconds of training")
     right.set_title("Time")
     right.grid(axis="y", visible=False)

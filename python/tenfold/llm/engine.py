@@ -353,7 +353,9 @@ def _zo_step(running: Running, batch: Any) -> dict[str, float]:
     optimizer, history = running.optimizer, running.history
     loss = float(optimizer.step(lambda: running.objective.loss(batch)))
     record = optimizer.last_step
-    history.forwards += max(1, len(record.losses))
+    hybrid = int("hybrid" in running.job.extra)  # one more evaluation, with gradients, which is not recorded
+    history.forwards += max(1, len(record.losses)) + hybrid
+    history.backwards += hybrid
     history.skipped += int(record.skipped)
     return {
         "loss": loss,
