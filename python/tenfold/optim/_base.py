@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tenfold import _checks
+from tenfold._backend import PerformanceWarning
 
 from . import _blocks, _dual, _masks
 from ._aggregate import gram, least_squares
@@ -23,6 +24,7 @@ from ._manifest import Slot, manifest
 from ._options import DEFAULTS, HybridFirstOrder, MagnitudeSparsity, RandomSparsity, checked
 from ._record import FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
 from ._seeds import splitmix64
+from ._shortcuts import Matrix
 from ._walk import Cell, Coefs, Mover, Place, Walk, interrupts_deferred
 
 Closure = Callable[[], "Tensor | float"]
@@ -133,6 +135,7 @@ class ZerothOrder(Optimizer):
         self._limits_from = -1  # the step they are of
         self._reached: bool = False  # whether a dual probe was seen to reach the parameters
         self._copy_always = False  # what "auto" found out
+        self._told_of_copies = False
         self._tail: set[Tensor] = set()
         self._layout: _blocks.Layout | None = None
         self._prefix: _blocks.Prefix | None = None
@@ -258,11 +261,9 @@ class ZerothOrder(Optimizer):
         """How the weights of a kind other than "plain" are written."""
         return None
 
-    def _shortcut(
-        self, spot: _dual.Spot, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """A linear layer or embedding at a dual probe, without a perturbed copy; None takes the copy."""
-        return _dual.plain_shortcut(spot, func, args, kwargs)
+    def _matrix(self, spot: _dual.Spot) -> Matrix | None:
+        """What computes with a matrix at a dual probe, without a perturbed copy; None takes copies."""
+        return _dual.plain_matrix(spot)
 
     # -- blocks and hybrid -----------------------------------------------------------------------------
 
@@ -414,7 +415,7 @@ class ZerothOrder(Optimizer):
         self._set_unit(walk)
         self._prepare(walk)
         if walk.dual and not replay:
-            walk.probing = lambda: _dual.perturbed(walk, self._twins, self._shortcut)
+            walk.probing = lambda: _dual.perturbed(walk, self._twins, self._matrix)
         return walk
 
     def _prepare(self, walk: Walk) -> None:
@@ -570,7 +571,24 @@ class ZerothOrder(Optimizer):
         if walk.dual and not self._reached:
             self._check_reached(walk, mode)
             self._reached = True
+        if walk.dual and mode.largest is not None and self.restore == "auto" and not self._told_of_copies:
+            self._told_of_copies = True
+            self._tell_of_copy(mode.largest)
         return loss
+
+    def _tell_of_copy(self, copied: _dual.Copied) -> None:
+        """A probe that takes memory for a whole tensor is not what "auto" promises."""
+        params = [*self._slots, *self._twins]
+        name = self._label(next(p for p in params if id(p) == copied.key))
+        warnings.warn(
+            f"restore: 'auto' makes a perturbed copy of {name} ({copied.nbytes} bytes) at each probe for "
+            f"{copied.function}; linear layers, embeddings, products with the weight, rows picked by index "
+            "and the losses of tenfold.ops need none, unless under autocast, with a random mask or along "
+            "several directions at once; choose restore='arithmetic' for probes without copies, or 'dual' or "
+            "'exact' to say so yourself",
+            PerformanceWarning,
+            stacklevel=6,
+        )
 
     def _check_reached(self, walk: Walk, mode: _dual.Substitution) -> None:
         """After the first dual probe: is this a closure that dual probing serves?"""
@@ -600,6 +618,7 @@ class ZerothOrder(Optimizer):
         raise _Restart
 
     def _label(self, p: Tensor) -> str:
+        p = self._twins.get(p, p)
         if p in self._names:
             return self._names[p]
         return f"params[{list(self._slots).index(p)}]"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ._shortcuts import Matrix, PlainMatrix, View, alias, compute
 from ._walk import Cell, Walk
 
 _VALUE_GETTERS = ("data", "T", "mT", "H", "mH", "real", "imag")
@@ -18,7 +18,7 @@ _ABOUT = {
     "is_floating_point", "is_complex", "is_signed", "data_ptr", "element_size", "get_device", "is_pinned",
     "is_inference", "is_conj", "is_neg", "is_same_size", "register_hook", "retain_grad", "has_names",
     "requires_grad_", "__hash__", "__len__", "_is_view", "is_tensor", "is_storage", "is_shared",
-    "is_distributed",
+    "is_distributed", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor",
 }  # fmt: skip
 _KEPT_BYTES = 4 << 20  # small perturbed copies (norms, biases) stay for the rest of the probe, up to this
 
@@ -31,30 +31,43 @@ def _only_about(func: Callable[..., Any]) -> bool:
     return name in _ABOUT or name == "__set__"
 
 
+class Copied(NamedTuple):
+    """A substitute too large to keep: made whole, and again for every use."""
+
+    key: int  # of the tensor
+    nbytes: int
+    function: str
+
+
 class Substitution(TorchFunctionMode):
     """While active, functions called with certain tensors are given others in their place.
 
     Args:
-        tensors: whose uses to catch, with what `make` needs to know.
+        tensors: whose uses to catch, by id, with what `make` and `matrix` need to know.
         make: from that knowledge to the tensor to use instead.
-        special: per function, what to do instead of calling it: a function of (knowledge of the weight,
-            arguments after it, keywords), or None from it to go on with a substitute.
+        matrix: from that knowledge to what computes with the tensor without making it, or None; without
+            `matrix`, every use is given a substitute.
     """
 
     def __init__(
         self,
         tensors: dict[int, Any],
         make: Callable[[Any], Tensor],
-        special: Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Tensor | None],
+        matrix: Callable[[Any], Matrix | None] | None = None,
     ) -> None:
         super().__init__()
         self.tensors = tensors
         self.make = make
-        self.special = special
+        self.matrix = matrix
         self.seen: set[int] = set()
         self.made = 0  # elements of substitutes made, kept ones once
+        self.largest: Copied | None = None  # of the substitutes that were not kept
+        self._function = ""  # that asks now
         self._kept: dict[int, Tensor] = {}
         self._kept_bytes = 0
+        self._aliases: dict[int, tuple[int, bool]] = {}  # id of a view -> id of its tensor, whether flipped
+        self._alive: list[Tensor] = []  # the views, so that no other tensor gets their ids
+        self._matrices: dict[int, Matrix | None] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,30 +77,67 @@ class Substitution(TorchFunctionMode):
             return func(*args, **kwargs)
         if _only_about(func):
             return func(*args, **kwargs)
-        if func is F.linear or func is F.embedding:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            if isinstance(weight, Tensor) and id(weight) in self.tensors:
-                self.seen.add(id(weight))
-                rest = self._swap(tuple(a for i, a in enumerate(args) if i != 1))
-                words = {k: self._swap(v) for k, v in kwargs.items() if k != "weight"}
-                out = self.special(func, self.tensors[id(weight)], rest, words)
-                if out is not None:
-                    self.made += weight.numel()
-                    return out
+        self._function = getattr(func, "__name__", str(func))
+        if self.matrix is not None:
+            view = self._alias(func, args, kwargs)
+            if view is not None:
+                return view
+            out = compute(func, args, kwargs, self._look, self._swap)
+            if out is not None:
+                return out
         return func(*self._swap(args), **self._swap(kwargs))
+
+    def _caught(self, value: Any) -> bool:
+        return id(value) in self.tensors or id(value) in self._aliases
 
     def _uses(self, values: tuple[Any, ...]) -> bool:
         for value in values:
             if isinstance(value, Tensor):
-                if id(value) in self.tensors:
+                if self._caught(value):
                     return True
             elif isinstance(value, (tuple, list)) and self._uses(tuple(value)):
                 return True
         return False
 
+    def _origin(self, tensor: Tensor) -> tuple[int, bool]:
+        """The id of the tensor that a caught one is a view of, and whether it is the transpose."""
+        key = id(tensor)
+        return (key, False) if key in self.tensors else self._aliases[key]
+
+    def _alias(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        if not args or not isinstance(args[0], Tensor) or not self._caught(args[0]):
+            return None
+        found = alias(func, args, kwargs)
+        if found is None:
+            return None
+        view, flips = found
+        key, flipped = self._origin(args[0])
+        self._aliases[id(view)] = key, flipped != flips
+        self._alive.append(view)
+        return view
+
+    def _look(self, value: Any) -> View | None:
+        """What serves uses of a caught matrix without a copy."""
+        if not isinstance(value, Tensor) or not self._caught(value):
+            return None
+        key, flipped = self._origin(value)
+        if key in self._kept:
+            return None
+        if key not in self._matrices:
+            assert self.matrix is not None
+            self._matrices[key] = self.matrix(self.tensors[key])
+        found = self._matrices[key]
+        if found is None:
+            return None
+        return View(found, flipped, lambda elements: self._used(key, elements))
+
+    def _used(self, key: int, elements: int) -> None:
+        self.seen.add(key)
+        self.made += elements
+
     def _swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._substitute(value) if id(value) in self.tensors else value
+            return self._substitute(value) if self._caught(value) else value
         if isinstance(value, dict):
             return {k: self._swap(v) for k, v in value.items()}
         if type(value) in (tuple, list):
@@ -97,17 +147,22 @@ class Substitution(TorchFunctionMode):
         return value
 
     def _substitute(self, tensor: Tensor) -> Tensor:
-        key = id(tensor)
+        key, flipped = self._origin(tensor)
         self.seen.add(key)
-        if key in self._kept:
-            return self._kept[key]
-        made = self.make(self.tensors[key])
-        self.made += tensor.numel()
+        made = self._kept.get(key)
+        if made is None:
+            made = self.make(self.tensors[key])
+            self.made += tensor.numel()
+            self._keep(key, tensor, made)
+        return made.t() if flipped else made
+
+    def _keep(self, key: int, tensor: Tensor, made: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
         if self._kept_bytes + size <= _KEPT_BYTES:
             self._kept[key] = made
             self._kept_bytes += size
-        return made
+        elif made.data_ptr() != tensor.data_ptr() and (self.largest is None or size > self.largest.nbytes):
+            self.largest = Copied(key, size, self._function)
 
 
 class Spot:
@@ -119,6 +174,11 @@ class Spot:
         self.k = k
         self.param = cell.params[k]
 
+    @property
+    def clean(self) -> bool:
+        place = self.cell.place
+        return not place.coefs and place.decay == 1.0
+
     def copy(self) -> Tensor:
         """The parameter at its place, in memory of its own; rounded to nearest even."""
         out = torch.empty_like(self.param, requires_grad=False)
@@ -127,14 +187,13 @@ class Spot:
         return out
 
 
-Shortcut = Callable[[Spot, Any, "tuple[Any, ...]", "dict[str, Any]"], "Tensor | None"]
-
-
-def perturbed(walk: Walk, twins: dict[Tensor, Tensor], shortcut: Shortcut) -> Substitution:
+def perturbed(
+    walk: Walk, twins: dict[Tensor, Tensor], matrix: Callable[[Spot], Matrix | None]
+) -> Substitution:
     """A mode in which the cells' parameters read as the places where the walk stands.
 
     twins: other tensor objects over the memory of a parameter, and that parameter.
-    shortcut: computes a linear layer or an embedding without a perturbed copy, or returns None.
+    matrix: what computes with a parameter at its place without a perturbed copy, or None.
     """
     spots = {id(p): Spot(walk, cell, k) for cell in walk.cells for k, p in enumerate(cell.params)}
     for other, param in twins.items():
@@ -142,50 +201,39 @@ def perturbed(walk: Walk, twins: dict[Tensor, Tensor], shortcut: Shortcut) -> Su
             spots[id(other)] = spots[id(param)]
 
     def make(spot: Spot) -> Tensor:
-        place = spot.cell.place
-        return spot.param.detach() if not place.coefs and place.decay == 1.0 else spot.copy()
+        return spot.param.detach() if spot.clean else spot.copy()
 
-    def special(func: Any, spot: Spot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        return shortcut(spot, func, args, kwargs)
+    def found(spot: Spot) -> Matrix | None:
+        return None if spot.clean or spot.param.ndim != 2 else matrix(spot)
 
-    return Substitution(spots, make, special)
+    return Substitution(spots, make, found)
 
 
-def plain_shortcut(spot: Spot, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Linear layers and embeddings along plain directions, by the fused ops.
+def plain_matrix(spot: Spot) -> Matrix | None:
+    """A matrix along one plain direction.
 
-    None (a perturbed copy is taken) for masks, for places of several directions or with decay.
+    None (perturbed copies are taken) for masks other than by magnitude, for places of several directions or
+    with decay.
     """
+    from tenfold.ops import MagnitudeMask
+
     cell, (coefs, decay) = spot.cell, spot.cell.place
-    if cell.mover is not None or cell.mask is not None or decay != 1.0 or len(coefs) != 1:
+    if cell.mover is not None or decay != 1.0 or len(coefs) != 1:
         return None
-    from tenfold import ops
-
-    ((query, coef),) = coefs.items()
-    walk, x = spot.walk, args[0] if args else kwargs["input"]
-    common: dict[str, Any] = {
-        "seed": walk.seed,
-        "queries": [query],
-        "coefs": [coef],
-        "stream": cell.streams[spot.k],
-        "dist": walk.dist,
-        "z_round": walk.z_round,
-    }
-    weight = spot.param.detach()
-    if func is F.linear:
-        if x.dtype != weight.dtype or x.ndim < 1 or weight.ndim != 2 or _autocast(x.device.type):
+    threshold = None
+    if cell.mask is not None:
+        mask = cell.only(spot.k).mask
+        if not isinstance(mask, MagnitudeMask):
             return None
-        bias = args[1] if len(args) > 1 else kwargs.get("bias")
-        flat = x.reshape(1, -1, x.shape[-1])
-        out = ops.zo_linear_perturbed(flat, weight, bias, **common)
-        return out.reshape(*x.shape[:-1], weight.shape[0])
-    names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-    options = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    if options.get("max_norm") is not None:
-        return None
-    return ops.zo_embedding_perturbed(x.unsqueeze(0), weight, **common).squeeze(0)
-
-
-def _autocast(device: str) -> bool:
-    """The fused layer computes in the dtypes it is given, so under autocast the plain one is called."""
-    return torch.is_autocast_enabled(device)
+        (threshold,) = mask.threshold if not isinstance(mask.threshold, float) else (mask.threshold,)
+    ((query, coef),) = coefs.items()
+    return PlainMatrix(
+        spot.param.detach(),
+        seed=spot.walk.seed,
+        stream=cell.streams[spot.k],
+        query=query,
+        coef=coef,
+        dist=spot.walk.dist,
+        z_round=spot.walk.z_round,
+        threshold=threshold,
+    )

@@ -149,9 +149,12 @@ class Common(TypedDict, total=False):
         restore: how a probe is undone.  "auto", the default, is "exact" while the trainable tensors take at
             most 12 MiB, and "dual" above.  "exact" keeps one clean copy of the trainable tensors, taken at
             the start of each step: probes and update are written from it.  "dual" never writes the weights
-            in a probe: `torch.nn.functional.linear` and `embedding` on a trainable weight compute with the
-            perturbed weight made on the way, other functions get a perturbed copy of the one tensor they
-            ask for.  It needs closures that reach the weights through torch functions on the same thread;
+            in a probe: linear layers, embeddings, matrix products with a weight or its transpose, rows picked
+            by index and the log-probability losses of `tenfold.ops` compute with the perturbed weight made
+            on the way, in buffers of 8 MiB; other functions get a perturbed copy of the one tensor they ask
+            for (so do all under autocast, with a random mask, or along several directions at once), and
+            "auto" says which where it is larger than 4 MiB.  It needs closures that reach the weights
+            through torch functions on the same thread;
             where "auto" sees a parameter that the closure does not reach so, it says so and takes copies
             instead, and "dual" raises if no parameter is reached.  In all of these nothing drifts, and an
             exception or Ctrl-C at any time restores the weights bit for bit.  "arithmetic" adds the

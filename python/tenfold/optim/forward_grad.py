@@ -94,7 +94,7 @@ class ForwardGrad(ZerothOrder):
 
         with forward_ad.dual_level():
             try:
-                with sdpa_kernel(SDPBackend.MATH), Substitution(spots, make, lambda *_: None):
+                with sdpa_kernel(SDPBackend.MATH), Substitution(spots, make):
                     loss = self._closure()
             except NotImplementedError as error:
                 raise RuntimeError(
