@@ -78,6 +78,93 @@ def test_bits_follow_from_the_projected_gradients(tmp_path: Path) -> None:
     assert not torch.equal(twin.get_parameter("model.norm.weight").float(), model.model.norm.weight)
 
 
+def make_gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0)
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+def make_bloom() -> Any:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0)
+    return BloomForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [make_gpt2, make_bloom])
+def test_positions_and_biases_without_a_batch(make: Any) -> None:
+    expected, losses = in_memory(make(), 2, lr=1e-3, eps=1e-2)
+    trainer = OffloadedZO(make(), WeightStore(), lr=1e-3, eps=1e-2)
+    assert [float(trainer.step(batch)) for batch in batches(2)] == pytest.approx(losses, rel=1e-5)
+    for name, tensor in trainer.tensors():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_goes_on_to_the_same_bits(model_folder: Path, tmp_path: Path, torn: bool) -> None:
+    options: dict[str, Any] = {"lr": 1e-3, "eps": 1e-2, "num_queries": 2, "weight_decay": 0.1}
+    data = batches(5)
+    whole = OffloadedZO.from_pretrained(model_folder, tmp_path / "a", **options)
+    for batch in data:
+        whole.step(batch)
+
+    journal = tmp_path / "run.jsonl"
+    killed = OffloadedZO.from_pretrained(model_folder, tmp_path / "b", journal=journal, **options)
+    for batch in data[:3]:
+        killed.step(batch)
+    for path in (tmp_path / "b").iterdir():  # whatever a kill leaves behind
+        path.write_bytes(path.read_bytes()[::-1])
+    if torn:
+        with journal.open("a") as file:
+            file.write('{"step": 3, "lr": 0.0')
+
+    again = OffloadedZO.from_pretrained(model_folder, tmp_path / "b", journal=journal, resume=True, **options)
+    assert again.num_steps == 3
+    for batch in data[3:]:
+        again.step(batch)
+    expected = dict(whole.tensors())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.tensors())
+    assert len(journal.read_text().splitlines()) == 6
+
+
+def test_journals_of_others_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "run.jsonl"
+    OffloadedZO.from_pretrained(model_folder, None, journal=journal, eps=1e-2)
+    with pytest.raises(ValueError, match="journal: expected a new file"):
+        OffloadedZO.from_pretrained(model_folder, None, journal=journal, eps=1e-2)
+    with pytest.raises(ValueError, match="another eps"):
+        OffloadedZO.from_pretrained(model_folder, None, journal=journal, resume=True, eps=1e-3)
+    with pytest.raises(ValueError, match="journal: expected the file"):
+        OffloadedZO.from_pretrained(model_folder, None, resume=True)
+    journal.write_text("not json\n")
+    with pytest.raises(ValueError, match="lines of JSON"):
+        OffloadedZO.from_pretrained(model_folder, None, journal=journal, resume=True)
+
+
+def test_tensors_that_the_forward_does_not_visit_are_updated_too() -> None:
+    model = tiny_models.make_llama()
+    model.spare = torch.nn.Linear(3, 3)
+    before = model.spare.weight.detach().clone()
+    trainer = OffloadedZO(model, WeightStore(), lr=1e-2)
+    trainer.step(batches(1)[0])
+    trainer.step(batches(1)[0])
+    after = dict(trainer.tensors())["spare.weight"]
+    assert not torch.equal(after, before)
+
+
+def test_a_gradient_beyond_float32_is_skipped() -> None:
+    def loss(logits: Tensor, batch: Any) -> Tensor:
+        return logits.double().sum() * 1e300
+
+    trainer = OffloadedZO(tiny_models.make_llama(), WeightStore(), lr=1.0, loss=loss)
+    trainer.step(batches(1)[0])
+    trainer.step(batches(1)[0])
+    assert trainer.num_skipped == 2
+
+
 def test_from_pretrained_and_save(model_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -6,6 +6,8 @@ at a time is computed.
         loss = trainer.step(batch)
     trainer.save(OUT)
 
+With `journal=FILE` a killed run goes on to the same bits (`resume=True`).
+
 Both probes of a step go through a block together, so a step reads each weight once. The update of a step is
 written when its weights are read for the next step, in the same visit (ZO2, arXiv 2503.12668). Probes are
 scratch copies of one block: the stored weights are never perturbed. Given the same losses, the result is that
@@ -15,7 +17,6 @@ of `tenfold.optim.ZOSGD(..., restore="exact", streams=model)` with the same seed
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.llm.scorer import find_blocks
-from tenfold.ops import Term, zo_chain_, zo_perturb_
+from tenfold.ops import ReplayPass, Term, zo_chain_, zo_perturb_, zo_replay_
 from tenfold.optim import splitmix64
 from tenfold.optim._manifest import manifest
 from tenfold.optim._walk import interrupts_deferred
@@ -37,22 +38,26 @@ __all__ = ["OffloadedZO", "WeightStore"]
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 _SHARD_BYTES = 1 << 30
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+_PASSES = 256  # recorded steps that are made again in one call
 
 
 class WeightStore:
     """The tensors of a model by number: one file each in `folder`, or in host memory if `folder` is None.
 
+    reuse: the folder may hold files of an earlier store, which are written over.
+
     A tensor of a file is mapped when it is asked for and unmapped when the last reference to it goes: what is
     not in use takes no memory of the process. Writing to it writes to the file.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, *, reuse: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
         self._held: dict[int, Tensor] = {}
         self._layout: dict[int, tuple[torch.Size, torch.dtype]] = {}
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if any(self.folder.iterdir()):
+            if any(not (reuse and _is_ours(path)) for path in self.folder.iterdir()):
                 _checks.fail(ValueError, "folder", "an empty or new folder", str(self.folder))
 
     def put(self, number: int, tensor: Tensor) -> None:
@@ -87,6 +92,10 @@ class WeightStore:
     def _path(self, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{number:06d}.bin"
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".bin" and path.stem.isdigit()
 
 
 @dataclass
@@ -125,6 +134,7 @@ class OffloadedZO:
         loss: (logits of the model [B, T, V], batch) -> scalar. Default: mean cross-entropy of the next token
             of `batch["labels"]` [B, T], -100 left out.
         device: where blocks are computed.
+        journal: a new file that gets one line per step, what `resume=True` of `from_pretrained` needs.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of another type; its name comes first.
@@ -146,6 +156,7 @@ class OffloadedZO:
         max_nonfinite: int = 3,
         loss: Loss | None = None,
         device: torch.device | str = "cpu",
+        journal: str | Path | None = None,
     ) -> None:
         self.lr = _checks.real("lr", lr, at_least=0.0)
         self.eps = _checks.real("eps", eps, positive=True)
@@ -171,8 +182,13 @@ class OffloadedZO:
         self._names = {p: name for name, p in reversed(list(model.named_parameters()))}
         self._number = {p: slot.stream for p, slot in slots.items()}
         self._decays = {slot.stream: slot.decays for slot in slots.values()}
+        self._journal = None if journal is None else Path(journal)
+        if self._journal is not None and self._journal.exists() and self._journal.stat().st_size:
+            _checks.fail(ValueError, "journal", "a new file, or resume=True", str(journal))
         self._units = self._make_units()
         self._empty_parameters()
+        if self._journal is not None:
+            self._note(self._identity())
 
     @classmethod
     def from_pretrained(
@@ -181,6 +197,8 @@ class OffloadedZO:
         store_folder: str | Path | None,
         *,
         dtype: torch.dtype | None = None,
+        journal: str | Path | None = None,
+        resume: bool = False,
         **options: Any,
     ) -> OffloadedZO:
         """A causal language model of a local folder (config.json and safetensors), one tensor at a time.
@@ -188,9 +206,12 @@ class OffloadedZO:
         Args:
             path: the folder. store_folder: a new folder for the working copy of the weights; None: host
                 memory. dtype: of the stored weights; default: as in the file. options: those of the class.
+            journal: file with a line per step. resume: go on with the run that wrote it: the steps are made
+                again on a fresh copy of the weights, one read and write of each, to the same bits.
 
         Raises:
-            ValueError: no safetensors in the folder, or a parameter is missing from them (named).
+            ValueError: no safetensors in the folder, or a parameter is missing from them (named); the journal
+                belongs to another model or other options.
         """
         from accelerate import init_empty_weights  # type: ignore[import-untyped]
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -201,7 +222,9 @@ class OffloadedZO:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         model.tie_weights()
         model.eval()
-        store = WeightStore(store_folder)
+        if resume and journal is None:
+            _checks.fail(ValueError, "journal", "the file of the run to resume", "None")
+        store = WeightStore(store_folder, reuse=resume)
         for number, (name, parameter) in enumerate(model.named_parameters()):
             key = _key_of(name, model, files)
             if key is None:
@@ -210,7 +233,11 @@ class OffloadedZO:
             if tensor.shape != parameter.shape:
                 _checks.fail(ValueError, name, f"shape {tuple(parameter.shape)}", tuple(tensor.shape))
             store.put(number, tensor if dtype is None else tensor.to(dtype))
-        return cls(model, store, **options)
+        if not resume:
+            return cls(model, store, journal=journal, **options)
+        trainer = cls(model, store, **options)
+        trainer._go_on(Path(journal or ""))
+        return trainer
 
     # -- a step ------------------------------------------------------------------------------------------
 
@@ -233,15 +260,13 @@ class OffloadedZO:
             losses += self._forward(batch, seed)
             self._settle()
         grads = tuple((a - b) / (2 * self.eps) for a, b in zip(losses[::2], losses[1::2], strict=True))
+        update = self._make_update(self.num_steps, grads, self.lr)
+        self._note({"step": self.num_steps, "lr": self.lr, "grads": grads if update is not None else None})
         self.num_steps += 1
         self.projected_grads = grads
-        if all(map(math.isfinite, grads)):
+        if update is not None:
             self._bad_in_a_row = 0
-            terms = tuple(
-                Term(seed, i, -self.lr * g / self.num_queries, self.dist) for i, g in enumerate(grads)
-            )
-            own = self._rounding_seed(seed, 2 * self.num_queries)
-            self._update = _Update(terms, self.lr, self.weight_decay, own)
+            self._update = update
         else:
             self.num_skipped += 1
             self._bad_in_a_row += 1
@@ -263,8 +288,6 @@ class OffloadedZO:
     @torch.no_grad()
     def flush(self) -> None:
         """Write the update of the last step to every weight now."""
-        for number in sorted(set(self._number.values())):
-            self._updated_tensor(number)
         self._settle()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -298,7 +321,72 @@ class OffloadedZO:
         os.replace(target / "index.part", target / "model.safetensors.index.json")
         self.model.config.save_pretrained(target)
 
+    # -- the journal -------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        """What the lines of a journal belong to."""
+        names = ("eps", "num_queries", "dist", "weight_decay", "seed", "rounding")
+        layout = {name: list(self.store.get(number).shape) for name, number in self._stored}
+        options = {name: getattr(self, name) for name in names}
+        return {"format": "tenfold offload 1", **options, "z_round": str(self.z_round), "tensors": layout}
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if self._journal is not None:
+            with self._journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _go_on(self, journal: Path) -> None:
+        """Make the steps of a journal again on weights that are as they were before the first."""
+        if not journal.is_file():
+            _checks.fail(ValueError, "journal", "the file of the run to resume", str(journal))
+        content = journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # a line without an end was being written
+        try:
+            first, *lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            _checks.fail(ValueError, "journal", "lines of JSON", str(journal))
+        mine = json.loads(json.dumps(self._identity()))
+        other = [key for key in mine if not isinstance(first, dict) or first.get(key) != mine[key]]
+        if other or any(line.get("step") != i for i, line in enumerate(lines)):
+            what = f"another {other[0]}" if other else "steps out of order"
+            _checks.fail(ValueError, "journal", "one of this model and these options", what)
+        updates = [self._make_update(i, line["grads"], line["lr"]) for i, line in enumerate(lines)]
+        self._replay([update for update in updates if update is not None])
+        if len(whole) < len(content):
+            part = journal.with_name(journal.name + ".part")
+            part.write_bytes(whole)
+            os.replace(part, journal)
+        self._journal = journal
+        self.num_steps, self.num_skipped = len(lines), updates.count(None)
+
+    @torch.no_grad()
+    def _replay(self, updates: list[_Update]) -> None:
+        for _, number in self._stored:
+            stored = self.store.get(number)
+            live = stored.to(self.device)
+            for at in range(0, len(updates), _PASSES):
+                passes = [
+                    ReplayPass(
+                        update.terms,
+                        1.0 - update.lr * update.weight_decay if self._decays[number] else 1.0,
+                        update.rounding_seed,
+                    )
+                    for update in updates[at : at + _PASSES]
+                ]
+                zo_replay_([live], [number], passes, z_round=self.z_round, out_rounding=self.rounding)
+            if live is not stored:
+                stored.copy_(live)
+
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _make_update(self, step: int, grads: tuple[float, ...] | None, lr: float) -> _Update | None:
+        """The update that a step decides on, or None where it is skipped."""
+        coefs = [] if grads is None else [-lr * g / self.num_queries for g in grads]
+        if not coefs or not all(abs(c) <= _FLOAT32_MAX for c in coefs):
+            return None
+        seed = splitmix64(self.seed, step)
+        terms = tuple(Term(seed, i, c, self.dist) for i, c in enumerate(coefs))
+        return _Update(terms, lr, self.weight_decay, self._rounding_seed(seed, 2 * self.num_queries))
 
     def _forward(self, batch: Mapping[str, Tensor], seed: int) -> list[float]:
         """Losses of the present probes, in their order."""
@@ -315,7 +403,9 @@ class OffloadedZO:
         return splitmix64(seed, index) if self.rounding == "sr" else None
 
     def _settle(self) -> None:
-        """After a visit of every tensor: the former update is complete."""
+        """After a forward: complete the former update where the forward did not come by."""
+        for _, number in self._stored:
+            self._updated_tensor(number)
         self._update = None
         self._updated = set()
 
@@ -360,7 +450,7 @@ class OffloadedZO:
                 rounding_seed=rounding_seed,
             )
             outputs.append(self._with(unit, weights, self._part(args, k), self._part(kwargs, k)))
-        return _join(outputs)
+        return self._join(outputs)
 
     def _with(self, unit: _Unit, weights: dict[int, Tensor], args: Any, kwargs: Any) -> Any:
         placeholders = [(owner, name, owner._parameters[name]) for owner, name, _ in unit.places]
@@ -376,12 +466,25 @@ class OffloadedZO:
         """What copy k of the batch has of a value: its rows of tensors that carry the whole batch."""
         if isinstance(value, Tensor):
             whole = self._rows * self._copies
-            return value[k * self._rows : (k + 1) * self._rows] if _is_batched(value, whole) else value
+            if _is_batched(value, whole) or (value.ndim >= 3 and value.shape[0] % whole == 0):
+                return value.chunk(self._copies)[k]  # the second: heads beside rows, as BLOOM's biases
+            return value
         if isinstance(value, dict):
             return {key: self._part(v, k) for key, v in value.items()}
         if type(value) in (tuple, list):
             return type(value)(self._part(v, k) for v in value)
         return value
+
+    def _join(self, outputs: list[Any]) -> Any:
+        """The outputs of all probes as one batch; one row for all examples becomes a row for each."""
+        first = outputs[0]
+        if isinstance(first, Tensor):
+            if first.ndim >= 2 and first.shape[0] == 1 != self._rows:
+                outputs = [out.expand(self._rows, *out.shape[1:]) for out in outputs]
+            return torch.cat(outputs)
+        if isinstance(first, tuple):
+            return tuple(self._join([out[i] for out in outputs]) for i in range(len(first)))
+        return first
 
     def _make_units(self) -> list[_Unit]:
         _, blocks = find_blocks(self.model)
@@ -436,15 +539,6 @@ def _rows(inputs: Mapping[str, Tensor]) -> int:
 
 def _is_batched(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == rows
-
-
-def _join(outputs: list[Any]) -> Any:
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(outputs)
-    if isinstance(first, tuple):
-        return tuple(_join([o[i] for o in outputs]) for i in range(len(first)))
-    return first
 
 
 def _next_token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
