@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,6 +187,22 @@ class Spot:
         self.walk.write([part], self.cell.place, [out], [self.param.detach()], {"out_rounding": "rne"})
         return out
 
+    def vectors(self) -> dict[int, Tensor]:
+        """Copies of all vectors of the cell (biases, norms), by number: one call for all of them.
+
+        Empty where they are too many to keep, or their directions are no plain ones.
+        """
+        numbers = [k for k, p in enumerate(self.cell.params) if p.ndim < 2]
+        params = [self.cell.params[k].detach() for k in numbers]
+        size = sum(p.numel() * p.element_size() for p in params)
+        if self.cell.mover is not None or self.cell.mask is not None or size > _KEPT_BYTES // 2:
+            return {}
+        outs = [torch.empty_like(p) for p in params]
+        streams = [self.cell.streams[k] for k in numbers]
+        part = dataclasses.replace(self.cell, params=params, streams=streams)
+        self.walk.write([part], self.cell.place, outs, params, {"out_rounding": "rne"})
+        return dict(zip(numbers, outs, strict=True))
+
 
 def perturbed(
     walk: Walk, twins: dict[Tensor, Tensor], matrix: Callable[[Spot], Matrix | None]
@@ -200,8 +217,17 @@ def perturbed(
         if id(param) in spots:
             spots[id(other)] = spots[id(param)]
 
+    ready: dict[Cell, dict[int, Tensor]] = {}
+
     def make(spot: Spot) -> Tensor:
-        return spot.param.detach() if spot.clean else spot.copy()
+        if spot.clean:
+            return spot.param.detach()
+        if spot.param.ndim >= 2:
+            return spot.copy()
+        if spot.cell not in ready:
+            ready[spot.cell] = spot.vectors()
+        copy = ready[spot.cell].get(spot.k)
+        return spot.copy() if copy is None else copy
 
     def found(spot: Spot) -> Matrix | None:
         return None if spot.clean or spot.param.ndim != 2 else matrix(spot)
