@@ -48,6 +48,7 @@ _SCALAR_OPTIONS = (
     "compat",
     "parallel",
 )
+_SAVED_OPTIONS = tuple(name for name in _SCALAR_OPTIONS if name != "parallel")  # that is the process's own
 _COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many trainable bytes
 _MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
 
@@ -234,6 +235,8 @@ class ZerothOrder(Optimizer):
     def _cells(self) -> list[Cell]:
         """The trainable parameters of all groups, sorted into cells."""
         cells: list[Cell] = []
+        if self._layout is not None and any(p not in self._layout.block_of for p in self._trainable()):
+            self._set_blocks()  # parameters have thawed since
         blocks = {} if self._layout is None else self._layout.block_of
         for group in self.param_groups:
             self._check_group(group)
@@ -281,6 +284,8 @@ class ZerothOrder(Optimizer):
     def _set_hybrid(self) -> None:
         if self.hybrid is None:
             return
+        if self.maximize:
+            _checks.fail(ValueError, "maximize", "False in a hybrid optimizer (negate the loss)", True)
         model = self.hybrid.model or self._module
         if model is None:
             _checks.fail(ValueError, "hybrid", "a model, its own or streams=", None)
@@ -344,7 +349,7 @@ class ZerothOrder(Optimizer):
             return self._step(closure, attached)
 
     def _step(self, closure: Closure | None, attached: Any) -> Tensor:
-        walk = self._walk()
+        walk, logged, before = self._walk(), False, self.last_step
         try:
             started, copying = perf_counter(), walk.seconds
             taken = None if attached is None else self._taken(walk, attached)
@@ -359,15 +364,18 @@ class ZerothOrder(Optimizer):
             if not finite:
                 scalars = [*scalars[: self._useful(scalars)], _skipped(len(walk.losses))]
             with interrupts_deferred():
-                self._apply(walk, scalars)
                 skipped = any(s.kind == FLAG_SKIPPED for s in scalars)
+                if self._log is not None:  # first: a log that cannot be written leaves the weights alone
+                    self._log.append(self._record(walk, scalars, skipped, forward))
+                    logged = True
+                self._apply(walk, scalars)
                 if self._tail and not skipped:
                     self._first_order_step()
                 record = self._record(walk, scalars, skipped, forward)
                 self._count(record, finite)
-                if self._log is not None:
-                    self._log.append(record)
         except BaseException:
+            if logged and self.last_step is before:
+                self._log.retract()
             walk.abort()
             raise
         if self._nonfinite_in_a_row >= self.max_nonfinite:
@@ -565,8 +573,13 @@ class ZerothOrder(Optimizer):
         return bool(not probe.coefs or self._parallel.mine(next(iter(probe.coefs))))
 
     def _evaluate(self, walk: Walk, closure: Closure) -> Tensor | float:
-        """One call of the closure, which sees the weights where the walk stands."""
-        with walk.probing() as mode:
+        """One call of the closure, which sees the weights where the walk stands.
+
+        Dual probes compute eagerly: a compiled graph would be traced with the substitution in it, and meet it
+        once more when it runs.
+        """
+        stance = torch.compiler.set_stance("force_eager") if walk.dual else nullcontext()
+        with stance, walk.probing() as mode:
             loss = _loss(closure)
         if walk.dual and not self._reached:
             self._check_reached(walk, mode)
@@ -601,6 +614,13 @@ class ZerothOrder(Optimizer):
                     "closure: expected one that uses the parameters through torch functions on this thread "
                     "with restore='dual', got one that does not; use restore='exact'"
                 )
+            if unseen:
+                warnings.warn(
+                    f"restore: with 'dual' the closure does not reach {self._label(unseen[0])} through torch "
+                    "functions; if it uses it otherwise, its probes are wrong: choose restore='exact'",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
             return
         if unseen:
             name = self._label(unseen[0])
@@ -618,10 +638,13 @@ class ZerothOrder(Optimizer):
         raise _Restart
 
     def _label(self, p: Tensor) -> str:
+        """The name of a parameter, or its place in the list where it has none."""
         p = self._twins.get(p, p)
         if p in self._names:
             return self._names[p]
-        return f"params[{list(self._slots).index(p)}]"
+        named = () if self._module is None else self._module.named_parameters()
+        number = next((i for i, own in enumerate(self._slots) if own is p), 0)
+        return next((name for name, own in named if own is p), f"params[{number}]")
 
     def _taken(self, walk: Walk, attached: Any) -> list[float]:
         """The losses that were measured while the attached model ran."""
@@ -661,10 +684,10 @@ class ZerothOrder(Optimizer):
         return [(plus - minus) / (2 * eps) for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
 
     def _least_squares(self, walk: Walk, projected: list[float]) -> list[float]:
+        # A group's probes stand eps/eps_0 times as far, its estimate is eps_0/eps times as long: both cancel
         products, d = torch.zeros(len(projected), len(projected), dtype=torch.float64), 0
-        eps0 = float(self.param_groups[0]["eps"])
         for cell in walk.cells:
-            scale = [cell.eps / eps0 * walk.unit(i, cell.block) for i in range(len(projected))]
+            scale = [walk.unit(i, cell.block) for i in range(len(projected))]
             unit = torch.tensor(scale, dtype=torch.float64)
             own = gram(cell.params, cell.streams, walk.seed, len(projected), walk.dist, walk.z_round)
             products += unit[:, None] * own * unit
@@ -866,7 +889,7 @@ class ZerothOrder(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with seed, step counter, streams and probe options under the key "zo"."""
-        saved = {name: getattr(self, name) for name in (*_COUNTERS, *_SCALAR_OPTIONS, *self._own)}
+        saved = {name: getattr(self, name) for name in (*_COUNTERS, *_SAVED_OPTIONS, *self._own)}
         saved["z_round"] = _dtype_name(self.z_round)
         saved["mask"] = _mask_to_json(self.mask)
         saved["limits"] = [self._limits.get(p) for p in self._slots] if self._limits else None
@@ -880,7 +903,8 @@ class ZerothOrder(Optimizer):
         return {**super().state_dict(), _KEY: saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim; the run continues to the same bits.  All options take the saved values.
+        """As in torch.optim; the run continues to the same bits.  All options take the saved values, but for
+        `parallel` and `group`, which belong to the process.
 
         Raises ValueError if the dict lacks the key "zo" or belongs to other parameters, or if one has
         blocks or a hybrid part and the other has not: modules are not saved.
@@ -903,7 +927,9 @@ class ZerothOrder(Optimizer):
             _checks.fail(ValueError, "state_dict", "a hybrid part where the optimizer has one", "another")
         super().load_state_dict(state_dict)
         self._keep_state_dtypes(state_dict)
-        self.__dict__.update({name: saved[name] for name in (*_COUNTERS, *_SCALAR_OPTIONS, *self._own)})
+        self.__dict__.update({name: saved[name] for name in (*_COUNTERS, *_SAVED_OPTIONS, *self._own)})
+        if self._parallel is not None:
+            self._parallel.check_again()
         self.z_round = None if saved["z_round"] is None else getattr(torch, saved["z_round"])
         self.mask = _mask_from_json(saved["mask"])
         limits = saved["limits"] or []

@@ -194,6 +194,7 @@ class Appender:
         self.next_step = contents.single().end
         self._size = contents.size
         self._crc = contents.crc
+        self._before: tuple[int, int] | None = None  # size and checksum before the last step
         self._fsync = fsync
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
         try:
@@ -229,9 +230,20 @@ class Appender:
                 self._file.truncate(self._size)
                 self._file.seek(self._size)
             raise
+        self._before = self._size, self._crc
         self._size += len(data)
         self._crc = crc
         self.next_step += 1
+
+    def retract(self) -> None:
+        """Take back the step appended last: it was not made after all."""
+        if self._before is None:
+            return
+        self._size, self._crc = self._before
+        self._before = None
+        self._file.truncate(self._size)
+        self._file.seek(self._size)
+        self.next_step -= 1
 
     def close(self) -> None:
         self._file.close()

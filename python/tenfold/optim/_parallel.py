@@ -96,6 +96,10 @@ class Parallel:
             )
         self._agreed = True
 
+    def check_again(self) -> None:
+        """Compare the ranks once more at the next step: weights or options have been loaded."""
+        self._agreed = False
+
     def _all_gather(self, values: Iterable[float]) -> list[list[float]]:
         import torch.distributed as dist
 

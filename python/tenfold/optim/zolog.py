@@ -122,6 +122,10 @@ class ZOLog:
         step = LoggedStep(record.step, record.seed, record.scalars, record.lrs, record.eps)
         self._appender.append(step)
 
+    def retract(self) -> None:
+        """Take back the step appended last, whose update failed."""
+        self._appender.retract()
+
     def close(self) -> None:
         """Idempotent."""
         self._hook.remove()
