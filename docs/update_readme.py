@@ -35,6 +35,11 @@ WHAT = {
     "zo.step.f32.opt125m-b16x32": "a whole training step, batch 16 x 32 (1)",
     "zo.step.f32.opt125m-b16x32-optionhead": "the same with a two-option loss (2)",
     "zo.step.f32.opt125m-b16x32-sameforward": "the same with one forward for both (3)",
+    "zo.step.f32.opt125m-b16x32-dual": "the same, weights never perturbed in memory (4)",
+    "zo.momentum.f32.opt125m": "update with momentum",
+    "zo.adam.f32.opt125m": "update by Adam",
+    "zo.mask.random.f32.opt125m": "perturb half of the weights, random mask",
+    "lowrank.perturb.r2.f32.opt125m": "perturb matrices along rank 2 (LOZO)",
 }
 """Record id -> what the row says. Records not named here (sweeps, samplers) stay out of the README."""
 
@@ -118,11 +123,14 @@ def _how(result: dict[str, Any]) -> str:
             f"the change). The floor is the longer of two: the bytes of the pass at {copied:.0f} GB/s, and",
             f"the normals at {drawn:.2f} billion a second, which is what this library's own generator gives;",
             "both are measured in the same run, so a quotient near 1 says that the pass costs no more than",
-            "that, give or take the noise. `mezo` and `fzoo` are the expressions of those papers' own",
-            "code. (1) Both compute the language-model loss over all tokens, ours by",
+            "that, give or take the noise. `mezo`, `fzoo` and `lozo` are the expressions of those papers'",
+            "own code, `torch` is their arithmetic on drawn tensors. Whole steps restore as MeZO does, by",
+            "arithmetic, but in (4). (1) Both compute the language-model loss over all tokens, ours by",
             "`tenfold.ops.option_loss` without storing logits. (2) Both compute the loss over two options,",
             "ours with logits at the option positions only. (3) Both call the model's own forward and loss:",
-            "the gain of the weight passes alone. The whole record is `docs/bench.json`.",
+            "the gain of the weight passes alone. (4) As (3), with `restore='dual'`, the default for models",
+            "of this size: a layer makes its perturbed weights in a small buffer, and an interrupted step",
+            "changes nothing. The whole record is `docs/bench.json`.",
         ]
     )
 
