@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import numbers
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,35 +18,29 @@ from tenfold._backend import PerformanceWarning
 
 from . import _blocks, _dual, _masks
 from ._aggregate import gram, least_squares
+from ._helpers import (
+    Closure,
+    Evaluate,
+    Values,
+    _all_finite,
+    _listed,
+    _loss,
+    _mean,
+    _named,
+    _Retraced,
+    _skipped,
+    _values,
+    spend,
+)
 from ._manifest import Slot, manifest
 from ._options import DEFAULTS, HybridFirstOrder, MagnitudeSparsity, RandomSparsity, checked
 from ._record import FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
+from ._saving import Saving
 from ._seeds import splitmix64
 from ._shortcuts import Matrix
 from ._walk import Cell, Coefs, Mover, Place, Walk, interrupts_deferred
 
-Closure = Callable[[], "Tensor | float"]
-Evaluate = Callable[[], "Tensor | float"]
-Values = dict[tuple[int, int], list[float]]  # (kind, block) -> values in the order of the queries
-
-_F32_MAX = torch.finfo(torch.float32).max
 _NOTHING_TRAINABLE = "params: expected at least one tensor with requires_grad=True, got none"
-_KEY = "zo"  # where `state_dict` holds what torch's own keys have no place for
-_COUNTERS = ("num_steps", "num_skipped", "_nonfinite_in_a_row")
-_SCALAR_OPTIONS = (
-    "seed",
-    "num_queries",
-    "dist",
-    "one_sided",
-    "restore",
-    "rounding",
-    "max_nonfinite",
-    "maximize",
-    "aggregate",
-    "compat",
-    "parallel",
-)
-_SAVED_OPTIONS = tuple(name for name in _SCALAR_OPTIONS if name != "parallel")  # that is the process's own
 _COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many trainable bytes
 _MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
 
@@ -64,11 +56,7 @@ class _Restart(Exception):
     """No error: the step begins anew, with clean copies."""
 
 
-class _Retraced(Exception):
-    """No error: the recorded step went no further."""
-
-
-class ZerothOrder(Optimizer):
+class ZerothOrder(Saving):
     """Base of the optimizers that estimate the gradient from losses at perturbed weights.
 
     The directions z_i of step t come from the counter-based generator of `tenfold.ops.zo_sample` with the key
@@ -834,232 +822,3 @@ class ZerothOrder(Optimizer):
         finally:
             self._prefix, self._parallel = prefix, ranks
         walk.losses.clear()
-
-    def named_slots(self) -> list[tuple[str | None, int, tuple[int, ...], torch.dtype]]:
-        """Name (where known), stream, shape and dtype of every parameter, in the order of the groups."""
-        names: dict[Tensor, str] = {}
-        if self._module is not None:
-            names = {p: name for name, p in self._module.named_parameters()}
-        return [
-            (names.get(p, self._names.get(p)), slot.stream, tuple(p.shape), p.dtype)
-            for p, slot in self._slots.items()
-        ]
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """All that `from_hyperparameters` needs to make this optimizer again, as plain JSON.
-
-        Raises ValueError for hybrid optimizers, and for blocks or hybrids whose modules are not in `streams`.
-        """
-        if self.hybrid is not None:
-            _checks.fail(ValueError, "hybrid", "None: a callable cannot be written down", "HybridFirstOrder")
-        options = {name: getattr(self, name) for name in (*_SCALAR_OPTIONS, *self._own)}
-        options["z_round"] = _dtype_name(self.z_round)
-        options["mask"] = _mask_to_json(self.mask)
-        options["blocks"] = self._blocks_to_json()
-        options = {name: value for name, value in options.items() if name not in type(self)._fixed}
-        groups = [
-            {
-                "count": len(group["params"]),
-                **{k: _plain(v) for k, v in group.items() if k in self.defaults},
-            }
-            for group in self.param_groups
-        ]
-        streams = self._module is not None
-        return {"class": type(self).__name__, "options": options, "groups": groups, "streams": streams}
-
-    def _blocks_to_json(self) -> dict[str, Any] | None:
-        if self.blocks is None:
-            return None
-        module_names = {} if self._module is None else {m: n for n, m in self._module.named_modules()}
-        model = self.blocks.model
-        modules = [model] if isinstance(model, torch.nn.Module) else list(model)
-        missing = [m for m in modules if m not in module_names]
-        if missing:
-            got = f"{type(missing[0]).__name__} outside of it"
-            _checks.fail(ValueError, "blocks", "modules of the module given as streams", got)
-        named: Any = [module_names[m] for m in modules]
-        return {
-            "model": named[0] if isinstance(model, torch.nn.Module) else named,
-            "level": self.blocks.level,
-            "order": self.blocks.order,
-            "reuse_prefix": self.blocks.reuse_prefix,
-        }
-
-    # -- saving ----------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, with seed, step counter, streams and probe options under the key "zo"."""
-        saved = {name: getattr(self, name) for name in (*_COUNTERS, *_SAVED_OPTIONS, *self._own)}
-        saved["z_round"] = _dtype_name(self.z_round)
-        saved["mask"] = _mask_to_json(self.mask)
-        saved["limits"] = [self._limits.get(p) for p in self._slots] if self._limits else None
-        saved["limits_from"] = self._limits_from
-        saved["blocks"] = self.blocks is not None and [self.blocks.level, self.blocks.order]
-        saved["slots"] = [list(slot) for slot in self._slots.values()]
-        saved["class"] = type(self).__name__
-        saved["shapes"] = [list(p.shape) for p in self._slots]
-        if self.first_order is not None:
-            saved["first_order"] = self.first_order.state_dict()
-        return {**super().state_dict(), _KEY: saved}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim; the run continues to the same bits.  All options take the saved values, but for
-        `parallel` and `group`, which belong to the process.
-
-        Raises ValueError if the dict lacks the key "zo" or belongs to other parameters, or if one has
-        blocks or a hybrid part and the other has not: modules are not saved.
-        """
-        if _KEY not in state_dict:
-            _checks.fail(ValueError, "state_dict", f"the key '{_KEY}'", sorted(state_dict))
-        saved = state_dict[_KEY]
-        if saved["class"] != type(self).__name__:
-            _checks.fail(ValueError, "state_dict", f"the state of {type(self).__name__}", saved["class"])
-        shapes = [list(p.shape) for p in self._slots]
-        if len(shapes) == len(saved["shapes"]) and shapes != saved["shapes"]:
-            k = next(i for i, shape in enumerate(shapes) if shape != saved["shapes"][i])
-            _checks.fail(ValueError, "state_dict", f"shape {shapes[k]} for parameter {k}", saved["shapes"][k])
-        if len(saved["slots"]) != len(self._slots):
-            _checks.fail(ValueError, "state_dict", f"{len(self._slots)} parameters", len(saved["slots"]))
-        own_blocks = self.blocks is not None and [self.blocks.level, self.blocks.order]
-        if own_blocks != saved["blocks"]:
-            _checks.fail(ValueError, "state_dict", f"blocks {own_blocks}", saved["blocks"])
-        if ("first_order" in saved) != (self.first_order is not None):
-            _checks.fail(ValueError, "state_dict", "a hybrid part where the optimizer has one", "another")
-        super().load_state_dict(state_dict)
-        self._keep_state_dtypes(state_dict)
-        self.__dict__.update({name: saved[name] for name in (*_COUNTERS, *_SAVED_OPTIONS, *self._own)})
-        if self._parallel is not None:
-            self._parallel.check_again()
-        self.z_round = None if saved["z_round"] is None else getattr(torch, saved["z_round"])
-        self.mask = _mask_from_json(saved["mask"])
-        limits = saved["limits"] or []
-        self._limits = {p: v for p, v in zip(self._slots, limits, strict=False) if v is not None}
-        self._limits_from = saved["limits_from"]
-        self._slots = {p: Slot(*slot) for p, slot in zip(self._slots, saved["slots"], strict=True)}
-        if self.first_order is not None:
-            self.first_order.load_state_dict(copy.deepcopy(saved["first_order"]))
-
-    def _keep_state_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """Undo torch's cast of loaded states to the dtype of the parameter: moments stay in their own."""
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, params, strict=True):
-            for key, value in state_dict["state"].get(saved_id, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = value.to(p.device, copy=True)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For deep copies and pickles: all but what belongs to one process or one step."""
-        fresh: dict[str, Any] = {
-            "_copies": {},
-            "_prefix": None,
-            "_log": None,
-            "_attached": None,
-            "_parallel": None,
-            "group": None,
-        }
-        torchs = ("_optimizer", "_zero_grad", "_patch", "_warned", "step")
-        own = {name: value for name, value in self.__dict__.items() if not name.startswith(torchs)}
-        return {**super().__getstate__(), **own, **fresh}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if state.get("_layout") is not None:
-            self._set_blocks()
-        if state.get("parallel") is not None:
-            from ._parallel import make
-
-            self._parallel = make(self.parallel, self.group)
-
-
-# -- small helpers ------------------------------------------------------------------------------------
-
-
-def spend(walk: Walk) -> None:
-    """Before an evaluation: a replay of a step that stopped stops there too."""
-    if walk.budget == 0:
-        raise _Retraced
-    walk.budget -= 1
-
-
-def _skipped(evaluated: int) -> Scalar:
-    return Scalar(0, FLAG_SKIPPED, float(evaluated))
-
-
-def _values(scalars: Iterable[Scalar]) -> Values:
-    values: Values = {}
-    for s in sorted(scalars, key=lambda s: s.query):
-        if s.kind != FLAG_SKIPPED:
-            values.setdefault((s.kind, s.block), []).append(s.value)
-    return values
-
-
-def _dtype_name(dtype: torch.dtype | None) -> str | None:
-    return None if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def _plain(value: Any) -> Any:
-    """A group's value as JSON has it."""
-    if isinstance(value, Tensor):
-        return float(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _mask_to_json(mask: RandomSparsity | MagnitudeSparsity | None) -> dict[str, Any] | None:
-    return None if mask is None else {"class": type(mask).__name__, **mask.__dict__}
-
-
-def _mask_from_json(saved: dict[str, Any] | None) -> RandomSparsity | MagnitudeSparsity | None:
-    if saved is None:
-        return None
-    options = {name: value for name, value in saved.items() if name != "class"}
-    return RandomSparsity(**options) if saved["class"] == "RandomSparsity" else MagnitudeSparsity(**options)
-
-
-# -- losses -------------------------------------------------------------------------------------------
-
-
-def _loss(closure: Closure) -> Tensor | float:
-    """One call of the closure, checked.  A GPU loss is cloned and read later: the host need not wait yet."""
-    value = closure()
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex():
-            got = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-            _checks.fail(TypeError, "closure", "a real scalar loss", got)
-        return float(value) if value.device.type == "cpu" else value.detach().clone()
-    if not isinstance(value, numbers.Real):
-        _checks.fail(TypeError, "closure", "a real scalar loss", type(value).__name__)
-    return float(value)
-
-
-def _mean(losses: list[float]) -> float:
-    return sum(losses) / len(losses) if losses else float("nan")
-
-
-def _all_finite(*collections: Iterable[float]) -> bool:
-    """Whether all numbers are finite, and stay so in float32."""
-    return all(abs(v) <= _F32_MAX for values in collections for v in values)
-
-
-# -- the `params` argument ----------------------------------------------------------------------------
-
-
-def _listed(params: Any) -> list[Any]:
-    """The `params` argument of an optimizer as a list of tensors, pairs or groups."""
-    if isinstance(params, (Tensor, set)):
-        _checks.fail(TypeError, "params", "an ordered iterable of tensors or dicts", type(params).__name__)
-    listed = list(params)
-    if not listed:
-        _checks.fail(ValueError, "params", "at least one tensor", "an empty list")
-    return listed
-
-
-def _named(params: Any) -> list[tuple[str | None, Tensor]]:
-    """The parameters of a group with their names, where (name, tensor) pairs were given."""
-    if isinstance(params, set):
-        _checks.fail(TypeError, "params", "an ordered collection", "a set")
-    listed = [params] if isinstance(params, Tensor) else list(params)
-    named = [item if isinstance(item, tuple) else (None, item) for item in listed]
-    if len({name is None for name, _ in named}) > 1:
-        _checks.fail(ValueError, "params", "(name, tensor) pairs throughout or nowhere", "a mixture")
-    return named

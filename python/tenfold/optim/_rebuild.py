@@ -10,7 +10,8 @@ from torch import nn
 
 from tenfold import _checks
 
-from ._base import ZerothOrder, _mask_from_json
+from ._base import ZerothOrder
+from ._helpers import _mask_from_json
 from ._options import Blocks
 
 

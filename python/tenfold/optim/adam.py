@@ -9,7 +9,8 @@ import torch
 from tenfold import _checks
 from tenfold.ops import zo_adam_
 
-from ._base import Values, ZerothOrder
+from ._base import ZerothOrder
+from ._helpers import Values
 from ._walk import Cell, Coefs, Walk
 from .sgd import (
     empty_state,

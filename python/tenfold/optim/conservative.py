@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._base import Evaluate, Values, ZerothOrder, _values, spend
+from ._base import ZerothOrder
+from ._helpers import Evaluate, Values, _values, spend
 from ._record import FLAG_CHOICE, FLAG_SKIPPED, Scalar
 from ._walk import CLEAN, Cell, Place, Walk
 

@@ -10,8 +10,9 @@ from torch.autograd import forward_ad
 
 from tenfold import _checks
 
-from ._base import Closure, Evaluate, Values, ZerothOrder
+from ._base import ZerothOrder
 from ._dual import Spot, Substitution
+from ._helpers import Closure, Evaluate, Values
 from ._record import FLAG_GRAD, Scalar
 from ._walk import Cell, Coefs, Place, Walk
 

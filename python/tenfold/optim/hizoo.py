@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tenfold import _checks
 
-from ._base import Values, ZerothOrder
+from ._base import ZerothOrder
+from ._helpers import Values
 from ._record import FLAG_CURVATURE, FLAG_GRAD, Scalar
 from ._walk import Cell, Coefs, Mover, Walk
 from .sgd import gradient_coefficients, stateful_pass, terms

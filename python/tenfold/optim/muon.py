@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tenfold import _checks
 
-from ._base import Values
+from ._helpers import Values
 from ._lowrank import MATRIX, LowRank
 from ._seeds import splitmix64
 from ._walk import Cell, Coefs, Walk

@@ -11,7 +11,8 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.ops import Term
 
-from ._base import Values, ZerothOrder
+from ._base import ZerothOrder
+from ._helpers import Values
 from ._options import MagnitudeSparsity
 from ._walk import Cell, Coefs, Walk
 
