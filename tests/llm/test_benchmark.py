@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ import pytest
 import task_files
 
 from tenfold.cli import main
-from tenfold.llm import ZOConfig, benchmark, benchmark_memory, engine, finetune, methods, schemes, zo_paper
+from tenfold.llm import (
+    ZOConfig,
+    benchmark,
+    benchmark_memory,
+    benchmark_report,
+    engine,
+    finetune,
+    methods,
+    schemes,
+    zo_paper,
+)
 from tenfold.runs import RunFolder
 
 MADE = {"opt": "folder/opt", "roberta": "folder/roberta"}
@@ -77,6 +88,9 @@ def test_stored_settings_come_back_unchanged() -> None:
         ({"task": "rte", "data": "x", "scheme": "lorra"}, "scheme: expected one of ft, lora"),
         ({"task": "rte", "data": "x", "optimizer": "sdg"}, "optimizer: expected one of none, sgd"),
         ({"task": "rte", "data": "x", "version": 3}, "version: expected 0 to 1 for rte"),
+        ({"task": "rte", "data": "x", "checkpointing": True}, "checkpointing: expected sgd, adam or adamw"),
+        ({"task": "rte", "data": "x", "schemes": "ft"}, "schemes: expected it with tables, got 'ft'"),
+        ({"tables": "all", "trainable": "full"}, "trainable: expected it without task and tables"),
         ({"scheme": "lora"}, "scheme: expected it with task or tables"),
         ({"forwards": 5}, "forwards: expected it with task or tables"),
         ({"optimizer": "adamw"}, "optimizer: expected one of fzoo, zo-sgd, zo-adam, got 'adamw'"),
@@ -149,7 +163,43 @@ def test_real_models_begin_with_mezos_pairs() -> None:
     assert pairs["ft"] == (1e-6, 1e-3)
     assert pairs["lora"] == (5e-5, 1e-2)
     assert pairs["prefix"] == (1e-2, 1e-1)
-    assert all(job.forwards is None and job.steps == 20_000 for job in jobs.values())
+    assert all((job.forwards, job.steps) == (40_000, None) for job in jobs.values())
+
+
+@pytest.mark.parametrize(("own", "zo", "steps"), [({}, 40_000, 625), ({"steps": 30}, 60, 10)])
+def test_every_method_of_a_real_model_has_the_same_number_of_evaluations(
+    own: dict[str, Any], zo: int, steps: int
+) -> None:
+    config = ZOConfig(tables="accuracy", model="m", data="d", **own)
+    for cell in benchmark.plan(config, {"m": "m"}, ["accuracy"]):
+        kind = methods.find(cell.job.optimizer).kind
+        if kind in ("zo", "forward"):
+            assert (cell.job.steps, cell.job.forwards) == (None, zo)
+        elif kind == "first-order":
+            assert (cell.job.steps, cell.job.forwards) == (steps, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"tables": "accuracy", "optimizers": "logreg", "schemes": "lora"},
+            "optimizers: expected some that fit",
+        ),
+        ({"tables": "alignment", "optimizers": "logreg"}, "optimizers: expected some that fit"),
+        ({"tables": "accuracy,alignment", "task": "squad"}, "task: expected one with two templates"),
+        ({"tables": "accuracy,alignment", "version": 0, "kshot": 0, "optimizers": "none,logreg,sgd"}, ""),
+    ],
+)
+def test_the_whole_plan_is_checked_before_the_first_cell(
+    own: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "run_job", lambda *a, **k: pytest.fail("a cell was run"))
+    config = ZOConfig(model="m", data="d", **own)
+    if not message:
+        return benchmark.check_plan(config)
+    with pytest.raises(ValueError, match=message):
+        benchmark.run(config, RunFolder.create("zo", config, tmp_path / "run"))
 
 
 def test_the_papers_figures_are_marked() -> None:
@@ -200,6 +250,42 @@ def test_a_killed_table_goes_on_with_the_next_cell(
     page = (result.path / "report.html").read_text()
     assert "OPT-1.3B" in page
     assert "91.1" in page
+
+
+def test_several_seeds_are_all_run_and_joined(opt: str, data: Path, tmp_path: Path) -> None:
+    config = settings(
+        opt, data, optimizers="sgd,fzoo", schemes="ft", seeds=[0, 3, 5], test_size=1000, lr=0.05
+    )
+    result = finetune(config, tmp_path / "run")
+    runs = table(result.path, "runs")
+    assert [row["seed"] for row in runs] == ["0", "3", "5"] * 2
+    found = [100 * float(row["test accuracy"]) for row in runs[:3]]
+    mean, sd = table(result.path, "accuracy-opt")[0]["full"].split(" ± ")
+    assert float(mean) == pytest.approx(statistics.mean(found), abs=0.06)
+    assert float(sd) == pytest.approx(statistics.stdev(found), abs=0.06)
+    assert result.metrics["accuracy-opt-sgd-ft/test_accuracy"] == pytest.approx(float(mean) / 100, abs=6e-4)
+    page = (result.path / "report.html").read_text()
+    stored = json.loads((result.path / "results" / "accuracy-opt-sgd-ft-seed3.json").read_text())
+    held = stored["sizes"]["test"]
+    assert held < 1000
+    assert f"on {held} held-out examples, of 3 runs (mean ± standard deviation" in page
+    assert "Methods without back-propagation had 18 evaluations of the loss in each run" in page
+    assert "Back-propagation had 2 steps in each run" in page
+    assert "1000 examples" not in page
+
+
+def test_the_interval_is_over_the_examples_there_are(opt: str, data: Path, tmp_path: Path) -> None:
+    config = settings(opt, data, tables="", optimizers="", schemes="", optimizer="none", test_size=1000)
+    page = (finetune(config, tmp_path / "run").path / "report.html").read_text()
+    held = json.loads((tmp_path / "run" / "results" / "sst2-ft-none-seed0.json").read_text())["sizes"]["test"]
+    assert f"95 % interval over {held} examples" in page
+
+
+def test_claims_about_another_task_are_not_made(opt: str, tmp_path: Path) -> None:
+    found = {"test": {"loss": 1.0, "accuracy": 0.5}, "before": {"loss": 1.0}, "dev": {"loss": 1.0}}
+    config = ZOConfig(tables="accuracy,alignment", model="m", data="d", task="rte")
+    cells = [(cell, found) for cell in benchmark.plan(config, {"m": "m"}, ["accuracy", "alignment"])]
+    assert benchmark_report._claims(benchmark.Tables(config, cells, [], [], {"m": "m"}, False)) == []
 
 
 def test_alignment_and_ablations_make_their_tables(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.llm import benchmark_memory, data, families, methods, schemes
-from tenfold.llm.engine import Job, run_job
+from tenfold.llm.engine import Job, check, run_job
 from tenfold.llm.zo_config import EMBEDDED, ZOConfig
 from tenfold.runs import RunFolder
 
 __all__ = ["Cell", "Tables", "plan", "run"]
 
 SMOLLM2 = "smollm2"
-FIRST_ORDER = ("sgd", "adam", "adamw")
+ZO_FORWARDS, FIRST_ORDER_STEPS = 40_000, 625  # where neither --forwards nor --steps was given
 ALIGNED = ("sgd", "zo-sgd", "zo-adam")
 REVIEW_LENGTH = 90  # letters; longer reviews are left out of pre-training
 
@@ -95,12 +96,30 @@ class Tables:
     tiny: bool
 
     def of(self, table: str, family: str | None = None) -> list[tuple[Cell, dict[str, Any]]]:
-        """The cells of a table, of one family or all."""
-        return [
-            (cell, found)
-            for cell, found in self.cells
-            if cell.table == table and family in (None, cell.family)
-        ]
+        """The cells of a table, of one family or all; seeds of the same cell joined by :func:`joined`."""
+        places: dict[tuple[str, str, str], list[tuple[Cell, dict[str, Any]]]] = {}
+        for cell, found in self.cells:
+            if cell.table == table and family in (None, cell.family):
+                places.setdefault((cell.family, cell.row, cell.column), []).append((cell, found))
+        return [(runs[0][0], joined([found for _, found in runs])) for runs in places.values()]
+
+
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result of the runs of several seeds: figures and counts are means, ``sd`` holds the standard
+    deviations of the test figures (n - 1) and ``seeds`` their number."""
+    first, count = runs[0], len(runs)
+
+    def mean(part: str) -> dict[str, float]:
+        return {key: sum(run[part][key] for run in runs) / count for key in first[part]}
+
+    found = dict(first) | {part: mean(part) for part in ("test", "dev", "before")}
+    found |= {"seeds": count, "sd": dict.fromkeys(first["test"], 0.0)}
+    if count > 1:
+        found["sd"] = {key: statistics.stdev(run["test"][key] for run in runs) for key in first["test"]}
+        found["seconds"] = sum(run["seconds"] for run in runs) / count
+        for part in ("steps", "queries", "backwards", "skipped", "trainable"):
+            found[part] = round(sum(run[part] for run in runs) / count)
+    return found
 
 
 def run(config: ZOConfig, folder: RunFolder) -> dict[str, float | int]:
@@ -110,6 +129,7 @@ def run(config: ZOConfig, folder: RunFolder) -> dict[str, float | int]:
     """
     names = str(config.tables).split(",")
     tiny = is_tiny(config)
+    check_plan(config)
     made = _models(config, folder, names) if tiny else {_label(config): _model(config)}
     deadline = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     cells = plan(config, made, names)
@@ -139,7 +159,35 @@ def is_tiny(config: ZOConfig) -> bool:
 def plan(config: ZOConfig, made: dict[str, str], names: Sequence[str]) -> list[Cell]:
     """The cells of the tables asked for, in order; ``made`` is family (or model) -> folder or name."""
     makers = {"accuracy": _accuracy, "alignment": _alignment, "ablations": _ablations}
-    return [cell for name in names if name in makers for cell in makers[name](config, made)]
+    seeds = config.seeds or [0]
+    cells = [cell for name in names if name in makers for cell in makers[name](config, made)]
+    if len(seeds) == 1:
+        return cells
+    return [_with_seed(cell, seed) for cell in cells for seed in seeds]
+
+
+def _with_seed(cell: Cell, seed: int) -> Cell:
+    job = dataclasses.replace(cell.job, seed=seed, key=f"{cell.job.key}-seed{seed}")
+    return dataclasses.replace(cell, job=job)
+
+
+def check_plan(config: ZOConfig) -> None:
+    """Whether every cell of the tables asked for can be run, before the first one is.
+
+    Raises:
+        ValueError: settings of a cell that do not fit each other, or a table without cells.
+    """
+    names = str(config.tables).split(",")
+    made = dict.fromkeys(_asked(config.families) or ["opt"], "") if is_tiny(config) else {_label(config): ""}
+    cells = plan(config, made, names)
+    for cell in cells:
+        check(cell.job)
+    for name in names:
+        if name in ("accuracy", "alignment") and not any(cell.table == name for cell in cells):
+            got = f"{config.optimizers or 'all'} with {config.schemes or 'all'}"
+            raise ValueError(
+                f"optimizers: expected some that fit the table {name} and its schemes, got {got}"
+            )
 
 
 # -- tables --------------------------------------------------------------------------------------------------
@@ -166,7 +214,11 @@ def _alignment(config: ZOConfig, made: dict[str, str]) -> list[Cell]:
 
     if tasks.find(str(config.task)).versions < 2:
         raise ValueError(f"task: expected one with two templates for alignment, got {config.task!r}")
-    chosen = _asked(config.optimizers) or list(ALIGNED)
+    chosen = [
+        name
+        for name in _asked(config.optimizers) or list(ALIGNED)
+        if methods.find(name).kind in ("zo", "first-order", "forward")
+    ]
     return [
         _cell(config, made, "alignment", family, name, "ft", column=column, version=version)
         for family in made
@@ -282,15 +334,18 @@ def learning_rate(name: str, scheme: str, tiny: bool) -> float:
 
 
 def _budget(config: ZOConfig, method: methods.Method) -> tuple[int | None, int | None]:
-    """(steps, forwards): first-order methods take a sixth of the evaluations as steps, as MeZO's 20,000 steps
-    of two evaluations stand against the paper's 625 of back-propagation in a still larger ratio."""
+    """(steps, forwards). Without back-propagation the default is the 40,000 evaluations of MeZO's 20,000
+    steps, and in tables N steps stand for 2 N evaluations, however many a step of a method takes. With
+    back-propagation the default is the paper's 625 steps, and otherwise a sixth of the evaluations. One run
+    (``--task``) takes the steps it is asked for."""
     if method.kind in ("none", "probe"):
         return None, None
+    if config.steps and config.mode == "task" and not config.forwards:
+        return config.steps, None
+    forwards = config.forwards or 2 * (config.steps or 0)
     if method.kind == "first-order":
-        return config.steps or (max(1, config.forwards // 6) if config.forwards else 625), None
-    if config.forwards:
-        return None, config.forwards
-    return config.steps or 20_000, None
+        return max(1, forwards // 6) if forwards else FIRST_ORDER_STEPS, None
+    return None, forwards or ZO_FORWARDS
 
 
 def _asked(text: str) -> list[str] | None:

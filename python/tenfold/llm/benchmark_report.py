@@ -54,6 +54,12 @@ def collect(tables: Tables) -> dict[str, float | int]:
             numbers[f"{cell.job.key}/test_{name}"] = value
         numbers[f"{cell.job.key}/dev_loss"] = found["dev"]["loss"]
         numbers[f"{cell.job.key}/queries"] = found["queries"]
+    if len(tables.config.seeds or [0]) > 1:
+        for table in ("accuracy", "alignment", "ablations"):
+            for cell, found in tables.of(table):
+                key = cell.job.key.rpartition("-seed")[0]
+                for name, value in found["test"].items():
+                    numbers[f"{key}/test_{name}"], numbers[f"{key}/test_{name}_sd"] = value, found["sd"][name]
     for row in tables.memory:
         key = f"memory/{row['scheme']}/{_flat(row['what'])}"
         numbers[f"{key}/above_model_mib"] = row["above_model_mib"]
@@ -74,6 +80,14 @@ def metric(found: dict[str, Any]) -> tuple[str, float]:
     return name, test[name]
 
 
+def figure(found: dict[str, Any]) -> float | str:
+    """The task's figure in percent; of several seeds the mean and the standard deviation."""
+    name, value = metric(found)
+    if found.get("seeds", 1) == 1:
+        return round(100 * value, 1)
+    return f"{100 * value:.1f} ± {100 * found['sd'][name]:.1f}"
+
+
 # -- tables --------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +97,7 @@ def _run_row(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
     ms = found["step_ms"]
     return {
         "table": cell.table, "model": cell.family, "row": cell.row, "column": cell.column,
-        "optimizer": job.optimizer, "scheme": job.scheme, "lr": job.lr, "eps": job.eps,
+        "optimizer": job.optimizer, "scheme": job.scheme, "seed": job.seed, "lr": job.lr, "eps": job.eps,
         "steps": found["steps"], "loss evaluations": found["queries"], "backward passes": found["backwards"],
         **{f"test {name}": round(value, 4) for name, value in found["test"].items()},
         "dev loss before": round(found["before"]["loss"], 4), "dev loss": round(found["dev"]["loss"], 4),
@@ -98,7 +112,7 @@ def _curves(tables: Tables) -> list[dict[str, Any]]:
     """Every look at the dev split of every run."""
     return [
         {"table": cell.table, "model": cell.family, "row": cell.row, "column": cell.column,
-         "step": look["step"], "loss evaluations": look["forwards"],
+         "seed": cell.job.seed, "step": look["step"], "loss evaluations": look["forwards"],
          **{f"dev {k}": v for k, v in look.items() if k not in ("step", "forwards", "train_seconds")}}
         for cell, found in tables.cells
         for look in found["evals"]
@@ -110,7 +124,7 @@ def grid(cells: Sequence[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for cell, found in cells:
         row = rows.setdefault(cell.row, {"optimizer": cell.row})
-        row[SCHEME_NAMES.get(cell.column, cell.column)] = round(100 * metric(found)[1], 1)
+        row[SCHEME_NAMES.get(cell.column, cell.column)] = figure(found)
     return list(rows.values())
 
 
@@ -133,12 +147,10 @@ def _accuracy(tables: Tables, folder: RunFolder) -> Section | None:
             names.append(f"paper-{_flat(family)}")
     if not shown:
         return None
-    budget = tables.config.forwards or 2 * (tables.config.steps or 20_000)
     text = (
-        f"Each number is {_metric_name(tables)} in percent on {_test_size(tables)} held-out examples, of one "
-        "run whose step was chosen by the loss on other examples; the test examples are scored once. "
-        f"Methods without back-propagation had {budget:,} evaluations of the loss each, however many "
-        "a step takes; back-propagation had a sixth of that as steps. `head` trains the unembedding alone; "
+        f"Each number is {_metric_name(tables)} in percent on {_test_size(tables)} held-out examples, of "
+        f"{_runs_words(tables)} whose step was chosen by the loss on other examples; the test examples are "
+        f"scored once. {_budget_words(tables.of('accuracy'))} `head` trains the unembedding alone; "
         "logistic regression is fitted to the hidden states of the untrained model."
     )
     if len(names) > len(shown):
@@ -148,6 +160,34 @@ def _accuracy(tables: Tables, folder: RunFolder) -> Section | None:
             "memory only and could not be read in a source when this was written."
         )
     return Section("Accuracy: optimizer by fine-tuning scheme", text, shown, names)
+
+
+def _runs_words(tables: Tables) -> str:
+    count = len(tables.config.seeds or [0])
+    return "one run" if count == 1 else f"{count} runs (mean ± standard deviation over their seeds)"
+
+
+def _budget_words(cells: Sequence[tuple[Cell, dict[str, Any]]]) -> str:
+    """What the methods had, read from the runs."""
+    text = []
+    for kinds, what, part, unit in (
+        (("zo",), "Methods without back-propagation", "queries", "evaluations of the loss"),
+        (("forward",), "Forward-Grad", "queries", "forward-mode derivatives (each dearer than a loss)"),
+        (("first-order",), "Back-propagation", "steps", "steps"),
+    ):
+        runs = [(cell, found) for cell, found in cells if methods.find(cell.job.optimizer).kind in kinds]
+        if not runs:
+            continue
+        counts = [found[part] for _, found in runs]
+        asked = {cell.job.forwards for cell, _ in runs}
+        least, most = min(counts), max(counts)
+        had = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        if least != most and len(asked) == 1 and min(asked, key=str) == least:
+            had += " (a step that was begun was finished)"
+        text.append(f"{what} had {had} {unit} in each run.")
+    if any(found["stopped_early"] for _, found in cells):
+        text.append("Some runs were ended early by `--max_minutes`.")
+    return " ".join(text) + " `tables/runs.csv` has the count of every run."
 
 
 def _paper_rows(tables: Tables, family: str) -> list[dict[str, Any]]:
@@ -170,13 +210,15 @@ def _alignment(tables: Tables, folder: RunFolder) -> Section | None:
     if not cells:
         return None
     pairs: dict[tuple[str, str], dict[str, float]] = {}
+    shown: dict[tuple[str, str, str], float | str] = {}
     for cell, found in cells:
         pairs.setdefault((cell.family, cell.job.optimizer), {})[cell.column] = 100 * metric(found)[1]
+        shown[cell.family, cell.job.optimizer, cell.column] = figure(found)
     paper = zo_paper.ALIGNMENT.get(str(tables.config.task), {})
     rows = []
     for (family, name), pair in pairs.items():
         row: dict[str, Any] = {"model": family, "optimizer": methods.find(name).title}
-        row |= {column: round(value, 1) for column, value in pair.items()}
+        row |= {column: shown[family, name, column] for column in pair}
         row["gain"] = round(pair["with the template"] - pair["without"], 1)
         if name in paper:
             row |= {"paper, with": paper[name][0], "paper, without": paper[name][1], "paper checked": "no"}
@@ -185,10 +227,10 @@ def _alignment(tables: Tables, folder: RunFolder) -> Section | None:
     folder.write_figure("alignment", *benchmark_figures.alignment(tables, pairs))
     text = (
         "The same full fine-tuning with the task's template (`It was` and an answer word for SST-2) and "
-        "with the bare text. The paper's figures beside are RoBERTa-large's, known from memory only. Its "
-        "claim: without the template zeroth-order methods lose about ten points, back-propagation next to "
-        "nothing."
+        "with the bare text."
     )
+    if paper:
+        text += " The paper's figures beside are RoBERTa-large's, known from memory only."
     return Section("Task alignment", text, ["alignment"], ["alignment"])
 
 
@@ -214,13 +256,21 @@ def _memory(tables: Tables, folder: RunFolder) -> Section | None:
     text = (
         f"One step on the same batch ({batch}), each row in a process of its own, on a model of "
         f"{first['parameters']:,} parameters{' with random weights' if tables.tiny else ''} "
-        f"({first['model_mib']:,.0f} MiB). Memory is {first['method']}, the larger of two steps, time the "
-        "faster of two. Methods with several directions were measured with the least number of them that "
+        f"({first['model_mib']:,.0f} MiB){_measured_family(tables)}. Memory is "
+        f"{first['method']}, the larger of two steps, time the faster of two. "
+        "Methods with several directions were measured with the least number of them that "
         "they take: their memory does not depend on it, and their time grows with it. "
         "Forward, backward, weight passes and rest add up to the step; what a perturbed layer computes "
         "inside the forward pass (no weight is written in a probe) counts as forward."
     )
     return Section("Memory and time", text, ["memory", "time"], ["memory"])
+
+
+def _measured_family(tables: Tables) -> str:
+    family = next(iter(tables.models))
+    if not tables.tiny:
+        return ""
+    return ", a causal one of the OPT family" if family == "roberta" else f" of the {family} family"
 
 
 def _ablations(tables: Tables, folder: RunFolder) -> Section | None:
@@ -229,7 +279,7 @@ def _ablations(tables: Tables, folder: RunFolder) -> Section | None:
         return None
     rows = [
         {
-            "variant": cell.row, _metric_name(tables): round(100 * metric(found)[1], 1),
+            "variant": cell.row, _metric_name(tables): figure(found),
             "dev loss": round(found["dev"]["loss"], 4), "steps": found["steps"],
             "loss evaluations": found["queries"], "seconds": round(found["seconds"], 2),
         }
@@ -238,8 +288,9 @@ def _ablations(tables: Tables, folder: RunFolder) -> Section | None:
     folder.write_table("ablations", rows)
     folder.write_figure("ablations", *benchmark_figures.ablations(tables, cells, metric))
     text = (
-        "ZO-SGD with full fine-tuning, one thing changed in each row, the same number of evaluations of the "
-        "loss (the step may differ: a block-wise step takes two per block). Block-wise steps keep the "
+        f"ZO-SGD with full fine-tuning on {cells[0][0].family}, one thing changed in each row, the same "
+        "budget of evaluations of the loss (a block-wise step takes two per block). "
+        f"{_budget_words(cells)} Block-wise steps keep the "
         "activations in front of the block under probe, so an evaluation costs them less. The hybrid rows "
         "back-propagate through the last layer alone; their evaluations include the one with gradients. "
         "Masks are exact: a masked element moves neither in a probe nor in an update."
@@ -279,7 +330,7 @@ def _metric_name(tables: Tables) -> str:
 
 
 def _test_size(tables: Tables) -> int:
-    return int(tables.config.test_size or 1000)
+    return int(tables.cells[0][1]["sizes"]["test"])
 
 
 def _best(
@@ -329,8 +380,7 @@ def _headlines(tables: Tables) -> list[Headline]:
         best = _best(tables, kinds)
         if best is not None:
             cell, found = best
-            low, high = _interval(tables, found)
-            note = f"{cell.row}, {WORDS[cell.column]}; 95 % interval {low} to {high}"
+            note = f"{cell.row}, {WORDS[cell.column]}; {_certainty(found)}"
             tiles.append(Headline(label, _percent(found), note))
     by_label = {row["what"]: row for row in tables.memory if row["scheme"] == "ft"}
     if {"ZO-SGD", "FO-Adam"} <= set(by_label):
@@ -344,22 +394,28 @@ def _headlines(tables: Tables) -> list[Headline]:
     return tiles
 
 
-def _interval(tables: Tables, found: dict[str, Any]) -> tuple[str, str]:
-    total = _test_size(tables)
-    low, high = stats.wilson(round(metric(found)[1] * total), total)
-    return f"{100 * low:.1f}", f"{100 * high:.1f} %"
+def _certainty(found: dict[str, Any]) -> str:
+    total, (name, value), seeds = found["sizes"]["test"], metric(found), found.get("seeds", 1)
+    if seeds > 1:
+        return f"mean of {seeds} seeds, standard deviation {100 * found['sd'][name]:.1f}, {total} examples"
+    if name != "accuracy":
+        return f"one seed, {total} examples"
+    low, high = stats.wilson(round(value * total), total)
+    return f"95 % interval over {total} examples {100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _claims(tables: Tables) -> list[Claim]:
     claims = []
-    by_place = {(cell.job.optimizer, cell.column): found for cell, found in tables.of("accuracy")}
-    sgd, zo = by_place.get(("sgd", "ft")), by_place.get(("zo-sgd", "ft"))
-    if sgd and zo:
+    for family in _families(tables, "accuracy"):
+        by_place = {(c.job.optimizer, c.column): found for c, found in tables.of("accuracy", family)}
+        sgd, zo = by_place.get(("sgd", "ft")), by_place.get(("zo-sgd", "ft"))
+        if not (sgd and zo) or tables.config.task != "sst2":
+            continue
         claims.append(
             Claim(
                 "Full fine-tuning of OPT-1.3B on SST-2: FO-SGD 91.1 %, ZO-SGD 90.8 %.",
-                f"FO-SGD {_percent(sgd)}, ZO-SGD {_percent(zo)}; untrained "
-                f"{100 * zo['before'].get('accuracy', float('nan')):.1f} % on dev.",
+                f"{family}: FO-SGD {_percent(sgd)}, ZO-SGD {_percent(zo)}; untrained "
+                f"{100 * zo['before']['accuracy']:.1f} % on dev.",
                 "arXiv 2402.11592, read in ReLIZO's table",
             )
         )
@@ -367,7 +423,7 @@ def _claims(tables: Tables) -> list[Claim]:
         (cell.family, cell.job.optimizer, cell.column): metric(found)[1]
         for cell, found in tables.of("alignment")
     }
-    if gains:
+    if gains and tables.config.task == "sst2":
         words = [
             f"{methods.find(name).title} {100 * (value - gains[family, name, 'without']):+.1f} ({family})"
             for (family, name, column), value in gains.items()
@@ -399,10 +455,10 @@ def _measured(tables: Tables) -> str:
     config = tables.config
     text = (
         "Selection: the step with the lowest dev loss, out of the looks that `tables/curves.csv` lists; the "
-        "test split is scored once per run, with the weights kept. One seed for each run "
-        f"({(config.seeds or [0])[0]}): differences of a few points between rows are within what another "
-        "seed or other examples would give; `tables/runs.csv` has every run with its settings, times and "
-        "counts, and results/ one JSON file each. "
+        "test split is scored once per run, with the weights kept. Seeds "
+        f"{', '.join(map(str, config.seeds or [0]))}: differences of a few points between rows are within "
+        "what other seeds or other examples would give; `tables/runs.csv` has every run with its "
+        "settings, times and counts, and results/ one JSON file each. "
     )
     if tables.tiny:
         text += (

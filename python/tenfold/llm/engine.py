@@ -33,7 +33,7 @@ from tenfold.llm.objective import Objective
 from tenfold.llm.training import batch_of_step, pack, unpack
 from tenfold.runs import RunFolder
 
-__all__ = ["History", "Job", "run_job", "save_weights"]
+__all__ = ["History", "Job", "check", "run_job", "save_weights"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,9 @@ def run_job(
         ``job``, ``test`` (loss and figures), ``before`` (the same of the untrained model on dev), ``dev``
         (at the step kept), ``evals`` (one per look), ``best_step``, ``steps``, ``queries`` (loss
         evaluations), ``backwards``, ``skipped``, ``trainable``, ``parameters``, ``seconds``, ``step_ms``
-        (forwards, backwards, passes, rest), ``peak_bytes``, ``peak_method``, ``form``, ``source``,
-        ``stopped_early`` and ``history``.
+        (forwards, backwards, passes, rest), ``peak_bytes`` (of the whole run, above what the process held
+        before the model was loaded), ``peak_method``, ``form``, ``source``, ``sizes`` (examples of each
+        split), ``stopped_early`` and ``curve``.
 
     Raises:
         ValueError: a setting that does not fit model or task; named.
@@ -149,14 +150,18 @@ def run_job(
         return dict(saved[0]["result"])
     if saved is not None:
         _check_same(job, saved[0])
+    check(job)
+    _import_all(job)
     memory = DeviceMemory() if job.device == "cuda" else HostMemory()
     memory.settle()
     before = memory.now()
     adapted, objective, source = prepare(job)
     memory.reset()
     result = _run(job, folder, adapted, objective, saved, save_seconds, deadline, label or job.key)
-    result |= {"peak_bytes": round((memory.peak() - before) * 2**20), "peak_method": memory.method}
-    result["source"] = source
+    method = memory.method.replace("reset before each step", "reset when the model is loaded")
+    method += "; of the whole run, evaluations included, above what was held before the model was loaded"
+    result |= {"peak_bytes": round((memory.peak() - before) * 2**20), "peak_method": method}
+    result |= {"source": source, "sizes": {name: len(rows) for name, rows in objective.examples.items()}}
     folder.save_state(job.key, {"done": True, "result": result})
     _write_result(folder, job, result)
     adapted.detach()
@@ -165,9 +170,29 @@ def run_job(
     return result
 
 
+def _import_all(job: Job) -> None:
+    """Import what a run needs, so that the first run's memory does not hold modules that later ones find."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM
+
+    import tenfold.optim
+
+    assert tenfold.optim.ZOSGD is not None
+    assert LlamaForCausalLM is not None
+    models.load_tokenizer(job.model)
+    if job.model == models.EMBEDDED:
+        return
+    try:
+        kind = type(AutoConfig.from_pretrained(job.model))
+    except (OSError, ValueError):
+        return  # load_model says what is wrong
+    for auto in (AutoModelForCausalLM, AutoModelForMaskedLM):
+        if kind in auto._model_mapping:
+            auto._model_mapping[kind]  # imports the module of the class
+
+
 def prepare(job: Job) -> tuple[schemes.Adapted, Objective, str]:
     """Model with its scheme, objective, and where the examples come from."""
-    _check(job)
+    check(job)
     tokenizer = models.load_tokenizer(job.model)
     model = load_any_model(job.model, getattr(torch, job.dtype)).to(job.device)
     masked = schemes.is_masked(model)
@@ -538,7 +563,12 @@ def _open_log(path: Path, running: Running) -> Any:
     return zolog.ZOLog.open(path, running.optimizer, adapted.model)
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
+    """Whether the settings of a job fit each other, before anything is loaded.
+
+    Raises:
+        ValueError: they do not; named.
+    """
     method = methods.find(job.optimizer)
     if job.scheme not in schemes.SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(schemes.SCHEMES)}, got {job.scheme!r}")
@@ -553,4 +583,4 @@ def _check(job: Job) -> None:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
     if job.checkpointing and method.kind != "first-order":
         raise ValueError(f"checkpointing: expected back-propagation, got {job.optimizer!r}")
-    tasks.find(job.task)
+    tasks.find(job.task).check_version(job.version)

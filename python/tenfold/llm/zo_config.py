@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
@@ -80,7 +81,8 @@ class ZOConfig:
     """With --task or --tables: subtract each option's score behind the task's domain string."""
 
     kshot: int = 0
-    """With --task: k training examples of each class (masked models' few-shot protocol); 0 for all."""
+    """With --task or --tables: k training examples of each class (masked models' few-shot protocol); 0 for
+    all."""
 
     template: str = "{text} It was"
     """Prompt; {text} stands for the example."""
@@ -97,7 +99,8 @@ class ZOConfig:
     once."""
 
     steps: int | None = None
-    """Optimizer steps of each seed."""
+    """Optimizer steps of each seed. With --tables: steps of ZO-SGD; every method without back-propagation has
+    twice as many evaluations of the loss, back-propagation a sixth of these as steps."""
 
     batch_size: int | None = None
     """Examples per step."""
@@ -282,6 +285,7 @@ def fill_engine(config: ZOConfig) -> None:
     _check_choice("restore", config.restore, ("arithmetic", "exact", "auto", "dual"))
     if config.restore == "arithmetic":
         config.restore = "auto"
+    _refuse_unused(config)
     for name, known in (("schemes", schemes.SCHEMES), ("optimizers", tuple(methods.METHODS)),
                         ("families", (*families.FAMILIES, "smollm2"))):  # fmt: skip
         if getattr(config, name):
@@ -303,6 +307,19 @@ def fill_engine(config: ZOConfig) -> None:
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a number > 0, got {value!r}")
     _check_shared(config)
+
+
+def _refuse_unused(config: ZOConfig) -> None:
+    """What only another way of running reads."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in ("trainable", "template", "full_steps", "full_batch_size", "full_lr"):
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(f"{name}: expected it without task and tables, got {getattr(config, name)!r}")
+    for name in ("schemes", "optimizers", "families") if not config.tables else ():
+        if getattr(config, name):
+            raise ValueError(f"{name}: expected it with tables, got {getattr(config, name)!r}")
+    if config.checkpointing and not config.tables and config.optimizer not in ("sgd", "adam", "adamw"):
+        raise ValueError(f"checkpointing: expected sgd, adam or adamw, got {config.optimizer!r}")
 
 
 def listed(name: str, text: str, known: tuple[str, ...], everything: tuple[str, ...] = ()) -> list[str]:

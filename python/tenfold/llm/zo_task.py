@@ -137,13 +137,13 @@ def _report(
     first, method = found[0], methods.find(config.optimizer)
     name = metric(first)[0]
     value = numbers[f"{name}_after"]
-    size = int(config.test_size or 1000)
+    size = first["sizes"]["test"]
     before = first["before"].get(name)
     lead = (
         f"{config.model} ({first['parameters']:,} parameters) on {config.task} ({first['source']}): "
         f"{method.title}, {SCHEMES[str(config.scheme)]}, trains {first['trainable']:,} parameters for "
         f"{numbers['steps']:,} steps, {numbers['forwards_per_seed']:,} evaluations of the loss and "
-        f"{numbers['backwards_per_seed']:,} backward passes. {name.capitalize()} on up to {size} held-out "
+        f"{numbers['backwards_per_seed']:,} backward passes. {name.capitalize()} on {size} held-out "
         f"examples: {100 * value:.1f} %{f' (mean of {len(found)} seeds)' if len(found) > 1 else ''}"
         + (f"; before training, on the dev examples, {100 * before:.1f} %." if before is not None else ".")
     )

@@ -134,7 +134,10 @@ def _texts(
         if calibrate:
             prompt = example.sfc_prompt
             if prompt is None:
-                raise ValueError("calibrate: expected a task with a domain string, got question answering")
+                raise ValueError(
+                    "calibrate: expected a task with a domain string and a causal model, "
+                    "got question answering or a masked model"
+                )
         assert prompt is not None
         prompt = prompt.strip(" ")
         options = [example.options[example.label]] if only_correct else example.options
