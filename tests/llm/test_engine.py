@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,38 @@ def test_the_results_file_holds_what_the_protocol_asks_for(opt: str, data: Path,
     assert stored["queries"] == 6
     assert stored["peak_bytes"] > 0
     assert "RSS" in stored["peak_method"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_first_run_of_a_process_has_the_memory_of_later_ones(
+    opt: str, data: Path, tmp_path: Path
+) -> None:
+    """Imports are no memory of a run: measured in a fresh process, the same run three times."""
+    settings = [
+        dataclasses.asdict(job(opt, data, key=key, optimizer=optimizer, steps=2, lr=1e-4))
+        for key, optimizer in (("a", "sgd"), ("b", "zo-sgd"), ("c", "sgd"))
+    ]
+    program = (
+        "import dataclasses, json, sys\n"
+        "from tenfold.llm.engine import Job, run_job\n"
+        "from tenfold.runs import RunFolder\n"
+        "@dataclasses.dataclass\n"
+        "class Settings:\n"
+        "    seed: int = 0\n"
+        f"folder = RunFolder.create('test', Settings(), {str(tmp_path / 'run')!r})\n"
+        "print([run_job(Job(**s), folder)['peak_bytes'] / 2**20 for s in json.load(sys.stdin)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(settings),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks = json.loads(done.stdout.splitlines()[-1])
+    assert max(peaks) < 40
+    assert peaks[0] < peaks[2] + 12
 
 
 def test_without_training_the_model_is_scored_as_it_is(opt: str, data: Path, folder: RunFolder) -> None:

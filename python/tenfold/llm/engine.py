@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,11 @@ def run_job(
 
 def _import_all(job: Job) -> None:
     """Import what a run needs, so that the first run's memory does not hold modules that later ones find."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    import tenfold.optim
+    import tenfold.optim  # noqa: F401
 
-    assert tenfold.optim.ZOSGD is not None
-    assert LlamaForCausalLM is not None
+    _warm_up(job.device, getattr(torch, job.dtype))
     models.load_tokenizer(job.model)
     if job.model == models.EMBEDDED:
         return
@@ -188,6 +188,20 @@ def _import_all(job: Job) -> None:
     for auto in (AutoModelForCausalLM, AutoModelForMaskedLM):
         if kind in auto._model_mapping:
             auto._model_mapping[kind]  # imports the module of the class
+
+
+@lru_cache(maxsize=1)
+def _warm_up(device: str, dtype: torch.dtype) -> None:
+    """A step of back-propagation of a model of a few kilobytes: libraries load code at their first use."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+    with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+        model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes)).to(device=device, dtype=dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = torch.ones(2, 8, dtype=torch.long, device=device)
+    model(ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    optimizer.step()
 
 
 def prepare(job: Job) -> tuple[schemes.Adapted, Objective, str]:
