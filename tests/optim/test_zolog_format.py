@@ -37,7 +37,7 @@ def header(eps: tuple[float, ...] = (1e-3,), **fields: object) -> dict[str, obje
         "seed": SEED,
         "first_step": 0,
         "eps": list(eps),
-        "optimizer": {},
+        "optimizer": {"class": "ZOSGD", "options": {}, "groups": [{}] * len(eps)},
         "manifest": [],
         "base_sha256": "0" * 64,
         "state_sha256": None,

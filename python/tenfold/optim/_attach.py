@@ -115,6 +115,7 @@ class Attached:
         self._anchor = torch.zeros((), requires_grad=True)
         self._sum: Tensor | None = None  # of the probes' losses, float64
         self._calls: list[_Call] = []
+        self._measured: Any = None  # what the probes of this step depended on
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         optimizer._attached = self
         optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
@@ -142,6 +143,7 @@ class Attached:
         """Drop what was accumulated."""
         self._sum = None
         self._calls = []
+        self._measured = None
 
     # -- the optimizer's side ----------------------------------------------------------------------------
 
@@ -157,9 +159,28 @@ class Attached:
             raise RuntimeError(
                 "step: expected a backward pass through the loss that the attached model returned, got none"
             )
+        self._check_unchanged()
         losses: list[float] = self._sum.tolist()
         self.forget()
         return losses
+
+    def _setting(self) -> Any:
+        """What the probes of a step depend on; the step size is not among it."""
+        opt = self.optimizer
+        eps = tuple(float(group["eps"]) for group in opt.param_groups)
+        trainable = tuple(p.requires_grad for p in opt._slots)
+        options = opt.seed, opt.dist, opt.one_sided, opt.num_queries, opt.mask
+        return {"step": opt.num_steps, "eps": eps, "trainable parameters": trainable, "options": options}
+
+    def _check_unchanged(self) -> None:
+        now = self._setting()
+        if self._measured is None or self._measured == now:
+            return
+        names = [name for name, value in now.items() if self._measured[name] != value]
+        raise RuntimeError(
+            f"step: expected the {' and '.join(names)} that the losses were measured with, got others; call "
+            "zero_grad and evaluate the model again"
+        )
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Where the batches were kept, give the step a closure that evaluates them."""
@@ -174,6 +195,7 @@ class Attached:
             return None
         if not self._calls:
             self.take()  # raises
+        self._check_unchanged()
         calls = self._calls
         self.forget()
         return (optimizer, lambda: self._evaluated(calls)), {}
@@ -228,14 +250,29 @@ class Attached:
         return torch.tensor(losses, dtype=torch.float64)
 
     def _accumulate(self, losses: Tensor) -> Callable[[Tensor], None]:
+        setting = self._setting()
+
         def sink(grad: Tensor) -> None:
+            self._note(setting)
             scaled = float(grad) * losses
             self._sum = scaled if self._sum is None else self._sum + scaled
 
         return sink
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], None]:
-        return lambda grad: self._calls.append(_Call(float(grad), args, kwargs))
+        setting = self._setting()
+
+        def sink(grad: Tensor) -> None:
+            self._note(setting)
+            self._calls.append(_Call(float(grad), args, kwargs))
+
+        return sink
+
+    def _note(self, setting: Any) -> None:
+        """A micro-batch counts that was measured with these options: the same for all of a step."""
+        if self._measured is None:
+            self._measured = setting
+        self._check_unchanged()
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:

@@ -7,11 +7,12 @@ to an optimizer, `zolog` knows.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,7 +170,25 @@ def _exact_eps(single: float, expected: float) -> float:
 
 
 def write_aside(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a whole file under another name, then rename it."""
+    """Write a whole file under another name, then rename it; ZOLogError if somebody appends to it."""
+    with _held(path):
+        _write_aside(path, pieces)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, if there is one of this name, while it is replaced."""
+    try:
+        file = open(path, "r+b")  # noqa: SIM115
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        _lock(path, file.fileno())
+        yield
+
+
+def _write_aside(path: Path, pieces: Iterable[bytes]) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(aside, "wb") as file:
@@ -317,13 +336,15 @@ def _check_fields(path: Path, header: dict[str, Any]) -> None:
         if not isinstance(value, kind) or isinstance(value, bool):
             got = "nothing" if value is ... else f"{value!r:.40}"
             raise ZOLogError(f"{path}: expected a header with a proper '{name}', got {got}")
-    if not header["eps"] or not all(isinstance(eps, float) for eps in header["eps"]):
+    if not header["eps"] or not all(isinstance(eps, float) and 0 < eps < math.inf for eps in header["eps"]):
         raise ZOLogError(f"{path}: expected a header with the eps of each group, got {header['eps']!r:.40}")
     if not 0 <= header["first_step"] < 1 << 32 or not 0 <= header["seed"] < 1 << 64:
         raise ZOLogError(f"{path}: expected first_step and seed in range, got others")
     for entry in header["manifest"]:
         if not isinstance(entry, dict) or set(entry) != set(MANIFEST):
             raise ZOLogError(f"{path}: expected a manifest of {', '.join(MANIFEST)}, got {entry!r:.60}")
+        _check_entry(path, entry, len(header["eps"]))
+    _check_optimizer(path, header["optimizer"], len(header["eps"]))
     if "average" in header:
         parts = header["average"]
         if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
@@ -332,6 +353,39 @@ def _check_fields(path: Path, header: dict[str, Any]) -> None:
             _check_fields(path, part)
             if not isinstance(part.get("records"), int) or part["records"] < 0:
                 raise ZOLogError(f"{path}: expected the number of records of each run, got none")
+
+
+def _check_entry(path: Path, entry: dict[str, Any], groups: int) -> None:
+    shape, block = entry["shape"], entry["block"]
+    good = {
+        "stream": _in_range(entry["stream"], 1 << 32),
+        "name": isinstance(entry["name"], str),
+        "shape": isinstance(shape, list) and all(_in_range(n, 1 << 62) for n in shape),
+        "dtype": entry["dtype"] in ("float64", "float32", "bfloat16", "float16"),
+        "group": _in_range(entry["group"], groups),
+        "block": block is None or _in_range(block, 1 << 24),
+        "decays": isinstance(entry["decays"], bool),
+        "trainable": isinstance(entry["trainable"], bool),
+    }
+    for name, fits in good.items():
+        if not fits:
+            raise ZOLogError(f"{path}: expected a manifest with a proper '{name}', got {entry[name]!r:.40}")
+
+
+def _check_optimizer(path: Path, described: dict[str, Any], groups: int) -> None:
+    kinds = {"class": str, "options": dict, "groups": list}
+    for name, kind in kinds.items():
+        if not isinstance(described.get(name), kind):
+            raise ZOLogError(
+                f"{path}: expected an optimizer with a proper '{name}', got {described.get(name)!r:.40}"
+            )
+    its = described["groups"]
+    if len(its) != groups or not all(isinstance(group, dict) for group in its):
+        raise ZOLogError(f"{path}: expected an optimizer of {groups} groups, got {its!r:.60}")
+
+
+def _in_range(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
 
 
 MANIFEST = ("stream", "name", "shape", "dtype", "group", "block", "decays", "trainable")

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ._base import ZerothOrder
 
-_SAMPLED = 256  # elements at each end of a tensor that the comparison of the starts reads
+_DIGEST = 32  # numbers that a comparison exchanges, always as many
 
 
 class Parallel:
@@ -73,28 +73,33 @@ class Parallel:
         return [loss for loss in together if loss is not None]
 
     def agree(self, optimizer: ZerothOrder) -> None:
-        """At the first step: RuntimeError on every rank unless all start alike.
+        """At every step: RuntimeError on every rank unless all are about to make the same step.
 
-        Compared are the options, the number of the step, and of each tensor shape, stream and the elements
-        at both ends; a digest of 32 bytes is exchanged.  ValueError for a hybrid optimizer: its first-order
-        gradients are not exchanged, and weights would drift apart.
+        At the first one the options, the number of the step, and shape, stream and all bytes of each tensor
+        are compared, by a digest of 32 bytes; later the number of the step, what is trainable, and the
+        options of the groups (lr, eps, ...), by one number.  ValueError for a hybrid optimizer: its
+        first-order gradients are not exchanged, and weights would drift apart.
         """
         if self._agreed:
+            self._compare(
+                [_number(_present(optimizer))],
+                "all ranks to make the same step with the same lr, eps and trainable parameters",
+            )
             return
         if optimizer.hybrid is not None:
             raise ValueError(
                 "parallel: expected None in a hybrid optimizer, got one of its gradients per rank"
             )
-        mine = digest(optimizer)
-        rows = self._all_gather([float(byte) for byte in mine])
-        other = [rank for rank, row in enumerate(rows) if row != rows[0]]
-        if other:
-            ranks = ", ".join(map(str, other))
-            raise RuntimeError(
-                "parallel: expected all ranks to start with the same weights and options, got others on rank "
-                f"{ranks} than on rank 0"
-            )
+        mine = [float(byte) for byte in digest(optimizer)]
+        self._compare(mine, "all ranks to start with the same weights and options")
         self._agreed = True
+
+    def _compare(self, mine: Sequence[float], expected: str) -> None:
+        rows = self._all_gather([*mine, *[0.0] * (_DIGEST - len(mine))])
+        other = ", ".join(str(rank) for rank, row in enumerate(rows) if row != rows[0])
+        if other:
+            self._agreed = False
+            raise RuntimeError(f"parallel: expected {expected}, got others on rank {other} than on rank 0")
 
     def check_again(self) -> None:
         """Compare the ranks once more at the next step: weights or options have been loaded."""
@@ -135,11 +140,24 @@ def digest(optimizer: ZerothOrder) -> bytes:
     found.update(str(optimizer.num_steps).encode())
     for p, slot in optimizer._slots.items():
         found.update(f"{slot.stream} {p.requires_grad} {p.dtype} {tuple(p.shape)}".encode())
-        found.update(_ends(p))
+        found.update(_bytes(p))
     return found.digest()
 
 
-def _ends(p: Tensor) -> bytes:
-    flat = p.detach().reshape(-1) if p.is_contiguous() else p.detach()[:1].reshape(-1)
-    ends = torch.cat([flat[:_SAMPLED], flat[-_SAMPLED:]]).cpu()
-    return ends.contiguous().view(torch.uint8).numpy().tobytes()
+def _present(optimizer: ZerothOrder) -> str:
+    """What of an optimizer may change between two steps."""
+    groups = [
+        {k: v for k, v in group.items() if isinstance(v, (bool, int, float, str, tuple))}
+        for group in optimizer.param_groups
+    ]
+    trainable = "".join(str(int(p.requires_grad)) for p in optimizer._slots)
+    return json.dumps([optimizer.num_steps, trainable, groups], sort_keys=True)
+
+
+def _number(text: str) -> float:
+    """52 bits of a digest, as a number that float64 holds exactly."""
+    return float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 12)
+
+
+def _bytes(p: Tensor) -> Any:
+    return p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

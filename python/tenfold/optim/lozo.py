@@ -67,8 +67,7 @@ class LOZO(LowRank):
             "nu": _checks.integer("nu", nu, 1, 1 << 62),
             "momentum": _checks.real("momentum", momentum, at_least=0.0, below=1.0),
         }
-        self._vs: dict[Tensor, Tensor] = {}
-        self._vs_from = -1
+        self._vs: dict[Tensor, tuple[tuple[int, ...], Tensor]] = {}  # what each is of, and V
         if own["momentum"] > 0:
             self._chained = False
             self._max_queries = 64
@@ -83,15 +82,14 @@ class LOZO(LowRank):
 
         now = self._window()
         window = now if window is None else window
-        if window == now and self._vs_from != now:
-            self._vs.clear()
-            self._vs_from = now
-        if window == now and p in self._vs:
-            return self._vs[p]
-        seed, stream = splitmix64(self.seed, window), self._slots[p].stream
+        stream = self._slots[p].stream
+        key = self.seed, window, self.rank, stream
+        if p in self._vs and self._vs[p][0] == key and self._vs[p][1].device == p.device:
+            return self._vs[p][1]
+        seed = splitmix64(self.seed, window)
         v = lowrank_factor(seed, stream, 0, p.shape[1], self.rank, side="v", device=p.device)
         if window == now:
-            self._vs[p] = v
+            self._vs[p] = key, v
         return v
 
     def _factors(self, walk: Walk, cell: Cell, k: int, query: int) -> tuple[Tensor, Tensor]:

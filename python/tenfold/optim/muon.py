@@ -73,8 +73,7 @@ class ZOMuon(LowRank):
             "msign": _checks.choice("msign", msign, ("newton-schulz", "svd")),
             "vector_scale": _checks.real("vector_scale", vector_scale, at_least=0.0),
         }
-        self._bases: dict[Tensor, Tensor] = {}
-        self._bases_from = -1
+        self._bases: dict[Tensor, tuple[tuple[int, ...], Tensor]] = {}  # what each is of, and P
         super().__init__(params, {"lr": lr}, dict(common), own)
 
     def _prepare(self, walk: Walk) -> None:
@@ -87,18 +86,19 @@ class ZOMuon(LowRank):
         from tenfold.ops import lowrank_factor
 
         window = self.num_steps - self.num_steps % self.nu
-        if self._bases_from != window:
-            self._bases.clear()
-            self._bases_from = window
-        if p not in self._bases:
-            seed, stream = splitmix64(self.seed, window), self._slots[p].stream
+        stream = self._slots[p].stream
+        key = self.seed, window, self._rank(p), stream
+        kept = self._bases.get(p)
+        if kept is None or kept[0] != key or kept[1].device != p.device:
+            seed = splitmix64(self.seed, window)
             gaussian = lowrank_factor(
                 seed, stream, 0, p.shape[0], self._rank(p), side="v", dtype=torch.float64
             )
-            q, r = torch.linalg.qr(gaussian)
-            signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
-            self._bases[p] = (q * signs).float().to(p.device)
-        return self._bases[p]
+            if p.shape[0] > 0:  # of no rows there is nothing to make orthonormal
+                q, r = torch.linalg.qr(gaussian)
+                gaussian = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+            self._bases[p] = key, gaussian.float().to(p.device)
+        return self._bases[p][1]
 
     def _rank(self, p: Tensor) -> int:
         return max(1, min(self.rank, p.shape[0]))

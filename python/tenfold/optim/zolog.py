@@ -35,6 +35,7 @@ __all__ = ["ZOLog", "ZOLogError", "info", "merge", "replay", "resume", "truncate
 
 GENERATORS = {"rademacher": "tfz-rademacher v1", "gauss16": "tfz-normal16 v1"}
 _OWN_CHANGES = ("lr", "eps")  # of a group; every record tells them
+_STATEFUL = ("ZOSGDMomentum", "ZOAdam", "HiZOO")  # have a state after every step that moves weights
 _NOT_OF_THE_RUN = ("parallel", "max_nonfinite")  # options that change no bit of a step
 
 Weights = nn.Module | Mapping[str, Tensor]
@@ -78,9 +79,12 @@ class ZOLog:
 
         Raises:
             FileExistsError: the file exists.
-            ValueError: the optimizer cannot be logged, or has a parameter that `module` has not.
+            ZOLogError: the file to replace is being written.
+            ValueError: the optimizer has a log already, cannot be logged, or has a parameter that
+                `module` has not.
         """
         path = Path(path)
+        _check_unlogged(optimizer)
         if path.exists() and not overwrite:
             raise FileExistsError(f"path: expected a new file, got {path}; overwrite=True replaces it")
         if optimizer.num_queries >= _log.MAX_QUERY:
@@ -107,6 +111,7 @@ class ZOLog:
         log's, and for another number of steps.
         """
         path = Path(path)
+        _check_unlogged(optimizer)
         contents = _log.read(path, recover=recover)
         part = contents.single()
         _check_same(path, part.header, optimizer, module)
@@ -186,17 +191,23 @@ def replay(
     part = contents.single()
     last = part.end if until is None else _checks.integer("until", until, part.first_step, part.end)
     if optimizer is None:
-        if part.header["state_sha256"] is not None:
-            raise ZOLogError(
-                f"{path}: expected optimizer=, with the state that the run had at step {part.first_step}, "
-                "got None"
-            )
-        optimizer = _rebuild(path, part.header, module)
-        optimizer.num_steps = part.first_step
+        optimizer = _fresh(path, part, module)
     else:
         _check_same(path, part.header, optimizer, module)
     _check_start(path, part, optimizer, module)
     _passes.advance(optimizer, part.steps[: last - part.first_step])
+    return optimizer
+
+
+def _fresh(path: Path, part: Part, module: Weights) -> ZerothOrder:
+    """The optimizer of a log that begins without a state, at its first step."""
+    if part.header["state_sha256"] is not None:
+        raise ZOLogError(
+            f"{path}: expected optimizer=, with the state that the run had at step "
+            f"{part.first_step}, got None"
+        )
+    optimizer: ZerothOrder = _rebuild(path, part.header, module)
+    optimizer.num_steps = part.first_step
     return optimizer
 
 
@@ -213,6 +224,7 @@ def resume(
     Raises ZOLogError, before any weight is written, as `replay` does.
     """
     path = Path(path)
+    _check_unlogged(optimizer)
     part = _log.read(path, recover=recover).single()
     _check_same(path, part.header, optimizer, module)
     start = optimizer.num_steps
@@ -231,6 +243,7 @@ def undo(
     steps: int,
     base: Weights | None = None,
     *,
+    optimizer: ZerothOrder | None = None,
     recover: bool = False,
 ) -> int:
     """Take back the last `steps` steps of the log from the weights in `module`.
@@ -240,21 +253,30 @@ def undo(
     up to rounding, not to the bit, and for optimizers without a state only.  The log keeps its steps
     (`truncate` drops them).
 
+    optimizer: only with `base`: one to be brought along, as for `replay`; needed for a log that begins in
+        the middle of a run with a state.
+
     Returns the number of the step that would come next.
 
-    Raises ZOLogError as `replay`, and ValueError where the inverse needs `base`.
+    Raises ZOLogError as `replay`, before anything is written, and ValueError where the inverse needs `base`.
     """
     path = Path(path)
     part = _log.read(path, recover=recover).single()
     left = len(part.steps) - _checks.integer("steps", steps, 0, len(part.steps))
     if base is not None:
-        _check_base(path, part.header, base)
+        if optimizer is None:
+            optimizer = _fresh(path, part, module)
+        else:
+            _check_same(path, part.header, optimizer, module)
+        _check_start(path, part, optimizer, base)
         named, start = _bound(path, part.header, module), _bound(path, part.header, base)
         with torch.no_grad():
             for (_, target), (_, source) in zip(named, start, strict=True):
                 target.copy_(source)
-        replay(module, path, part.first_step + left, recover=recover)
+        _passes.advance(optimizer, part.steps[:left])
         return part.first_step + left
+    if optimizer is not None:
+        _checks.fail(ValueError, "optimizer", "None without base", type(optimizer).__name__)
     optimizer = _rebuild(path, part.header, module)
     if not _passes.is_chain(optimizer):
         got = f"None, and {type(optimizer).__name__} has a state or masks that follow the weights"
@@ -472,6 +494,12 @@ def _state_sha256(optimizer: ZerothOrder) -> str | None:
 # -- does it fit? ---------------------------------------------------------------------------------------
 
 
+def _check_unlogged(optimizer: ZerothOrder) -> None:
+    if optimizer._log is not None:
+        got = f"one that writes {getattr(optimizer._log, 'path', 'one')}"
+        _checks.fail(ValueError, "optimizer", "one without a log (close() ends one)", got)
+
+
 def _check_same(path: Path, header: dict[str, Any], optimizer: ZerothOrder, module: Weights) -> None:
     """Raise unless the optimizer is one that could have written the log."""
     theirs, ours = _options(header["optimizer"]), _options(optimizer.hyperparameters())
@@ -578,7 +606,7 @@ def _rebuild(path: Path, header: dict[str, Any], module: Weights) -> Any:
         described["options"].pop("blocks", None)
     try:
         optimizer = from_hyperparameters(described, named, streams)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ZOLogError(f"{path}: expected an optimizer of this version, got {str(error)[:120]}") from error
     entries = dict(zip((p for _, p in named), header["manifest"], strict=True))
     optimizer._slots = {p: Slot(entry["stream"], entry["decays"]) for p, entry in entries.items()}
@@ -608,6 +636,8 @@ def _joined(first: Part, second: Part, name: str, base: Weights | None) -> Part:
     kept = first.steps[: second.first_step - first.first_step]
     if not kept and second.header["base_sha256"] != first.header["base_sha256"]:
         raise ZOLogError(f"{name}: expected the base weights of the segment before, got others")
+    if not _state_can_follow(first.header, kept, second.header["state_sha256"]):
+        raise ZOLogError(f"{name}: expected the optimizer state of the segment before, got another")
     if base is not None:
         weights = {n: t.detach().clone() for n, t in _bound(Path(name), first.header, base)}
         optimizer = _rebuild(Path(name), first.header, weights)
@@ -615,7 +645,20 @@ def _joined(first: Part, second: Part, name: str, base: Weights | None) -> Part:
         _check_start(Path(name), first, optimizer, weights)
         _passes.advance(optimizer, kept)
         _check_base(Path(name), second.header, weights)
+        if _state_sha256(optimizer) != second.header["state_sha256"]:
+            raise ZOLogError(f"{name}: expected the optimizer state that these steps lead to, got another")
     return Part(first.header, [*kept, *second.steps])
+
+
+def _state_can_follow(header: dict[str, Any], steps: Sequence[LoggedStep], state: str | None) -> bool:
+    """What can be told without the weights: a state stays, and an optimizer that keeps one has one."""
+    if not steps:
+        return bool(state == header["state_sha256"])
+    made = any(all(s.kind != FLAG_SKIPPED for s in step.scalars) for step in steps)
+    described = header["optimizer"]
+    keeps = described["class"] in _STATEFUL
+    keeps = keeps or (described["class"] == "LOZO" and described["options"].get("momentum", 0.0) > 0)
+    return state is not None or not (header["state_sha256"] is not None or (keeps and made))
 
 
 def _averaged(names: Sequence[str], parts: Sequence[Part]) -> tuple[dict[str, Any], list[Part]]:
