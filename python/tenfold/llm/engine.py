@@ -195,7 +195,12 @@ def _warm_up(device: str, dtype: torch.dtype) -> None:
     """A step of back-propagation of a model of a few kilobytes: libraries load code at their first use."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": 32,
+    }
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes)).to(device=device, dtype=dtype)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
