@@ -202,7 +202,8 @@ def _warm_up(device: str, dtype: torch.dtype) -> None:
         "vocab_size": 32,
     }
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-        model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes)).to(device=device, dtype=dtype)
+        model: Any = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes))
+        model = model.to(device=device, dtype=dtype)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = torch.ones(2, 8, dtype=torch.long, device=device)
     model(ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
