@@ -138,3 +138,27 @@ def test_dual_tells_of_a_parameter_that_the_closure_does_not_reach() -> None:
     optimizer = ZOSGD(model.parameters(), restore="dual", streams=model)
     with pytest.warns(RuntimeWarning, match=r"does not reach layers\.1\.0\.weight"):
         optimizer.step(lambda: model.norm(model.layers[0](X)).square().mean())
+
+
+def test_a_term_beside_the_loss_of_an_attached_model_is_refused() -> None:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": self.net(x).square().mean()}
+
+    model = Loss()
+    optimizer = ZOSGD(model.parameters(), lr=1e-2, streams=model)
+    optimizer.attach(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss = model(X)["loss"] + 1e-3 * sum(p.square().sum() for p in model.parameters())
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"net\.layers\.0\.0\.weight\.grad: expected None"):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    optimizer.zero_grad()
+    model(X)["loss"].backward()
+    optimizer.step()
+    assert optimizer.num_steps == 1

@@ -323,11 +323,14 @@ class ZerothOrder(Saving):
             TypeError: closure is missing, or its loss is complex or not a scalar.
             ValueError: a group's lr, eps or weight decay is out of range, or no parameter is trainable.
             RuntimeError: `max_nonfinite` steps in a row were not finite; or, with restore="dual", the closure
-                does not reach the parameters through torch functions.
+                does not reach the parameters through torch functions; or, without closure, a parameter has a
+                gradient: something besides the attached model's loss was differentiated.
         """
         attached = None if callable(closure) else self._attached
         if not callable(closure) and (closure is not None or attached is None):
             _checks.fail(TypeError, "closure", "a callable that returns the loss", type(closure).__name__)
+        if attached is not None:
+            self._check_no_gradients()
         if self._parallel is not None:
             self._parallel.agree(self)
         try:
@@ -335,6 +338,16 @@ class ZerothOrder(Saving):
         except _Restart:
             self._copy_always = True
             return self._step(closure, attached)
+
+    def _check_no_gradients(self) -> None:
+        """A term that a loop adds to the loss of an attached model would be lost: it leaves gradients."""
+        for p in self._trainable():
+            if p.grad is not None:
+                raise RuntimeError(
+                    f"{self._label(p)}.grad: expected None where steps follow from the losses of an attached "
+                    "model, got a gradient: a term added to the loss outside of the model does not count "
+                    "(give attach a loss= that holds it, or step a closure), or zero_grad() was left out"
+                )
 
     def _step(self, closure: Closure | None, attached: Any) -> Tensor:
         walk, logged, before = self._walk(), False, self.last_step
