@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenfold.optim import ZOSGD, Blocks, HybridFirstOrder, ZOAdam, zolog
+from tenfold.ops import zo_sample
+from tenfold.optim import ZOSGD, Blocks, HiZOO, HybridFirstOrder, ZOAdam, splitmix64, zolog
 
 
 class Net(nn.Module):
@@ -162,3 +163,32 @@ def test_a_term_beside_the_loss_of_an_attached_model_is_refused() -> None:
     model(X)["loss"].backward()
     optimizer.step()
     assert optimizer.num_steps == 1
+
+
+def test_hizoo_of_two_queries_and_two_groups_by_hand() -> None:
+    a, smoothing, lr = torch.tensor([1.0, 0.5, 2.0, 3.0], dtype=torch.float64), 0.1, 0.05
+    start = torch.tensor([1.0, -2.0, 0.5, 1.5], dtype=torch.float64)
+    eps = (1e-3, 1e-3, 4e-3, 4e-3)  # two parameters of two elements each
+    first, second = (nn.Parameter(part.clone()) for part in start.split(2))
+    groups = [{"params": [first], "eps": eps[0]}, {"params": [second], "eps": eps[2]}]
+    optimizer = HiZOO(groups, lr=lr, smoothing=smoothing, num_queries=2)
+
+    def loss(theta: Tensor) -> float:
+        return float(0.5 * (a * theta * theta).sum())
+
+    theta, h, distance = start.clone(), torch.ones(4, dtype=torch.float64), torch.tensor(eps).double()
+    for step in range(2):
+        seed = splitmix64(0, step)
+        seen, gradient = torch.zeros(4).double(), torch.zeros(4).double()
+        for query in (0, 1):
+            z = torch.cat([zo_sample(seed, s, query, n=2).double() for s in (0, 1)])
+            u = distance * z / h.sqrt()
+            plus, minus, base = loss(theta + u), loss(theta - u), loss(theta)
+            seen += abs(plus + minus - 2 * base) / (2 * distance**2) * z * z / 2
+            gradient += (plus - minus) / (2 * distance) * z / 2
+        h = (1 - smoothing) * h + smoothing * h * seen
+        theta = theta - lr * gradient / h.sqrt()
+        optimizer.step(lambda: loss(torch.cat([first.detach(), second.detach()])))
+    torch.testing.assert_close(torch.cat([first.detach(), second.detach()]), theta, rtol=0, atol=1e-7)
+    found = torch.cat([optimizer.state[p]["hessian"] for p in (first, second)])
+    torch.testing.assert_close(found, h, rtol=1e-5, atol=0)
