@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from tenfold.kernels.zo.zo_triton import (
+from tenfold.kernels.zo.zo_triton import _storage
+from tenfold.kernels.zo.zo_triton_tiles import (
     _DTYPES,
     _INTERPRET,
     _bfloat16_bits,
@@ -30,7 +31,6 @@ from tenfold.kernels.zo.zo_triton import (
     _philox,
     _rademacher,
     _round_z,
-    _storage,
 )
 from torch import Tensor
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from tenfold.kernels.zo.zo_triton import (
+from tenfold.kernels.zo.zo_triton import _storage
+from tenfold.kernels.zo.zo_triton_tiles import (
     _DTYPES,
     _bfloat16_value,
     _box_muller,
@@ -25,7 +26,6 @@ from tenfold.kernels.zo.zo_triton import (
     _on,
     _philox,
     _rounded,
-    _storage,
     _upload,
 )
 from torch import Tensor

@@ -196,12 +196,15 @@ def _sqrt(x: Tensor) -> Tensor:
     """Correctly rounded square root on any device.
 
     float32: 53 bits are enough for the second rounding.  float64: the vector library behind torch.sqrt on the
-    CPU may be 1 ulp off, so one Newton correction from the exact remainder follows.
+    CPU may be 1 ulp off, so the exact remainder decides between the root and its neighbours.
     """
     root = x.to(torch.float64).sqrt()
     if x.dtype == torch.float64:
-        corrected = root + fma64(-root, root, x) / (2 * root)
-        root = torch.where(torch.isfinite(corrected), corrected, root)
+        rest = fma64(-root, root, x)
+        above = torch.nextafter(root, torch.full_like(root, float("inf")))
+        below = torch.nextafter(root, torch.zeros_like(root))
+        nearest = torch.where(rest <= -root * (root - below), below, root)
+        root = torch.where(rest > root * (above - root), above, nearest)
     return root.to(x.dtype)
 
 

@@ -165,6 +165,21 @@ def test_fma32_is_correctly_rounded():
         assert np.array_equal(got, np.array(expected, dtype=np.float32))
 
 
+def test_float64_roots_are_correctly_rounded():
+    torch.manual_seed(0)
+    x = torch.cat(
+        [
+            torch.tensor(
+                [0.25 - 2.0**-55, 0.25, 1 - 2.0**-53, 1 + 2.0**-52, 4 - 2.0**-51, 0.0, math.inf]
+            ).double(),
+            torch.tensor([float.fromhex("0x1.fffffffffffffp-3")], dtype=torch.float64),
+            torch.rand(20000, dtype=torch.float64).exp2(),
+        ]
+    )
+    want = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64)  # IEEE 754
+    assert torch.equal(ref._sqrt(x), want)
+
+
 def test_fma32_at_the_edges():
     inf, nan, top = math.inf, math.nan, torch.finfo(torch.float32).max
     t = torch.tensor

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(name: str, *arguments: str, debug: bool) -> int:
     try:
-        return _command(name)(list(arguments))
+        code = _command(name)(list(arguments))
+        sys.stdout.flush()  # here, where a reader that has left is no error
+        return code
     except SystemExit as stop:  # --help and --print_config end this way
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
