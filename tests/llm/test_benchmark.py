@@ -194,7 +194,7 @@ def test_every_method_of_a_real_model_has_the_same_number_of_evaluations(
 def test_the_whole_plan_is_checked_before_the_first_cell(
     own: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "run_job", lambda *a, **k: pytest.fail("a cell was run"))
+    monkeypatch.setattr(benchmark, "run_swept", lambda *a, **k: pytest.fail("a cell was run"))
     config = ZOConfig(model="m", data="d", **own)
     if not message:
         return benchmark.check_plan(config)
@@ -356,6 +356,39 @@ def test_one_task_from_the_command_line(
         assert json.loads((out / "results" / f"sst2-lora-zo-adam-seed{seed}.json").read_text())["steps"] == 6
     assert "Accuracy on held-out examples" in capsys.readouterr().out
     assert len(table(out, "steps")) == 12
+
+
+def test_a_sweep_chooses_on_dev_and_scores_test_once(
+    opt: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+    score = engine.Objective.score
+
+    def counted(self: Any, split: str, *rest: Any, **options: Any) -> Any:
+        scored.append(split)
+        return score(self, split, *rest, **options)
+
+    monkeypatch.setattr(engine.Objective, "score", counted)
+    config = ZOConfig(
+        task="sst2", model=opt, data=str(data), optimizer="sgd", lr=0.1, steps=4, sweep=[1e-6, 1, 1e9],
+        train_size=48, dev_size=16, test_size=24, batch_size=8,
+    )  # fmt: skip
+    out = finetune(config, tmp_path / "run").path
+    tried = {float(row["lr"]): float(row["dev loss"]) for row in table(out, "sweep")}
+    assert len(tried) == 3
+    best = min(tried, key=lambda lr: tried[lr])
+    assert tried[0.1] < tried[1e-7]
+    (row,) = table(out, "runs")
+    assert float(row["lr"]) == best
+    assert scored.count("test") == 1
+
+
+def test_a_sweep_belongs_to_tasks_and_tables() -> None:
+    with pytest.raises(ValueError, match="sweep: expected it with task or tables"):
+        ZOConfig(sweep=[1.0])
+    for bad in ([0.0], [float("nan")], [1.0, 1.0]):
+        with pytest.raises(ValueError, match="sweep: expected"):
+            ZOConfig(task="rte", data="x", sweep=bad)
 
 
 def test_question_answering_is_scored_by_generating(opt: str, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.llm import benchmark_memory, data, families, methods, schemes
-from tenfold.llm.engine import Job, check, run_job
+from tenfold.llm.engine import Job, check
+from tenfold.llm.sweep import run_swept
 from tenfold.llm.zo_config import EMBEDDED, ZOConfig
 from tenfold.runs import RunFolder
 
@@ -139,7 +140,14 @@ def run(config: ZOConfig, folder: RunFolder) -> dict[str, float | int]:
         done.append(
             (
                 cell,
-                run_job(cell.job, folder, save_seconds=config.save_seconds, deadline=deadline, label=label),
+                run_swept(
+                    cell.job,
+                    folder,
+                    config.sweep,
+                    save_seconds=config.save_seconds,
+                    deadline=deadline,
+                    label=label,
+                ),
             )
         )
     memory: list[dict[str, Any]] = []

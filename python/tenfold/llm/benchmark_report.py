@@ -33,6 +33,8 @@ def write(tables: Tables, folder: RunFolder) -> dict[str, float | int]:
     if tables.cells:
         folder.write_table("runs", [_run_row(cell, found) for cell, found in tables.cells])
         folder.write_table("curves", _curves(tables))
+    if any("sweep" in found for _, found in tables.cells):
+        folder.write_table("sweep", _tries(tables))
     numbers = collect(tables)
     report = Report(
         title=f"Zeroth-order fine-tuning: the benchmark's tables on {_models(tables)}",
@@ -97,8 +99,9 @@ def _run_row(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
     ms = found["step_ms"]
     return {
         "table": cell.table, "model": cell.family, "row": cell.row, "column": cell.column,
-        "optimizer": job.optimizer, "scheme": job.scheme, "seed": job.seed, "lr": job.lr, "eps": job.eps,
-        "steps": found["steps"], "loss evaluations": found["queries"], "backward passes": found["backwards"],
+        "optimizer": job.optimizer, "scheme": job.scheme, "seed": job.seed, "lr": found["job"]["lr"],
+        "eps": job.eps, "steps": found["steps"], "loss evaluations": found["queries"],
+        "backward passes": found["backwards"],
         **{f"test {name}": round(value, 4) for name, value in found["test"].items()},
         "dev loss before": round(found["before"]["loss"], 4), "dev loss": round(found["dev"]["loss"], 4),
         "step kept": found["best_step"], "skipped": found["skipped"], "trained": found["trainable"],
@@ -106,6 +109,15 @@ def _run_row(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
         "passes ms": round(ms["passes"], 3), "rest ms": round(ms["rest"], 3),
         "seconds": round(found["seconds"], 2), "peak MiB": round(found["peak_bytes"] / 2**20, 1),
     }  # fmt: skip
+
+
+def _tries(tables: Tables) -> list[dict[str, Any]]:
+    """Every learning rate that was tried; the lowest dev loss was taken."""
+    return [
+        {"table": cell.table, "model": cell.family, "row": cell.row, "column": cell.column,
+         "seed": cell.job.seed, **tried}
+        for cell, found in tables.cells for tried in found.get("sweep", [])
+    ]  # fmt: skip
 
 
 def _curves(tables: Tables) -> list[dict[str, Any]]:

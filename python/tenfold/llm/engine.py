@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ class Job:
         calibrate: see :class:`tenfold.llm.objective.Objective`.
         keep: write the trained tensors to checkpoints/KEY.safetensors.
         log: write logs/KEY.zolog (zeroth-order methods).
+        score_test: False leaves the test split alone: runs of a sweep choose on dev.
     """
 
     key: str
@@ -90,6 +92,7 @@ class Job:
     calibrate: bool = False
     keep: bool = False
     log: bool = False
+    score_test: bool = True
 
 
 @dataclass
@@ -299,7 +302,7 @@ def _run(
     _put(adapted, running.best)
     if running.log is not None:
         running.log.close()
-    test = objective.score("test")
+    test = objective.score("test") if job.score_test else {}
     if job.keep and kind != "none":
         save_weights(adapted, folder.path / "checkpoints" / f"{job.key}.safetensors")
     return _result(running, test)
@@ -418,13 +421,10 @@ def _first_order_step(running: Running, batch: Any) -> dict[str, float]:
     loss = running.objective.loss(batch)
     value = float(loss.detach())
     times.append(time.perf_counter())
-    if value == value and abs(value) != float("inf"):
-        loss.backward()
-        times.append(time.perf_counter())
-        optimizer.step()
-    else:
-        history.skipped += 1
-        times.append(times[-1])
+    _finite("loss", value, running.job, len(history.steps))
+    loss.backward()
+    times.append(time.perf_counter())
+    optimizer.step()
     times.append(time.perf_counter())
     history.forwards += 1
     history.backwards += 1
@@ -438,10 +438,19 @@ def _first_order_step(running: Running, batch: Any) -> dict[str, float]:
     }
 
 
+def _finite(name: str, value: float, job: Job, step: int) -> None:
+    if not math.isfinite(value):
+        raise RuntimeError(
+            f"{name}: expected a finite number, got {value} in step {step} of {job.optimizer} with lr "
+            f"{job.lr:g}; a smaller learning rate may help"
+        )
+
+
 def _look(running: Running) -> None:
     """Score the dev split and keep the weights of the lowest loss so far."""
     history = running.history
     found = running.objective.score("dev")
+    _finite("dev loss", found["loss"], running.job, len(history.steps))
     history.dev.append(
         {
             "step": len(history.steps),

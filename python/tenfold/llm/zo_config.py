@@ -108,6 +108,10 @@ class ZOConfig:
     lr: float | None = None
     """Learning rate."""
 
+    sweep: list[float] = field(default_factory=list)
+    """With --task or --tables: factors on the learning rate, e.g. [0.1, 1, 10]. Each is trained for the whole
+    budget, the one with the lowest dev loss is run again and alone scored on test."""
+
     eps: float | None = None
     """Size of the perturbation of each weight; None: 1e-3 (with lora, prefix and head 1e-2 or 1e-1)."""
 
@@ -208,7 +212,7 @@ class ZOConfig:
 
 _ENGINE_ONLY: dict[str, Any] = {
     "scheme": "", "schemes": "", "optimizers": "", "families": "", "forwards": 0, "kshot": 0,
-    "version": 0, "checkpointing": False, "calibrate": False,
+    "version": 0, "checkpointing": False, "calibrate": False, "sweep": [],
 }  # fmt: skip
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -302,6 +306,11 @@ def fill_engine(config: ZOConfig) -> None:
                  "test_size"):  # fmt: skip
         if getattr(config, name) is not None:
             _check_whole(name, getattr(config, name), 1)
+    for factor in config.sweep:
+        if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
+            raise ValueError(f"sweep: expected factors > 0, got {config.sweep!r}")
+    if len(set(config.sweep)) < len(config.sweep):
+        raise ValueError(f"sweep: expected each factor once, got {config.sweep!r}")
     for name in ("lr", "eps", "save_seconds", "max_minutes"):
         value = getattr(config, name)
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):

@@ -11,7 +11,8 @@ from typing import Any
 
 from tenfold.llm import benchmark, methods, stats
 from tenfold.llm.benchmark_report import metric
-from tenfold.llm.engine import Job, run_job
+from tenfold.llm.engine import Job
+from tenfold.llm.sweep import run_swept
 from tenfold.llm.zo_config import ZOConfig
 from tenfold.runs import Headline, Report, RunFolder, Section, figures
 
@@ -43,8 +44,8 @@ def run(config: ZOConfig, folder: RunFolder) -> dict[str, float | int]:
     """
     deadline = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     found = [
-        run_job(
-            job, folder, save_seconds=config.save_seconds, deadline=deadline,
+        run_swept(
+            job, folder, config.sweep, save_seconds=config.save_seconds, deadline=deadline,
             label=f"{job.optimizer}, {job.scheme}, seed {job.seed}",
         )
         for job in jobs(config)
@@ -53,6 +54,9 @@ def run(config: ZOConfig, folder: RunFolder) -> dict[str, float | int]:
     folder.write_table("runs", [_row(result) for result in found])
     folder.write_table("dev", [{"seed": r["job"]["seed"], **look} for r in found for look in r["evals"]])
     steps = [{"seed": r["job"]["seed"], **row} for r in found for row in r["curve"]]
+    swept = [{"seed": r["job"]["seed"], **row} for r in found for row in r.get("sweep", [])]
+    if swept:
+        folder.write_table("sweep", swept)
     pictures = []
     if steps:
         folder.write_table("steps", steps)
@@ -93,7 +97,7 @@ def collect(found: list[dict[str, Any]]) -> dict[str, float | int]:
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     ms = result["step_ms"]
     return {
-        "seed": result["job"]["seed"],
+        "seed": result["job"]["seed"], "lr": result["job"]["lr"],
         **{f"test {name}": value for name, value in result["test"].items()},
         **{f"dev {name}": value for name, value in result["dev"].items()},
         "dev loss before": result["before"]["loss"], "step kept": result["best_step"],
