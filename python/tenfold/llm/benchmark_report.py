@@ -485,4 +485,6 @@ def _measured(tables: Tables) -> str:
             "Learning rates are starting points (MeZO's for ZO-SGD), the same for every model and task "
             "unless `--lr` was given: sweep before you draw conclusions about a method."
         )
+    if any("sweep" in found for _, found in tables.cells):
+        text += " A sweep chose among multiples of them by the dev loss (`tables/sweep.csv`)."
     return text + " Times are wall times of this machine, whatever else it was doing."
