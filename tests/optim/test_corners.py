@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.ops import zo_sample
-from tenfold.optim import ZOSGD, Blocks, HiZOO, HybridFirstOrder, ZOAdam, splitmix64, zolog
+from tenfold.optim import ZOSGD, Blocks, HiZOO, HybridFirstOrder, ZOAdam, ZOSGDMomentum, splitmix64, zolog
 
 
 class Net(nn.Module):
@@ -192,3 +193,28 @@ def test_hizoo_of_two_queries_and_two_groups_by_hand() -> None:
     torch.testing.assert_close(torch.cat([first.detach(), second.detach()]), theta, rtol=0, atol=1e-7)
     found = torch.cat([optimizer.state[p]["hessian"] for p in (first, second)])
     torch.testing.assert_close(found, h, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("make", [ZOAdam, ZOSGDMomentum])
+def test_memory_that_runs_out_in_the_first_step_leaves_the_weights(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Net()
+    groups = [{"params": [p]} for p in model.parameters()]
+    optimizer = make(groups, lr=1e-2, streams=model, restore="dual")
+    before = [p.detach().clone() for p in model.parameters()]
+    module = sys.modules[f"tenfold.optim.{'adam' if make is ZOAdam else 'sgd'}"]
+    real, calls = module.empty_state, iter(range(100))
+
+    def runs_out(p: Tensor, *rest: Any) -> Tensor:
+        if next(calls) == 3:
+            raise MemoryError("no room")
+        return real(p, *rest)
+
+    monkeypatch.setattr(module, "empty_state", runs_out)
+    with pytest.raises(MemoryError):
+        optimizer.step(lambda: model(X)[0, 0])
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    monkeypatch.undo()
+    optimizer.step(lambda: model(X)[0, 0])
+    assert optimizer.num_steps == 1

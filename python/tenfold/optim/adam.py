@@ -132,14 +132,14 @@ def adam_pass(
     are those of the group.
     """
 
+    missing = [p for cell in updates for p in cell.params if not opt.state[p]]
+    made = [  # all of them before anything is written: memory may run out here
+        {"step": 0, "exp_avg": empty_state(p, state_dtype), "exp_avg_sq": empty_state(p, state_dtype)}
+        for p in missing
+    ]
+    opt.state.update(zip(missing, made, strict=True))
+
     def move(cell: Cell, gradient: Coefs) -> None:
-        for p in cell.params:
-            if not opt.state[p]:
-                opt.state[p] = {
-                    "step": 0,
-                    "exp_avg": empty_state(p, state_dtype),
-                    "exp_avg_sq": empty_state(p, state_dtype),
-                }
         beta1, beta2 = betas or cell.group["betas"]
         kind: dict[str, Any] = {} if variant == "adam" else {"variant": variant}
         for steps, part in split_cell(cell, lambda p: opt.state[p]["step"]):

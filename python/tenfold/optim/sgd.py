@@ -201,11 +201,14 @@ class ZOSGDMomentum(ZerothOrder):
     def _update(self, walk: Walk, updates: dict[Cell, Coefs], values: Values) -> None:
         from tenfold.ops import zo_momentum_
 
+        missing = [p for cell in updates for p in cell.params if "momentum_buffer" not in self.state[p]]
+        made = [empty_state(p, self._state_dtype) for p in missing]  # before anything is written
+        new = set(missing)
+        for p, buffer in zip(missing, made, strict=True):
+            self.state[p]["momentum_buffer"] = buffer
+
         def move(cell: Cell, gradient: Coefs) -> None:
-            for first, part in split_cell(cell, lambda p: "momentum_buffer" not in self.state[p]):
-                if first:
-                    for p in part.params:
-                        self.state[p]["momentum_buffer"] = empty_state(p, self._state_dtype)
+            for first, part in split_cell(cell, lambda p: p in new):
                 zo_momentum_(
                     [p.detach() for p in part.params],
                     [self.state[p]["momentum_buffer"] for p in part.params],
