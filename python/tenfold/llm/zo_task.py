@@ -171,7 +171,7 @@ def _report(
             "The step with the lowest dev loss is kept; the test examples are scored once, with its weights. "
             f"`checkpoints/` holds the trained tensors ({config.scheme}), `results/` one JSON file per seed.",
             pictures,
-            ["runs", "dev"],
+            ["runs", "dev", *(["sweep"] if "sweep" in first else [])],
         )
     ]
     measured = (
