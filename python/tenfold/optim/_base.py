@@ -835,3 +835,12 @@ class ZerothOrder(Saving):
         finally:
             self._prefix, self._parallel = prefix, ranks
         walk.losses.clear()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if state.get("_layout") is not None:
+            self._set_blocks()
+        if state.get("parallel") is not None:
+            from ._parallel import make
+
+            self._parallel = make(self.parallel, self.group)

@@ -26,7 +26,7 @@ class LowRank(ZerothOrder):
         return self._move_matrices if kind == MATRIX else None
 
     def _factors(self, walk: Walk, cell: Cell, k: int, query: int) -> tuple[Tensor, Tensor]:
-        """left [m, r] and right [n, r] of a direction of parameter number k, float32."""
+        """left [m, r] and right [n, r] of a direction of parameter k, float32; each optimizer's own."""
         raise NotImplementedError
 
     def _move_matrices(
@@ -39,6 +39,7 @@ class LowRank(ZerothOrder):
         decay: float,
         rounding: dict[str, Any],
     ) -> None:
+        """What `Mover` asks for, of the matrices of a cell; each optimizer's own."""
         raise NotImplementedError
 
     def _matrix(self, spot: Spot) -> Matrix | None:

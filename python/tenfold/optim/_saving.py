@@ -53,10 +53,6 @@ class Saving(Optimizer):
     _limits_from: int
     _parallel: Any
 
-    def _set_blocks(self) -> None:
-        """Find the blocks again, in a copy."""
-        raise NotImplementedError
-
     def named_slots(self) -> list[tuple[str | None, int, tuple[int, ...], torch.dtype]]:
         """Name (where known), stream, shape and dtype of every parameter, in the order of the groups."""
         names: dict[Tensor, str] = {}
@@ -183,12 +179,3 @@ class Saving(Optimizer):
         torchs = ("_optimizer", "_zero_grad", "_patch", "_warned", "step")
         own = {name: value for name, value in self.__dict__.items() if not name.startswith(torchs)}
         return {**super().__getstate__(), **own, **fresh}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if state.get("_layout") is not None:
-            self._set_blocks()
-        if state.get("parallel") is not None:
-            from ._parallel import make
-
-            self._parallel = make(self.parallel, self.group)

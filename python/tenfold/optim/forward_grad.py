@@ -53,9 +53,6 @@ class ForwardGrad(ZerothOrder):
     def _targets(self) -> list[Coefs]:
         return []
 
-    def _evaluate(self, walk: Walk, closure: Closure) -> Tensor | float:
-        raise NotImplementedError  # `_measure` calls the closure itself
-
     def _step(self, closure: Closure | None, attached: Any) -> Tensor:
         self._closure = closure
         try:
