@@ -25,8 +25,8 @@ def _math_dtype(weight: Tensor) -> torch.dtype:
 class Matrix:
     """A matrix [N, K] at the place where it is probed; `weight` is the clean one, which is only read.
 
-    Abstract: each kind of direction makes its own blocks and rows.  Blocks are float32 (float64 for float64), not rounded to the dtype of
-    the weight.
+    Abstract: each kind of direction makes its own blocks and rows.  Blocks are float32 (float64 for float64),
+    not rounded to the dtype of the weight.
     """
 
     def __init__(self, weight: Tensor) -> None:
