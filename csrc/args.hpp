@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "zo/zo_api.hpp"
@@ -29,6 +31,29 @@ inline std::vector<View> views(const std::vector<PyView>& from) {
       throw std::invalid_argument("view: expected sizes and strides of one length, at most 64");
     }
     out.push_back({reinterpret_cast<void*>(address), numel, static_cast<int32_t>(sizes.size()), sizes.data(), strides.data()});
+  }
+  return out;
+}
+
+// The stream of each tensor, or, for shards, pairs of stream and the index of the first element in it.
+using PyStreams = std::variant<std::vector<uint32_t>, std::vector<std::pair<uint32_t, int64_t>>>;
+
+inline std::vector<uint32_t> stream_numbers(const PyStreams& from) {
+  if (const auto* numbers = std::get_if<0>(&from)) return *numbers;
+  std::vector<uint32_t> out;
+  for (const auto& [stream, first] : std::get<1>(from)) out.push_back(stream);
+  return out;
+}
+
+// Views of tensors that start in their streams where `streams` says.
+inline std::vector<View> views(const std::vector<PyView>& from, const PyStreams& streams) {
+  std::vector<View> out = views(from);
+  if (const auto* pairs = std::get_if<1>(&streams)) {
+    if (pairs->size() != out.size()) throw std::invalid_argument("streams: expected one for each tensor");
+    for (size_t i = 0; i < out.size(); ++i) {
+      if ((*pairs)[i].second < 0) throw std::invalid_argument("streams: expected first elements >= 0");
+      out[i].first = (*pairs)[i].second;
+    }
   }
   return out;
 }

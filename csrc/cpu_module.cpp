@@ -116,39 +116,41 @@ ChainArgs chain_args(const std::vector<View>& params, const std::vector<View>& s
           o.threads,       {}};
 }
 
-void zo_chain_masked(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<uint32_t>& streams,
+void zo_chain_masked(const std::vector<PyView>& params, const std::vector<PyView>& sources, const PyStreams& streams,
                      const std::vector<PyTerm>& py_terms, double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed,
                      uint32_t rounding_query, int threads, const PyMask& mask) {
-  const auto targets = views(params);
-  const auto clean = sources.empty() ? targets : views(sources);
+  const auto targets = views(params, streams);
+  const auto clean = sources.empty() ? targets : views(sources, streams);
   const auto summands = terms(py_terms);
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  ChainArgs args = chain_args(targets, clean, streams, summands, options);
+  ChainArgs args = chain_args(targets, clean, numbers, summands, options);
   std::vector<const void*> bits;
   args.mask = mask_args(mask, targets.size(), bits);
   py::gil_scoped_release unlocked;
   kernels.zo->chain(args);
 }
 
-void zo_chain(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<uint32_t>& streams,
+void zo_chain(const std::vector<PyView>& params, const std::vector<PyView>& sources, const PyStreams& streams,
               const std::vector<PyTerm>& py_terms, double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed,
               uint32_t rounding_query, int threads) {
   zo_chain_masked(params, sources, streams, py_terms, decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads, {});
 }
 
 void zo_adam_masked(const std::vector<PyView>& params, const std::vector<PyView>& exp_avgs, const std::vector<PyView>& exp_avg_sqs,
-                    const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars,
-                    double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
-                    bool half_states, bool radazo, const PyMask& mask) {
-  const auto targets = views(params);
-  const auto means = views(exp_avgs);
-  const auto squares = views(exp_avg_sqs);
+                    const PyStreams& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay,
+                    int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads, bool half_states,
+                    bool radazo, const PyMask& mask) {
+  const auto targets = views(params, streams);
+  const auto means = views(exp_avgs, streams);
+  const auto squares = views(exp_avg_sqs, streams);
   const auto summands = terms(py_terms);
   require_length("exp_avgs", means.size(), targets.size());
   require_length("exp_avg_sqs", squares.size(), targets.size());
   require_length("scalars", scalars.size(), 7);
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  AdamArgs args = {chain_args(targets, targets, streams, summands, options),
+  AdamArgs args = {chain_args(targets, targets, numbers, summands, options),
                    means.data(),
                    squares.data(),
                    scalars[0],
@@ -167,23 +169,24 @@ void zo_adam_masked(const std::vector<PyView>& params, const std::vector<PyView>
 }
 
 void zo_adam(const std::vector<PyView>& params, const std::vector<PyView>& exp_avgs, const std::vector<PyView>& exp_avg_sqs,
-             const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay,
-             int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads) {
+             const PyStreams& streams, const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay, int dtype,
+             int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads) {
   zo_adam_masked(params, exp_avgs, exp_avg_sqs, streams, py_terms, scalars, decay, dtype, z_round, stochastic, rounding_seed,
                  rounding_query, threads, false, false, {});
 }
 
-void zo_momentum(const std::vector<PyView>& params, const std::vector<PyView>& buffers, const std::vector<uint32_t>& streams,
+void zo_momentum(const std::vector<PyView>& params, const std::vector<PyView>& buffers, const PyStreams& streams,
                  const std::vector<PyTerm>& py_terms, const std::vector<double>& scalars, double decay, int dtype, int z_round,
                  bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads, bool half_states, bool nesterov, bool first,
                  const PyMask& mask) {
-  const auto targets = views(params);
-  const auto states = views(buffers);
+  const auto targets = views(params, streams);
+  const auto states = views(buffers, streams);
   const auto summands = terms(py_terms);
   require_length("momentum_buffers", states.size(), targets.size());
   require_length("scalars", scalars.size(), 3);
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  MomentumArgs args = {chain_args(targets, targets, streams, summands, options),
+  MomentumArgs args = {chain_args(targets, targets, numbers, summands, options),
                        states.data(),
                        half_states,
                        scalars[0],
@@ -197,13 +200,13 @@ void zo_momentum(const std::vector<PyView>& params, const std::vector<PyView>& b
   kernels.zo->momentum(args);
 }
 
-void zo_sign(const std::vector<PyView>& params, const std::vector<uint32_t>& streams, const std::vector<PyTerm>& py_terms, double rate,
-             double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
-             const PyMask& mask) {
-  const auto targets = views(params);
+void zo_sign(const std::vector<PyView>& params, const PyStreams& streams, const std::vector<PyTerm>& py_terms, double rate, double decay,
+             int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads, const PyMask& mask) {
+  const auto targets = views(params, streams);
   const auto summands = terms(py_terms);
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  SignArgs args = {chain_args(targets, targets, streams, summands, options), rate};
+  SignArgs args = {chain_args(targets, targets, numbers, summands, options), rate};
   std::vector<const void*> bits;
   args.chain.mask = mask_args(mask, targets.size(), bits);
   py::gil_scoped_release unlocked;
@@ -211,33 +214,35 @@ void zo_sign(const std::vector<PyView>& params, const std::vector<uint32_t>& str
 }
 
 void zo_hizoo_perturb(const std::vector<PyView>& params, const std::vector<PyView>& sources, const std::vector<PyView>& hessians,
-                      const std::vector<uint32_t>& streams, const PyTerm& py_term, int dtype, int z_round, bool stochastic,
-                      uint64_t rounding_seed, uint32_t rounding_query, int threads, const PyMask& mask) {
-  const auto targets = views(params);
-  const auto clean = sources.empty() ? targets : views(sources);
-  const auto curvature = views(hessians);
+                      const PyStreams& streams, const PyTerm& py_term, int dtype, int z_round, bool stochastic, uint64_t rounding_seed,
+                      uint32_t rounding_query, int threads, const PyMask& mask) {
+  const auto targets = views(params, streams);
+  const auto clean = sources.empty() ? targets : views(sources, streams);
+  const auto curvature = views(hessians, streams);
   const auto summands = terms({py_term});
   require_length("hessians", curvature.size(), targets.size());
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {1.0, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  HizooPerturbArgs args = {chain_args(targets, clean, streams, summands, options), curvature.data()};
+  HizooPerturbArgs args = {chain_args(targets, clean, numbers, summands, options), curvature.data()};
   std::vector<const void*> bits;
   args.chain.mask = mask_args(mask, targets.size(), bits);
   py::gil_scoped_release unlocked;
   kernels.zo->hizoo_perturb(args);
 }
 
-void zo_hizoo_update(const std::vector<PyView>& params, const std::vector<PyView>& hessians, const std::vector<uint32_t>& streams,
+void zo_hizoo_update(const std::vector<PyView>& params, const std::vector<PyView>& hessians, const PyStreams& streams,
                      const std::vector<PyTerm>& py_terms, const std::vector<double>& curvatures, const std::vector<double>& scalars,
                      double decay, int dtype, int z_round, bool stochastic, uint64_t rounding_seed, uint32_t rounding_query, int threads,
                      const PyMask& mask) {
-  const auto targets = views(params);
-  const auto diagonal = views(hessians);
+  const auto targets = views(params, streams);
+  const auto diagonal = views(hessians, streams);
   const auto summands = terms(py_terms);
   require_length("hessians", diagonal.size(), targets.size());
   require_length("curvatures", curvatures.size(), summands.size());
   require_length("scalars", scalars.size(), 4);
+  const auto numbers = stream_numbers(streams);
   const PassOptions options = {decay, dtype, z_round, stochastic, rounding_seed, rounding_query, threads};
-  HizooUpdateArgs args = {chain_args(targets, targets, streams, summands, options),
+  HizooUpdateArgs args = {chain_args(targets, targets, numbers, summands, options),
                           diagonal.data(),
                           curvatures.data(),
                           scalars[0],

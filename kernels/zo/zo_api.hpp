@@ -6,13 +6,15 @@
 namespace tenfold {
 
 // A tensor as memory. ndim == 0 means contiguous; otherwise `sizes` and `strides` (in elements) give the logical row-major order,
-// which is the order random numbers are counted in.
+// which is the order random numbers are counted in. `first` is the index of its first element there: not 0 for a shard of a larger tensor
+// (CPU only).
 struct View {
   void* data;
   int64_t numel;
   int32_t ndim;
   const int64_t* sizes;
   const int64_t* strides;
+  int64_t first = 0;
 };
 
 // coef * z(seed, query), one summand of a chain. dist is a Purpose: 0 Gaussian, 1 Rademacher, 2 uniform, 7 Gaussian of 16 bits.

@@ -14,9 +14,9 @@ bool is_one_normal(const ChainArgs& a, const View& param, const View& source) {
 // A chain on a tile of weights that were read, in the type of the math.
 template <class M>
 void chain_in_buffer(const Term* terms, int64_t n_terms, M decay, int z_round, const MaskArgs& mask, int64_t t, uint32_t stream,
-                     int64_t first, int64_t n, M* acc) {
+                     int64_t start, int64_t first, int64_t n, M* acc) {
   TileMask masked;
-  if (mask.kind != kNoMask) masked.draw(mask, t, stream, first, n, acc);
+  if (mask.kind != kNoMask) masked.draw(mask, t, stream, start, first, n, acc);
   if (decay != M(1)) {
     for (int64_t i = 0; i < n; ++i) acc[i] *= decay;
   }
@@ -33,7 +33,7 @@ void masked_chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) 
   using M = math_t<T>;
   alignas(64) M acc[kTile];
   load_tile<T>(a.sources[t], first, n, acc);
-  chain_in_buffer<M>(a.terms, a.n_terms, static_cast<M>(a.decay), a.z_round, a.mask, t, a.streams[t], first, n, acc);
+  chain_in_buffer<M>(a.terms, a.n_terms, static_cast<M>(a.decay), a.z_round, a.mask, t, a.streams[t], a.params[t].first, first, n, acc);
   RoundingBits bits;
   store_tile<T>(a.params[t], first, n, acc, kIsMath<T> ? nullptr : bits.draw(a, a.streams[t], first, n));
 }
@@ -45,10 +45,10 @@ void chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
   const View& source = a.sources[t];
   const uint32_t stream = a.streams[t];
   if constexpr (!kIsMath<T>) {
-    if (is_one_normal(a, param, source)) {  // the common pass in half precision: registers all the way
+    if (is_one_normal(a, param, source) && absent(param, first) == 0) {  // the common pass in half precision: registers all the way
       const Term& term = a.terms[0];
       const Sequence s = make_sequence(term.seed, stream, term.dist, term.query);
-      T* out = static_cast<T*>(param.data) + first;
+      T* out = static_cast<T*>(param.data) + (first - param.first);
       const MultiplyAdd add = {static_cast<float>(term.coef)};
       if (term.dist == kGauss16) return generate<Gaussian16>(s, static_cast<uint64_t>(first), n, out, add);
       return generate<Gaussian>(s, static_cast<uint64_t>(first), n, out, add);
@@ -58,8 +58,8 @@ void chain_tile(const ChainArgs& a, int64_t t, int64_t first, int64_t n) {
   M* acc = buffer;
   bool in_place = false;
   if constexpr (kIsMath<T>) {
-    in_place = param.ndim == 0;
-    if (in_place) acc = static_cast<M*>(param.data) + first;
+    in_place = param.ndim == 0 && absent(param, first) == 0;
+    if (in_place) acc = static_cast<M*>(param.data) + (first - param.first);
   }
   if (!in_place || source.data != param.data) load_tile<T>(source, first, n, acc);
   const M decay = static_cast<M>(a.decay);
@@ -95,7 +95,7 @@ void replay_tile(const ReplayArgs& a, int64_t t, int64_t first, int64_t n) {
   const Term* terms = a.terms;
   for (int64_t p = 0; p < a.n_passes; ++p) {
     const ReplayPass& pass = a.passes[p];
-    chain_in_buffer<M>(terms, pass.n_terms, static_cast<M>(pass.decay), a.z_round, pass.mask, t, stream, first, n, acc);
+    chain_in_buffer<M>(terms, pass.n_terms, static_cast<M>(pass.decay), a.z_round, pass.mask, t, stream, a.params[t].first, first, n, acc);
     terms += pass.n_terms;
     if constexpr (!kIsMath<T>) {
       RoundingBits bits;
@@ -237,7 +237,7 @@ double square_sum_of_tile(const SquareSumArgs& a, int64_t t, int64_t first, int6
     alignas(64) math_t<T> x[kTile];
     if (a.mask.kind == kMagnitudeMask) load_tile<T>(a.tensors[t], first, n, x);
     TileMask masked;
-    masked.draw(a.mask, t, a.streams[t], first, n, x);
+    masked.draw(a.mask, t, a.streams[t], a.tensors[t].first, first, n, x);
     masked.clear(n, z);
   }
   return piece_sum(z, n, [](double value) { return value * value; });

@@ -32,15 +32,18 @@ def word_threshold(ratio: float) -> int:
     return round(ratio * 2.0**32)
 
 
-def masked(mask: MaskArgs, t: int, x: Tensor, stream: int, first: int) -> Tensor:
-    """Boolean [n], true where elements from first on of tensor t (x, in the compute dtype) are masked."""
+def masked(mask: MaskArgs, t: int, x: Tensor, stream: int, first: int, start: int = 0) -> Tensor:
+    """Boolean [n], true where elements from first on of tensor t (x, in the compute dtype) are masked.
+
+    start: the element of its stream that the tensor begins with; `first` counts as the stream does.
+    """
     from .zo_reference import words
 
     n = x.numel()
     if mask.kind == "magnitude":
         return ~(x.abs() <= torch.tensor(mask.values[t], dtype=torch.float64).to(x.dtype).item())
     if mask.kind == "bits":
-        index = torch.arange(first, first + n, device=x.device)
+        index = torch.arange(first - start, first - start + n, device=x.device)
         return (mask.bits[t].reshape(-1)[index // 8].to(torch.int64) >> (index % 8)) & 1 == 0
     start, stop = first // 4, (first + n + 3) // 4
     drawn = words(mask.seed, stream, mask.query, "mask", start, stop - start, x.device).reshape(-1)

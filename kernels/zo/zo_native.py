@@ -80,6 +80,15 @@ def _by_dtypes(*lists: Sequence[Tensor]) -> dict[tuple[torch.dtype, ...], list[i
     return groups
 
 
+def _places(
+    streams: Sequence[int], firsts: Sequence[int], members: Sequence[int]
+) -> list[int] | list[tuple[int, int]]:
+    """The streams of some of the tensors, for shards (on the CPU only) with their first elements."""
+    if firsts:
+        return [(streams[i], firsts[i]) for i in members]
+    return [streams[i] for i in members]
+
+
 def _views(
     tensors: Sequence[Tensor], members: Sequence[int]
 ) -> list[tuple[int, int, Sequence[int], Sequence[int]]]:
@@ -100,6 +109,7 @@ def chain_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_reference.chain_; one call, and one parallel region or launch, per dtype present."""
     terms = _terms(seeds, queries, coefs, dists)
@@ -108,7 +118,7 @@ def chain_(
         module.zo_chain(
             [_view(params[i]) for i in members],
             [] if sources is None else [_view(sources[i]) for i in members],
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             terms,
             decay,
             DTYPE_CODES[dtype],
@@ -142,6 +152,7 @@ def adam_(
     rounding_query: int = 0,
     variant: str = "adam",
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_state_reference.adam_; one call per pair of dtypes, of weights and of states."""
     terms = _terms(seeds, queries, coefs, dists)
@@ -162,7 +173,7 @@ def adam_(
             _views(params, members),
             _views(exp_avgs, members),
             _views(exp_avg_sqs, members),
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             terms,
             scalars,
             decay,
@@ -195,6 +206,7 @@ def momentum_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_state_reference.momentum_."""
     terms = _terms(seeds, queries, coefs, dists)
@@ -203,7 +215,7 @@ def momentum_(
         module.zo_momentum(
             _views(params, members),
             _views(momentum_buffers, members),
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             terms,
             [momentum, 1 - dampening, -lr],
             decay,
@@ -234,6 +246,7 @@ def sign_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_state_reference.sign_."""
     terms = _terms(seeds, queries, coefs, dists)
@@ -241,7 +254,7 @@ def sign_(
         module, where = _module(params[members[0]])
         module.zo_sign(
             _views(params, members),
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             terms,
             -lr,
             decay,
@@ -269,6 +282,7 @@ def hizoo_perturb_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_state_reference.hizoo_perturb_."""
     for dtype, members in _by_dtype(params).items():
@@ -277,7 +291,7 @@ def hizoo_perturb_(
             _views(params, members),
             [] if sources is None else _views(sources, members),
             _views(hessians, members),
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             (seed, query, c, PURPOSES[dist]),
             DTYPE_CODES[dtype],
             _code(z_round),
@@ -307,6 +321,7 @@ def hizoo_update_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """See zo_state_reference.hizoo_update_."""
     terms = _terms(seeds, queries, coefs, dists)
@@ -315,7 +330,7 @@ def hizoo_update_(
         module.zo_hizoo_update(
             _views(params, members),
             _views(hessians, members),
-            [streams[i] for i in members],
+            _places(streams, firsts, members),
             terms,
             list(curvatures),
             [smoothing, 1 - smoothing, -lr, restore],

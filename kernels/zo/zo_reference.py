@@ -362,6 +362,10 @@ def _pieces(tensors: Sequence[Tensor], first: int = 0) -> Iterator[tuple[int, li
         yield from _pieces([t[half:] for t in tensors], first + half * tensors[0][0].numel())
 
 
+def _start(firsts: Sequence[int], t: int) -> int:
+    return firsts[t] if firsts else 0
+
+
 def _compute_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
@@ -421,22 +425,25 @@ def chain_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """theta = round(decay*source + sum_k coef_k z_k) in place; `sources` defaults to the parameters.
 
     acc = decay*source (one rounding, none for decay 1), then acc = fma(coef_k, z_k, acc) term by term, then
     one rounding to the dtype of theta: to nearest even, or stochastic with the bits of
-    (rounding_seed, stream, rounding_query). Where `mask` says so, the terms are left out.
+    (rounding_seed, stream, rounding_query). Where `mask` says so, the terms are left out. `firsts`: the index
+    of each tensor's first element in its stream, all 0 if empty; the tensors are then shards of larger ones.
     """
     clean_ones = params if sources is None else sources
     for t, (param, source, stream) in enumerate(zip(params, clean_ones, streams, strict=True)):
         dtype = _compute_dtype(param)
-        for first, (target, clean) in _pieces((param, source)):
+        start = _start(firsts, t)
+        for first, (target, clean) in _pieces((param, source), start):
             x = clean.reshape(-1).to(dtype)
             decayed = x * _scalar(decay, dtype) if decay != 1.0 else x
             acc = _direction(decayed, stream, first, seeds, queries, coefs, dists, z_round)
             if mask is not None:
-                acc = torch.where(masked(mask, t, x, stream, first), decayed, acc)
+                acc = torch.where(masked(mask, t, x, stream, first, start), decayed, acc)
             _store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 

@@ -11,7 +11,7 @@ void gradient(const ChainArgs& a, int64_t t, int64_t first, int64_t n, const M* 
   for (int64_t k = 0; k < a.n_terms; ++k) add_term<M>(a.terms[k], a.streams[t], static_cast<uint64_t>(first), n, a.z_round, g);
   if (a.mask.kind != kNoMask) {
     TileMask masked;
-    masked.draw(a.mask, t, a.streams[t], first, n, x);
+    masked.draw(a.mask, t, a.streams[t], a.params[t].first, first, n, x);
     masked.clear(n, g);
   }
 }
@@ -112,7 +112,7 @@ void hizoo_perturb_tile(const HizooPerturbArgs& a, int64_t t, int64_t first, int
   for (int64_t i = 0; i < n; ++i) z[i] = hizoo_moved(theta[i], z[i], h[i], c);
   if (a.chain.mask.kind != kNoMask) {
     TileMask masked;
-    masked.draw(a.chain.mask, t, a.chain.streams[t], first, n, theta);
+    masked.draw(a.chain.mask, t, a.chain.streams[t], a.chain.params[t].first, first, n, theta);
     masked.put_back(theta, n, z);
   }
   store_weights<T>(a.chain, t, first, n, z);
@@ -145,7 +145,7 @@ void hizoo_update_tile(const HizooUpdateArgs& a, int64_t t, int64_t first, int64
   for (int64_t i = 0; i < n; ++i) theta[i] = hizoo_element(theta[i], g[i], bend[i], h[i], keep, rest, rate, decay);
   if (a.chain.mask.kind != kNoMask) {
     TileMask masked;
-    masked.draw(a.chain.mask, t, a.chain.streams[t], first, n, x);
+    masked.draw(a.chain.mask, t, a.chain.streams[t], a.chain.params[t].first, first, n, x);
     for (int64_t i = 0; i < n; ++i) x[i] *= decay;
     masked.put_back(x, n, theta);
     masked.put_back(before, n, h);

@@ -33,10 +33,11 @@ def _gradient(
     dists: Sequence[str],
     z_round: torch.dtype | None,
     mask: MaskArgs | None,
+    start: int,
 ) -> Tensor:
-    """g for the weights x [n], elements first, first+1, ... of tensor t."""
+    """g for the weights x [n], elements first, first+1, ... of tensor t, which starts at `start`."""
     g = ref._direction(torch.zeros_like(x), stream, first, seeds, queries, coefs, dists, z_round)
-    return g if mask is None else torch.where(masked(mask, t, x, stream, first), 0.0, g)
+    return g if mask is None else torch.where(masked(mask, t, x, stream, first, start), 0.0, g)
 
 
 def _decayed(x: Tensor, decay: float) -> Tensor:
@@ -67,6 +68,7 @@ def momentum_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """SGD with momentum, in the convention of torch.optim.SGD.
 
@@ -76,11 +78,11 @@ def momentum_(
     """
     columns = seeds, queries, coefs, dists
     for t, (param, buffer, stream) in enumerate(zip(params, momentum_buffers, streams, strict=True)):
-        dtype = ref._compute_dtype(param)
+        dtype, start = ref._compute_dtype(param), ref._start(firsts, t)
         rate, keep, fresh = (ref._scalar(v, dtype) for v in (-lr, momentum, 1 - dampening))
-        for first, (target, m_at) in ref._pieces((param, buffer)):
+        for first, (target, m_at) in ref._pieces((param, buffer), start):
             x = target.reshape(-1).to(dtype)
-            g = _gradient(x, t, stream, first, *columns, z_round, mask)
+            g = _gradient(x, t, stream, first, *columns, z_round, mask, start)
             m = g if first_step else ref._fma(keep, m_at.reshape(-1).to(dtype), fresh * g, dtype)
             d = ref._fma(keep, m, g, dtype) if nesterov else m
             acc = ref._fma(rate, d, _decayed(x, decay), dtype)
@@ -110,6 +112,7 @@ def adam_(
     rounding_query: int = 0,
     variant: str = "adam",
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """Adam (Kingma and Ba, arXiv 1412.6980) on g = sum_k coef_k z_k, in place on theta and states; step >= 1.
 
@@ -123,11 +126,11 @@ def adam_(
     values = beta1, beta2, 1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps, -lr / (1 - beta1**step)
     tensors = zip(params, exp_avgs, exp_avg_sqs, streams, strict=True)
     for t, (param, mean, square, stream) in enumerate(tensors):
-        dtype = ref._compute_dtype(param)
+        dtype, start = ref._compute_dtype(param), ref._start(firsts, t)
         b1, b2, one_b1, one_b2, inverse, tiny, rate = (ref._scalar(value, dtype) for value in values)
-        for first, (target, m_at, v_at) in ref._pieces((param, mean, square)):
+        for first, (target, m_at, v_at) in ref._pieces((param, mean, square), start):
             x = target.reshape(-1).to(dtype)
-            g = _gradient(x, t, stream, first, *columns, z_round, mask)
+            g = _gradient(x, t, stream, first, *columns, z_round, mask, start)
             m = ref._fma(b1, m_at.reshape(-1).to(dtype), one_b1 * g, dtype)
             squared = m if variant == "radazo" else g
             v = ref._fma(b2, v_at.reshape(-1).to(dtype), (one_b2 * squared) * squared, dtype)
@@ -153,14 +156,15 @@ def sign_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """theta = round(fma(-lr, s, decayed)), s = 1 where g > 0, -1 where g < 0, else 0."""
     columns = seeds, queries, coefs, dists
     for t, (param, stream) in enumerate(zip(params, streams, strict=True)):
-        dtype = ref._compute_dtype(param)
-        for first, (target,) in ref._pieces((param,)):
+        dtype, start = ref._compute_dtype(param), ref._start(firsts, t)
+        for first, (target,) in ref._pieces((param,), start):
             x = target.reshape(-1).to(dtype)
-            g = _gradient(x, t, stream, first, *columns, z_round, mask)
+            g = _gradient(x, t, stream, first, *columns, z_round, mask, start)
             sign = (g > 0).to(dtype) - (g < 0).to(dtype)
             acc = ref._fma(ref._scalar(-lr, dtype), sign, _decayed(x, decay), dtype)
             ref._store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
@@ -188,17 +192,18 @@ def hizoo_perturb_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """theta = round(fma(c, z/sqrt(h), source)); masked elements are copied (HiZOO, arXiv 2402.15173)."""
     tensors = zip(params, params if sources is None else sources, hessians, streams, strict=True)
     for t, (param, source, hessian, stream) in enumerate(tensors):
-        dtype = ref._compute_dtype(param)
-        for first, (target, clean, h_at) in ref._pieces((param, source, hessian)):
+        dtype, start = ref._compute_dtype(param), ref._start(firsts, t)
+        for first, (target, clean, h_at) in ref._pieces((param, source, hessian), start):
             x = clean.reshape(-1).to(dtype)
             z = _drawn(x, stream, first, seed, query, dist, z_round)
             acc = ref._fma(ref._scalar(c, dtype), z / ref._sqrt(h_at.reshape(-1)), x, dtype)
             if mask is not None:
-                acc = torch.where(masked(mask, t, x, stream, first), x, acc)
+                acc = torch.where(masked(mask, t, x, stream, first, start), x, acc)
             ref._store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)
 
 
@@ -221,6 +226,7 @@ def hizoo_update_(
     rounding_seed: int = 0,
     rounding_query: int = 0,
     mask: MaskArgs | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """A HiZOO step (Zhao et al., arXiv 2402.15173) on weights and the diagonal of the Hessian.
 
@@ -231,9 +237,9 @@ def hizoo_update_(
     A masked element gets round(decay*theta), and its h stays.
     """
     for i, (param, hessian, stream) in enumerate(zip(params, hessians, streams, strict=True)):
-        dtype = ref._compute_dtype(param)
+        dtype, start = ref._compute_dtype(param), ref._start(firsts, i)
         a, one_a, rate, back = (ref._scalar(v, dtype) for v in (smoothing, 1 - smoothing, -lr, restore))
-        for first, (target, h_at) in ref._pieces((param, hessian)):
+        for first, (target, h_at) in ref._pieces((param, hessian), start):
             x, before = target.reshape(-1).to(dtype), h_at.reshape(-1)
             g, t, theta = torch.zeros_like(x), torch.zeros_like(x), x
             for seed, query, coef, dist, curvature in zip(
@@ -247,7 +253,7 @@ def hizoo_update_(
             h = ref._fma(a, before * t, one_a * before, dtype)
             acc = ref._fma(rate, g / ref._sqrt(h), _decayed(theta, decay), dtype)
             if mask is not None:
-                out = masked(mask, i, x, stream, first)
+                out = masked(mask, i, x, stream, first, start)
                 h, acc = torch.where(out, before, h), torch.where(out, _decayed(x, decay), acc)
             h_at.copy_(h.view(h_at.shape))
             ref._store(target, acc, first, stream, stochastic, rounding_seed, rounding_query)

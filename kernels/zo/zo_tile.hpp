@@ -38,6 +38,10 @@ typedef uint16_t __attribute__((may_alias)) half_word;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+// A tensor's tiles start where the counter's do: the first one of a shard may begin before the shard.
+inline int64_t tiles_of(const View& t) { return t.numel > 0 ? tiles_of(t.first % kTile + t.numel) : 0; }
+// How many elements of the tile that starts at `first` come before the tensor.
+inline int64_t absent(const View& t, int64_t first) { return first < t.first ? t.first - first : 0; }
 
 // z of [first, first + n), where `first` is the start of a tile and n at most a tile.
 inline void draw(const Sequence& s, uint32_t dist, uint64_t first, int64_t n, float* z) { zo_draw(s, dist, first, n, z); }
@@ -107,13 +111,18 @@ void narrow(const math_t<T>* from, int64_t n, T* to) {
   for (; i < n; ++i) to[i] = Round<T>::nearest(from[i]);
 }
 
+// What comes before the tensor reads as 0.
 template <class T>
 void load_tile(const View& t, int64_t first, int64_t n, math_t<T>* out) {
   const T* data = static_cast<const T*>(t.data);
+  const int64_t skip = absent(t, first);
+  for (int64_t i = 0; i < skip; ++i) out[i] = math_t<T>(0);
+  out += skip;
+  const int64_t at = first + skip - t.first;
   if (t.ndim == 0) {
-    widen(data + first, n, out);
+    widen(data + at, n - skip, out);
   } else {
-    each_offset(t, first, n, [&](int64_t offset, int64_t i) { out[i] = to_math(data[offset]); });
+    each_offset(t, at, n - skip, [&](int64_t offset, int64_t i) { out[i] = to_math(data[offset]); });
   }
 }
 
@@ -121,6 +130,11 @@ void load_tile(const View& t, int64_t first, int64_t n, math_t<T>* out) {
 template <class T>
 void store_tile(const View& t, int64_t first, int64_t n, const math_t<T>* acc, const half_word* r16) {
   T* data = static_cast<T*>(t.data);
+  const int64_t skip = absent(t, first);
+  acc += skip;
+  if (r16 != nullptr) r16 += skip;
+  n -= skip;
+  first += skip - t.first;
   if (t.ndim != 0) {
     each_offset(t, first, n, [&](int64_t offset, int64_t i) { data[offset] = round_result<T>(acc[i], r16 != nullptr, r16 ? r16[i] : 0); });
   } else if (r16 != nullptr) {
@@ -180,12 +194,20 @@ struct TileMask {
       for (uint32_t j = 0; j < 8; ++j) words[8 * i + j] = from[i] >> j & 1u;
     }
   }
+  // Of a shard, whose bits need not start a byte where a tile starts; `at` is the element of the shard that the tile starts with, or < 0.
+  void shard_bits(const uint8_t* from, int64_t at, int64_t n) {
+    limit = 1;
+    for (int64_t i = 0; i < n; ++i) words[i] = at + i < 0 ? 0u : from[(at + i) / 8] >> ((at + i) % 8) & 1u;
+  }
 
-  // The elements [first, first + n) of tensor t, whose weights as read are x.
+  // The elements [first, first + n) of tensor t, whose weights as read are x; `start` is the first element of the tensor.
   template <class M>
-  void draw(const MaskArgs& a, int64_t t, uint32_t stream, int64_t first, int64_t n, const M* x) {
+  void draw(const MaskArgs& a, int64_t t, uint32_t stream, int64_t start, int64_t first, int64_t n, const M* x) {
     if (a.kind == kRandomMask) return random(a, t, stream, first, n);
-    if (a.kind == kBitMask) return bits(static_cast<const uint8_t*>(a.bits[t]) + first / 8, n);
+    if (a.kind == kBitMask) {
+      const uint8_t* from = static_cast<const uint8_t*>(a.bits[t]);
+      return start == 0 ? bits(from + first / 8, n) : shard_bits(from, first - start, n);
+    }
     magnitude(static_cast<M>(a.values[t]) + M(0), x, n);  // + 0: the threshold -0 is 0
   }
 
@@ -204,7 +226,7 @@ struct TileMask {
 
 inline int64_t tiles_of_all(const View* tensors, int64_t count) {
   int64_t total = 0;
-  for (int64_t t = 0; t < count; ++t) total += tiles_of(tensors[t].numel);
+  for (int64_t t = 0; t < count; ++t) total += tiles_of(tensors[t]);
   return total;
 }
 
@@ -213,11 +235,12 @@ template <class Work>
 void walk_tiles(const View* tensors, int64_t count, int64_t begin, int64_t end, const Work& work) {
   int64_t before = 0;
   for (int64_t t = 0; t < count && before < end; ++t) {
-    const int64_t here = tiles_of(tensors[t].numel);
+    const int64_t here = tiles_of(tensors[t]);
+    const int64_t lead = tensors[t].first % kTile;
     const int64_t from = begin > before ? begin - before : 0;
     const int64_t to = smaller(end - before, here);
     for (int64_t tile = from; tile < to; ++tile) {
-      work(t, tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile));
+      work(t, tensors[t].first - lead + tile * kTile, smaller(kTile, lead + tensors[t].numel - tile * kTile));
     }
     before += here;
   }

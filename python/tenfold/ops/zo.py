@@ -28,6 +28,7 @@ MAX_TERMS = 64
 
 _ALL = ("cpu", "cuda", "triton", "reference")
 OPS |= dict.fromkeys(("zo_chain_", "zo_sample", "random_words", "stochastic_round"), _ALL)
+OPS["zo_chain_ with firsts"] = ("cpu", "reference")
 OPS["zo_moments"] = ("cpu", "cuda", "reference")
 
 
@@ -92,9 +93,10 @@ _MASK = (
     "str mask_kind='', SymInt mask_seed=0, SymInt mask_query=0, float[] mask_values=[], "
     "Tensor[]? mask_bits=None"
 )
+_FIRSTS = "SymInt[] firsts=[]"
 _COUNTER = "SymInt seed, SymInt stream, SymInt query"
 for _schema in (
-    f"zo_chain_(Tensor(a!)[] params, Tensor[] sources, {_DIRECTIONS}, {_ROUNDING}, {_MASK}) -> ()",
+    f"zo_chain_(Tensor(a!)[] params, Tensor[] sources, {_DIRECTIONS}, {_ROUNDING}, {_MASK}, {_FIRSTS}) -> ()",
     f"zo_sample_(Tensor(a!) out, {_COUNTER}, SymInt first, str dist) -> ()",
     f"random_words_(Tensor(a!) out, {_COUNTER}, str purpose, SymInt first_block) -> ()",
     f"stochastic_round(Tensor x, ScalarType dtype, {_COUNTER}, SymInt first) -> Tensor",
@@ -110,9 +112,9 @@ def _unsigned(seed: int) -> int:
     return seed % 2**64
 
 
-def _kernels(op: str, device: torch.device) -> Any:
+def _kernels(op: str, device: torch.device, firsts: Sequence[int] = ()) -> Any:
     """The module that implements `op` for the chosen backend; they share their signatures."""
-    backend = chosen_backend(op, device.type)
+    backend = chosen_backend(f"{op} with firsts" if firsts else op, device.type)
     if backend == "reference":
         from tenfold.kernels.zo import zo_reference as module
     elif backend == "triton":
@@ -143,7 +145,9 @@ def _mask_args(
     return MaskArgs(kind, _unsigned(seed), query, values, bits or [])
 
 
-def _extra(mask: MaskArgs | None) -> tuple[MaskArgs, ...]:
+def _extra(mask: MaskArgs | None, firsts: Sequence[int]) -> tuple[Any, ...]:
+    if firsts:
+        return mask, firsts
     return () if mask is None else (mask,)
 
 
@@ -170,15 +174,17 @@ def _zo_chain_(
     mask_query: int = 0,
     mask_values: Sequence[float] = (),
     mask_bits: Sequence[Tensor] | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     _pairs("streams", streams, params)
+    _check_firsts(firsts, params)
     _distributions(dists, DISTRIBUTIONS)
     mask = _mask_args(params, mask_kind, mask_seed, mask_query, mask_values, mask_bits)
     if sources:
         _match("sources", sources, params)
         _checks.separate("sources", sources, params)
     _checks.memory(params=params)
-    kernels = _kernels("zo_chain_", params[0].device)
+    kernels = _kernels("zo_chain_", params[0].device, firsts)
     kernels.chain_(
         params,
         sources or None,
@@ -192,7 +198,7 @@ def _zo_chain_(
         stochastic,
         _unsigned(rounding_seed),
         rounding_query,
-        *_extra(mask),
+        *_extra(mask, firsts),
     )
     _written(params)
 
@@ -273,6 +279,7 @@ def zo_chain_(
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """theta = round(decay * theta + sum_k coef_k * z_k) for every tensor, in place, in one pass.
 
@@ -296,6 +303,9 @@ def zo_chain_(
             then exact.
         mask: `RandomMask`, `MagnitudeMask` or `BitMask`: at a masked element the terms are left out, so that
             it becomes round(decay * theta).
+        firsts: the index of each tensor's first element in its direction, >= 0; default: 0 for all. A shard
+            of rows of a larger tensor moves as it would as a part of that tensor. The bits of a `BitMask` are
+            those of the shard. On the CPU; elsewhere the reference runs, with a PerformanceWarning.
 
     Raises:
         TypeError: an argument of the wrong kind, or a dtype or layout that has no kernel.
@@ -308,7 +318,8 @@ def zo_chain_(
     params = _params("params", params)
     sources = [] if sources is None else _like("sources", sources, params, write=False)
     checked = _terms(terms)
-    _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed, mask)
+    firsts = _firsts(firsts, params)
+    _run_chain(params, sources, streams, checked, decay, z_round, out_rounding, rounding_seed, mask, firsts)
 
 
 def zo_perturb_(
@@ -324,6 +335,7 @@ def zo_perturb_(
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """theta = round(theta + c * z(seed, query)) for every tensor, in place: one fused multiply-add each.
 
@@ -338,7 +350,8 @@ def zo_perturb_(
         _checks.fits("c", _checks.real("c", c), _single(params)),
         _checks.choice("dist", dist, DISTRIBUTIONS),
     )
-    _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed, mask)
+    firsts = _firsts(firsts, params)
+    _run_chain(params, sources, streams, [term], 1.0, z_round, out_rounding, rounding_seed, mask, firsts)
 
 
 def zo_restore_update_(
@@ -356,6 +369,7 @@ def zo_restore_update_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """Undo `-eps * z` and take the step, in one pass: from theta - eps z to (1 - lr wd) theta - lr g z.
 
@@ -380,7 +394,8 @@ def zo_restore_update_(
     coef = _checks.fits("decay * eps - lr * projected_grad", decay * eps - lr * gradient, single)
     dist = _checks.choice("dist", dist, DISTRIBUTIONS)
     term = Term(_checks.seed("seed", seed), _checks.query("query", query), coef, dist)
-    _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed, mask)
+    firsts = _firsts(firsts, params)
+    _run_chain(params, [], streams, [term], decay, z_round, out_rounding, rounding_seed, mask, firsts)
 
 
 def zo_sample(
@@ -614,6 +629,23 @@ def _streams(streams: Sequence[int], params: Sequence[Any]) -> list[int]:
     return [_checks.stream(f"streams[{i}]", s) for i, s in enumerate(streams)]
 
 
+def _firsts(firsts: Sequence[int] | None, params: Sequence[Any]) -> list[int]:
+    """As schemas carry them: nothing where all are 0."""
+    if firsts is None:
+        return []
+    firsts = _checks.sequence("firsts", firsts, "integers")
+    _pairs("firsts", firsts, params)
+    checked = [_checks.integer(f"firsts[{i}]", first, 0, 2**62) for i, first in enumerate(firsts)]
+    return checked if any(checked) else []
+
+
+def _check_firsts(firsts: Sequence[int], params: Sequence[Tensor]) -> None:
+    if firsts:
+        _pairs("firsts", firsts, params)
+        if min(firsts) < 0:
+            _checks.fail(ValueError, "firsts", "integers >= 0", min(firsts))
+
+
 def _terms(terms: Sequence[Term], name: str = "terms") -> list[Term]:
     terms = _checks.sequence(name, terms, "Term(seed, query, coef, dist)")
     if not 1 <= len(terms) <= MAX_TERMS:
@@ -709,6 +741,7 @@ def _run_chain(
     out_rounding: str,
     rounding_seed: int | None,
     mask: Mask | None,
+    firsts: list[int],
 ) -> None:
     streams = _streams(streams, params)
     single = _single(params)
@@ -733,4 +766,5 @@ def _run_chain(
             rounding,
             terms[0].query,
             *masking,
+            firsts,
         )

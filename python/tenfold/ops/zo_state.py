@@ -19,27 +19,28 @@ from tenfold._backend import OPS
 from tenfold.kernels.zo.zo_mask import MaskArgs
 
 from . import zo
-from .zo import _DIRECTIONS, _LIBRARY, _MASK, _ROUNDING, DISTRIBUTIONS, Mask, RandomMask, Term
+from .zo import _DIRECTIONS, _FIRSTS, _LIBRARY, _MASK, _ROUNDING, DISTRIBUTIONS, Mask, RandomMask, Term
 
 VARIANTS = ("adam", "radazo")
 
 _NEW = ("zo_momentum_", "zo_sign_", "zo_hizoo_perturb_", "zo_hizoo_update_", "zo_replay_")
 OPS |= dict.fromkeys((*_NEW, "zo_adam_"), zo._ALL)
+OPS |= {f"{name} with firsts": ("cpu", "reference") for name in (*_NEW[:-1], "zo_adam_")}
 
 for _schema in (
     "zo_momentum_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, "
     f"{_DIRECTIONS}, float lr, float momentum, float dampening, bool nesterov, bool first, "
-    f"{_ROUNDING}, {_MASK}) -> ()",
+    f"{_ROUNDING}, {_MASK}, {_FIRSTS}) -> ()",
     "zo_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     f"{_DIRECTIONS}, float lr, float beta1, float beta2, float eps, SymInt step, "
-    f"{_ROUNDING}, str variant='adam', {_MASK}) -> ()",
-    f"zo_sign_(Tensor(a!)[] params, {_DIRECTIONS}, float lr, {_ROUNDING}, {_MASK}) -> ()",
+    f"{_ROUNDING}, str variant='adam', {_MASK}, {_FIRSTS}) -> ()",
+    f"zo_sign_(Tensor(a!)[] params, {_DIRECTIONS}, float lr, {_ROUNDING}, {_MASK}, {_FIRSTS}) -> ()",
     "zo_hizoo_perturb_(Tensor(a!)[] params, Tensor[] sources, Tensor[] hessians, SymInt[] streams, "
     "SymInt seed, SymInt query, float c, str dist, ScalarType? z_round, bool stochastic, "
-    f"SymInt rounding_seed, SymInt rounding_query, {_MASK}) -> ()",
+    f"SymInt rounding_seed, SymInt rounding_query, {_MASK}, {_FIRSTS}) -> ()",
     "zo_hizoo_update_(Tensor(a!)[] params, Tensor(b!)[] hessians, "
     f"{_DIRECTIONS}, float[] curvatures, float lr, float smoothing, float restore, "
-    f"{_ROUNDING}, {_MASK}) -> ()",
+    f"{_ROUNDING}, {_MASK}, {_FIRSTS}) -> ()",
     f"zo_replay_(Tensor(a!)[] params, {_DIRECTIONS}, SymInt[] sizes, float[] decays, "
     "SymInt[] rounding_seeds, SymInt[] rounding_queries, SymInt[] mask_seeds, SymInt[] mask_queries, "
     "float[] mask_ratios, ScalarType? z_round, bool stochastic) -> ()",
@@ -98,12 +99,14 @@ def _zo_momentum_(
 ) -> None:  # rest: as in the schema
     directions, (lr, momentum, dampening, nesterov, first), rounding = rest[:5], rest[5:10], rest[10:15]
     columns = _directions(params, *directions)
-    mask = _masked(params, rest[15:])
+    mask, firsts = _masked(params, rest[15:])
     _state_like("momentum_buffers", momentum_buffers, params)
     _checks.memory(params=params, momentum_buffers=momentum_buffers)
-    kernels = zo._kernels("zo_momentum_", params[0].device)
+    kernels = zo._kernels("zo_momentum_", params[0].device, firsts)
     scalars = lr, momentum, dampening, nesterov, first
-    kernels.momentum_(params, momentum_buffers, *columns, *scalars, *_rounded(*rounding), mask)
+    kernels.momentum_(
+        params, momentum_buffers, *columns, *scalars, *_rounded(*rounding), *_ends(mask, firsts)
+    )
     zo._written([*params, *momentum_buffers])
 
 
@@ -111,24 +114,25 @@ def _zo_adam_(params: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Te
     directions, scalars, rounding = rest[:5], rest[5:10], rest[10:15]
     variant = rest[15] if len(rest) > 15 else "adam"
     columns = _directions(params, *directions)
-    mask = _masked(params, rest[16:])
+    mask, firsts = _masked(params, rest[16:])
     _checks.choice("variant", variant, VARIANTS)
     _state_like("exp_avgs", exp_avgs, params)
     _state_like("exp_avg_sqs", exp_avg_sqs, params)
     _same_dtypes("exp_avg_sqs", exp_avg_sqs, exp_avgs)
     _checks.memory(params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
-    extra = () if mask is None and variant == "adam" else (variant, mask)
-    kernels = zo._kernels("zo_adam_", params[0].device)
+    plain = mask is None and variant == "adam" and not firsts
+    extra = () if plain else (variant, *_ends(mask, firsts))
+    kernels = zo._kernels("zo_adam_", params[0].device, firsts)
     kernels.adam_(params, exp_avgs, exp_avg_sqs, *columns, *scalars, *_rounded(*rounding), *extra)
     zo._written([*params, *exp_avgs, *exp_avg_sqs])
 
 
 def _zo_sign_(params: list[Tensor], *rest: Any) -> None:
     columns = _directions(params, *rest[:5])
-    mask = _masked(params, rest[11:])
+    mask, firsts = _masked(params, rest[11:])
     _checks.memory(params=params)
-    kernels = zo._kernels("zo_sign_", params[0].device)
-    kernels.sign_(params, *columns, rest[5], *_rounded(*rest[6:11]), mask)
+    kernels = zo._kernels("zo_sign_", params[0].device, firsts)
+    kernels.sign_(params, *columns, rest[5], *_rounded(*rest[6:11]), *_ends(mask, firsts))
     zo._written(params)
 
 
@@ -138,17 +142,17 @@ def _zo_hizoo_perturb_(
     seed, query, c, dist, z_round, stochastic, rounding_seed, rounding_query = rest[:8]
     zo._pairs("streams", streams, params)
     zo._distributions([dist], DISTRIBUTIONS)
-    mask = _masked(params, rest[8:])
+    mask, firsts = _masked(params, rest[8:])
     if sources:
         zo._match("sources", sources, params)
         _checks.separate("sources", sources, params)
     _state_like("hessians", hessians, params, half=False)
     _checks.memory(params=params)
     _checks.separate("hessians", hessians, params)
-    kernels = zo._kernels("zo_hizoo_perturb_", params[0].device)
+    kernels = zo._kernels("zo_hizoo_perturb_", params[0].device, firsts)
     kernels.hizoo_perturb_(
         params, sources or None, hessians, streams, zo._unsigned(seed), query, c, dist, z_round, stochastic,
-        zo._unsigned(rounding_seed), rounding_query, mask,
+        zo._unsigned(rounding_seed), rounding_query, *_ends(mask, firsts),
     )  # fmt: skip
     zo._written(params)
 
@@ -159,12 +163,12 @@ def _zo_hizoo_update_(params: list[Tensor], hessians: list[Tensor], *rest: Any) 
     _checks.length("curvatures", curvatures, len(columns[1]), "terms")
     if restore != 0.0 and len(columns[1]) != 1:
         _checks.fail(ValueError, "terms", "one term where restore is given", len(columns[1]))
-    mask = _masked(params, rest[14:])
+    mask, firsts = _masked(params, rest[14:])
     _state_like("hessians", hessians, params, half=False)
     _checks.memory(params=params, hessians=hessians)
-    kernels = zo._kernels("zo_hizoo_update_", params[0].device)
+    kernels = zo._kernels("zo_hizoo_update_", params[0].device, firsts)
     scalars = curvatures, lr, smoothing, restore
-    kernels.hizoo_update_(params, hessians, *columns, *scalars, *_rounded(*rest[9:14]), mask)
+    kernels.hizoo_update_(params, hessians, *columns, *scalars, *_rounded(*rest[9:14]), *_ends(mask, firsts))
     zo._written([*params, *hessians])
 
 
@@ -196,11 +200,17 @@ def _zo_replay_(params: list[Tensor], *rest: Any) -> None:
     zo._written(params)
 
 
-def _masked(params: Sequence[Tensor], rest: Sequence[Any]) -> MaskArgs | None:
-    """The mask in what a schema call ends with; the dispatcher leaves trailing defaults out."""
-    defaults: tuple[Any, ...] = ("", 0, 0, [], None)
-    kind, seed, query, values, bits = (*rest, *defaults[len(rest) :])
-    return zo._mask_args(params, kind, seed, query, values, bits)
+def _masked(params: Sequence[Tensor], rest: Sequence[Any]) -> tuple[MaskArgs | None, Sequence[int]]:
+    """Mask and firsts in what a schema call ends with; the dispatcher leaves trailing defaults out."""
+    defaults: tuple[Any, ...] = ("", 0, 0, [], None, [])
+    kind, seed, query, values, bits, firsts = (*rest, *defaults[len(rest) :])
+    zo._check_firsts(firsts, params)
+    return zo._mask_args(params, kind, seed, query, values, bits), firsts
+
+
+def _ends(mask: MaskArgs | None, firsts: Sequence[int]) -> tuple[Any, ...]:
+    """What a kernel takes last."""
+    return (mask, firsts) if firsts else (mask,)
 
 
 def _same_dtypes(name: str, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
@@ -239,6 +249,7 @@ def zo_momentum_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """One step of SGD with momentum on g = sum_k coef_k * z_k, in the convention of torch.optim.SGD.
 
@@ -269,7 +280,7 @@ def zo_momentum_(
     columns, rounding = _common(
         params, streams, terms, lr, weight_decay, z_round, out_rounding, rounding_seed
     )
-    masking = zo._mask(mask, params)
+    masking = *zo._mask(mask, params), zo._firsts(firsts, params)
     if params:
         torch.ops.tenfold.zo_momentum_(
             params, buffers, *columns, lr, momentum, dampening, nesterov, first, *rounding, *masking
@@ -294,6 +305,7 @@ def zo_adam_(
     rounding_seed: int | None = None,
     variant: str = "adam",
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """One Adam step on g = sum_k coef_k * z_k, with z regenerated: one read and write of weights and states.
 
@@ -330,7 +342,7 @@ def zo_adam_(
         params, streams, terms, lr, weight_decay, z_round, out_rounding, rounding_seed
     )
     _checks.fits("lr / (1 - beta1**step)", lr / (1 - beta1**step), single)
-    masking = zo._mask(mask, params)
+    masking = *zo._mask(mask, params), zo._firsts(firsts, params)
     if params:
         torch.ops.tenfold.zo_adam_(
             params, exp_avgs, exp_avg_sqs, *columns, lr, beta1, beta2, eps, step, *rounding, variant, *masking
@@ -348,6 +360,7 @@ def zo_sign_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """theta = round((1 - lr wd) * theta - lr * sign(g)), g = sum_k coef_k * z_k and sign(0) = 0.
 
@@ -364,7 +377,7 @@ def zo_sign_(
     columns, rounding = _common(
         params, streams, terms, lr, weight_decay, z_round, out_rounding, rounding_seed
     )
-    masking = zo._mask(mask, params)
+    masking = *zo._mask(mask, params), zo._firsts(firsts, params)
     if params:
         torch.ops.tenfold.zo_sign_(params, *columns, lr, *rounding, *masking)
 
@@ -383,6 +396,7 @@ def zo_hizoo_perturb_(
     rounding_seed: int | None = None,
     sources: Sequence[Tensor] | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """theta = round(theta + c * z / sqrt(h)) for every tensor, in place: HiZOO's perturbation.
 
@@ -406,7 +420,7 @@ def zo_hizoo_perturb_(
     )
     streams = zo._streams(streams, params)
     stochastic, z_round, rounding = zo._rounding(out_rounding, z_round, rounding_seed, term)
-    masking = zo._mask(mask, params)
+    masking = *zo._mask(mask, params), zo._firsts(firsts, params)
     if params:
         torch.ops.tenfold.zo_hizoo_perturb_(
             params, held, hessians, streams, zo._signed(term.seed), term.query, term.coef, term.dist, z_round,
@@ -429,6 +443,7 @@ def zo_hizoo_update_(
     out_rounding: str = "rne",
     rounding_seed: int | None = None,
     mask: Mask | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> None:
     """HiZOO's step on weights and Hessian diagonal, in one pass.
 
@@ -466,7 +481,7 @@ def zo_hizoo_update_(
         _checks.fits(f"curvatures[{k}]", bend, single)
     if restore != 0.0 and len(bends) != 1:
         _checks.fail(ValueError, "terms", "one term where restore is given", len(bends))
-    masking = zo._mask(mask, params)
+    masking = *zo._mask(mask, params), zo._firsts(firsts, params)
     if params:
         torch.ops.tenfold.zo_hizoo_update_(
             params, hessians, *columns, bends, lr, smoothing, restore, *rounding, *masking
