@@ -59,6 +59,9 @@ def attach(
         _checks.fail(ValueError, "optimizer", "one that is not attached", "one that is")
     if isinstance(model.__dict__.get("forward"), _Wrapper):
         _checks.fail(ValueError, "model", "one that no optimizer is attached to", "one that has one")
+    if optimizer._sharded:
+        got = "DTensors: the model gathers them once for all probes; step a closure"
+        _checks.fail(ValueError, "optimizer", "one whose parameters are not sharded", got)
     if optimizer.parallel == "query":
         _checks.fail(ValueError, "parallel", "None or 'data' in an attached optimizer", "'query'")
     return Attached(optimizer, model, loss)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tenfold import _checks
 from tenfold._backend import PerformanceWarning
 
-from . import _blocks, _dual, _masks
+from . import _blocks, _dual, _masks, _shards
 from ._aggregate import gram, least_squares
 from ._helpers import (
     Closure,
@@ -37,6 +37,7 @@ from ._options import DEFAULTS, HybridFirstOrder, MagnitudeSparsity, RandomSpars
 from ._record import FLAG_GRAD, FLAG_SKIPPED, Scalar, StepRecord
 from ._saving import Saving
 from ._seeds import splitmix64
+from ._shards import fsdp_modules, is_sharded, local, reshard
 from ._shortcuts import Matrix
 from ._walk import Cell, Coefs, Mover, Place, Walk, interrupts_deferred
 
@@ -78,6 +79,7 @@ class ZerothOrder(Saving):
     _chained = True  # the update is a sum of directions with decay: one `zo_chain_`
     _plain_only = False  # knows no sphere, masks, least squares (directions are of another kind)
     _static = True  # where to probe does not depend on losses of the same step (blocks aside)
+    _shardable = True  # each element is updated by itself
     _fixed_masks = False  # magnitude masks as stored bits even where the clean weights can be read
 
     def __init__(
@@ -126,6 +128,7 @@ class ZerothOrder(Saving):
         self._copy_always = False  # what "auto" found out
         self._told_of_copies = False
         self._tail: set[Tensor] = set()
+        self._sharded = False
         self._layout: _blocks.Layout | None = None
         self._prefix: _blocks.Prefix | None = None
         self._log: Any = None
@@ -177,6 +180,7 @@ class ZerothOrder(Saving):
         kept = [p if names[p] is None else (names[p], p) for p in slots]
         super().add_param_group({**param_group, "params": kept})
         self._slots.update(slots)
+        self._sharded = any(is_sharded(p) for p in self._slots)
         self._twins.update(twins)
         self._names.update({p: name for p in slots if (name := names[p]) is not None})
         if self._layout is not None:
@@ -193,14 +197,31 @@ class ZerothOrder(Saving):
             ordinal = len(self._slots) + len(slots)
             label = name or f"params[{ordinal}]"
             _checks.tensor(label, p)
-            view = (p.data_ptr() or id(p), p.dtype, p.shape, p.stride())
+            if is_sharded(p):
+                self._check_sharded(label, p)
+            view = (local(p).data_ptr() or id(p), p.dtype, p.shape, p.stride())
             if view not in views:
                 views[view] = p
                 slots[p] = self._slot(label, ordinal, p)
             elif views[view] is not p:
                 twins[p] = views[view]
-        _checks.memory(params=[*self._slots, *slots])
+        _checks.memory(params=[local(p) for p in (*self._slots, *slots)])
         return slots, twins
+
+    def _check_sharded(self, label: str, p: Tensor) -> None:
+        """Raise for DTensors that this optimizer cannot move."""
+        if not self._shardable:
+            name = type(self).__name__
+            _checks.fail(TypeError, label, f"a tensor that is not sharded with {name}", "a DTensor")
+        _shards.check(label, p)
+        if self.restore == "dual":
+            _checks.fail(ValueError, "restore", "'exact' or 'arithmetic' with DTensors", "'dual'")
+        if self.parallel != "data":
+            _checks.fail(ValueError, "parallel", "'data' with DTensors", repr(self.parallel))
+        if self._module is None:
+            _checks.fail(ValueError, "streams", "the module that holds the parameters, with DTensors", None)
+        if self.hybrid is not None:
+            _checks.fail(ValueError, "hybrid", "None with DTensors", "HybridFirstOrder")
 
     def _slot(self, label: str, ordinal: int, p: Tensor) -> Slot:
         if self._manifest is None:
@@ -239,6 +260,7 @@ class ZerothOrder(Saving):
                     of_group[key] = Cell(group, *key, mover=self._mover(key[-1]))
                 of_group[key].params.append(p)
                 of_group[key].streams.append(slot.stream)
+                of_group[key].firsts.append(_shards.first(p))
             cells.extend(of_group.values())
         if not cells:
             raise ValueError(_NOTHING_TRAINABLE)
@@ -420,6 +442,11 @@ class ZerothOrder(Saving):
             dual=way == "dual",
             seconds=perf_counter() - started,
         )
+        if self._sharded:
+            assert self._module is not None
+            modules = fsdp_modules(self._module)
+            walk.changed = lambda: reshard(modules)
+            walk.changed()
         self._set_masks(walk)
         self._set_unit(walk)
         self._prepare(walk)
@@ -434,6 +461,8 @@ class ZerothOrder(Saving):
         """ "arithmetic", "exact" or "dual"."""
         if self.restore != "auto":
             return self.restore
+        if self._sharded:
+            return "exact"
         size = sum(p.numel() * p.element_size() for cell in cells for p in cell.params)
         return "exact" if size <= _COPY_BYTES or self._copy_always else "dual"
 
@@ -442,10 +471,10 @@ class ZerothOrder(Saving):
         old = self._copies
         self._copies = {}
         for p in (p for cell in cells for p in cell.params):
-            copy = old.get(p)
-            if copy is None or (copy.shape, copy.dtype, copy.device) != (p.shape, p.dtype, p.device):
-                copy = torch.empty_like(p, requires_grad=False)
-            self._copies[p] = copy.copy_(p)
+            copy, here = old.get(p), local(p)
+            if copy is None or (copy.shape, copy.dtype, copy.device) != (here.shape, p.dtype, here.device):
+                copy = torch.empty_like(here, requires_grad=False)
+            self._copies[p] = copy.copy_(here)
         return self._copies
 
     def _set_masks(self, walk: Walk) -> None:
@@ -458,9 +487,9 @@ class ZerothOrder(Saving):
         first = _masks.window(option, self.num_steps)
         if self._limits_from != first or any(p not in self._limits for p in keys):
             if isinstance(option, RandomSparsity):
-                values = _masks.shares(option, params, self.compat)
+                values = _masks.shares(option, params, self.compat, self._parallel)
             else:
-                values = _masks.thresholds(option, params)
+                values = _masks.thresholds(option, params, self._parallel)
             self._limits = dict(zip(keys, values, strict=True))
             self._limits_from = first
         for cell in walk.cells:
@@ -469,8 +498,7 @@ class ZerothOrder(Saving):
                 cell.mask = _masks.random_mask(option, self.seed, self.num_steps, limits)
             else:
                 fixed = walk.arithmetic or self.num_queries > 64 or self._fixed_masks
-                tensors = [p.detach() for p in cell.params]
-                cell.mask = _masks.magnitude_mask(tensors, limits, fixed=fixed)
+                cell.mask = _masks.magnitude_mask(cell.tensors(), limits, fixed=fixed)
 
     def _set_unit(self, walk: Walk) -> None:
         """Scale directions: to the sphere, or up where a random mask has thinned them out."""
@@ -494,10 +522,10 @@ class ZerothOrder(Saving):
         squares, d = [], 0
         for cell in walk.cells:
             if cell.block == block:
-                params = [p.detach() for p in cell.params]
-                norm = zo_direction_norm(params, cell.streams, walk.seed, query, "gaussian")
+                numels = [p.numel() for p in cell.params]
+                norm = zo_direction_norm(numels, cell.streams, walk.seed, query, device=cell.device)
                 squares.append(norm * norm)
-                d += sum(p.numel() for p in params)
+                d += sum(numels)
         total = math.fsum(squares)
         return math.sqrt(d / total) if total > 0 else 1.0
 

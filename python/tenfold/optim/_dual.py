@@ -199,7 +199,7 @@ class Spot:
             return {}
         outs = [torch.empty_like(p) for p in params]
         streams = [self.cell.streams[k] for k in numbers]
-        part = dataclasses.replace(self.cell, params=params, streams=streams)
+        part = dataclasses.replace(self.cell, params=params, streams=streams, firsts=[0] * len(params))
         self.walk.write([part], self.cell.place, outs, params, {"out_rounding": "rne"})
         return dict(zip(numbers, outs, strict=True))
 

@@ -18,6 +18,7 @@ class LowRank(ZerothOrder):
     """Directions left @ right^T for matrices, plain Gaussian ones for all other parameters."""
 
     _plain_only = True
+    _shardable = False
 
     def _kind(self, p: Tensor) -> str:
         return MATRIX if p.ndim == 2 else "plain"

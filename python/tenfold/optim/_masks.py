@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._options import MagnitudeSparsity, RandomSparsity
 from ._seeds import splitmix64
+from ._shards import is_sharded, locals_of, owned, quantiles
 
 Mask = Any  # tenfold.ops.RandomMask | MagnitudeMask | BitMask, one entry per tensor
 
@@ -41,13 +42,21 @@ def window(option: RandomSparsity | MagnitudeSparsity, step: int) -> int:
     return 0 if option.every is None else step - step % option.every
 
 
-def shares(option: RandomSparsity, params: list[Tensor], compat: str | None) -> list[float]:
-    """The masked share of each tensor."""
+def shares(
+    option: RandomSparsity, params: list[Tensor], compat: str | None, parallel: Any = None
+) -> list[float]:
+    """The masked share of each tensor; `parallel` where tensors are sharded."""
     ratio = phi(option.ratio) if compat == "zo-llm" else option.ratio
     if option.scope == "tensor":
         return [ratio] * len(params)
     from tenfold.ops import count_within, quantile_abs
 
+    if any(is_sharded(p) for p in params):
+        (threshold,) = quantiles(params, ratio, parallel, together=True)
+        here = count_within(locals_of(params), [threshold] * len(params))
+        mine = [float(n) if owned(p, parallel.rank) else 0.0 for n, p in zip(here, params, strict=True)]
+        sums = parallel.total(mine)
+        return [n / p.numel() if p.numel() else 0.0 for n, p in zip(sums, params, strict=True)]
     if any(p.device != params[0].device for p in params):
         message = "mask: expected all parameters on one device with scope='global', got several"
         raise ValueError(message)
@@ -56,10 +65,12 @@ def shares(option: RandomSparsity, params: list[Tensor], compat: str | None) -> 
     return [count / p.numel() if p.numel() else 0.0 for count, p in zip(counts, params, strict=True)]
 
 
-def thresholds(option: MagnitudeSparsity, params: list[Tensor]) -> list[float]:
-    """The largest magnitude that still moves, per tensor."""
+def thresholds(option: MagnitudeSparsity, params: list[Tensor], parallel: Any = None) -> list[float]:
+    """The largest magnitude that still moves, per tensor; `parallel` where tensors are sharded."""
     from tenfold.ops import quantile_abs
 
+    if any(is_sharded(p) for p in params):
+        return quantiles(params, 1.0 - option.ratio, parallel, together=False)
     return [quantile_abs([p], 1.0 - option.ratio) if p.numel() else 0.0 for p in params]
 
 

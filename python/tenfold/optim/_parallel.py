@@ -1,4 +1,4 @@
-"""Several processes, one model each, that exchange losses and nothing else.
+"""Several processes, one model each or one sharded over them, whose optimizers exchange losses only.
 
 A zeroth-order step is a function of its seed and a few losses, so processes that start from the same weights
 and agree on the losses stay bit for bit the same without ever exchanging a weight or a gradient.
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ._shards import is_sharded, local, whole
 
 if TYPE_CHECKING:
     from ._base import ZerothOrder
@@ -57,6 +59,10 @@ class Parallel:
         ranks = self._all_gather(losses)
         return [sum(column) / self.world_size for column in zip(*ranks, strict=True)]
 
+    def total(self, counts: Sequence[float]) -> list[float]:
+        """Sums over the ranks."""
+        return [sum(column) for column in zip(*self._all_gather(counts), strict=True)]
+
     def gather(self, losses: Sequence[float | None]) -> list[float]:
         """The losses of a step put together; None stands for those that another rank evaluated.
 
@@ -76,8 +82,8 @@ class Parallel:
         """At every step: RuntimeError on every rank unless all are about to make the same step.
 
         At the first one the options, the number of the step, and shape, stream and all bytes of each tensor
-        are compared, by a digest of 32 bytes; later the number of the step, what is trainable, and the
-        options of the groups (lr, eps, ...), by one number.  ValueError for a hybrid optimizer: its
+        (but of shards) are compared, by a digest of 32 bytes; later the number of the step, what is
+        trainable, and the options of the groups (lr, eps, ...), by one number.  ValueError for a hybrid optimizer: its
         first-order gradients are not exchanged, and weights would drift apart.
         """
         if self._agreed:
@@ -140,7 +146,11 @@ def digest(optimizer: ZerothOrder) -> bytes:
     found.update(str(optimizer.num_steps).encode())
     for p, slot in optimizer._slots.items():
         found.update(f"{slot.stream} {p.requires_grad} {p.dtype} {tuple(p.shape)}".encode())
-        found.update(_bytes(p))
+        if is_sharded(p):
+            found.update(str(p.placements).encode())  # type: ignore[attr-defined]
+            if not whole(p):
+                continue  # each rank has other rows
+        found.update(_bytes(local(p)))
     return found.digest()
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tenfold import _checks
+
 from ._log import LoggedStep
 from ._options import RandomSparsity
 from ._walk import Cell, Place, Walk
@@ -76,6 +78,8 @@ def is_chain(optimizer: ZerothOrder) -> bool:
     from .sgd import ZOSGDSign
 
     kind, mask = type(optimizer), optimizer.mask
+    if optimizer._sharded:
+        return False
     if mask is not None and not (isinstance(mask, RandomSparsity) and mask.scope == "tensor"):
         return False
     if kind._mover is not ZerothOrder._mover or kind._kind is not ZerothOrder._kind:
@@ -138,6 +142,8 @@ def record(optimizer: ZerothOrder, steps: Sequence[LoggedStep], at: int, limit: 
     Returns the passes, and the index of the first step that is not among them. The counters of the optimizer
     go on; they are set back if something fails.
     """
+    if optimizer._sharded:
+        _checks.fail(ValueError, "optimizer", "one whose parameters are not sharded", "DTensors")
     dist = "gaussian" if optimizer.dist == "sphere" else optimizer.dist
     tape = Tape(dist, optimizer.z_round, optimizer.rounding)
     before = optimizer.num_steps, optimizer.num_skipped

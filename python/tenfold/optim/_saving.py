@@ -15,6 +15,7 @@ from . import _blocks
 from ._helpers import _dtype_name, _mask_from_json, _mask_to_json, _plain
 from ._manifest import Slot
 from ._options import HybridFirstOrder, MagnitudeSparsity, RandomSparsity
+from ._shards import fsdp_modules, reshard
 
 _KEY = "zo"  # where `state_dict` holds what torch's own keys have no place for
 _COUNTERS = ("num_steps", "num_skipped", "_nonfinite_in_a_row")
@@ -57,6 +58,7 @@ class Saving(Optimizer):
         """Name (where known), stream, shape and dtype of every parameter, in the order of the groups."""
         names: dict[Tensor, str] = {}
         if self._module is not None:
+            reshard(fsdp_modules(self._module))  # or it would show the gathered parameters
             names = {p: name for name, p in self._module.named_parameters()}
         return [
             (names.get(p, self._names.get(p)), slot.stream, tuple(p.shape), p.dtype)

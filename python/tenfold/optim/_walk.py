@@ -18,6 +18,7 @@ from tenfold.ops import Term, zo_chain_, zo_perturb_
 
 from ._masks import Mask, joined, only
 from ._seeds import splitmix64
+from ._shards import local, locals_of
 
 _MAX_TERMS = 64  # directions that one zo_chain_ call holds
 Coefs = dict[int, float]  # query index -> coefficient of its direction
@@ -40,7 +41,8 @@ CLEAN = Place({})
 class Cell:
     """Parameters that always move together: one group, device and block, one kind of direction.
 
-    `place` says where the live weights are, `rest` where they wait while another block is probed.
+    `place` says where the live weights are, `rest` where they wait while another block is probed. Of sharded
+    parameters, `tensors` are the parts that are here, and `firsts` where those begin in their streams.
     """
 
     group: dict[str, Any]
@@ -50,6 +52,7 @@ class Cell:
     kind: str = "plain"
     params: list[Tensor] = field(default_factory=list)
     streams: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
     mask: Mask | None = None
     mover: Mover | None = None
     place: Place = CLEAN
@@ -74,10 +77,16 @@ class Cell:
         """The factor of an update on the weights."""
         return 1.0 - self.lr * self.weight_decay
 
+    def tensors(self) -> list[Tensor]:
+        """What passes write."""
+        return locals_of(self.params)
+
     def only(self, k: int) -> Cell:
         """The part of the cell that is its parameter number k."""
-        params, streams = [self.params[k]], [self.streams[k]]
-        return dataclasses.replace(self, params=params, streams=streams, mask=only(self.mask, k))
+        params, streams, firsts = [self.params[k]], [self.streams[k]], [self.firsts[k]]
+        return dataclasses.replace(
+            self, params=params, streams=streams, firsts=firsts, mask=only(self.mask, k)
+        )
 
 
 @contextmanager
@@ -144,6 +153,7 @@ class Walk:
         self.budget = -1  # evaluations left in a replay of a step that stopped; -1: all
         self.unit: Callable[[int, int], float] = lambda query, block: 1.0
         self.probing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.changed: Callable[[], None] = lambda: None  # called after weights were written
 
     @property
     def arithmetic(self) -> bool:
@@ -199,8 +209,9 @@ class Walk:
         with interrupts_deferred():
             for cell in self.cells:
                 for param in cell.params if cell.written else ():
-                    param.copy_(self.clean[param])
+                    local(param).copy_(self.clean[param])
                 cell.place = CLEAN
+            self.changed()
 
     def _way(self, cell: Cell, target: Place) -> Place:
         """What to apply to the source, clean copy or live weights, to get to `target`."""
@@ -215,6 +226,7 @@ class Walk:
         started = perf_counter()
         with interrupts_deferred():
             yield
+            self.changed()
             self.passes += 1
             self.turn += 1
         self.seconds += perf_counter() - started
@@ -239,7 +251,7 @@ class Walk:
         for batch, way in batches.values():
             params = [p for cell in batch for p in cell.params]
             sources = None if self.clean is None else [self.clean[p] for p in params]
-            self.write(batch, way, params, sources, self.rounding_options())
+            self.write(batch, way, [local(p) for p in params], sources, self.rounding_options())
             for cell in batch:
                 cell.place = arrive(cell)
                 cell.written = True
@@ -266,6 +278,9 @@ class Walk:
             return
         streams = [s for cell in cells for s in cell.streams]
         options = {"z_round": self.z_round, **rounding}
+        firsts = [first for cell in cells for first in cell.firsts]
+        if any(firsts):
+            options["firsts"] = firsts
         mask = joined([cell.mask for cell in cells])
         if mask is not None:
             options["mask"] = mask

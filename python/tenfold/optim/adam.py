@@ -11,6 +11,7 @@ from tenfold.ops import zo_adam_
 
 from ._base import ZerothOrder
 from ._helpers import Values
+from ._shards import locals_of
 from ._walk import Cell, Coefs, Walk
 from .sgd import (
     empty_state,
@@ -144,9 +145,9 @@ def adam_pass(
         kind: dict[str, Any] = {} if variant == "adam" else {"variant": variant}
         for steps, part in split_cell(cell, lambda p: opt.state[p]["step"]):
             zo_adam_(
-                [p.detach() for p in part.params],
-                [opt.state[p]["exp_avg"] for p in part.params],
-                [opt.state[p]["exp_avg_sq"] for p in part.params],
+                part.tensors(),
+                locals_of([opt.state[p]["exp_avg"] for p in part.params]),
+                locals_of([opt.state[p]["exp_avg_sq"] for p in part.params]),
                 part.streams,
                 terms(walk, gradient),
                 lr=cell.lr,

@@ -43,6 +43,7 @@ class ForwardGrad(ZerothOrder):
     _per_eps = False
     _static = False
     _fixed_masks = True
+    _shardable = False
 
     def __init__(self, params: Any, lr: float = 1e-6, **common: Unpack[Common]) -> None:
         super().__init__(params, {"lr": lr}, dict(common))

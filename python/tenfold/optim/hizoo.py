@@ -12,6 +12,7 @@ from tenfold import _checks
 from ._base import ZerothOrder
 from ._helpers import Values
 from ._record import FLAG_CURVATURE, FLAG_GRAD, Scalar
+from ._shards import locals_of
 from ._walk import Cell, Coefs, Mover, Walk
 from .sgd import gradient_coefficients, stateful_pass, terms
 
@@ -80,7 +81,7 @@ class HiZOO(ZerothOrder):
     ) -> None:
         from tenfold.ops import zo_hizoo_perturb_
 
-        hessians = [self.state[p]["hessian"] for p in cell.params]
+        hessians = locals_of([self.state[p]["hessian"] for p in cell.params])
         for query, coef in coefs.items():
             zo_hizoo_perturb_(
                 params,
@@ -91,6 +92,7 @@ class HiZOO(ZerothOrder):
                 coef,
                 walk.dist,
                 sources=sources,
+                firsts=cell.firsts,
                 **rounding,
             )
             sources = None  # the next direction is added to what this one wrote
@@ -115,14 +117,15 @@ class HiZOO(ZerothOrder):
             ratio = float(self.param_groups[0]["eps"]) / cell.eps
             curvatures = values[FLAG_CURVATURE, cell.block]
             zo_hizoo_update_(
-                [p.detach() for p in cell.params],
-                [self.state[p]["hessian"] for p in cell.params],
+                cell.tensors(),
+                locals_of([self.state[p]["hessian"] for p in cell.params]),
                 cell.streams,
                 terms(walk, gradient),
                 [c * ratio * ratio / self.num_queries for c in curvatures],
                 lr=cell.lr,
                 smoothing=cell.group["smoothing"],
                 weight_decay=cell.weight_decay,
+                firsts=cell.firsts,
                 **walk.rounding_options(),
             )
 

@@ -14,6 +14,7 @@ from tenfold.ops import Term
 from ._base import ZerothOrder
 from ._helpers import Values
 from ._options import MagnitudeSparsity
+from ._shards import locals_of
 from ._walk import Cell, Coefs, Walk
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class ZOSGDSign(ZerothOrder):
 
             def move(cell: Cell, gradient: Coefs) -> None:
                 zo_sign_(
-                    [p.detach() for p in cell.params],
+                    cell.tensors(),
                     cell.streams,
                     terms(walk, gradient),
                     lr=cell.lr,
@@ -210,8 +211,8 @@ class ZOSGDMomentum(ZerothOrder):
         def move(cell: Cell, gradient: Coefs) -> None:
             for first, part in split_cell(cell, lambda p: p in new):
                 zo_momentum_(
-                    [p.detach() for p in part.params],
-                    [self.state[p]["momentum_buffer"] for p in part.params],
+                    part.tensors(),
+                    locals_of([self.state[p]["momentum_buffer"] for p in part.params]),
                     part.streams,
                     terms(walk, gradient),
                     lr=cell.lr,
@@ -246,7 +247,8 @@ def stateful_pass(walk: Walk, updates: dict[Cell, Coefs], move: Callable[[Cell, 
 
 def stateful_options(walk: Walk, cell: Cell) -> dict[str, Any]:
     masked = {} if cell.mask is None else {"mask": cell.mask}
-    return {"z_round": walk.z_round, **walk.rounding_options(), **masked}
+    sharded = {"firsts": cell.firsts} if any(cell.firsts) else {}
+    return {"z_round": walk.z_round, **walk.rounding_options(), **masked, **sharded}
 
 
 def terms(walk: Walk, gradient: Coefs) -> list[Term]:
@@ -268,6 +270,7 @@ def split_cell(cell: Cell, by: Callable[[Tensor], Any]) -> list[tuple[Any, Cell]
         part = singles[0]
         part.params = [p for single in singles for p in single.params]
         part.streams = [s for single in singles for s in single.streams]
+        part.firsts = [first for single in singles for first in single.firsts]
         part.mask = joined([single.mask for single in singles])
         parts.append((value, part))
     return parts
