@@ -83,8 +83,8 @@ class Parallel:
 
         At the first one the options, the number of the step, and shape, stream and all bytes of each tensor
         (but of shards) are compared, by a digest of 32 bytes; later the number of the step, what is
-        trainable, and the options of the groups (lr, eps, ...), by one number.  ValueError for a hybrid optimizer: its
-        first-order gradients are not exchanged, and weights would drift apart.
+        trainable, and the options of the groups (lr, eps, ...), by one number.  ValueError for a hybrid
+        optimizer: its first-order gradients are not exchanged, and weights would drift apart.
         """
         if self._agreed:
             self._compare(

@@ -35,6 +35,10 @@ _SCALAR_OPTIONS = (
 _SAVED_OPTIONS = tuple(name for name in _SCALAR_OPTIONS if name != "parallel")  # that is the process's own
 
 
+def _counted(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, int) else value
+
+
 class Saving(Optimizer):
     """The part of `ZerothOrder` that writes it down and reads it again."""
 
@@ -120,7 +124,10 @@ class Saving(Optimizer):
         saved["shapes"] = [list(p.shape) for p in self._slots]
         if self.first_order is not None:
             saved["first_order"] = self.first_order.state_dict()
-        return {**super().state_dict(), _KEY: saved}
+        found = super().state_dict()
+        # step counts as tensors, as in torch's own: torch.distributed.checkpoint loads those in place only
+        states = {i: {k: _counted(v) for k, v in state.items()} for i, state in found["state"].items()}
+        return {**found, "state": states, _KEY: saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim; the run continues to the same bits.  All options take the saved values, but for
@@ -166,7 +173,8 @@ class Saving(Optimizer):
         for saved_id, p in zip(saved_ids, params, strict=True):
             for key, value in state_dict["state"].get(saved_id, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[p][key] = value.to(p.device, copy=True)
+                    counts = value.ndim == 0 and value.dtype == torch.int64
+                    self.state[p][key] = int(value) if counts else value.to(p.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """For deep copies and pickles: all but what belongs to one process or one step."""

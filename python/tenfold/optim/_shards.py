@@ -33,6 +33,11 @@ def local(p: Tensor) -> Tensor:
     return p.to_local() if is_sharded(p) else p  # type: ignore[attr-defined]
 
 
+def gathered(p: Tensor) -> Tensor:
+    """The whole tensor, on every rank; all of them must ask."""
+    return p.full_tensor() if is_sharded(p) else p  # type: ignore[attr-defined]
+
+
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """`local` of each, detached."""
     return [local(p).detach() for p in tensors]

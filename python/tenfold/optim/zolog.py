@@ -25,6 +25,7 @@ from tenfold import _checks
 from . import _log, _passes
 from ._log import Contents, LoggedStep, Part, ZOLogError
 from ._record import FLAG_SKIPPED, StepRecord
+from ._shards import fsdp_modules, gathered, reshard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,9 @@ class ZOLog:
         Args:
             path: of the file, by custom with the ending .zolog.
             optimizer: any of `tenfold.optim` but one with a hybrid part, whose gradients are no scalars.
-            module: the module, or a dict of named tensors, that holds all parameters of the optimizer.
+            module: the module, or a dict of named tensors, that holds all parameters of the optimizer. Where
+                they are sharded, all ranks begin a log, each its own: the weights are gathered, one tensor at
+                a time, for their hash.
             fsync: wait for the disk at each step: it then survives a loss of power, not only the end of the
                 process.
             overwrite: replace a file that exists.
@@ -410,6 +413,7 @@ def _options(hyperparameters: dict[str, Any]) -> Any:
 
 def _tensors(module: Weights) -> dict[str, Tensor]:
     if isinstance(module, nn.Module):
+        reshard(fsdp_modules(module))
         return dict(module.named_parameters(remove_duplicate=False))
     if not isinstance(module, Mapping):
         got = type(module).__name__
@@ -460,7 +464,7 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = gathered(tensor.detach()).cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy()
 
 
