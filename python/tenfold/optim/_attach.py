@@ -21,7 +21,11 @@ Forward = Callable[..., Any]
 
 
 def attach(
-    optimizer: ZerothOrder, model: nn.Module, *, loss: Callable[[Any], Tensor] | None = None
+    optimizer: ZerothOrder,
+    model: nn.Module,
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    scaler: bool = False,
 ) -> Attached:
     """Make `loss = model(**batch).loss; loss.backward(); optimizer.step()` a zeroth-order step.
 
@@ -43,13 +47,16 @@ def attach(
         model: its forward must return the loss, as a scalar tensor, as `loss` of a dict or an object, or
             first in a tuple. Attach before `accelerator.prepare` or `Trainer`.
         loss: finds the loss in what the model returns, where it is elsewhere.
+        scaler: a `torch.amp.GradScaler` is at work (fp16=True in Trainer, mixed_precision="fp16" in
+            accelerate). Losses of probes need no scaling, but scalers insist on a gradient to look at, so one
+            float32 parameter gets one, 2^-80 times the factor on the loss and zero elsewhere; the scale is
+            divided out again.
 
     Returns a handle; `remove()` puts the model back. As a context manager it does so at the end.
 
     Raises TypeError or ValueError if one of them is of the wrong kind or attached already. Calls of the model
     raise TypeError where its output has no loss; `optimizer.step()` raises RuntimeError if no backward pass
-    came before it, or a GradScaler is at work: probes need no scaled losses (use bfloat16, or half-precision
-    weights).
+    came before it, or if a GradScaler is at work without scaler=True.
     """
     if not isinstance(model, nn.Module):
         _checks.fail(TypeError, "model", "a torch.nn.Module", type(model).__name__)
@@ -64,7 +71,7 @@ def attach(
         _checks.fail(ValueError, "optimizer", "one whose parameters are not sharded", got)
     if optimizer.parallel == "query":
         _checks.fail(ValueError, "parallel", "None or 'data' in an attached optimizer", "'query'")
-    return Attached(optimizer, model, loss)
+    return Attached(optimizer, model, loss, _Token(optimizer) if scaler else None)
 
 
 class _Call(NamedTuple):
@@ -73,6 +80,47 @@ class _Call(NamedTuple):
     scale: float
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+_TINY = 2.0**-80  # no clipping of gradients takes notice
+
+
+class _Token:
+    """The gradient that a GradScaler finds, and divides by its scale: which tells the scale."""
+
+    def __init__(self, optimizer: ZerothOrder) -> None:
+        singles = [p for p in optimizer._trainable() if p.dtype == torch.float32 and p.numel()]
+        if not singles:
+            got = "no trainable float32 parameter, which scalers want; load the weights in float32"
+            _checks.fail(ValueError, "scaler", "False, and no GradScaler", got)
+        self._param = min(singles, key=Tensor.numel)
+        self._grad: Tensor | None = None
+        self._factor = 0.0  # on the losses, over all micro-batches
+
+    def add(self, factor: float) -> None:
+        self._factor += factor
+        if self._grad is None:
+            self._grad = torch.zeros_like(self._param, requires_grad=False)
+            self._param.grad = self._grad
+        self._grad.view(-1)[0] = self._factor * _TINY
+
+    def is_on(self, p: Tensor) -> bool:
+        """Whether the gradient of p is the token and nothing else."""
+        if self._grad is None or p is not self._param or p.grad is not self._grad:
+            return False
+        return not bool(self._grad.reshape(-1)[1:].any())
+
+    def scale(self) -> float:
+        """What the scaler has multiplied the losses by; 1 if none has touched the token."""
+        if self._grad is None:
+            return 1.0
+        put = float(torch.tensor(self._factor * _TINY, dtype=torch.float32))
+        return put / float(self._grad.reshape(-1)[0]) if put else 1.0
+
+    def remove(self) -> None:
+        if self._grad is not None and self._param.grad is self._grad:
+            self._param.grad = None
+        self._grad, self._factor = None, 0.0
 
 
 class _Joined(torch.autograd.Function):
@@ -107,12 +155,17 @@ class Attached:
     """The handle that `attach` returns, and what optimizers call for the losses of a step."""
 
     def __init__(
-        self, optimizer: ZerothOrder, model: nn.Module, loss: Callable[[Any], Tensor] | None
+        self,
+        optimizer: ZerothOrder,
+        model: nn.Module,
+        loss: Callable[[Any], Tensor] | None,
+        token: _Token | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.model = model
         self.busy = False
         self._find = loss
+        self._token = token
         self._own_forward = model.__dict__.get("forward")
         self._forward: Forward = model.forward
         self._anchor = torch.zeros((), requires_grad=True)
@@ -121,7 +174,7 @@ class Attached:
         self._measured: Any = None  # what the probes of this step depended on
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         optimizer._attached = self
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = token is None  # a scaler then leaves all to the step
         model.forward = _Wrapper(self, self._forward)
 
     def remove(self) -> None:
@@ -130,6 +183,7 @@ class Attached:
             return
         self._hook.remove()
         self.optimizer._attached = None
+        self.optimizer._step_supports_amp_scaling = True
         if isinstance(self.model.__dict__.get("forward"), _Wrapper):
             del self.model.forward
             if self._own_forward is not None:
@@ -147,6 +201,12 @@ class Attached:
         self._sum = None
         self._calls = []
         self._measured = None
+        if self._token is not None:
+            self._token.remove()
+
+    def expected(self, p: Tensor) -> bool:
+        """Whether a gradient that p has is none of the loss's doing."""
+        return self._token is not None and self._token.is_on(p)
 
     # -- the optimizer's side ----------------------------------------------------------------------------
 
@@ -163,9 +223,12 @@ class Attached:
                 "step: expected a backward pass through the loss that the attached model returned, got none"
             )
         self._check_unchanged()
-        losses: list[float] = self._sum.tolist()
+        losses: list[float] = (self._sum / self._scale()).tolist()
         self.forget()
         return losses
+
+    def _scale(self) -> float:
+        return 1.0 if self._token is None else self._token.scale()
 
     def _setting(self) -> Any:
         """What the probes of a step depend on; the step size is not among it."""
@@ -189,17 +252,13 @@ class Attached:
         """Where the batches were kept, give the step a closure that evaluates them."""
         if any(value is not None for value in (*args[1:], kwargs.get("closure"))):  # args[0] is the optimizer
             return None
-        if hasattr(optimizer, "found_inf"):
-            raise RuntimeError(
-                "step: expected no GradScaler, got one; losses of probes need no scaling: use bfloat16 "
-                "autocast or weights in half precision"
-            )
         if not self._evaluates_again:
             return None
         if not self._calls:
             self.take()  # raises
         self._check_unchanged()
-        calls = self._calls
+        scale = self._scale()
+        calls = [call._replace(scale=call.scale / scale) for call in self._calls]
         self.forget()
         return (optimizer, lambda: self._evaluated(calls)), {}
 
@@ -257,7 +316,10 @@ class Attached:
 
         def sink(grad: Tensor) -> None:
             self._note(setting)
-            scaled = float(grad) * losses
+            factor = float(grad)
+            if self._token is not None:
+                self._token.add(factor)
+            scaled = factor * losses
             self._sum = scaled if self._sum is None else self._sum + scaled
 
         return sink
@@ -267,7 +329,10 @@ class Attached:
 
         def sink(grad: Tensor) -> None:
             self._note(setting)
-            self._calls.append(_Call(float(grad), args, kwargs))
+            factor = float(grad)
+            if self._token is not None:
+                self._token.add(factor)
+            self._calls.append(_Call(factor, args, kwargs))
 
         return sink
 

@@ -71,6 +71,7 @@ class ZerothOrder(Saving):
     last_step: StepRecord | None
     first_order: Optimizer | None
 
+    _step_supports_amp_scaling = True  # a GradScaler leaves all to `step`, which refuses it
     _max_queries = 1 << 24  # the query index has 24 bits in the counter
     _defaults: dict[str, Any] = {}  # of options, where a class has its own  # noqa: RUF012
     _fixed: tuple[str, ...] = ()  # options that a class sets itself and does not take
@@ -348,6 +349,12 @@ class ZerothOrder(Saving):
                 does not reach the parameters through torch functions; or, without closure, a parameter has a
                 gradient: something besides the attached model's loss was differentiated.
         """
+        if self.__dict__.pop("found_inf", None) is not None:
+            self.__dict__.pop("grad_scale", None)
+            raise RuntimeError(
+                "step: expected no GradScaler, got one; losses of probes need no scaling: call "
+                "optimizer.step(closure) itself, or attach the model with scaler=True"
+            )
         attached = None if callable(closure) else self._attached
         if not callable(closure) and (closure is not None or attached is None):
             _checks.fail(TypeError, "closure", "a callable that returns the loss", type(closure).__name__)
@@ -364,7 +371,7 @@ class ZerothOrder(Saving):
     def _check_no_gradients(self) -> None:
         """A term that a loop adds to the loss of an attached model would be lost: it leaves gradients."""
         for p in self._trainable():
-            if p.grad is not None:
+            if p.grad is not None and not self._attached.expected(p):
                 raise RuntimeError(
                     f"{self._label(p)}.grad: expected None where steps follow from the losses of an attached "
                     "model, got a gradient: a term added to the loss outside of the model does not count "
@@ -773,7 +780,13 @@ class ZerothOrder(Saving):
 
     # -- in loops written for back-propagation -----------------------------------------------------------
 
-    def attach(self, model: torch.nn.Module, *, loss: Callable[[Any], Tensor] | None = None) -> Any:
+    def attach(
+        self,
+        model: torch.nn.Module,
+        *,
+        loss: Callable[[Any], Tensor] | None = None,
+        scaler: bool = False,
+    ) -> Any:
         """Let loops of `model(batch)`, `loss.backward()` and `optimizer.step()` train by this optimizer.
 
         Serves `transformers.Trainer`, accelerate and plain loops; see `tenfold.optim._attach.attach`, which
@@ -781,7 +794,7 @@ class ZerothOrder(Saving):
         """
         from ._attach import attach
 
-        return attach(self, model, loss=loss)
+        return attach(self, model, loss=loss, scaler=scaler)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch.optim; also forgets what the backward passes of an attached model left."""
