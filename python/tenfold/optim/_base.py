@@ -100,6 +100,7 @@ class ZerothOrder(Saving):
         self.z_round: torch.dtype | None = options["z_round"]
         self.max_nonfinite: int = options["max_nonfinite"]
         self.maximize: bool = options["maximize"]
+        self.max_projected_grad: float | None = options["max_projected_grad"]
         self.mask: RandomSparsity | MagnitudeSparsity | None = options["mask"]
         self.blocks: _blocks.Blocks | None = options["blocks"]
         self.hybrid: HybridFirstOrder | None = options["hybrid"]
@@ -709,9 +710,15 @@ class ZerothOrder(Saving):
         projected = self._projected(losses, float(self.param_groups[0]["eps"]))
         if projected is None:
             return [_skipped(len(walk.losses))]
+        projected = [self._clipped(g) for g in projected]
         if self.aggregate == "least_squares" and all(map(math.isfinite, projected)):
             projected = self._least_squares(walk, projected)
         return [Scalar(i, FLAG_GRAD | block << 8, g) for i, g in enumerate(projected)]
+
+    def _clipped(self, g: float) -> float:
+        """Within the bound; what is not finite stays so."""
+        bound = self.max_projected_grad
+        return g if bound is None or not math.isfinite(g) else max(-bound, min(bound, g))
 
     def _projected(self, losses: list[float], eps: float) -> list[float] | None:
         """The factors g_i of the update direction (1/q) sum_i g_i z_i; None: nothing to update by."""

@@ -171,6 +171,9 @@ class Common(TypedDict, total=False):
             parameters of normalisation layers (told by the type of the layer) alone.
         max_nonfinite: this many steps in a row with a loss that is not finite raise RuntimeError.
         maximize: ascend.
+        max_projected_grad: None, or a bound > 0: projected gradients g_i (those of the first group, where
+            groups differ in eps) are clipped to [-bound, bound] before they are used or recorded, as QZO does
+            (arXiv 2505.13430).  One that is not finite still skips the step.
         mask: None, `RandomSparsity` or `MagnitudeSparsity`.
         blocks: None or `Blocks`.
         hybrid: None or `HybridFirstOrder`.
@@ -196,6 +199,7 @@ class Common(TypedDict, total=False):
     streams: nn.Module | None
     max_nonfinite: int
     maximize: bool
+    max_projected_grad: float | None
     mask: RandomSparsity | MagnitudeSparsity | None
     blocks: Blocks | None
     hybrid: HybridFirstOrder | None
@@ -218,6 +222,7 @@ DEFAULTS: dict[str, Any] = {
     "streams": None,
     "max_nonfinite": 3,
     "maximize": False,
+    "max_projected_grad": None,
     "mask": None,
     "blocks": None,
     "hybrid": None,
@@ -243,6 +248,9 @@ def checked(options: dict[str, Any], max_queries: int) -> dict[str, Any]:
     o["z_round"] = None if o["z_round"] is None else _checks.dtype("z_round", o["z_round"], _Z_DTYPES)
     o["max_nonfinite"] = _checks.integer("max_nonfinite", o["max_nonfinite"], 1, 1 << 31)
     o["maximize"] = bool(o["maximize"])
+    if o["max_projected_grad"] is not None:
+        bound = _checks.real("max_projected_grad", o["max_projected_grad"], positive=True)
+        o["max_projected_grad"] = bound
     o["aggregate"] = _checks.choice("aggregate", o["aggregate"], AGGREGATES)
     for name, choices in (("compat", COMPATS), ("parallel", PARALLELS)):
         if o[name] is not None:

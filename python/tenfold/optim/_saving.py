@@ -28,6 +28,7 @@ _SCALAR_OPTIONS = (
     "rounding",
     "max_nonfinite",
     "maximize",
+    "max_projected_grad",
     "aggregate",
     "compat",
     "parallel",
@@ -44,6 +45,7 @@ class Saving(Optimizer):
 
     first_order: Optimizer | None
     z_round: torch.dtype | None
+    max_projected_grad: float | None
     mask: RandomSparsity | MagnitudeSparsity | None
     blocks: _blocks.Blocks | None
     hybrid: HybridFirstOrder | None
@@ -77,6 +79,8 @@ class Saving(Optimizer):
         if self.hybrid is not None:
             _checks.fail(ValueError, "hybrid", "None: a callable cannot be written down", "HybridFirstOrder")
         options = {name: getattr(self, name) for name in (*_SCALAR_OPTIONS, *self._own)}
+        if options["max_projected_grad"] is None:
+            del options["max_projected_grad"]  # as before there was one
         options["z_round"] = _dtype_name(self.z_round)
         options["mask"] = _mask_to_json(self.mask)
         options["blocks"] = self._blocks_to_json()
@@ -154,7 +158,9 @@ class Saving(Optimizer):
             _checks.fail(ValueError, "state_dict", "a hybrid part where the optimizer has one", "another")
         super().load_state_dict(state_dict)
         self._keep_state_dtypes(state_dict)
-        self.__dict__.update({name: saved[name] for name in (*_COUNTERS, *_SAVED_OPTIONS, *self._own)})
+        own = (*_COUNTERS, *_SAVED_OPTIONS, *self._own)
+        self.__dict__.update({name: saved[name] for name in own if name != "max_projected_grad"})
+        self.max_projected_grad = saved.get("max_projected_grad")
         if self._parallel is not None:
             self._parallel.check_again()
         self.z_round = None if saved["z_round"] is None else getattr(torch, saved["z_round"])

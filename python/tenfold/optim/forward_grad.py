@@ -70,6 +70,7 @@ class ForwardGrad(ZerothOrder):
             pairs.append(self._derivative(walk, query) if mine else None)
         walk.losses += self._agreed([None if pair is None else pair[0] for pair in pairs])
         slopes = self._agreed([None if pair is None else pair[1] for pair in pairs])
+        slopes = [self._clipped(slope) for slope in slopes]
         if self.aggregate == "least_squares":
             slopes = self._least_squares(walk, slopes)
         return [Scalar(i, FLAG_GRAD, slope) for i, slope in enumerate(slopes)]

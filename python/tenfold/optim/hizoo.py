@@ -102,7 +102,7 @@ class HiZOO(ZerothOrder):
         base, plus, minus = losses[0], losses[1::2], losses[2::2]
         scalars = []
         for i, (p, m) in enumerate(zip(plus, minus, strict=True)):
-            scalars.append(Scalar(i, FLAG_GRAD | block << 8, (p - m) / (2 * eps)))
+            scalars.append(Scalar(i, FLAG_GRAD | block << 8, self._clipped((p - m) / (2 * eps))))
             curvature = abs(p + m - 2 * base) / (2 * eps * eps)
             scalars.append(Scalar(i, FLAG_CURVATURE | block << 8, curvature))
         return scalars
