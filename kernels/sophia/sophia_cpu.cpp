@@ -92,22 +92,28 @@ void with_denominator(int denom, const Call& f) {
 
 // -- tiles -------------------------------------------------------------------------------------------------------------------------
 
-// Weights that changed between `before` and the storage they are rounded into.
+// Rounds the new weights into their storage. With `live`, those that take part, and returns how many changed.
 template <class T>
-int64_t store_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value, bool count) {
+int64_t store_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value,
+                      const uint32_t* live) {
   T* to = static_cast<T*>(t.param) + first;
   alignas(64) T fresh[kTile];
+  T* rounded = live != nullptr ? fresh : to;
   if (a.stochastic && !kInPlace<T>) {
     Bits bits;
     const half_of_a_word* r16 = bits.draw(a.seed, a.step, kSophia, t.stream, first, n);
-    for (int64_t i = 0; i < n; ++i) fresh[i] = Round<T>::stochastic(value[i], r16[i]);
+    for (int64_t i = 0; i < n; ++i) rounded[i] = Round<T>::stochastic(value[i], r16[i]);
   } else {
-    narrow_row<T>(value, n, count ? fresh : to, 1);
-    if (!count) return 0;
+    narrow_row<T>(value, n, rounded, 1);
   }
   int32_t changed = 0;
-  for (int64_t i = 0; i < n; ++i) changed += differ(to[i], fresh[i]) ? 1 : 0;
-  for (int64_t i = 0; i < n; ++i) to[i] = fresh[i];
+  if (live != nullptr) {
+    for (int64_t i = 0; i < n; ++i) {
+      const bool change = live[i] != 0u && differ(to[i], fresh[i]);
+      changed += change ? 1 : 0;
+      to[i] = change ? fresh[i] : to[i];
+    }
+  }
   return changed;
 }
 
@@ -125,13 +131,6 @@ int64_t kahan_row(const SophiaTensor& t, int64_t first, int64_t n, const math_t<
     c[i] = live[i] ? rest : c[i];
   }
   return changed;
-}
-
-// A half-width row that nothing changes in but the weight itself, kept as it is where the element does not take part.
-template <class T>
-void put_back(const SophiaTensor& t, int64_t first, int64_t n, const uint32_t* live, const T* before) {
-  T* p = static_cast<T*>(t.param) + first;
-  for (int64_t i = 0; i < n; ++i) p[i] = live[i] ? p[i] : before[i];
 }
 
 template <class T, class G, class S>
@@ -153,7 +152,7 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
   if (stats == nullptr && !a.skip && t.compensation == nullptr) {
     M* p = theta();
     with_denominator(a.denom, [&](auto denom) { one_loop<denom()>(a.update_hessian, p, g, m, h, n, s); });
-    if (!stored) store_weights<T>(a, t, first, n, p, false);
+    if (!stored) store_weights<T>(a, t, first, n, p, nullptr);
   } else {
     alignas(64) M u[kTile], to[kTile];
     alignas(64) uint32_t live[kTile];
@@ -164,11 +163,8 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
     } else {
       M* p = theta();
       weight_row(p, u, live, to, n, s);
-      alignas(64) T before[kTile];
-      if (a.skip && !kInPlace<T>) memcpy(before, static_cast<T*>(t.param) + first, static_cast<size_t>(n) * sizeof(T));
-      got.changed = store_weights<T>(a, t, first, n, to, true);
-      if (a.skip && !kInPlace<T>) put_back<T>(t, first, n, live, before);
-      if (!stored && t.master != nullptr) memcpy(p, to, static_cast<size_t>(n) * sizeof(M));
+      got.changed = store_weights<T>(a, t, first, n, to, live);
+      if (t.master != nullptr) memcpy(p, to, static_cast<size_t>(n) * sizeof(M));
     }
     if (stats != nullptr) {
       if constexpr (std::is_same_v<M, float>) {
