@@ -35,25 +35,25 @@ template <int kDenom, bool kSquare, class M>
 void state_row(const M* __restrict g, M* __restrict m, M* __restrict h, M* __restrict u, uint32_t* __restrict live, int64_t n,
                const SophiaScalars<M> s, bool skip, TileStats& stats) {
   int32_t wins = 0, moving = 0, nonfinite = 0;
-  for (int64_t i = 0; i < n; ++i) {
+  const int32_t always = skip ? 0 : 1;
+  for (int64_t i = 0; i < n; ++i) {  // flags are numbers, and joined by &: a branch would end the vectors
     const M scaled = g[i] * s.grad_scale;
-    const bool finite = is_finite(scaled);
-    const bool in = finite || !skip;
-    M curvature = M(0);
-    if (kDenom != kDenomSign) {
-      const M squared = kSquare ? sophia_square(h[i], scaled, s) : h[i];
-      curvature = in ? squared : h[i];
-    }
-    const M fresh = sophia_exp_avg(m[i], scaled, s);
-    const M mean = in ? fresh : m[i];
+    const int32_t finite = is_finite(scaled) ? 1 : 0;
+    const int32_t in = finite | always;
+    const M old_m = m[i];
+    const M old_h = kDenom == kDenomSign ? M(0) : h[i];
+    const M squared = kSquare ? sophia_square(old_h, scaled, s) : old_h;
+    const M curvature = in ? squared : old_h;
+    const M fresh = sophia_exp_avg(old_m, scaled, s);
+    const M mean = in ? fresh : old_m;
     const M moved = sophia_clipped<kDenom>(mean, curvature, s);
     m[i] = mean;
     if (kSquare) h[i] = curvature;
     u[i] = in ? moved : M(0);
-    live[i] = in ? 1u : 0u;
-    nonfinite += finite ? 0 : 1;
-    moving += in && mean != M(0) ? 1 : 0;
-    wins += kDenom != kDenomSign && in && sophia_wins(mean, curvature, s) ? 1 : 0;
+    live[i] = static_cast<uint32_t>(in);
+    nonfinite += 1 - finite;
+    moving += in & (mean != M(0) ? 1 : 0);
+    if (kDenom != kDenomSign) wins += in & (sophia_wins(mean, curvature, s) ? 1 : 0);
   }
   stats.wins = wins;
   stats.moving = moving;
@@ -109,9 +109,10 @@ int64_t store_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t fi
   int32_t changed = 0;
   if (live != nullptr) {
     for (int64_t i = 0; i < n; ++i) {
-      const bool change = live[i] != 0u && differ(to[i], fresh[i]);
-      changed += change ? 1 : 0;
-      to[i] = change ? fresh[i] : to[i];
+      const T old = to[i];
+      const uint32_t change = live[i] & (differ(old, fresh[i]) ? 1u : 0u);
+      changed += static_cast<int32_t>(change);
+      to[i] = live[i] ? fresh[i] : old;
     }
   }
   return changed;
@@ -126,8 +127,9 @@ int64_t kahan_row(const SophiaTensor& t, int64_t first, int64_t n, const math_t<
   for (int64_t i = 0; i < n; ++i) {
     T rest = c[i];
     const T moved = sophia_kahan<T>(to_math(p[i]), u[i], rest, s);
-    changed += live[i] && differ(moved, p[i]) ? 1 : 0;
-    p[i] = live[i] ? moved : p[i];
+    const T old = p[i];
+    changed += static_cast<int32_t>(live[i] & (differ(moved, old) ? 1u : 0u));
+    p[i] = live[i] ? moved : old;
     c[i] = live[i] ? rest : c[i];
   }
   return changed;
