@@ -141,9 +141,7 @@ def quantize(
         module, where = zo_native._module(x)
         at = Rounding() if rounding is None else rounding
         counter = hessian, rounding is not None, at.seed, at.step, stream
-        module.sophia_encode(
-            (x.data_ptr(), codes.data_ptr(), scales.data_ptr(), x.numel(), *counter), *where
-        )
+        module.sophia_encode((x.data_ptr(), codes.data_ptr(), scales.data_ptr(), x.numel(), *counter), *where)
 
 
 def dequantize(codes: Tensor, scales: Tensor, out: Tensor, hessian: bool) -> None:
