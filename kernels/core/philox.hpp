@@ -20,6 +20,9 @@ enum Purpose : uint32_t {
   kLowRankU = 5,
   kLowRankV = 6,
   kGauss16 = 7,
+  kSophia = 8,
+  kSophiaExpAvg = 9,
+  kSophiaHessian = 10,
 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;

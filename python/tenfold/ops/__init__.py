@@ -3,6 +3,14 @@
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .sophia import (
+    hutchinson_accumulate_,
+    hutchinson_probe,
+    sophia8_dequantize,
+    sophia8_quantize,
+    sophia_hessian_,
+    sophia_step_,
+)
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -38,11 +46,17 @@ __all__ = [
     "ReplayPass",
     "Term",
     "count_within",
+    "hutchinson_accumulate_",
+    "hutchinson_probe",
     "lowrank_factor",
     "magnitude_bits",
     "option_loss",
     "quantile_abs",
     "random_words",
+    "sophia8_dequantize",
+    "sophia8_quantize",
+    "sophia_hessian_",
+    "sophia_step_",
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",
