@@ -23,6 +23,7 @@ enum Purpose : uint32_t {
   kSophia = 8,
   kSophiaExpAvg = 9,
   kSophiaHessian = 10,
+  kLabel = 9,
 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;
