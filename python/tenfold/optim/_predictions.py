@@ -95,9 +95,7 @@ def positions(batch: dict[str, Any]) -> Tensor:
     return counts
 
 
-def _logits(
-    net: nn.Module, batch: Any, predict: Callable[..., Any] | None
-) -> tuple[Tensor, Tensor | None]:
+def _logits(net: nn.Module, batch: Any, predict: Callable[..., Any] | None) -> tuple[Tensor, Tensor | None]:
     if predict is not None:
         result = predict(net, batch)
         logits, mask = result if isinstance(result, tuple) else (result, None)
@@ -168,9 +166,7 @@ def _ends_with_its_head(net: Any, head: nn.Linear, inputs: dict[str, Any]) -> bo
     return _head_is_last[net]
 
 
-def _headless_loss(
-    ranks: Ranks, head: nn.Linear, inputs: dict[str, Any], where: Tensor, seed: int
-) -> Tensor:
+def _headless_loss(ranks: Ranks, head: nn.Linear, inputs: dict[str, Any], where: Tensor, seed: int) -> Tensor:
     """The loss computed inside the head, from the hidden states that reach it.
 
     FSDP2 has the head's weight there and nowhere else.
@@ -187,7 +183,7 @@ def _headless_loss(
         found.append(-sample.logp.sum())
         return hidden[..., :1]
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign,assignment]
     try:
         output = ranks.net(**inputs, use_cache=False)
     finally:

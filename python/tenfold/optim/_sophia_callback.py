@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,9 @@ class SophiaCallback:
             _checks.fail(TypeError, "source", "an iterable that starts anew each time", got)
         self.source = source
         self.num_batches = _checks.integer("num_batches", num_batches, 1, 1 << 30)
-        self.batch_size = None if batch_size is None else _checks.integer("batch_size", batch_size, 1, 1 << 30)
+        self.batch_size = (
+            None if batch_size is None else _checks.integer("batch_size", batch_size, 1, 1 << 30)
+        )
         self.seed = _checks.seed("seed", seed)
         self.estimate = estimate
 
@@ -186,7 +188,7 @@ _orders: dict[tuple[int, int, int], torch.Tensor] = {}
 
 def _cycled(source: Iterable[Any], numbers: range) -> Iterator[Any]:
     """The items at these numbers of the source run through again and again."""
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+    if isinstance(source, Sequence):
         for number in numbers:
             yield source[number % len(source)]
         return

@@ -123,7 +123,7 @@ def steps_of(state_dict: dict[str, Any]) -> int:
 
 @torch.no_grad()
 def take_loaded(optimizer: Sophia, state_dict: dict[str, Any]) -> None:
-    """Undo torch's cast of loaded states to the parameter's dtype, and bring them into the optimizer's own."""
+    """Undo torch's cast of loaded states to the parameter's dtype; bring them into the optimizer's own."""
     for _, p, saved in _pairs(optimizer, state_dict):
         state: dict[str, Any] = optimizer.state[p]
         state.clear()
@@ -138,9 +138,7 @@ def take_loaded(optimizer: Sophia, state_dict: dict[str, Any]) -> None:
         _round_off(optimizer, p, state)
 
 
-def _take(
-    optimizer: Sophia, p: Tensor, state: dict[str, Any], saved: dict[str, Any], moment: str
-) -> None:
+def _take(optimizer: Sophia, p: Tensor, state: dict[str, Any], saved: dict[str, Any], moment: str) -> None:
     scale = f"{moment}_scale"
     if moment in saved and scale in saved and dtype_of(optimizer, p) == "8bit":
         state[moment] = saved[moment].to(p.device, copy=True)

@@ -85,8 +85,8 @@ class Stats:
             return
         self._warned = True
         warnings.warn(
-            f"Sophia: {100 * changed / moving:.1f} % of the half-precision weights with an update changed; the "
-            "others lost it to rounding. Use master=True, rounding='stochastic' or rounding='kahan'.",
+            f"Sophia: {100 * changed / moving:.1f} % of the half-precision weights with an update changed; "
+            "the others lost it to rounding. Use master=True, rounding='stochastic' or rounding='kahan'.",
             stacklevel=4,
         )
 

@@ -45,10 +45,11 @@ class Bucket(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.entries[0].param.dtype
 
-    def states(self, name: str) -> list[Tensor] | None:
-        if name not in self.entries[0].state:
-            return None
+    def states(self, name: str) -> list[Tensor]:
         return [entry.part(name) for entry in self.entries]
+
+    def maybe(self, name: str) -> list[Tensor] | None:
+        return self.states(name) if name in self.entries[0].state else None
 
 
 class Buckets:
@@ -113,12 +114,12 @@ class Buckets:
         legacy = mode.refresh == "step"
         half = bucket.dtype in HALF
         rounding = optimizer.rounding if half else "nearest"
-        masters = bucket.states("master")
+        masters = bucket.maybe("master")
         sophia_step_(
             [entry.param for entry in bucket.entries],
             [entry.grad for entry in bucket.entries],
             bucket.states("exp_avg"),
-            bucket.states("hessian"),
+            bucket.maybe("hessian"),
             lr=float(group["lr"]),
             beta1=beta1 * beta1 if legacy else beta1,  # the code of SOUL averages twice in a step
             denom_scale=denominator_scale(group, optimizer.mode, bs),
@@ -130,9 +131,9 @@ class Buckets:
             inv_scale=self.inv_scale(bucket.device),
             found_inf=self.overflow(bucket.device),
             masters=masters,
-            compensations=bucket.states("compensation") if rounding == "kahan" else None,
-            exp_avg_scales=bucket.states("exp_avg_scale"),
-            hessian_scales=bucket.states("hessian_scale"),
+            compensations=bucket.maybe("compensation") if rounding == "kahan" else None,
+            exp_avg_scales=bucket.maybe("exp_avg_scale"),
+            hessian_scales=bucket.maybe("hessian_scale"),
             rounding=rounding,
             seed=optimizer.seed,
             step=optimizer.num_updates % _sophia_state.COUNTER,
@@ -149,7 +150,8 @@ class Buckets:
         for device, steps in by_device.items():
             torch._foreach_add_(steps, 1.0)
             if self.found_inf is not None:  # a step that did not happen does not count
-                torch._foreach_sub_(steps, self._scalar("inf", self.found_inf, device).clamp(max=1)[0])
+                skipped = self._scalar("inf", self.found_inf, device)[0].ne(0).to(torch.float32)
+                torch._foreach_sub_(steps, [skipped] * len(steps))
 
     def refresh(self, scale: float, found_inf: Tensor | None = None) -> None:
         """h <- beta2 h + (1 - beta2) scale g^2."""
@@ -166,7 +168,7 @@ class Buckets:
                 scale=scale,
                 inv_scale=self.inv_scale(bucket.device),
                 found_inf=overflow,
-                hessian_scales=bucket.states("hessian_scale"),
+                hessian_scales=bucket.maybe("hessian_scale"),
                 **_sophia_state.rounding_of(self.optimizer, [entry.stream for entry in bucket.entries]),
             )
 

@@ -176,7 +176,7 @@ class Sophia(Optimizer):
     # -- the step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None, bs: int | None = None, **amp: Any) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None, bs: int | None = None, **amp: Any) -> Any:
         """One step by the gradients at hand; parameters without a gradient are left alone, states too.
 
         Args:
@@ -260,17 +260,17 @@ class Sophia(Optimizer):
         Args:
             model: the model, or DistributedDataParallel or FSDP2 around it; in the mode (training,
                 evaluation, autocast) that you have it in.
-            batches: dicts for transformers models, else (inputs, targets).  All ranks need as many; batch i of
-                rank r of W is number i W + r of the whole, so that W ranks sample what one process would.
+            batches: dicts for transformers models, else (inputs, targets).  All ranks need as many; batch
+                i of rank r of W is number i W + r of the whole, so that W ranks sample what one process would.
             estimator: None for that of the optimizer.
             predict: `predict(model, batch)` -> logits [..., V], or (logits, mask [...]) with the positions
                 to be sampled, where the default does not know the model.
             loss: `loss(model, batch)` -> mean loss, or (mean loss, number of predictions); for "hutchinson"
                 and "empirical_fisher".
             probes: per batch, >= 1.
-            max_norm: "gnb": clip the norm of g to it, as the authors' script does with 1.0; None, no clipping.
-            group: the process group over which batches are spread; "auto" for the one of DistributedDataParallel,
-                else the default one if there is one; None for none.
+            max_norm: "gnb": clip the norm of g to it, as the authors' script does with 1.0.
+            group: the process group over which batches are spread; "auto" for that of
+                DistributedDataParallel, else the default one if there is one; None for none.
 
         Returns:
             B, the number of predictions over all batches and ranks.
@@ -351,8 +351,8 @@ class Sophia(Optimizer):
 class SophiaG(Sophia):
     """Sophia with the Gauss-Newton-Bartlett estimator, as the authors' code has it (mode "liuhong99").
 
-    A drop-in for their class: same arguments, defaults, `step(bs=...)`, `update_hessian()` and state.  `bs` is
-    the number of predictions (sequences times tokens) of a batch.  With `estimate_hessian` instead of
+    A drop-in for their class: same arguments, defaults, `step(bs=...)`, `update_hessian()` and state.  `bs`
+    is the number of predictions (sequences times tokens) of a batch.  With `estimate_hessian` instead of
     `update_hessian` it need not be given.  Other arguments as `Sophia`.
     """
 
