@@ -135,7 +135,7 @@ def test_a_hundred_steps_are_those_of_the_authors_code(decay: float, maximize: b
                 loss.backward()
                 return loss
 
-            assert float(opt.step(closure, bs=64)) > 0
+            assert opt.step(closure, bs=64).item() > 0
             if step % 10 == 9:
                 opt.update_hessian()
         if step == 40:  # and once each goes on with the other's state
@@ -416,7 +416,7 @@ def test_it_learns() -> None:
     model = network()
     opt = Sophia(model.parameters(), lr=1e-2, gamma=0.5)
     first = float(sum(loss_on(model, k) for k in range(4)))
-    for step in range(60):
+    for step in range(100):
         if opt.hessian_due:
             opt.estimate_hessian(model, [batch(step % 4)])
         opt.zero_grad()
