@@ -18,7 +18,7 @@ from tenfold._backend import OPS, chosen_backend
 LINEAR = ("linear_logprob", "linear_gnb_sample", "linear_kl", "linear_undial", "linear_ceu")
 OPS |= dict.fromkeys(("logits_logprob", "gnb_sample", *LINEAR), ("cpu", "cuda", "triton", "reference"))
 
-LABEL_PURPOSE = 9  # kernels/core/philox.hpp: no other draw shares these words
+LABEL_PURPOSE = 11  # kernels/core/philox.hpp: no other draw shares these words
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias"
