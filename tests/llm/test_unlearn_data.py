@@ -30,7 +30,6 @@ from tenfold.llm.unlearn.data import (
     sample_forget,
 )
 
-
 SPACED = "{question} "
 
 
@@ -81,7 +80,7 @@ def test_a_missing_key_is_named_with_file_and_line(tmp_path: Path, key: str) -> 
     ("line", "said"),
     [
         ("{'question'", r"forget01.json line 2: expected a JSON object"),
-        ("[1, 2]", r"forget01.json line 2: expected a JSON object, got list"),
+        ("[1, 2]", r"forget01.json line 2: expected an object with the key 'question', got list"),
         ('{"question": " ", "answer": "b"}', r"forget01.json line 2, key 'question': expected a text"),
         ('{"question": "a", "answer": 3}', r"forget01.json line 2, key 'answer': expected a text, got 3"),
     ],
