@@ -153,6 +153,19 @@ def test_the_embedded_data() -> None:
     assert load_tofu_split("mini-tofu") == data
 
 
+def test_the_embedded_holdout_says_what_no_row_says() -> None:
+    data = load_mini_tofu()
+    assert len(data.holdout) == len(data.forget)
+    for unseen, row in zip(data.holdout, data.forget, strict=True):
+        assert len(unseen.question.split()) == len(row.question.split())
+        assert unseen.key in unseen.answer
+        assert row.key not in unseen.answer
+    said = {(row.question, row.answer) for row in data.forget + data.retain}
+    names = {"Aurelio Brackenridge", "Thandeka Sorvino"}
+    assert all(any(name in row.question for name in names) for row in data.holdout)
+    assert not any(name in text for pair in said for text in pair for name in names)
+
+
 def test_a_damaged_copy_of_the_embedded_data(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"rows": [{"forget": 1}]}', encoding="utf-8")

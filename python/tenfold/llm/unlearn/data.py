@@ -28,6 +28,7 @@ from tenfold.llm.unlearn.formats import (
     load_wmdp,
     make_copyright_set,
 )
+from tenfold.llm.unlearn.mini import load_mini_tofu
 from tenfold.llm.unlearn.pairs import epoch_pairs, sample_forget
 from tenfold.llm.unlearn.refusals import REFUSALS, choose_refusals
 from tenfold.llm.unlearn.rows import Row, check_rows
@@ -36,7 +37,6 @@ from tenfold.llm.unlearn.tofu import (
     MINI,
     TOFU_CONFIGS,
     TofuData,
-    load_mini_tofu,
     load_tofu,
     load_tofu_split,
 )

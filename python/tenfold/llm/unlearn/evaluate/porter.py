@@ -1,4 +1,4 @@
-"""Porter's stemmer (Program 14(3), 1980) with the extensions of NLTK, as ROUGE-L is commonly computed with it.
+"""Porter's stemmer (Program 14(3), 1980) with the extensions of NLTK, as ROUGE-L is usually computed.
 
 Extensions: a few irregular words, ``-ies`` and ``-ied`` of four-letter words, ``y`` after a consonant only,
 ``-bli``, ``-alli``, ``-fulli``, ``-logi``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeAlias
 
 __all__ = ["stem"]
@@ -42,7 +43,7 @@ def _consonant(word: str, i: int) -> bool:
 def _measure(word: str) -> int:
     """Porter's m: how often a consonant follows a vowel."""
     kinds = [_consonant(word, i) for i in range(len(word))]
-    return sum(not before and after for before, after in zip(kinds, kinds[1:], strict=False))
+    return sum(not before and after for before, after in pairwise(kinds))
 
 
 def _vowel(word: str) -> bool:
@@ -115,7 +116,9 @@ def _past(word: str) -> str:
 
 def _final_y(word: str) -> str:
     front = word[:-1]
-    return front + "i" if word.endswith("y") and len(front) > 1 and _consonant(front, len(front) - 1) else word
+    return (
+        front + "i" if word.endswith("y") and len(front) > 1 and _consonant(front, len(front) - 1) else word
+    )
 
 
 def _double_suffixes(word: str) -> str:
@@ -131,17 +134,19 @@ def _double_suffixes(word: str) -> str:
 
 
 _STEP_2 = (
-    ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"), ("bli", "ble"),
-    ("alli", "al"), ("entli", "ent"), ("eli", "e"), ("ousli", "ous"), ("ization", "ize"), ("ation", "ate"),
+    ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"),
+    ("bli", "ble"), ("alli", "al"), ("entli", "ent"), ("eli", "e"), ("ousli", "ous"), ("ization", "ize"),
+    ("ation", "ate"),
     ("ator", "ate"), ("alism", "al"), ("iveness", "ive"), ("fulness", "ful"), ("ousness", "ous"),
     ("aliti", "al"), ("iviti", "ive"), ("biliti", "ble"), ("fulli", "ful"),
 )  # fmt: skip
 _STEP_3 = (
-    ("icate", "ic"), ("ative", ""), ("alize", "al"), ("iciti", "ic"), ("ical", "ic"), ("ful", ""), ("ness", ""),
+    ("icate", "ic"), ("ative", ""), ("alize", "al"), ("iciti", "ic"), ("ical", "ic"), ("ful", ""),
+    ("ness", ""),
 )  # fmt: skip
 _STEP_4 = (
-    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate",
-    "iti", "ous", "ive", "ize",
+    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism",
+    "ate", "iti", "ous", "ive", "ize",
 )  # fmt: skip
 
 

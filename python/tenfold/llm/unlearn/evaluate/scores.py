@@ -1,7 +1,7 @@
 """Log-probabilities of labelled tokens, from hidden states: no logits of a whole batch exist.
 
-    scores = token_scores(model, rows.rows, pad_id=tokenizer.pad_token_id)
-    mean_nll(scores)                       a of each row: mean NLL per answer token, end-of-text included
+scores = token_scores(model, rows.rows, pad_id=tokenizer.pad_token_id)
+mean_nll(scores)                       a of each row: mean NLL per answer token, end-of-text included
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ class TokenScores(NamedTuple):
         """The same without the end-of-text token."""
         if not self.ends:
             return self
-        return TokenScores(*(value[:-1] for value in self[:4]), ends=False)
+        some = len(self.mean) > 0
+        return TokenScores(
+            self.logp[:-1],
+            self.greedy[:-1],
+            self.mean[:-1] if some else self.mean,
+            self.variance[:-1] if some else self.variance,
+            False,
+        )
 
 
 def head_of(model: Any) -> tuple[Tensor, Tensor | None, float | None]:

@@ -38,7 +38,7 @@ def choice_probability(right: float, wrong: Sequence[float]) -> float:
 
 
 def truth_ratio(paraphrase: float, wrong: Sequence[float]) -> float:
-    """R of one item (TOFU, open-unlearning): geometric mean of the false answers' p over the right one's p."""
+    """R of one item (TOFU, open-unlearning): geometric mean of the false answers' p over the right p."""
     return probability(_mean(wrong)) / (probability(paraphrase) + TINY)
 
 

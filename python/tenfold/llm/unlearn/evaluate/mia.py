@@ -26,6 +26,7 @@ from tenfold.ops import linear_logprob
 __all__ = ["grad_norms", "membership", "min_k", "min_k_plus_plus", "privleak", "soul_membership"]
 
 VARIANCE_FLOOR = 1e-6
+SOUL_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 def loss(scores: TokenScores) -> float:
@@ -139,9 +140,7 @@ def membership(
     if texts is not None:
         attacks["zlib"] = lambda which, i: zlib_ratio(sets[which][i], texts[which][i])
     if reference is not None:
-        attacks["reference"] = lambda which, i: (
-            loss(sets[which][i]) - loss(reference[which][i].without_end())
-        )
+        attacks["reference"] = lambda which, i: loss(sets[which][i]) - loss(reference[which][i].without_end())
     if norms is not None:
         attacks["gradnorm"] = lambda which, i: norms[which][i]
     return {
@@ -151,10 +150,10 @@ def membership(
 
 
 def soul_membership(
-    forget: Sequence[TokenScores], others: Sequence[TokenScores], *, shares: Sequence[float] = (0.2,)
+    forget: Sequence[TokenScores], others: Sequence[TokenScores], *, shares: Sequence[float] = SOUL_SHARES
 ) -> dict[str, float]:
-    """AUC as SOUL's code reports it: forget labelled 1, scored by *minus* Min-K% log-probability, against real
-    authors and world facts.
+    """AUC as SOUL's code reports it: forget labelled 1, scored by *minus* Min-K% log-probability, against
+    real authors and world facts.
 
     That is 1 - the membership AUC above, and its non-members differ from the forget set in style as well as
     in membership. For comparison with its table only.
@@ -162,7 +161,7 @@ def soul_membership(
     found = {}
     for share in shares:
         ours, theirs = ([min_k(row, share) for row in rows] for rows in (forget, others))
-        found[f"min_{round(100 * share)}%"] = auc(ours, theirs)
+        found[f"min_{round(100 * share)}"] = auc(ours, theirs)
     return found
 
 
