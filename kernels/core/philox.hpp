@@ -20,6 +20,7 @@ enum Purpose : uint32_t {
   kLowRankU = 5,
   kLowRankV = 6,
   kGauss16 = 7,
+  kLabel = 9,
 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;
