@@ -114,7 +114,7 @@ def relearn(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     finally:
         for x, mark in zip(trained, marks, strict=True):
             x.grad = None
