@@ -1,0 +1,130 @@
+"""Rows of unlearning data: a question and its answer, or a text; and how their files are read.
+
+Every reader checks each record as it comes and names file, line and key of what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenfold.llm.tasks.files import Located, get
+from tenfold.llm.tasks.files import _json_lines as read_json_lines
+from tenfold.llm.tasks.rows import text, texts
+
+__all__ = ["Row", "check_rows", "normalised", "read_json_lines", "read_records", "text", "texts", "to_rows"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item.
+
+    Attributes:
+        question: what is asked; empty for plain text, which is then all answer.
+        answer: what the model says.
+        paraphrased_question, paraphrased_answer: the same in other words; empty where the data has none.
+        wrong: false answers (``perturbed_answer`` of TOFU), in the words of the paraphrased answer.
+        key: the words of the answer that tell (mini-TOFU); empty where the data has none.
+        index: position in its file, from 0; names the item in logs.
+    """
+
+    question: str
+    answer: str
+    paraphrased_question: str = ""
+    paraphrased_answer: str = ""
+    wrong: tuple[str, ...] = ()
+    key: str = ""
+    index: int = 0
+
+
+def read_records(path: str | Path, what: str = "data") -> Iterator[Located]:
+    """``(where, record)`` of a file of JSON lines (``.json``, ``.jsonl``), or of one JSON list of objects.
+
+    Raises:
+        ValueError: no such file, not UTF-8, a line that is no JSON object; the message has file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{what}: expected a file, got {str(path)!r}, which is none")
+    head = path.read_bytes()[:4096].lstrip()
+    if head.startswith(b"["):
+        return _json_list(path)
+    return read_json_lines(path)
+
+
+def _json_list(path: Path) -> Iterator[Located]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path.name} row {number}: expected a JSON object, got {type(record).__name__}")
+        yield f"{path.name} row {number}", record
+
+
+def to_rows(records: Iterable[Located], make: Callable[[str, Any], Iterable[Row] | Row]) -> list[Row]:
+    """Rows that ``make(where, record)`` finds in each record, numbered from 0."""
+    found: list[Row] = []
+    for where, record in records:
+        made = make(where, record)
+        for row in (made,) if isinstance(made, Row) else made:
+            found.append(
+                Row(
+                    row.question,
+                    row.answer,
+                    row.paraphrased_question,
+                    row.paraphrased_answer,
+                    row.wrong,
+                    row.key,
+                    len(found),
+                )
+            )
+    return found
+
+
+def question_row(where: str, record: Any, *, question: str = "question", answer: str = "answer") -> Row:
+    """A question and an answer under the given keys."""
+    return Row(text(record, question, where), text(record, answer, where))
+
+
+def text_row(where: str, record: Any, *, key: str = "text") -> Row:
+    """Plain text under the key."""
+    return Row("", text(record, key, where))
+
+
+def nested(record: Any, keys: Sequence[str], where: str) -> str:
+    """A text under a path of keys."""
+    for key in keys[:-1]:
+        record, where = get(record, key, where), f"{where} {key}"
+    return text(record, keys[-1], where)
+
+
+def normalised(row: Row) -> tuple[str, str]:
+    """Question and answer without differences of case and white space, for comparing rows."""
+    return " ".join(row.question.lower().split()), " ".join(row.answer.lower().split())
+
+
+def check_rows(forget: Sequence[Row], retain: Sequence[Row] | None, *, retain_needed: bool = False) -> None:
+    """Forget and retain set fit together.
+
+    Raises:
+        ValueError: an empty forget set; no retain set where one is needed; a row in both.
+    """
+    if not forget:
+        raise ValueError("forget: expected at least one row, got an empty set")
+    if not retain:
+        if retain_needed:
+            raise ValueError("retain: expected at least one row, got an empty set")
+        return
+    kept = {normalised(row): row for row in retain}
+    shared = [(row, kept[normalised(row)]) for row in forget if normalised(row) in kept]
+    if shared:
+        forgotten, other = shared[0]
+        raise ValueError(
+            f"retain: expected no row of the forget set, got {len(shared)} that stand in both; first: forget "
+            f"row {forgotten.index} and retain row {other.index}: {(other.question or other.answer)[:80]!r}"
+        )
