@@ -33,6 +33,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "teach": Method("fine-tuning", "", retain="none"),
     "ga": Method("GA", "2401.06121", retain="none"),
     "graddiff": Method("GradDiff", "2401.06121"),
     "po": Method("PO", "2401.06121", sets=("refusal",)),
@@ -50,7 +51,7 @@ METHODS: dict[str, Method] = {
     "ft": Method("FT", "2404.18239"),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }
-"""Name -> method. In SimNPO's paper the forget term weighs 0.125 where the retain term weighs 1."""
+"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``. In SimNPO's paper the forget term weighs 0.125 where the retain term weighs 1."""
 
 SOUL_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "GA": ("ga", {}),

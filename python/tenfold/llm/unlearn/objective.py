@@ -190,6 +190,9 @@ class Objective:
     def _tokens(self, name: str, chosen: Sequence[int]) -> losses.Tokens:
         return self.subject.tokens(self.subject.batch(name, chosen))
 
+    def _teach(self, chosen: Sequence[int]) -> Tensor:
+        return losses.nll(self._tokens("forget", chosen))
+
     def _ga(self, chosen: Sequence[int]) -> Tensor:
         return losses.ga(self._tokens("forget", chosen))
 
@@ -244,7 +247,7 @@ class Objective:
 
 
 _FORGET: dict[str, Callable[[Objective, Sequence[int]], Tensor]] = {
-    "ga": Objective._ga, "graddiff": Objective._ga, "po": Objective._po, "npo": Objective._npo,
+    "teach": Objective._teach, "ga": Objective._ga, "graddiff": Objective._ga, "po": Objective._po, "npo": Objective._npo,
     "dpo": Objective._dpo, "simnpo": Objective._simnpo, "kl": Objective._kl, "rl": Objective._rl,
     "wga": Objective._wga, "satimp": Objective._satimp, "undial": Objective._undial, "ceu": Objective._ceu,
     "rmu": Objective._rmu, "pdu": Objective._pdu,
