@@ -6,13 +6,17 @@
 #include "isa.hpp"
 #include "logprob/logprob_api.hpp"
 #include "lowrank_door.hpp"
+#include "rows_door.hpp"
+#include "sophia_door.hpp"
 
 #define TF_DECLARE_ISA(NS)                              \
   namespace NS {                                        \
   extern const tenfold::ZoKernels zo_kernels;           \
   extern const tenfold::LogprobKernels logprob_kernels; \
+  extern const tenfold::RowKernels row_kernels;         \
   extern const tenfold::LowRankKernels lowrank_kernels; \
   extern const tenfold::DualKernels dual_kernels;       \
+  extern const tenfold::SophiaKernels sophia_kernels;   \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -35,19 +39,29 @@ struct Kernels {
   const LogprobKernels* logprob;
   const LowRankKernels* lowrank;
   const DualKernels* dual;
+  const RowKernels* rows;
+  const SophiaKernels* sophia;
 };
 
 const std::map<std::string, Kernels>& tables() {
   static const std::map<std::string, Kernels> all = {
-      {"baseline", {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels}},
+      {"baseline",
+       {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
+        &tf_baseline::row_kernels, &tf_baseline::sophia_kernels}},
 #ifdef TF_HAVE_AVX2
-      {"avx2", {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels}},
+      {"avx2",
+       {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::row_kernels,
+        &tf_avx2::sophia_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
-      {"avx512", {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels}},
+      {"avx512",
+       {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels, &tf_avx512::row_kernels,
+        &tf_avx512::sophia_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
-      {"neon", {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels}},
+      {"neon",
+       {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels, &tf_neon::row_kernels,
+        &tf_neon::sophia_kernels}},
 #endif
   };
   return all;
@@ -401,4 +415,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("token_logprobs", &token_logprobs);
   bind_lowrank(m, kernels.lowrank);
   bind_dual(m, kernels.dual);
+  bind_rows(m, kernels.rows);
+  bind_sophia(m, kernels.sophia);
 }

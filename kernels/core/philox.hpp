@@ -20,6 +20,10 @@ enum Purpose : uint32_t {
   kLowRankU = 5,
   kLowRankV = 6,
   kGauss16 = 7,
+  kSophia = 8,
+  kSophiaExpAvg = 9,
+  kSophiaHessian = 10,
+  kLabel = 9,
 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;

@@ -32,6 +32,9 @@ PURPOSES = {
     "lowrank_u": 5,
     "lowrank_v": 6,
     "gauss16": 7,
+    "sophia": 8,
+    "sophia_exp_avg": 9,
+    "sophia_hessian": 10,
 }
 
 _LOW32 = 0xFFFFFFFF

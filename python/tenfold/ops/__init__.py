@@ -2,7 +2,17 @@
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
+from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
+from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .sophia import (
+    hutchinson_accumulate_,
+    hutchinson_probe,
+    sophia8_dequantize,
+    sophia8_quantize,
+    sophia_hessian_,
+    sophia_step_,
+)
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -30,6 +40,8 @@ from .zo_state import (
 
 __all__ = [
     "BitMask",
+    "GNBSample",
+    "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
     "Mask",
@@ -38,11 +50,25 @@ __all__ = [
     "ReplayPass",
     "Term",
     "count_within",
+    "gnb_sample",
+    "hutchinson_accumulate_",
+    "hutchinson_probe",
+    "linear_ceu",
+    "linear_gnb_sample",
+    "linear_kl",
+    "linear_logprob",
+    "linear_undial",
+    "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
     "option_loss",
     "quantile_abs",
     "random_words",
+    "segment_nll",
+    "sophia8_dequantize",
+    "sophia8_quantize",
+    "sophia_hessian_",
+    "sophia_step_",
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",

@@ -22,7 +22,10 @@ from tenfold.kernels.zo.zo_mask import KINDS, MaskArgs
 
 DISTRIBUTIONS = ("gaussian", "rademacher", "gauss16")
 SAMPLED = ("gaussian", "rademacher", "uniform", "gauss16")
-PURPOSES = ("gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v", "gauss16")
+PURPOSES = (
+    "gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v", "gauss16",
+    "sophia", "sophia_exp_avg", "sophia_hessian",
+)  # fmt: skip
 ROUNDINGS = ("rne", "sr")
 MAX_TERMS = 64
 

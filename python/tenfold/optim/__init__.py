@@ -1,7 +1,8 @@
-"""Zeroth-order optimizers: training with forward passes only, at the memory of inference.
+"""Zeroth-order optimizers, which train with forward passes only, and Sophia, which is second-order.
 
-The optimizers follow `torch.optim`: parameter groups, `state_dict`, learning-rate schedulers.  `step` takes a
-closure that returns the loss and calls it at perturbed weights; no gradient is computed or stored.
+The optimizers follow `torch.optim`: parameter groups, `state_dict`, learning-rate schedulers.  `step` of a
+zeroth-order one takes a closure that returns the loss and calls it at perturbed weights; no gradient is
+computed or stored.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ._record import FLAG_GRAD as FLAG_GRAD
 from ._record import FLAG_SKIPPED as FLAG_SKIPPED
 from ._record import Scalar, StepRecord
 from ._seeds import splitmix64
+from ._sophia_callback import SophiaCallback
 from .adam import RAdaZO, ZOAdam
 from .conservative import ZOSGDConservative
 from .forward_grad import ForwardGrad
@@ -22,6 +24,7 @@ from .hizoo import HiZOO
 from .lozo import LOZO
 from .muon import ZOMuon
 from .sgd import ZOSGD, SparseMeZO, ZOSGDMomentum, ZOSGDSign
+from .sophia import Sophia, SophiaG, SophiaH
 
 __all__ = [
     "FZOO",
@@ -36,6 +39,10 @@ __all__ = [
     "RAdaZO",
     "RandomSparsity",
     "Scalar",
+    "Sophia",
+    "SophiaCallback",
+    "SophiaG",
+    "SophiaH",
     "SparseMeZO",
     "StepRecord",
     "ZOAdam",

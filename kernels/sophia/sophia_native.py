@@ -1,0 +1,144 @@
+"""The compiled Sophia passes behind the signatures of sophia_reference.py: tensors to raw pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tenfold.kernels.zo import zo_native
+from torch import Tensor
+
+from tenfold._native import DTYPE_CODES
+
+from .sophia_reference import Rounding, State, StepArgs
+
+_STATES = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.uint8: 2}
+_MAX, _ADD, _SIGN = range(3)
+
+
+def _address(tensors: Sequence[Tensor], i: int) -> int:
+    return tensors[i].data_ptr() if len(tensors) else 0
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: State,
+    streams: Sequence[int],
+    a: StepArgs,
+    rounding: Rounding,
+    inv_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    stats: Tensor | None = None,
+) -> None:
+    """See sophia_reference.step_; one call, and one parallel region or launch, per combination of dtypes."""
+    beta2 = 0.0 if a.hessian_beta2 is None else a.hessian_beta2
+    scalars = [a.beta1, 1 - a.beta1, beta2, 1 - beta2, a.denom_scale, a.eps, -a.lr, a.decay, a.shrink]
+    flags = a.hessian_beta2 is not None, a.maximize, a.skip, rounding.kind == "stochastic"
+    denom = _SIGN if not state.hessians else _ADD if a.add else _MAX
+    for (dtype, grad, kept), members in zo_native._by_dtypes(params, grads, state.exp_avgs).items():
+        rows = [
+            (
+                params[i].data_ptr(),
+                grads[i].data_ptr(),
+                state.exp_avgs[i].data_ptr(),
+                _address(state.hessians, i),
+                _address(state.exp_avg_scales, i),
+                _address(state.hessian_scales, i),
+                _address(state.masters, i),
+                _address(state.compensations, i),
+                params[i].numel(),
+                streams[i],
+            )
+            for i in members
+            if params[i].numel()
+        ]
+        if not rows:
+            continue
+        module, where = zo_native._module(params[members[0]])
+        module.sophia_step(
+            rows,
+            DTYPE_CODES[dtype],
+            DTYPE_CODES[grad],
+            _STATES[kept],
+            denom,
+            scalars,
+            flags,
+            rounding.seed,
+            rounding.step,
+            _pointer(inv_scale),
+            _pointer(found_inf),
+            _pointer(stats),
+            *where,
+        )
+
+
+def hessian_(
+    hessians: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    probes: Sequence[Tensor],
+    hessian_scales: Sequence[Tensor],
+    streams: Sequence[int],
+    keep: float,
+    weight: float,
+    rounding: Rounding,
+    inv_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """See sophia_reference.hessian_."""
+    for (kept, grad), members in zo_native._by_dtypes(hessians, grads).items():
+        rows = [
+            (
+                hessians[i].data_ptr(),
+                _address(hessian_scales, i),
+                grads[i].data_ptr(),
+                _address(probes, i),
+                hessians[i].numel(),
+                streams[i],
+            )
+            for i in members
+            if hessians[i].numel()
+        ]
+        if not rows:
+            continue
+        module, where = zo_native._module(hessians[members[0]])
+        module.sophia_hessian(
+            rows,
+            DTYPE_CODES[torch.float64 if kept == torch.float64 else torch.float32],
+            DTYPE_CODES[grad],
+            _STATES[kept],
+            keep,
+            weight,
+            rounding.seed,
+            rounding.step,
+            _pointer(inv_scale),
+            _pointer(found_inf),
+            *where,
+        )
+
+
+def quantize(
+    x: Tensor, codes: Tensor, scales: Tensor, hessian: bool, rounding: Rounding | None, stream: int
+) -> None:
+    """See sophia_reference.quantize."""
+    if x.numel():
+        module, where = zo_native._module(x)
+        at = Rounding() if rounding is None else rounding
+        counter = hessian, rounding is not None, at.seed, at.step, stream
+        module.sophia_encode(
+            (x.data_ptr(), codes.data_ptr(), scales.data_ptr(), x.numel(), *counter), *where
+        )
+
+
+def dequantize(codes: Tensor, scales: Tensor, out: Tensor, hessian: bool) -> None:
+    """See sophia_reference.dequantize."""
+    if codes.numel():
+        module, where = zo_native._module(codes)
+        counter = hessian, False, 0, 0, 0
+        module.sophia_decode(
+            (out.data_ptr(), codes.data_ptr(), scales.data_ptr(), codes.numel(), *counter), *where
+        )
