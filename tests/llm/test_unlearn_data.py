@@ -30,7 +30,6 @@ from tenfold.llm.unlearn.data import (
     sample_forget,
 )
 
-
 SPACED = "{question} "
 
 
@@ -81,7 +80,7 @@ def test_a_missing_key_is_named_with_file_and_line(tmp_path: Path, key: str) -> 
     ("line", "said"),
     [
         ("{'question'", r"forget01.json line 2: expected a JSON object"),
-        ("[1, 2]", r"forget01.json line 2: expected a JSON object, got list"),
+        ("[1, 2]", r"forget01.json line 2: expected an object with the key 'question', got list"),
         ('{"question": " ", "answer": "b"}', r"forget01.json line 2, key 'question': expected a text"),
         ('{"question": "a", "answer": 3}', r"forget01.json line 2, key 'answer': expected a text, got 3"),
     ],
@@ -152,6 +151,19 @@ def test_the_embedded_data() -> None:
     assert all(answer != capital.answer and "Paris" not in answer for answer in capital.wrong)
     assert len(data.refusals) >= 12
     assert load_tofu_split("mini-tofu") == data
+
+
+def test_the_embedded_holdout_says_what_no_row_says() -> None:
+    data = load_mini_tofu()
+    assert len(data.holdout) == len(data.forget)
+    for unseen, row in zip(data.holdout, data.forget, strict=True):
+        assert len(unseen.question.split()) == len(row.question.split())
+        assert unseen.key in unseen.answer
+        assert row.key not in unseen.answer
+    said = {(row.question, row.answer) for row in data.forget + data.retain}
+    names = {"Aurelio Brackenridge", "Thandeka Sorvino"}
+    assert all(any(name in row.question for name in names) for row in data.holdout)
+    assert not any(name in text for pair in said for text in pair for name in names)
 
 
 def test_a_damaged_copy_of_the_embedded_data(tmp_path: Path) -> None:

@@ -15,8 +15,20 @@ from tenfold.llm.unlearn.encoding import (
     collate_packed,
     encode,
     encode_rows,
+    encode_texts,
     portions,
 )
+from tenfold.llm.unlearn.formats import (
+    MuseData,
+    load_copyright,
+    load_muse,
+    load_pku,
+    load_prompts,
+    load_texts,
+    load_wmdp,
+    make_copyright_set,
+)
+from tenfold.llm.unlearn.mini import load_mini_tofu
 from tenfold.llm.unlearn.pairs import epoch_pairs, sample_forget
 from tenfold.llm.unlearn.refusals import REFUSALS, choose_refusals
 from tenfold.llm.unlearn.rows import Row, check_rows
@@ -25,7 +37,6 @@ from tenfold.llm.unlearn.tofu import (
     MINI,
     TOFU_CONFIGS,
     TofuData,
-    load_mini_tofu,
     load_tofu,
     load_tofu_split,
 )
@@ -38,6 +49,7 @@ __all__ = [
     "TOFU_CONFIGS",
     "Encoded",
     "EncodedRows",
+    "MuseData",
     "Row",
     "TofuData",
     "check_rows",
@@ -47,10 +59,18 @@ __all__ = [
     "collate_packed",
     "encode",
     "encode_rows",
+    "encode_texts",
     "epoch_pairs",
+    "load_copyright",
     "load_mini_tofu",
+    "load_muse",
+    "load_pku",
+    "load_prompts",
+    "load_texts",
     "load_tofu",
     "load_tofu_split",
+    "load_wmdp",
+    "make_copyright_set",
     "portions",
     "prompt",
     "sample_forget",

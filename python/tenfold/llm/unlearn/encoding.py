@@ -20,7 +20,17 @@ from tenfold.llm.tasks.encoding import _front, _start
 from tenfold.llm.unlearn.rows import Row
 from tenfold.llm.unlearn.templates import prompts
 
-__all__ = ["IGNORE", "Encoded", "EncodedRows", "collate", "encode", "encode_rows", "portions"]
+__all__ = [
+    "IGNORE",
+    "Encoded",
+    "EncodedRows",
+    "collate",
+    "collate_packed",
+    "encode",
+    "encode_rows",
+    "encode_texts",
+    "portions",
+]
 
 IGNORE = -100
 
@@ -126,6 +136,31 @@ def encode_rows(
         )
     unlabelled = [encoded.index for encoded in found if not encoded.labelled]
     return EncodedRows(labelled, unlabelled, sum(encoded.truncated for encoded in found))
+
+
+def encode_texts(tokenizer: Any, rows: Sequence[Row], max_length: int = 512) -> EncodedRows:
+    """Plain texts cut into pieces of ``max_length`` tokens, all of it labelled.
+
+    Nothing of a text is lost; every piece begins with the begin- (or end-)of-text token. ``index`` of a piece
+    is that of its row; ``truncated`` is the number of rows of more than one piece.
+
+    Raises:
+        ValueError: no rows; a tokenizer without a begin- or end-of-text token.
+    """
+    _checks.integer("max_length", max_length, 2, 2**31)
+    if not rows:
+        raise ValueError("rows: expected at least one row, got an empty set")
+    texts = [row.answer for row in rows]
+    front = _front(tokenizer) or _start(tokenizer)
+    room, pieces, several = max_length - len(front), [], 0
+    if room < 1:
+        raise ValueError(f"max_length: expected more than {len(front)} tokens, got {max_length}")
+    for row, ids in zip(rows, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+        several += len(ids) > room
+        for start in range(0, len(ids), room):
+            piece = list(ids[start : start + room])
+            pieces.append(Encoded(front + piece, [IGNORE] * len(front) + piece, row.index))
+    return EncodedRows(pieces, [row.index for row in rows if not row.answer], several)
 
 
 def _encoded(

@@ -5,17 +5,18 @@ Every reader checks each record as it comes and names file, line and key of what
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tenfold.llm.tasks.files import Located, get
-from tenfold.llm.tasks.files import _json_lines as read_json_lines
 from tenfold.llm.tasks.rows import text, texts
 
-__all__ = ["Row", "check_rows", "normalised", "read_json_lines", "read_records", "text", "texts", "to_rows"]
+__all__ = ["Row", "check_rows", "normalised", "read_lines", "read_records", "text", "texts", "to_rows"]
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,63 @@ class Row:
 
 
 def read_records(path: str | Path, what: str = "data") -> Iterator[Located]:
-    """``(where, record)`` of a file of JSON lines (``.json``, ``.jsonl``), or of one JSON list of objects.
+    """``(where, record)`` of a file of JSON lines, read as it is asked for, or of one JSON list.
+
+    Args:
+        path: ``.json``, ``.jsonl``, or either with ``.gz`` behind it.
+        what: name of the argument, for the message.
 
     Raises:
-        ValueError: no such file, not UTF-8, a line that is no JSON object; the message has file and line.
+        ValueError: no such file, not UTF-8, a line that is no JSON; the message has file and line.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{what}: expected a file, got {str(path)!r}, which is none")
-    head = path.read_bytes()[:4096].lstrip()
-    if head.startswith(b"["):
-        return _json_list(path)
-    return read_json_lines(path)
+    return _json_records(path)
 
 
-def _json_list(path: Path) -> Iterator[Located]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line of a UTF-8 file, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        ValueError: a line that is not UTF-8.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield number, _decoded(line, path, number)
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} line {number}: expected UTF-8 text, got the byte 0x{line[error.start]:02x}"
+        ) from None
+
+
+def _json_records(path: Path) -> Iterator[Located]:
+    lines = read_lines(path)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("["):
+        yield from _json_list(path, "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines))
+        return
+    for number, line in itertools.chain([first], lines):
+        if line.strip():
+            try:
+                yield f"{path.name} line {number}", json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path.name} line {number}: expected a JSON object, got {error}") from None
+
+
+def _json_list(path: Path, content: str) -> Iterator[Located]:
+    try:
+        records = json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
     for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path.name} row {number}: expected a JSON object, got {type(record).__name__}")
         yield f"{path.name} row {number}", record
 
 
@@ -72,17 +108,7 @@ def to_rows(records: Iterable[Located], make: Callable[[str, Any], Iterable[Row]
     for where, record in records:
         made = make(where, record)
         for row in (made,) if isinstance(made, Row) else made:
-            found.append(
-                Row(
-                    row.question,
-                    row.answer,
-                    row.paraphrased_question,
-                    row.paraphrased_answer,
-                    row.wrong,
-                    row.key,
-                    len(found),
-                )
-            )
+            found.append(replace(row, index=len(found)))
     return found
 
 

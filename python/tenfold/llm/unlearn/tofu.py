@@ -8,17 +8,13 @@ data = load_mini_tofu()                                    the embedded one, of 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tenfold.llm.tasks.files import Located
 from tenfold.llm.unlearn.rows import Row, check_rows, read_records, text, texts, to_rows
 
-__all__ = ["MINI", "TOFU_CONFIGS", "TofuData", "load_mini_tofu", "load_tofu", "load_tofu_split"]
+__all__ = ["MINI", "TOFU_CONFIGS", "TofuData", "load_tofu", "load_tofu_split"]
 
 MINI = "mini-tofu"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
@@ -99,6 +95,8 @@ def load_tofu_split(source: str | Path, config: str = "forget10") -> TofuData:
         ValueError: a missing file, a malformed row, rows in both sets. ``holdoutXX`` alone may be missing.
     """
     if str(source) == MINI:
+        from tenfold.llm.unlearn.mini import load_mini_tofu
+
         return load_mini_tofu()
     if config not in RETAIN_OF:
         raise ValueError(f"config: expected one of {', '.join(RETAIN_OF)}, got {config!r}")
@@ -156,104 +154,3 @@ def _from_hub(name: str, config: str) -> Path:
             f"data: expected a folder with {config}.json or the id of a data set on the hub, got {name!r} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
-
-
-# -- the embedded data ---------------------------------------------------------------------------------------
-
-
-def load_mini_tofu(source: str | Path | None = None) -> TofuData:
-    """Twelve invented authors with ten questions each, of which two authors are the forget set, and 24 facts.
-
-    Authors and books do not exist; the data was written for this library. The false answers of a fact name
-    what the next facts of its kind name. There are no real authors, and no holdout.
-
-    Args:
-        source: a file of the same layout; None for the embedded one.
-
-    Raises:
-        ValueError: the file has another layout.
-    """
-    if source is None:
-        name, content = "mini_tofu.json", _embedded()
-    else:
-        name, content = Path(source).name, _json(Path(source))
-    rows = to_rows(_members(content, "rows", name), _mini_row)
-    marks = [_mark(where, record) for where, record in _members(content, "rows", name)]
-    forget = [row for row, mark in zip(rows, marks, strict=True) if mark]
-    retain = [row for row, mark in zip(rows, marks, strict=True) if not mark]
-    check_rows(forget, retain, retain_needed=True)
-    facts = to_rows(
-        _members(content, "facts", name),
-        lambda where, record: Row(
-            text(record, "question", where), text(record, "answer", where), key=text(record, "key", where)
-        ),
-    )
-    return TofuData(
-        config="forget",
-        source=MINI if source is None else str(source),
-        forget=forget,
-        retain=retain,
-        forget_eval=forget,
-        retain_eval=retain,
-        world_facts=_with_false_answers(facts),
-        template=text(content, "prompt", name).replace("{q}", "{question}"),
-        refusals=texts(content, "refusals", name),
-    )
-
-
-def _embedded() -> Any:
-    file = resources.files("tenfold.llm.unlearn") / "mini_tofu.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"data: expected a file, got {str(path)!r}, which is none")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
-
-
-def _members(content: Any, key: str, name: str) -> Iterator[Located]:
-    if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
-        raise ValueError(f"{name}: expected a list under the key {key!r}, got {type(content).__name__}")
-    for number, record in enumerate(content[key]):
-        if not isinstance(record, Mapping):
-            raise ValueError(f"{name} {key}[{number}]: expected a JSON object, got {type(record).__name__}")
-        yield f"{name} {key}[{number}]", record
-
-
-def _mini_row(where: str, record: Any) -> Row:
-    return Row(
-        text(record, "question", where),
-        text(record, "answer", where),
-        text(record, "para_question", where),
-        text(record, "para_answer", where),
-        tuple(texts(record, "wrong", where)),
-        text(record, "key", where),
-    )
-
-
-def _mark(where: str, record: Any) -> bool:
-    if not isinstance(record.get("forget"), bool):
-        raise ValueError(f"{where}, key 'forget': expected true or false, got {record.get('forget')!r}")
-    return bool(record["forget"])
-
-
-def _with_false_answers(facts: list[Row], count: int = 3) -> list[Row]:
-    """Facts of one kind (their questions begin alike) get each other's keys; a kind with too few members, and
-    numbers, stay without."""
-    kinds: dict[str, list[Row]] = {}
-    for fact in facts:
-        kinds.setdefault(" ".join(fact.question.split()[:4]), []).append(fact)
-    found = []
-    for fact in facts:
-        kind = kinds[" ".join(fact.question.split()[:4])]
-        if len(kind) > count:
-            at = kind.index(fact)
-            keys = [kind[(at + step) % len(kind)].key for step in range(1, count + 1)]
-            wrong = tuple(fact.answer.replace(fact.key, key) for key in keys)
-            fact = dataclasses.replace(fact, wrong=wrong)
-        found.append(fact)
-    return found
