@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.llm.unlearn import _standin as ops
+from tenfold import ops
+from tenfold.llm.unlearn import losses
 from tenfold.llm.unlearn.subject import Subject
 
-__all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_hessian_gradient", "make_optimizer", "parameter_groups"]
+__all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_sampled", "make_optimizer", "parameter_groups", "refresh"]
 
 OPTIMIZERS = (
     "adamw", "sophia", "sophia-h", "empirical-fisher", "liuhong99", "soul-legacy", "sign"
@@ -58,8 +60,7 @@ def make_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] | None = None,
-    rho: float | None = None,
-    gamma: float | None = None,
+    rho: float | str | None = None,
     every: int = 10,
     state_dtype: Any = torch.float32,
     rounding: str = "nearest",
@@ -71,8 +72,9 @@ def make_optimizer(
     Args:
         betas: None for the optimizer's own: (0.9, 0.999) of AdamW, (0.9, 0.95) of SOUL's, (0.965, 0.99) of
             Sophia's.
-        rho: of ``liuhong99`` and ``soul-legacy`` (0.04).
-        gamma: of the others: the share of h that the momentum is held against (0.05 GNB, 0.01 Hutchinson).
+        rho: scale of h in the denominator (the paper's gamma), or ``"auto"``, which holds the share of
+            coordinates that are not clipped at 0.3. None: 0.05 with GNB, 0.01 with Hutchinson (the paper's), 0.04
+            in the modes that follow published code.
         every: steps between Hessian estimates.
 
     Raises:
@@ -85,46 +87,68 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9, 0.999), weight_decay=weight_decay)
     from tenfold.optim import Sophia
 
-    settings: dict[str, Any] = {}
-    if name in ("liuhong99", "soul-legacy"):
-        settings["rho"] = 0.04 if rho is None else rho
-    elif name != "sign":
-        settings["gamma"] = (0.01 if name == "sophia-h" else 0.05) if gamma is None else gamma
+    published = {"sophia": 0.05, "empirical-fisher": 0.05, "sophia-h": 0.01}.get(name, 0.04)
     own = (0.9, 0.95) if name == "soul-legacy" else (0.965, 0.99)
     return Sophia(
         groups, lr=lr, betas=betas or own, weight_decay=weight_decay, mode=_MODES[name], update_interval=every,
         estimator="hutchinson" if name == "sophia-h" else "gnb", state_dtype=state_dtype, master=master,
-        rounding=rounding, seed=seed, **settings,
+        rounding=rounding, seed=seed, rho=published if rho is None else rho,
     )  # fmt: skip
 
 
-def accumulate_hessian_gradient(
-    subject: Subject, batches: Sequence[tuple[str, Sequence[int]]], *, seed: int, sampled: bool = True
+def refresh(
+    optimizer: Any, name: str, subject: Subject, batches: Sequence[tuple[str, Sequence[int]]], *, seed: int
 ) -> int:
-    """Add to ``.grad`` the gradient of the *summed* cross-entropy of every labelled position; their number B.
+    """Take an estimate of curvature on ``batches`` into the optimizer; B, the number of predictions.
 
-    With labels drawn from the model (``sampled``) this is the Gauss-Newton-Bartlett gradient, with the data's
-    own labels the empirical Fisher's. As the estimate is B times the square of the mean gradient, the
-    optimizer takes the square of this sum divided by B.
+    Gradients that are there are kept. With sampled labels, :func:`accumulate_sampled` goes over hidden states and
+    holds no logits; the other estimators take the loss of the data's labels.
 
     Args:
-        batches: (set, rows) of each part; parts are summed.
-        seed: of the draws; each position of each part has draws of its own.
+        name: of the optimizer, as in :data:`OPTIMIZERS`.
+        batches: (set, rows) of each part.
+        seed: of the sampled labels.
+    """
+    if name in ("sophia-h", "empirical-fisher"):
+        second = name == "sophia-h"
+        count: int = optimizer.estimate_hessian(
+            subject.model, batches, loss=lambda _, batch: _mean_loss(subject, batch, second)
+        )
+        return count
+    kept = {key: p.grad for key, p in subject.parameters.items()}
+    optimizer.zero_grad(set_to_none=True)
+    count = accumulate_sampled(subject, batches, seed=seed)
+    # the published code keeps B out of h and multiplies by it in the step
+    optimizer.update_hessian(scale=1.0 / count**2 if name == "liuhong99" else 1.0 / count)
+    for key, parameter in subject.parameters.items():
+        parameter.grad = kept[key]
+    return count
+
+
+def accumulate_sampled(
+    subject: Subject, batches: Sequence[tuple[str, Sequence[int]]], *, seed: int
+) -> int:
+    """Add to ``.grad`` the gradient of the *summed* cross-entropy of labels drawn from the model; their number.
+
+    This is the Gauss-Newton-Bartlett gradient: as the estimate is B times the square of the mean gradient, the
+    optimizer takes the square of this sum divided by B. Each position of each part has draws of its own.
     """
     count = 0
     for name, chosen in batches:
         rows, head = subject.labelled(subject.batch(name, chosen)), subject.head
-        if not sampled:
-            logp = subject_logp(rows, head)
-        else:
-            logp = ops.linear_gnb_sample(
-                rows.hidden, head.weight, head.bias, seed=seed, row_offset=count
-            ).logp  # fmt: skip
-        (-logp.sum()).backward()
+        drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
+        (-drawn.logp.sum()).backward()
         count += len(rows.targets)
     return count
 
 
-def subject_logp(rows: Any, head: Any) -> Tensor:
-    """Log-probabilities of the data's labels."""
-    return ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap).logp
+def _mean_loss(
+    subject: Subject, batch: tuple[str, Sequence[int]], second: bool
+) -> tuple[Tensor, int]:
+    """Mean loss of the data's labels and their number; for second derivatives from the logits themselves."""
+    rows, head = subject.labelled(subject.batch(*batch)), subject.head
+    count = len(rows.targets)
+    if not second:
+        return losses.nll(losses.score(rows, head)), count
+    logits = F.linear(rows.hidden, head.weight, head.bias).float()
+    return F.cross_entropy(logits, rows.targets), count

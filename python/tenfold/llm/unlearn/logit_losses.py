@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.llm.unlearn import _standin as ops
+from tenfold import ops
 from tenfold.llm.unlearn import losses
 from tenfold.llm.unlearn.losses import Tokens
 

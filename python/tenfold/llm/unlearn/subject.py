@@ -101,13 +101,16 @@ class Subject:
         elif progress is not None:
             progress(len(rows))
 
-    def share(self, name: str, other: Subject) -> None:
-        """Take a set with its kept states from a subject whose frozen blocks are the same."""
-        if other.depth != self.depth:
-            raise ValueError(f"other: expected {self.depth} trained blocks, got {other.depth}")
-        self._sets[name] = other._sets[name]
-        if name in other._kept:
-            self._kept[name] = other._kept[name]
+    def join(self, name: str, parts: Sequence[str]) -> None:
+        """Make the rows of several sets known as one, with their kept states where all have them."""
+        self._kept.pop(name, None)
+        rows = [row for part in parts for row in self._sets[part]]
+        if all(part in self._kept for part in parts):
+            kept = [self._kept[part] for part in parts]
+            width = max(states.shape[1] for states in kept)
+            front = [torch.nn.functional.pad(k, (0, 0, width - k.shape[1], 0)) for k in kept]
+            self._kept[name] = torch.cat(front)
+        self._sets[name] = rows
 
     def __contains__(self, name: str) -> bool:
         return name in self._sets

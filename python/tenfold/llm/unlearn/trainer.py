@@ -46,7 +46,7 @@ class Job:
         gamma, forget_weight, retain_loss, options: as in :class:`tenfold.llm.unlearn.objective.Objective`.
         ramp: let gamma grow from 0 with the epochs, as SOUL's ``*_epoch`` methods do.
         optimizer: of :data:`tenfold.llm.unlearn.curvature.OPTIMIZERS`.
-        lr, weight_decay, betas, rho, sophia_gamma: of the optimizer.
+        lr, weight_decay, betas, rho: of the optimizer.
         every: steps between Hessian estimates.
         hessian_source: rows that they are made from: ``"retain"``, ``"forget"`` or ``"both"``. The empirical
             Fisher of a forget set is that of the data's labels, never of the ascent.
@@ -73,8 +73,7 @@ class Job:
     ramp: bool = False
     weight_decay: float = 0.0
     betas: tuple[float, float] | None = None
-    rho: float | None = None
-    sophia_gamma: float | None = None
+    rho: float | str | None = None
     every: int = 10
     hessian_source: str = "retain"
     hessian_batch: int = 8
@@ -102,6 +101,7 @@ class History:
     skipped: int = 0
     in_a_row: int = 0
     dual: float | None = None
+    predictions: int | None = None
 
 
 def check(job: Job) -> None:
@@ -178,7 +178,7 @@ def train(
     )  # fmt: skip
     optimizer = curvature.make_optimizer(
         job.optimizer, subject, lr=job.lr, weight_decay=job.weight_decay, betas=job.betas, rho=job.rho,
-        gamma=job.sophia_gamma, every=job.every, rounding=job.rounding, master=job.master, seed=job.seed,
+        every=job.every, rounding=job.rounding, master=job.master, seed=job.seed,
         state_dtype=job.state_dtype if job.state_dtype == "8bit" else getattr(torch, job.state_dtype),
     )  # fmt: skip
     running = Running(subject, job, objective, optimizer, History())
@@ -265,7 +265,7 @@ def _step(running: Running, steps: int) -> dict[str, float]:
 
 def _backward(running: Running, number: int) -> dict[str, float]:
     """Gradients of the micro-batches of a step, averaged; the losses, averaged likewise."""
-    job, subject = running.job, running.subject
+    job = running.job
     sums: dict[str, float] = {"loss": 0.0}
     for micro in range(job.accumulation):
         forget, retain = rows_of(running, number * job.accumulation + micro)
@@ -274,7 +274,6 @@ def _backward(running: Running, number: int) -> dict[str, float]:
         (loss / job.accumulation).backward()
         for name, value in {"loss": float(loss.detach()), **parts}.items():
             sums[name] = sums.get(name, 0.0) + value / job.accumulation
-    assert subject is running.objective.subject
     return sums
 
 
@@ -323,7 +322,8 @@ def _apply(running: Running, number: int) -> dict[str, float]:
         before = running.subject.weights() if number % job.every == 0 else None
         optimizer.step()
         return {} if before is None else _moved(running, before)
-    optimizer.step()
+    # of the published code, B enters at the step
+    optimizer.step(**({"bs": running.history.predictions} if job.optimizer == "liuhong99" else {}))
     stats = optimizer.stats()
     return {k: float(v) for k, v in stats.items() if v is not None and math.isfinite(float(v))}
 
@@ -341,21 +341,11 @@ def _moved(running: Running, before: dict[str, Tensor]) -> dict[str, float]:
 
 def _refresh(running: Running, number: int) -> None:
     """A Hessian estimate from ``hessian_batch`` rows of the source sets."""
-    job, subject, optimizer = running.job, running.subject, running.optimizer
-    kept = {name: p.grad for name, p in subject.parameters.items()}
-    batches = hessian_rows(running, number)
-    optimizer.zero_grad(set_to_none=True)
-    if job.optimizer == "sophia-h":
-        _hutchinson(running, batches, number)
-    else:
-        seed = (job.seed << 24) + number
-        sampled = job.optimizer in ("sophia", "liuhong99")
-        count = curvature.accumulate_hessian_gradient(subject, batches, seed=seed, sampled=sampled)
-        # liuhong99 keeps B out of h and in bs; the others have it in h
-        scale = 1.0 / count**2 if job.optimizer == "liuhong99" else 1.0 / count
-        optimizer.update_hessian(scale=scale)
-    for name, parameter in subject.parameters.items():
-        parameter.grad = kept[name]
+    job = running.job
+    running.history.predictions = curvature.refresh(
+        running.optimizer, job.optimizer, running.subject, hessian_rows(running, number),
+        seed=(job.seed << 24) + number,
+    )  # fmt: skip
 
 
 def hessian_rows(running: Running, number: int) -> list[tuple[str, list[int]]]:
