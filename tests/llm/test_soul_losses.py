@@ -1,4 +1,4 @@
-"""Every unlearning loss against closed forms: values, gradients, and the linear path against the dense one."""
+"""Every unlearning loss against closed forms: values, gradients, the linear path against the dense one."""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ class Scorer:
         return Batch(ids, mask, entering, data.labels[index].to(self.device))
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states that enter the unembedding [B, T, H] (T = 1 where only the last position is queried)."""
+        """Hidden states that enter the unembedding [B, T, H] (T = 1 where only the last position is
+        queried)."""
         self._entering = batch.entering
         try:
             out = self._short(input_ids=batch.ids, use_cache=False, **self._masks(batch.mask))

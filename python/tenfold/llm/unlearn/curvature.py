@@ -1,12 +1,12 @@
 """Optimizers of an unlearning run by name, and the gradients that a Hessian estimate is made from.
 
-    adamw              torch.optim.AdamW, first order
-    sophia             Sophia as in its paper (arXiv 2305.14342): labels drawn from the model (GNB), every k steps
-    sophia-h           the same with Hutchinson's estimator: one Hessian-vector product every k steps
-    empirical-fisher   the same with the labels of the data
-    liuhong99          the order of the published Sophia code: refresh after the step, denominators rho bs h
-    soul-legacy        the optimizer of SOUL's published code: squares of the unlearning gradient at every step
-    sign               the momentum's sign and nothing else, the ablation
+adamw              torch.optim.AdamW, first order
+sophia             Sophia as in its paper (arXiv 2305.14342): labels drawn from the model (GNB), every k steps
+sophia-h           the same with Hutchinson's estimator: one Hessian-vector product every k steps
+empirical-fisher   the same with the labels of the data
+liuhong99          the order of the published Sophia code: refresh after the step, denominators rho bs h
+soul-legacy        the optimizer of SOUL's published code: squares of the unlearning gradient at every step
+sign               the momentum's sign and nothing else, the ablation
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def make_optimizer(
         betas: None for the optimizer's own: (0.9, 0.999) of AdamW, (0.9, 0.95) of SOUL's, (0.965, 0.99) of
             Sophia's.
         rho: scale of h in the denominator (the paper's gamma), or ``"auto"``, which holds the share of
-            coordinates that are not clipped at 0.3. None: 0.05 with GNB, 0.01 with Hutchinson (the paper's), 0.04
+            coordinates that are not clipped at 0.3. None: 0.05 with GNB, 0.01 with Hutchinson (the paper's),
+            0.04
             in the modes that follow published code.
         every: steps between Hessian estimates.
 
@@ -90,7 +91,8 @@ def make_optimizer(
     published = {"sophia": 0.05, "empirical-fisher": 0.05, "sophia-h": 0.01}.get(name, 0.04)
     own = (0.9, 0.95) if name == "soul-legacy" else (0.965, 0.99)
     return Sophia(
-        groups, lr=lr, betas=betas or own, weight_decay=weight_decay, mode=_MODES[name], update_interval=every,
+        groups, lr=lr, betas=betas or own, weight_decay=weight_decay, mode=_MODES[name],
+        update_interval=every,
         estimator="hutchinson" if name == "sophia-h" else "gnb", state_dtype=state_dtype, master=master,
         rounding=rounding, seed=seed, rho=published if rho is None else rho,
     )  # fmt: skip
@@ -101,7 +103,8 @@ def refresh(
 ) -> int:
     """Take an estimate of curvature on ``batches`` into the optimizer; B, the number of predictions.
 
-    Gradients that are there are kept. With sampled labels, :func:`accumulate_sampled` goes over hidden states and
+    Gradients that are there are kept. With sampled labels, :func:`accumulate_sampled` goes over hidden
+    states and
     holds no logits; the other estimators take the loss of the data's labels.
 
     Args:
@@ -125,12 +128,12 @@ def refresh(
     return count
 
 
-def accumulate_sampled(
-    subject: Subject, batches: Sequence[tuple[str, Sequence[int]]], *, seed: int
-) -> int:
-    """Add to ``.grad`` the gradient of the *summed* cross-entropy of labels drawn from the model; their number.
+def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[int]]], *, seed: int) -> int:
+    """Add to ``.grad`` the gradient of the *summed* cross-entropy of labels drawn from the model; their
+    number.
 
-    This is the Gauss-Newton-Bartlett gradient: as the estimate is B times the square of the mean gradient, the
+    This is the Gauss-Newton-Bartlett gradient: as the estimate is B times the square of the mean gradient,
+    the
     optimizer takes the square of this sum divided by B. Each position of each part has draws of its own.
     """
     count = 0
@@ -142,9 +145,7 @@ def accumulate_sampled(
     return count
 
 
-def _mean_loss(
-    subject: Subject, batch: tuple[str, Sequence[int]], second: bool
-) -> tuple[Tensor, int]:
+def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool) -> tuple[Tensor, int]:
     """Mean loss of the data's labels and their number; for second derivatives from the logits themselves."""
     rows, head = subject.labelled(subject.batch(*batch)), subject.head
     count = len(rows.targets)

@@ -1,6 +1,7 @@
 """The losses of :mod:`tenfold.llm.unlearn.losses` as plain functions of logits, for use in other code.
 
-``logits`` are [B, T, V] as a causal model gives them and ``labels`` int64 [B, T] with -100 where a token is not
+``logits`` are [B, T, V] as a causal model gives them and ``labels`` int64 [B, T] with -100 where a token is
+not
 predicted; the usual shift by one is made here. All sums are in float32 at least.
 
     loss = logit_losses.npo(model(**forget).logits, forget_labels, ref_nll) + logit_losses.nll(logits, labels)
@@ -27,7 +28,7 @@ __all__ = [
 def score(logits: Tensor, labels: Tensor) -> Tokens:
     """Log-probabilities of the labelled tokens."""
     rows = losses.labelled(logits, labels)
-    return Tokens(ops.logits_logprob(rows.hidden, rows.targets).logp, rows.sequence, rows.count)
+    return Tokens(ops.logits_logprob(rows.hidden, rows.targets).logp, rows.sequence, rows.sequences)
 
 
 def sequence_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -144,5 +145,3 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     each = -(target * _log_softmax(logits)).sum(-1)
     return each.sum() / max(1, each.numel())
-
-

@@ -5,7 +5,8 @@
     loss = npo(tokens, ref_nll) + gamma * nll(score(labelled(retain_hidden, retain_labels), head))
 
 Every loss that reads log-probabilities of labels alone is a weight on them, so one op
-(:func:`tenfold.ops.linear_logprob`) serves them all; KL, UNDIAL, CE-U and the margin of PDU have their own. The
+(:func:`tenfold.ops.linear_logprob`) serves them all; KL, UNDIAL, CE-U and the margin of PDU have their own.
+The
 same losses as functions of logits are in :mod:`tenfold.llm.unlearn.logit_losses`.
 
 Notation: s_b = -sum_t log p(y_t) over the labelled tokens of sequence b, n_b their count. Sequences without a
@@ -45,13 +46,14 @@ class Head(NamedTuple):
 class Rows(NamedTuple):
     """Positions of a batch that predict a labelled token.
 
-    hidden: [N, D].  targets: int64 [N].  sequence: int64 [N], the row of the batch.  count: rows of the batch.
+    hidden: [N, D].  targets: int64 [N].  sequence: int64 [N], the row of the batch.  count: rows of the
+    batch.
     """
 
     hidden: Tensor
     targets: Tensor
     sequence: Tensor
-    count: int
+    sequences: int
 
 
 class Tokens(NamedTuple):
@@ -59,7 +61,7 @@ class Tokens(NamedTuple):
 
     logp: Tensor
     sequence: Tensor
-    count: int
+    sequences: int
 
 
 def labelled(hidden: Tensor, labels: Tensor) -> Rows:
@@ -91,12 +93,12 @@ def skip_first(labels: Tensor, count: int) -> Tensor:
 def score(rows: Rows, head: Head) -> Tokens:
     """Log-probabilities of the labels, differentiable in hidden states and unembedding."""
     found = ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap)
-    return Tokens(found.logp, rows.sequence, rows.count)
+    return Tokens(found.logp, rows.sequence, rows.sequences)
 
 
 def sequence_nll(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """``(s, n)``: summed negative log-likelihood [B] and number of labelled tokens [B] of each sequence."""
-    return ops.segment_nll(tokens.logp, tokens.sequence, tokens.count)
+    return ops.segment_nll(tokens.logp, tokens.sequence, tokens.sequences)
 
 
 # -- losses of log-probabilities -----------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def npo(tokens: Tokens, ref_nll: Tensor, *, beta: float = 0.1, per: str = "seque
     """Negative preference optimization, -(2/beta) mean_b log sigma(beta (s_b - sref_b)) (arXiv 2404.05868).
 
     Args:
-        ref_nll: s_b [B] of the model before unlearning; with ``per="batch"`` its mean over tokens (one number).
+        ref_nll: s_b [B] of the model before unlearning; with ``per="batch"`` its mean over tokens.
         per: ``"sequence"`` as the paper; ``"batch"`` compares means over all tokens of the batch, as SOUL's
             code does (equal to the paper's up to that normalisation only).
     """
@@ -140,7 +142,8 @@ def dpo(lose: Tokens, win: Tokens, ref_lose: Tensor, ref_win: Tensor, *, beta: f
 
 
 def simnpo(tokens: Tokens, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
-    """NPO without a reference, by length: -(2/beta) mean log sigma(beta (s_b/n_b - delta)) (arXiv 2410.07163)."""
+    """NPO without a reference, by length: -(2/beta) mean log sigma(beta (s_b/n_b - delta)) (arXiv
+    2410.07163)."""
     total, count = sequence_nll(tokens)
     return -2 / beta * F.logsigmoid(beta * (total / count.clamp_min(1) - delta)).mean()
 
@@ -179,14 +182,13 @@ def undial(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, beta: 
     _no_softcap("undial", head, ref_head)
     _no_bias("undial", head, ref_head)
     return _mean(
-        ops.linear_undial(
-            rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, beta=beta
-        )
+        ops.linear_undial(rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, beta=beta)
     )
 
 
 def ceu(rows: Rows, head: Head) -> Tensor:
-    """Cross-entropy against the model's own distribution with the label taken out, held constant (2503.01224).
+    """Cross-entropy against the model's own distribution with the label taken out, held constant
+    (2503.01224).
 
     The paper leaves out the first answer token: make ``rows`` from ``skip_first(labels, 1)``.
     """

@@ -51,7 +51,8 @@ METHODS: dict[str, Method] = {
     "ft": Method("FT", "2404.18239"),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }
-"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``. In SimNPO's paper the forget term weighs 0.125 where the retain term weighs 1."""
+"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``. In SimNPO's paper the
+forget term weighs 0.125 where the retain term weighs 1."""
 
 SOUL_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "GA": ("ga", {}),

@@ -1,6 +1,7 @@
 """The loss of a step: the method's forget term plus gamma times the retain term, on rows of a subject.
 
-What a method needs of the model before unlearning is remembered when the objective is made, and the model itself
+What a method needs of the model before unlearning is remembered when the objective is made, and the model
+itself
 is not kept: one number per row for NPO and DPO; for KL, UNDIAL and RMU the hidden states at the labelled
 positions, from which the whole distribution follows through the unembedding.
 """
@@ -106,7 +107,7 @@ class Objective:
                 self.dual, retain_loss, bound=self.options["bound"], step_size=self.options["dual_step_size"]
             )
 
-    # -- reference ---------------------------------------------------------------------------------------------
+    # -- reference -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _remember(self, known: methods.Method, seed: int) -> None:
@@ -164,7 +165,7 @@ class Objective:
     def _ref(self, name: str, chosen: Sequence[int]) -> Tensor:
         return self._nll[name][0][torch.as_tensor(chosen)].to(self.subject.device)
 
-    # -- terms ---------------------------------------------------------------------------------------------------
+    # -- terms -----------------------------------------------------------------------------------------------
 
     def _retain(self, chosen: Sequence[int]) -> Tensor:
         batch = self.subject.batch("retain", chosen)
@@ -207,7 +208,9 @@ class Objective:
         if self.options["per"] == "batch":
             counts = self._nll["forget"][1][torch.as_tensor(chosen)]
             ref = ref.sum() / max(1, int(counts.sum()))
-        return losses.npo(self._tokens("forget", chosen), ref, beta=self.options["beta"], per=self.options["per"])
+        return losses.npo(
+            self._tokens("forget", chosen), ref, beta=self.options["beta"], per=self.options["per"]
+        )
 
     def _dpo(self, chosen: Sequence[int]) -> Tensor:
         return losses.dpo(
@@ -247,7 +250,8 @@ class Objective:
 
 
 _FORGET: dict[str, Callable[[Objective, Sequence[int]], Tensor]] = {
-    "teach": Objective._teach, "ga": Objective._ga, "graddiff": Objective._ga, "po": Objective._po, "npo": Objective._npo,
+    "teach": Objective._teach, "ga": Objective._ga, "graddiff": Objective._ga, "po": Objective._po, "npo":
+    Objective._npo,
     "dpo": Objective._dpo, "simnpo": Objective._simnpo, "kl": Objective._kl, "rl": Objective._rl,
     "wga": Objective._wga, "satimp": Objective._satimp, "undial": Objective._undial, "ceu": Objective._ceu,
     "rmu": Objective._rmu, "pdu": Objective._pdu,

@@ -5,11 +5,14 @@
     tenfold run soul --tables                               every method under four optimizers
     tenfold run soul --evaluate MODEL                       score a model that is there
 
-What the default does, in order: teaches the embedded model twelve invented authors (kept in a cache), and another
-one all but the two that are to be forgotten; runs every method under every optimizer at two learning rates from
+What the default does, in order: teaches the embedded model twelve invented authors (kept in a cache), and
+another
+one all but the two that are to be forgotten; runs every method under every optimizer at two learning rates
+from
 the same weights; chooses a learning rate for each; evaluates the chosen runs; writes the report.
 
-Papers: Jia et al. 2024 (SOUL, arXiv 2404.18239), Liu et al. 2023 (Sophia, arXiv 2305.14342), Maini et al. 2024
+Papers: Jia et al. 2024 (SOUL, arXiv 2404.18239), Liu et al. 2023 (Sophia, arXiv 2305.14342), Maini et al.
+2024
 (TOFU, arXiv 2401.06121).
 """
 
@@ -174,9 +177,7 @@ def _cache(config: SoulConfig) -> Path | None:
     return teach.cache_folder(config.cache) if config.model == models.EMBEDDED else None
 
 
-def _taught(
-    config: SoulConfig, folder: RunFolder, subject: Subject, outcome: Outcome
-) -> dict[str, Tensor]:
+def _taught(config: SoulConfig, folder: RunFolder, subject: Subject, outcome: Outcome) -> dict[str, Tensor]:
     parts = [name for name in ("forget", "retain", "facts") if name in subject]
     weights, outcome.cached = teach.taught(
         subject, parts, model=config.model, epochs=config.teach_epochs, label="teaching all authors",
@@ -205,8 +206,8 @@ def jobs(config: SoulConfig) -> list[Job]:
     for method in config.methods:
         for optimizer in config.optimizers:
             for seed in config.seeds or [0]:
-                for lr in config.rates(optimizer, method):
-                    found.append(make_job(config, method, optimizer, lr, seed))
+                rates = config.rates(optimizer)
+                found += [make_job(config, method, optimizer, lr, seed) for lr in rates]
     return found
 
 
@@ -221,7 +222,8 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
     return Job(
         key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}", method=method, optimizer=optimizer, lr=lr,
         gamma=config.gamma, retain_loss=config.retain_loss or None, options=dict(config.options),
-        ramp=config.ramp, weight_decay=float(config.weight_decay or 0), rho=rho, every=int(config.every or 10),
+        ramp=config.ramp, weight_decay=float(config.weight_decay or 0), rho=rho, every=int(config.every or
+        10),
         hessian_source=config.hessian_source, epochs=float(config.epochs or 1),
         batch_size=int(config.batch_size or 1), accumulation=int(config.accumulation or 1), clip=config.clip,
         rounding="stochastic" if config.dtype == "bfloat16" and optimizer != "adamw" else "nearest",
@@ -253,7 +255,8 @@ def probabilities(subject: Subject) -> dict[str, float]:
 def choose(attempts: Sequence[Attempt], retain_before: float) -> dict[str, Attempt]:
     """The learning rate of each method and optimizer (and seed: the first seed's is used for all).
 
-    Among the runs that keep at least :data:`KEPT` of the retain probability the one that forgets most; if none
+    Among the runs that keep at least :data:`KEPT` of the retain probability the one that forgets most; if
+    none
     does, the one that keeps most.
     """
     found: dict[str, Attempt] = {}

@@ -38,7 +38,8 @@ class SoulConfig:
     """tofu, copyright or toxicity: real data, named by --data. Left empty: the embedded mini-TOFU."""
 
     data: str = "mini-tofu"
-    """'mini-tofu' (embedded); with --task tofu a folder with TOFU's files (or a hub id), with copyright a file
+    """'mini-tofu' (embedded); with --task tofu a folder with TOFU's files (or a hub id), with copyright a
+    file
     of {"prompt", "response"} lines, with toxicity a file of PKU-SafeRLHF lines."""
 
     forget: str = "forget10"
@@ -51,15 +52,18 @@ class SoulConfig:
     """With copyright: lines to score (left empty: those of --data). With toxicity: prompts to score."""
 
     model: str = "smollm2"
-    """'smollm2' (embedded), or a folder or hub id of a Hugging Face causal language model. Without --task it is
+    """'smollm2' (embedded), or a folder or hub id of a Hugging Face causal language model. Without --task it
+    is
     taught first."""
 
     reference: str = ""
-    """With --task tofu: folder or file of TOFU_EVAL.json of a model trained without the forget set, for forget
+    """With --task tofu: folder or file of TOFU_EVAL.json of a model trained without the forget set, for
+    forget
     quality."""
 
     template: str = ""
-    """How a question is asked: llama, question, chat, mini, soul_legacy, none, or a text with {question}. Left
+    """How a question is asked: llama, question, chat, mini, soul_legacy, none, or a text with {question}.
+    Left
     empty: the data's own; 'question' with --task."""
 
     method: str = ""
@@ -71,10 +75,12 @@ class SoulConfig:
     adamw,sophia,soul-legacy,sign; with --task sophia."""
 
     tables: bool = False
-    """Every method under adamw, sophia, soul-legacy and sign, unless --method or --optimizer say otherwise."""
+    """Every method under adamw, sophia, soul-legacy and sign, unless --method or --optimizer say
+    otherwise."""
 
     evaluate: str = ""
-    """Score this model (folder or hub id, or an adapter.safetensors of a run on --model) and unlearn nothing."""
+    """Score this model (folder or hub id, or an adapter.safetensors of a run on --model) and unlearn
+    nothing."""
 
     soul_config: str = ""
     """A configuration file of SOUL's repository; fills method, optimizer, model, lr, epochs and the rest."""
@@ -95,8 +101,10 @@ class SoulConfig:
     """The method's own numbers, e.g. {beta: 0.1}; for one method only."""
 
     rho: str = ""
-    """Scale of the Hessian in Sophia's denominator; 'auto' holds the share of coordinates that are not clipped
-    at 0.3. Left empty: auto for sophia, sophia-h and empirical-fisher, 0.04 where published code is followed."""
+    """Scale of the Hessian in Sophia's denominator; 'auto' holds the share of coordinates that are not
+    clipped
+    at 0.3. Left empty: auto for sophia, sophia-h and empirical-fisher, 0.04 where published code is
+    followed."""
 
     hessian_source: str = "retain"
     """Rows that curvature is estimated on: retain, forget or both."""
@@ -177,9 +185,9 @@ class SoulConfig:
         """The optimizers of the run."""
         return self.optimizer.split(",")
 
-    def rates(self, optimizer: str, method: str = "") -> list[float]:
-        """Learning rates that are tried with an optimizer (and method)."""
-        return list(self.lr) if self.lr else [r for r in _RATES[self.preset][optimizer]]
+    def rates(self, optimizer: str) -> list[float]:
+        """Learning rates that are tried with an optimizer."""
+        return list(self.lr or _RATES[self.preset][optimizer])
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -283,7 +291,9 @@ def _read_soul(config: SoulConfig) -> None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"soul_config: expected a JSON file, got {config.soul_config!r} ({error})") from error
+        raise ValueError(
+            f"soul_config: expected a JSON file, got {config.soul_config!r} ({error})"
+        ) from error
     overall, unlearn, dataset = (stored.get(part, {}) for part in ("overall", "unlearn", "dataset"))
     name = unlearn.get("unlearn_method")
     if name not in methods.SOUL_NAMES:
@@ -291,7 +301,8 @@ def _read_soul(config: SoulConfig) -> None:
     ours, own = methods.SOUL_NAMES[name]
     found: dict[str, Any] = {
         "method": ours, "optimizer": "soul-legacy" if unlearn.get("sophia") else "adamw",
-        "model": overall.get("model_name", config.model), "lr": [float(unlearn["lr"])] if "lr" in unlearn else None,
+        "model": overall.get("model_name", config.model),
+        "lr": [float(unlearn["lr"])] if "lr" in unlearn else None,
         "epochs": unlearn.get("num_epochs"), "weight_decay": unlearn.get("weight_decay"),
         "accumulation": unlearn.get("gradient_accumulation_steps"), "batch_size": dataset.get("batch_size"),
         "gamma": unlearn.get(name, {}).get("gamma"), "task": _soul_task(dataset),

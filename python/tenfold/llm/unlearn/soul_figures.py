@@ -13,10 +13,13 @@ __all__ = ["TRADEOFF", "TRAINING", "WIN", "draw"]
 
 TRADEOFF, TRAINING, WIN = "tradeoff", "training", "win-rate"
 MARKERS = {
-    "adamw": "o", "sophia": "s", "sophia-h": "P", "empirical-fisher": "X", "liuhong99": "v", "soul-legacy": "D",
+    "adamw": "o", "sophia": "s", "sophia-h": "P", "empirical-fisher": "X", "liuhong99": "v", "soul-legacy":
+    "D",
     "sign": "^",
 }  # fmt: skip
-COLOURS = dict(zip(("adamw", "sophia", "soul-legacy", "sign", "sophia-h", "liuhong99"), figures.SERIES, strict=True))
+COLOURS = dict(
+    zip(("adamw", "sophia", "soul-legacy", "sign", "sophia-h", "liuhong99"), figures.SERIES, strict=True)
+)
 
 
 def draw(outcome: Outcome, folder: RunFolder) -> list[str]:
@@ -41,7 +44,8 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure, panels = figures.figure(
-        2.9 * columns + 1.4, 3.0 * rows + 0.7, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False
+        2.9 * columns + 1.4, 3.0 * rows + 0.7,
+        nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
     flat = list(panels.flat)
     least = min(a.probability["forget"] for a in outcome.attempts)
@@ -53,8 +57,10 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
             for seed in dict.fromkeys(a.job.seed for a in mine):
                 line = [a for a in mine if a.job.seed == seed]
                 axes.plot(
-                    [max(low, a.probability["forget"]) for a in line], [a.probability["retain"] for a in line],
-                    color=_colour(optimizer), marker=MARKERS[optimizer], markersize=6, alpha=0.85, linewidth=1.2,
+                    [max(low, a.probability["forget"]) for a in line],
+                    [a.probability["retain"] for a in line],
+                    color=_colour(optimizer), marker=MARKERS[optimizer], markersize=6, alpha=0.85,
+                    linewidth=1.2,
                     label=OPTIMIZER_NAMES[optimizer] if seed == mine[0].job.seed else None,
                 )  # fmt: skip
         axes.plot(
@@ -75,8 +81,9 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
     handles, labels = flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)))
     caption = (
-        "Each point is a run from the same taught weights at one learning rate; lines join the learning rates "
-        "of an optimizer. Up and to the left is better. Dashed: a fifth of the forget probability, and 80 % "
+        "Each point is a run from the same taught weights at one learning rate; lines join the learning "
+        "rates of an optimizer. Up and to the left is better. Dashed: a fifth of the forget probability, "
+        "and 80 % "
         "of the retain probability."
     )
     alt = "; ".join(
@@ -102,7 +109,8 @@ def _training(outcome: Outcome) -> tuple[Any, str, str]:
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].legend(loc="lower left")
     panels[0].set_title(f"{methods.find(method).title} while unlearning")
-    caption = "Terms of the loss on the rows of each step; the forget term of gradient ascent goes down without end."
+    caption = "Terms of the loss on the rows of each step; the forget term of gradient ascent goes down "
+    "without end."
     alt = ", ".join(f"{title(a)}: {len(a.history.steps)} steps" for a in runs)
     return figure, caption, f"Line charts of the forget and the retain term. {alt}."
 
@@ -126,7 +134,8 @@ def _win_rate(outcome: Outcome) -> tuple[Any, str, str] | None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     caption = (
-        "A coordinate that is clipped moves by its sign alone, as in sign-momentum. The band is what Sophia's "
+        "A coordinate that is clipped moves by its sign alone, as in sign-momentum. The band is what "
+        "Sophia's "
         "authors ask for, 10 to 50 %."
     )
     last = "; ".join(f"{title(a)}: {100 * a.history.steps[-1].get('win_rate', 0):.1f} %" for a in runs)

@@ -16,17 +16,21 @@ __all__ = [
 ]  # fmt: skip
 
 OPTIMIZER_NAMES = {
-    "adamw": "AdamW", "sophia": "Sophia (GNB)", "sophia-h": "Sophia-H", "empirical-fisher": "Sophia (emp. Fisher)",
+    "adamw": "AdamW", "sophia": "Sophia (GNB)", "sophia-h": "Sophia-H", "empirical-fisher": "Sophia (emp. "
+    "Fisher)",
     "liuhong99": "SophiaG (published)", "soul-legacy": "SOUL's optimizer", "sign": "sign-momentum",
 }  # fmt: skip
 ORDER = {name: "first order" if name in FIRST_ORDER else "second order" for name in OPTIMIZER_NAMES}
 
 EVALUATION = {
-    "forget_quality": "forget quality (p)", "forget_quality_log10": "log10 p", "model_utility": "model utility",
-    "forget_prob": "forget prob", "forget_rougeL_recall": "forget ROUGE-L", "forget_key_accuracy": "forget key found",
+    "forget_quality": "forget quality (p)", "forget_quality_log10": "log10 p", "model_utility": "model "
+    "utility",
+    "forget_prob": "forget prob", "forget_rougeL_recall": "forget ROUGE-L", "forget_key_accuracy": "forget "
+    "key found",
     "forget_truth_ratio": "forget truth ratio", "forget_extraction_strength": "forget ES",
     "mia_min_k": "MIA Min-K AUC", "forget_base_logprob": "readability", "forget_repetition": "repetition",
-    "retain_prob": "retain prob", "retain_rougeL_recall": "retain ROUGE-L", "retain_truth_ratio": "retain truth ratio",
+    "retain_prob": "retain prob", "retain_rougeL_recall": "retain ROUGE-L", "retain_truth_ratio": "retain "
+    "truth ratio",
     "world_facts_rougeL_recall": "facts ROUGE-L", "world_facts_prob": "facts prob",
     "soul_forget_quality": "SOUL's forget quality",
 }  # fmt: skip
@@ -69,9 +73,7 @@ def best(outcome: Outcome, optimizers: Iterable[str] | None = None) -> Attempt |
 
 def same_setting(outcome: Outcome, attempt: Attempt) -> list[Attempt]:
     """The runs of other seeds with the settings of a chosen one, itself included."""
-    return [
-        a for a in outcome.attempts if a.name == attempt.name and a.job.lr == attempt.job.lr
-    ]
+    return [a for a in outcome.attempts if a.name == attempt.name and a.job.lr == attempt.job.lr]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -117,18 +119,28 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
 
 def sweep_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """One row per run."""
-    return [
-        {
-            "method": methods.find(a.job.method).title, "optimizer": OPTIMIZER_NAMES[a.job.optimizer],
-            "order": ORDER[a.job.optimizer], "lr": a.job.lr, "seed": a.job.seed,
-            "forget prob": a.probability["forget"], "retain prob": a.probability["retain"],
-            "facts prob": a.probability.get("facts", ""), "falls by": fall(outcome, a), "keeps %": 100 * kept(outcome, a),
-            "win rate": _or_blank(win_rate(a)), "changed": _or_blank(_mean(r["changed"] for r in a.history.steps if "changed" in r)),
-            "skipped": a.history.skipped, "seconds": round(a.history.seconds, 1),
-            "chosen": "yes" if any(a is c for c in outcome.chosen.values()) else "",
-        }
-        for a in outcome.attempts
-    ]  # fmt: skip
+    return [_run_row(outcome, a) for a in outcome.attempts]
+
+
+def _run_row(outcome: Outcome, a: Attempt) -> dict[str, Any]:
+    changed = _mean(row["changed"] for row in a.history.steps if "changed" in row)
+    return {
+        "method": methods.find(a.job.method).title,
+        "optimizer": OPTIMIZER_NAMES[a.job.optimizer],
+        "order": ORDER[a.job.optimizer],
+        "lr": a.job.lr,
+        "seed": a.job.seed,
+        "forget prob": a.probability["forget"],
+        "retain prob": a.probability["retain"],
+        "facts prob": a.probability.get("facts", ""),
+        "falls by": fall(outcome, a),
+        "keeps %": 100 * kept(outcome, a),
+        "win rate": _or_blank(win_rate(a)),
+        "changed": _or_blank(changed),
+        "skipped": a.history.skipped,
+        "seconds": round(a.history.seconds, 1),
+        "chosen": "yes" if any(a is c for c in outcome.chosen.values()) else "",
+    }
 
 
 def evaluation_rows(outcome: Outcome) -> list[dict[str, Any]]:

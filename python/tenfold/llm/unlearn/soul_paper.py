@@ -1,6 +1,7 @@
 """Figures of the paper (SOUL, arXiv 2404.18239): TOFU forget10 on LLaMA2-7B-chat.
 
-``checked`` says whether a figure was read in a source (the teaser picture of the paper's repository, or the table
+``checked`` says whether a figure was read in a source (the teaser picture of the paper's repository, or the
+table
 of a later paper that repeats it) or is only remembered; nothing is printed without that mark.
 """
 

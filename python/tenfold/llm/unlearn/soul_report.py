@@ -32,7 +32,8 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     folder.write_table("runs", sweep_rows(outcome))
     tables = ["runs"]
     for name, rows in (
-        ("evaluation", evaluation_rows(outcome)), ("answers", answer_rows(outcome)), ("steps", _steps(outcome)),
+        ("evaluation", evaluation_rows(outcome)), ("answers", answer_rows(outcome)),
+        ("steps", _steps(outcome)),
         ("paper", soul_paper.TOFU),
     ):  # fmt: skip
         if rows:
@@ -96,7 +97,8 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
     top = best(outcome)
     before = outcome.before
     lead = (
-        f"{_model(outcome)} ({outcome.parameters:,} parameters) was taught about invented authors and then made to "
+        f"{_model(outcome)} ({outcome.parameters:,} parameters) was taught about invented authors and then "
+        "made to "
         f"forget two of them. Before, it gave the right answer about those two a probability of "
         f"{_percent(before['forget'])} per token, and {_percent(before['retain'])} about the others. "
     )
@@ -124,9 +126,11 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
     sections.append(
         Section(
             "The paper's figures",
-            "TOFU forget10 on LLaMA2-7B-chat, a model fifty times as large, taught 200 authors. Forget quality "
+            "TOFU forget10 on LLaMA2-7B-chat, a model fifty times as large, taught 200 authors. Forget "
+            "quality "
             "there compares the forget set with the retain set of the same model. The paper's first- and "
-            "second-order rows differ in the weight of the retain term as well (0.3 against 2 for GradDiff, 1 "
+            "second-order rows differ in the weight of the retain term as well (0.3 against 2 for "
+            "GradDiff, 1 "
             "against 5 for PO), here it is the same for all.",
             [],
             ["paper"],
@@ -134,7 +138,8 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
     )
     return Report(
         title=f"Unlearning in {_model(outcome)}: first order against second order", lead=lead,
-        headlines=_headlines(outcome), sections=sections, claims=_claims(outcome), measured=_measured(outcome),
+        headlines=_headlines(outcome), sections=sections, claims=_claims(outcome),
+        measured=_measured(outcome),
     )  # fmt: skip
 
 
@@ -146,7 +151,8 @@ def _headlines(outcome: Outcome) -> list[Headline]:
                 Headline(
                     f"{label}: forget answers",
                     f"{_percent(outcome.before['forget'])} → {_percent(attempt.probability['forget'])}",
-                    f"{title(attempt)}, lr {attempt.job.lr:g}; keeps {_percent(kept(outcome, attempt))} of the "
+                    f"{title(attempt)}, lr {attempt.job.lr:g}; keeps {_percent(kept(outcome, attempt))} of "
+                    "the "
                     "retain probability",
                 )
             )
@@ -175,8 +181,10 @@ def _tradeoff_text(outcome: Outcome) -> str:
     gamma = "the method's own" if config.gamma is None else f"{config.gamma:g}"
     parts = [
         "All runs start from the same weights, with the same rows in the same order, the same weight of the "
-        f"retain term ({gamma}) for every optimizer, and learning rates swept for each. A run is chosen for each "
-        f"pair of method and optimizer: of those that keep {_percent(KEPT)} of the retain probability the one "
+        f"retain term ({gamma}) for every optimizer, and learning rates swept for each. A run is chosen "
+        "for each "
+        f"pair of method and optimizer: of those that keep {_percent(KEPT)} of the retain probability the "
+        "one "
         "that forgets most; where none does, the one that keeps most."
     ]
     lines = []
@@ -195,17 +203,22 @@ def _tradeoff_text(outcome: Outcome) -> str:
 def _evaluation_text(outcome: Outcome) -> str:
     reference = (
         "Forget quality is the p-value of a Kolmogorov-Smirnov test of the truth ratios of the forget rows "
-        "against those of a model that was taught the same but for the two authors: near 1, the two cannot be "
+        "against those of a model that was taught the same but for the two authors: near 1, the two cannot "
+        "be "
         "told apart; with 20 rows, a p above 0.05 says little."
         if outcome.reference is not None
         else "No model without the two authors was taught in this run, so there is no forget quality."
     )
     return (
-        f"{reference} SOUL's code compares with the retain rows of the same model instead: that figure stands in "
-        "the last column. Model utility is the harmonic mean of probability, ROUGE-L recall and truth ratio on "
-        "retain rows and facts (the data has no real authors). Readability is the mean log-probability of the "
+        f"{reference} SOUL's code compares with the retain rows of the same model instead: that figure "
+        "stands in "
+        "the last column. Model utility is the harmonic mean of probability, ROUGE-L recall and truth "
+        "ratio on "
+        "retain rows and facts (the data has no real authors). Readability is the mean log-probability of "
+        "the "
         "answers about the two authors under the model before it was taught: far below the first row means "
-        "gibberish, which forget quality alone would praise. ES is extraction strength, MIA the AUC of Min-K% "
+        "gibberish, which forget quality alone would praise. ES is extraction strength, MIA the AUC of "
+        "Min-K% "
         "against rows that no model saw; 0.5 is chance. World facts and retain rows are a part of each set."
     )
 
@@ -216,11 +229,15 @@ def _win_text(outcome: Outcome) -> str:
         if a.job.optimizer not in FIRST_ORDER and math.isfinite(win_rate(a))
     ]  # fmt: skip
     return (
-        "Sophia divides the momentum by curvature and clips the quotient to one. Where it is clipped, the step is "
-        "that of sign-momentum, and curvature plays no part. SOUL's published optimizer, at its defaults, clips "
-        "nearly every coordinate; sign-momentum, the ablation, clips all. For Sophia with GNB the scale of the "
+        "Sophia divides the momentum by curvature and clips the quotient to one. Where it is clipped, the "
+        "step is "
+        "that of sign-momentum, and curvature plays no part. SOUL's published optimizer, at its defaults, "
+        "clips "
+        "nearly every coordinate; sign-momentum, the ablation, clips all. For Sophia with GNB the scale of "
+        "the "
         "Hessian is set after each estimate so that three coordinates in ten are not clipped, since at the "
-        "paper's scale (0.05) all would be: the Hessian's average starts at zero and a run is over after a few "
+        "paper's scale (0.05) all would be: the Hessian's average starts at zero and a run is over after a "
+        "few "
         "estimates.\n\n" + "\n".join(told)
     )
 
@@ -228,11 +245,18 @@ def _win_text(outcome: Outcome) -> str:
 def _honest(outcome: Outcome) -> str:
     runs = len(outcome.config.seeds or [])
     return (
-        "It can show that each method forgets, what it costs, and what the optimizers do differently on equal "
-        "terms. It cannot show which optimizer is better on a model of billions of parameters: the model is small, "
+        "It can show that each method forgets, what it costs, and what the optimizers do differently on "
+        "equal "
+        "terms. It cannot show which optimizer is better on a model of billions of parameters: the model "
+        "is small, "
         "20 rows are forgotten, the trained part is the last few blocks, and "
-        + ("one seed was run, so differences of a few points mean nothing. " if runs < 2 else f"{runs} seeds were run. ")
-        + "The learning rate is chosen by the very probabilities that are shown. A probability that fell is no "
+        + (
+            "one seed was run, so differences of a few points mean nothing. "
+            if runs < 2
+            else f"{runs} seeds were run. "
+        )
+        + "The learning rate is chosen by the very probabilities that are shown. A probability that fell "
+        "is no "
         "proof that the knowledge is gone: a few steps of training on part of it may bring it back."
     )
 
@@ -243,7 +267,8 @@ def _claims(outcome: Outcome) -> list[Claim]:
     if first is not None and second is not None:
         claims.append(
             Claim(
-                "Second-order optimization forgets better than first-order at equal utility (GradDiff: forget "
+                "Second-order optimization forgets better than first-order at equal utility (GradDiff: "
+                "forget "
                 "accuracy 10.25 against 72.75 %)",
                 f"{title(second)}: forget {_percent(second.probability['forget'])}, keeps "
                 f"{_percent(kept(outcome, second))}; {title(first)}: forget "
@@ -263,7 +288,8 @@ def _claims(outcome: Outcome) -> list[Claim]:
                 )
             claims.append(
                 Claim(
-                    "Sophia's step is second order: its authors ask that 10 to 50 % of the coordinates are not "
+                    "Sophia's step is second order: its authors ask that 10 to 50 % of the coordinates are "
+                    "not "
                     "clipped",
                     f"{title(a)}: {_percent(min(rates))} to {_percent(max(rates))} of the coordinates"
                     f"{beside}",
@@ -276,13 +302,16 @@ def _claims(outcome: Outcome) -> list[Claim]:
 def _measured(outcome: Outcome) -> str:
     config = outcome.config
     steps = max(len(a.history.steps) for a in outcome.attempts)
+    rows = int(config.batch_size or 1) * int(config.accumulation or 1)
     return (
         f"{config.trainable} trained ({outcome.trained_parameters:,} parameters), {steps} steps of "
-        f"{config.batch_size * config.accumulation} forget rows and as many retain rows, gradients clipped to a norm of "
+        f"{rows} forget rows and as many retain rows, gradients clipped "
+        "to a norm of "
         f"{config.clip:g}, weight decay {config.weight_decay:g}, curvature on "
         f"{config.hessian_source} rows every {config.every} steps. The taught model was "
         + ("read from the cache. " if outcome.cached else "taught in this run. ")
-        + "Probabilities are exp of the mean log-probability of an answer token, averaged over rows: all forget and "
+        + "Probabilities are exp of the mean log-probability of an answer token, averaged over rows: all "
+        "forget and "
         "retain rows, not the part that the whole evaluation takes. Losses are computed from hidden states; "
         "weights are float32 unless `dtype` says otherwise."
     )

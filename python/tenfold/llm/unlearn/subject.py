@@ -1,4 +1,5 @@
-"""The model that unlearns: encoded rows in, hidden states at labelled positions out, and what is trained of it.
+"""The model that unlearns: encoded rows in, hidden states at labelled positions out, and what is trained of
+it.
 
 When only the last blocks are trained, what enters them does not change: it is computed once for each row and
 kept, so that a step costs the trained blocks alone.

@@ -3,9 +3,12 @@
     job = Job(key="graddiff-sophia", method="graddiff", optimizer="sophia", lr=1e-4, epochs=5)
     trained = train(subject, job, folder)
 
-Micro-batches add up to a step, the learning rate warms up and falls linearly, gradients are clipped to a norm, the
-Hessian is estimated where the optimizer asks for it, every step leaves one flat row in the history. Everything a
-step draws is a function of the seed and its number, so that a run killed at any moment and resumed has the bits of
+Micro-batches add up to a step, the learning rate warms up and falls linearly, gradients are clipped to a
+norm, the
+Hessian is estimated where the optimizer asks for it, every step leaves one flat row in the history.
+Everything a
+step draws is a function of the seed and its number, so that a run killed at any moment and resumed has the
+bits of
 one that was not.
 """
 
@@ -120,7 +123,9 @@ def check(job: Job) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
     for name in ("lr", "gamma", "forget_weight", "weight_decay", "clip", "warmup"):
         value = getattr(job, name)
-        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        if value is not None and not (
+            isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+        ):
             raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
     for name in ("every", "hessian_batch", "batch_size", "accumulation", "retain_ratio"):
         value = getattr(job, name)
@@ -351,8 +356,8 @@ def _refresh(running: Running, number: int) -> None:
 def hessian_rows(running: Running, number: int) -> list[tuple[str, list[int]]]:
     """(set, rows) of an estimate: a permutation of its own for every refresh."""
     job, subject = running.job, running.subject
-    names = {"both": ("retain", "forget")}.get(job.hessian_source, (job.hessian_source,))
-    names = tuple(name for name in names if name in subject)
+    asked = ("retain", "forget") if job.hessian_source == "both" else (job.hessian_source,)
+    names = [name for name in asked if name in subject]
     if not names:
         raise ValueError(f"hessian_source: expected rows of {job.hessian_source}, got none")
     found = []
@@ -375,7 +380,7 @@ def _not_finite(running: Running, number: int, loss: float, norm: float) -> None
         )
 
 
-# -- state -------------------------------------------------------------------------------------------------------
+# -- state ---------------------------------------------------------------------------------------------------
 
 
 def _save(running: Running, folder: RunFolder, *, done: bool) -> None:
@@ -394,9 +399,7 @@ def _restore(running: Running, state: dict[str, Any], tensors: dict[str, Tensor]
     if differing:
         got = ", ".join(f"{name}={now[name]!r} (was {state['job'].get(name)!r})" for name in differing)
         raise ValueError(f"job: expected the settings that {running.job.key} was begun with, got {got}")
-    running.subject.put(
-        {n.removeprefix("theta/"): t for n, t in tensors.items() if n.startswith("theta/")}
-    )
+    running.subject.put({n.removeprefix("theta/"): t for n, t in tensors.items() if n.startswith("theta/")})
     running.history = History(**state["history"])
     if running.history.dual is not None:
         running.objective.dual = running.history.dual
