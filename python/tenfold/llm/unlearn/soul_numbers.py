@@ -108,9 +108,11 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
         numbers[f"{name}.win_rate"] = win_rate(chosen)
         numbers[f"{name}.seconds"] = chosen.history.seconds
         if chosen.result is not None:
-            numbers |= {f"{name}.{key}": value for key, value in chosen.result.metrics.items()}
+            numbers |= {f"{name}.evaluation.{k}": v for k, v in chosen.result.metrics.items()}
     if outcome.before_result is not None:
-        numbers |= {f"before.{key}": value for key, value in outcome.before_result.metrics.items()}
+        numbers |= {f"before.evaluation.{k}": v for k, v in outcome.before_result.metrics.items()}
+    if outcome.reference is not None:
+        numbers |= {f"reference.evaluation.{k}": v for k, v in outcome.reference.metrics.items()}
     top = best(outcome)
     if top is not None:
         numbers["forget_fall"], numbers["retain_kept"] = fall(outcome, top), kept(outcome, top)
