@@ -220,7 +220,7 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
     if rho == "auto" and not adaptive:
         rho = None
     return Job(
-        key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}", method=method, optimizer=optimizer, lr=lr,
+        key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}".replace("+", ""), method=method, optimizer=optimizer, lr=lr,
         gamma=config.gamma, retain_loss=config.retain_loss or None, options=dict(config.options),
         ramp=config.ramp, weight_decay=float(config.weight_decay or 0), rho=rho, every=int(config.every or
         10),
