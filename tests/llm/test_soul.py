@@ -29,7 +29,7 @@ def make_config(byte_model: Path, **own: Any) -> SoulConfig:
     settings: dict[str, Any] = {
         "model": str(byte_model), "method": "graddiff,npo", "optimizer": "adamw,sophia,soul-legacy,sign",
         "trainable": "last-2", "epochs": 1.0, "batch_size": 10, "lr": [1e-3, 1e-2], "teach_epochs": 1.0,
-        "limit": 3, "max_new_tokens": 4, "max_length": 300,
+        "limit": 3, "max_new_tokens": 4, "max_length": 300, "full_evaluation": "adamw,sophia",
     }  # fmt: skip
     return SoulConfig(**(settings | own))
 
@@ -55,7 +55,10 @@ def test_numbers_and_tables(result: soul.Result) -> None:
         assert stored[f"{name}.forget_fall"] == pytest.approx(fell)
     assert stored["graddiff-sign.win_rate"] == 0
     assert "graddiff-sophia.evaluation.forget_quality" in stored
-    assert [row["model"] for row in table(result, "evaluation")][:2] == ["taught", "never taught the two authors"]
+    assert [row["model"] for row in table(result, "evaluation")][:2] == [
+        "taught",
+        "never taught the two authors",
+    ]
     assert len(table(result, "steps")) == 16 * 2
 
 
@@ -120,9 +123,13 @@ def _attempt(optimizer: str, lr: float, forget: float, retain: float, seed: int 
 
 def test_the_chosen_run_forgets_most_of_those_that_keep_enough() -> None:
     tried = [
-        _attempt("adamw", 1.0, 0.5, 0.85), _attempt("adamw", 2.0, 0.2, 0.73), _attempt("adamw", 3.0, 0.0, 0.6),
-        _attempt("sign", 1.0, 0.1, 0.5), _attempt("sign", 2.0, 0.0, 0.3), _attempt("sign", 3.0, 0.0, 0.9, seed=1),
-    ]  # fmt: skip
+        _attempt("adamw", 1.0, 0.5, 0.85),
+        _attempt("adamw", 2.0, 0.2, 0.73),
+        _attempt("adamw", 3.0, 0.0, 0.6),
+        _attempt("sign", 1.0, 0.1, 0.5),
+        _attempt("sign", 2.0, 0.0, 0.3),
+        _attempt("sign", 3.0, 0.0, 0.9, seed=1),
+    ]
     chosen = choose(tried, 0.9)
     assert chosen["npo-adamw"] is tried[1]
     assert chosen["npo-sign"] is tried[3]  # none keeps enough: the one that keeps most, of the first seed
@@ -193,7 +200,12 @@ def test_souls_configuration_files_are_read(tmp_path: Path, sophia: bool) -> Non
     config = SoulConfig(soul_config=str(path), data="TOFU")
     assert config.method == "graddiff"
     assert config.optimizer == ("soul-legacy" if sophia else "adamw")
-    assert (config.rho, config.gamma, config.epochs, config.accumulation) == ("0.05" if sophia else "", 2, 5, 4)
+    assert (config.rho, config.gamma, config.epochs, config.accumulation) == (
+        "0.05" if sophia else "",
+        2,
+        5,
+        4,
+    )
     assert (config.task, config.forget, config.model, config.seeds) == ("tofu", "forget05", "some/model", [3])
     stored["unlearn"]["unlearn_method"] = "GA+XX"
     path.write_text(json.dumps(stored))
@@ -240,7 +252,11 @@ def test_a_tofu_task_and_the_evaluation_of_what_it_saved(byte_model: Path, tmp_p
 
 def test_copyright(byte_model: Path, tmp_path: Path) -> None:
     forget, retain = tmp_path / "hp.jsonl", tmp_path / "c4.jsonl"
-    forget.write_text("".join(json.dumps({"prompt": f"Go on: part {i}", "response": f"the end {i}"}) + "\n" for i in range(4)))
+    forget.write_text(
+        "".join(
+            json.dumps({"prompt": f"Go on: part {i}", "response": f"the end {i}"}) + "\n" for i in range(4)
+        )
+    )
     retain.write_text("".join(json.dumps({"text": f"weather report {i}"}) + "\n" for i in range(4)))
     config = SoulConfig(
         task="copyright", data=str(forget), retain=str(retain), model=str(byte_model), method="po",

@@ -108,11 +108,11 @@ def test_kl_from_kept_states_is_that_of_a_copied_model() -> None:
     _, parts = objective.loss([0], [2, 4])
     batch = subject.batch("retain", [2, 4])
     with torch.no_grad():
-        now, then = (
-            s.labelled(batch).hidden.double() @ s.head.weight.double().T for s in (subject, copied)
-        )
+        now, then = (s.labelled(batch).hidden.double() @ s.head.weight.double().T for s in (subject, copied))
     log_p, log_ref = now.log_softmax(-1), then.log_softmax(-1)
-    assert parts["retain"] == pytest.approx(float((log_ref.exp() * (log_ref - log_p)).sum(-1).mean()), rel=1e-4)
+    assert parts["retain"] == pytest.approx(
+        float((log_ref.exp() * (log_ref - log_p)).sum(-1).mean()), rel=1e-4
+    )
 
 
 def test_what_is_missing_or_unknown_is_named() -> None:
@@ -182,8 +182,12 @@ def test_the_sampled_gradient_does_not_depend_on_how_rows_are_split() -> None:
     for parts in ([("retain", [0, 1, 2, 3])], [("retain", [0, 1]), ("retain", [2, 3])]):
         subject = make_subject()
         count = curvature.accumulate_sampled(subject, parts, seed=3)
-        assert count == sum(sum(label != -100 for label in subject.rows("retain")[i].labels) for i in range(4))
-        gradients.append(torch.cat([p.grad.flatten() for p in subject.parameters.values() if p.grad is not None]))
+        assert count == sum(
+            sum(label != -100 for label in subject.rows("retain")[i].labels) for i in range(4)
+        )
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in subject.parameters.values() if p.grad is not None])
+        )
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
@@ -299,5 +303,7 @@ def test_sequence_sums_of_left_padded_rows() -> None:
     rows = labelled(hidden, batch.labels)
     logits = (rows.hidden @ Head(subject.head.weight).weight.T).log_softmax(-1)
     each = -logits.gather(1, rows.targets[:, None])[:, 0]
-    torch.testing.assert_close(total, torch.zeros(3).index_add(0, rows.sequence, each.detach()).to(total), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        total, torch.zeros(3).index_add(0, rows.sequence, each.detach()).to(total), rtol=1e-4, atol=1e-4
+    )
     assert count.tolist() == [int((batch.labels[i, 1:] != -100).sum()) for i in range(3)]

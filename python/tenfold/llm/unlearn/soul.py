@@ -220,7 +220,8 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
     if rho == "auto" and not adaptive:
         rho = None
     return Job(
-        key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}".replace("+", ""), method=method, optimizer=optimizer, lr=lr,
+        key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}".replace("+", ""),
+        method=method, optimizer=optimizer, lr=lr,
         gamma=config.gamma, retain_loss=config.retain_loss or None, options=dict(config.options),
         ramp=config.ramp, weight_decay=float(config.weight_decay or 0), rho=rho, every=int(config.every or
         10),
@@ -271,12 +272,23 @@ def choose(attempts: Sequence[Attempt], retain_before: float) -> dict[str, Attem
     return found
 
 
+def _wanted(config: SoulConfig, outcome: Outcome) -> list[str]:
+    """Names of the chosen runs that get the whole evaluation."""
+    from tenfold.llm.unlearn.soul_numbers import pair
+
+    if config.full_evaluation == "all":
+        return list(outcome.chosen)
+    if config.full_evaluation == "best":
+        return [a.name for a in pair(outcome) if a is not None]
+    return [n for n, a in outcome.chosen.items() if a.job.optimizer in str(config.full_evaluation).split(",")]
+
+
 def finish(
     config: SoulConfig, folder: RunFolder, outcome: Outcome, subject: Subject, tokenizer: Any,
     data: rows_of.TofuData, base: Any,
 ) -> None:  # fmt: skip
     """Evaluate and save the chosen runs."""
-    wanted = config.optimizers if config.full_evaluation == "all" else str(config.full_evaluation).split(",")
+    wanted = _wanted(config, outcome)
     for name, chosen in outcome.chosen.items():
         weights = folder.load_state(chosen.job.key)
         assert weights is not None
@@ -284,7 +296,7 @@ def finish(
         if config.save:
             note = {"model": config.model, "trainable": str(config.trainable), "run": chosen.job.key}
             folder.write_safetensors(name, subject.weights(), note)
-        if chosen.job.optimizer in wanted:
+        if name in wanted:
             chosen.result = evaluated(config, folder, name, subject, tokenizer, data, outcome.reference, base)
 
 

@@ -136,7 +136,7 @@ class SoulConfig:
     seeds: list[int] | None = None
     """One run for each."""
 
-    teach_epochs: float = 4.0
+    teach_epochs: float = 5.0
     """Passes over authors and facts when the embedded model is taught."""
 
     cache: str = ""
@@ -146,7 +146,8 @@ class SoulConfig:
     """Also teach a model without the forget authors, which forget quality is measured against."""
 
     full_evaluation: str | None = None
-    """Optimizers whose chosen runs get the whole evaluation with generated answers; 'all' for all."""
+    """Chosen runs that get the whole evaluation with generated answers: best (first and second order), all, or
+    those of optimizers, with commas."""
 
     max_length: int = 256
     """Longest text in tokens; longer ones are cut at their end."""
@@ -193,7 +194,7 @@ class SoulConfig:
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "seeds": [0], "trainable": "last-4", "epochs": 3.0, "batch_size": 5, "accumulation": 1, "every": 5,
-        "weight_decay": 0.01, "retain_model": True, "full_evaluation": "adamw,sophia", "max_new_tokens": 16,
+        "weight_decay": 0.01, "retain_model": True, "full_evaluation": "best", "max_new_tokens": 16,
         "limit": 8, "save": True, "gamma": 2.0,
     },
     "quick": {"method": "graddiff", "optimizer": "adamw,sophia", "retain_model": False, "limit": 10},

@@ -11,7 +11,7 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 
 __all__ = [
-    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "same_setting", "spread", "sweep_rows",
+    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "pair", "same_setting", "spread", "sweep_rows",
     "title", "win_rate",
 ]  # fmt: skip
 
@@ -69,6 +69,13 @@ def best(outcome: Outcome, optimizers: Iterable[str] | None = None) -> Attempt |
     ]  # fmt: skip
     evaluated = [a for a in mine if a.result is not None]
     return min(evaluated or mine, key=lambda a: a.probability["forget"], default=None)
+
+
+def pair(outcome: Outcome) -> list[Attempt | None]:
+    """The best first-order and the best second-order run."""
+    first = [o for o in outcome.config.optimizers if o in FIRST_ORDER]
+    second = [o for o in outcome.config.optimizers if o not in FIRST_ORDER]
+    return [best(outcome, first), best(outcome, second)]
 
 
 def same_setting(outcome: Outcome, attempt: Attempt) -> list[Attempt]:

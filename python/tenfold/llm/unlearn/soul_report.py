@@ -15,6 +15,7 @@ from tenfold.llm.unlearn.soul_numbers import (
     evaluation_rows,
     fall,
     kept,
+    pair,
     sweep_rows,
     title,
     win_rate,
@@ -51,7 +52,7 @@ def _steps(outcome: Outcome) -> list[dict[str, Any]]:
 def answer_rows(outcome: Outcome, each: int = 8) -> list[dict[str, Any]]:
     """Answers as text before and after: of the first- and the second-order run shown on top of the page."""
     before = outcome.before_result
-    shown = [a for a in _pair(outcome) if a is not None and a.result is not None]
+    shown = [a for a in pair(outcome) if a is not None and a.result is not None]
     if before is None or not shown:
         return []
     rows = []
@@ -72,13 +73,6 @@ def _answer(attempt: Attempt, part: str, index: int) -> str:
     assert attempt.result is not None
     found = [i["generated"] for i in attempt.result.items if i["set"] == part and i["index"] == index]
     return found[0] if found else ""
-
-
-def _pair(outcome: Outcome) -> list[Attempt | None]:
-    """The best first-order and the best second-order run."""
-    first = [o for o in outcome.config.optimizers if o in FIRST_ORDER]
-    second = [o for o in outcome.config.optimizers if o not in FIRST_ORDER]
-    return [best(outcome, first), best(outcome, second)]
 
 
 def _percent(value: float) -> str:
@@ -145,7 +139,7 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
 
 def _headlines(outcome: Outcome) -> list[Headline]:
     tiles = []
-    for label, attempt in zip(("First order", "Second order"), _pair(outcome), strict=True):
+    for label, attempt in zip(("First order", "Second order"), pair(outcome), strict=True):
         if attempt is not None:
             tiles.append(
                 Headline(
@@ -156,7 +150,7 @@ def _headlines(outcome: Outcome) -> list[Headline]:
                     "retain probability",
                 )
             )
-    second = _pair(outcome)[1]
+    second = pair(outcome)[1]
     if second is not None and math.isfinite(win_rate(second)):
         tiles.append(
             Headline(
@@ -262,7 +256,7 @@ def _honest(outcome: Outcome) -> str:
 
 
 def _claims(outcome: Outcome) -> list[Claim]:
-    first, second = _pair(outcome)
+    first, second = pair(outcome)
     claims = []
     if first is not None and second is not None:
         claims.append(
