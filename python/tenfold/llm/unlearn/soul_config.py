@@ -146,8 +146,8 @@ class SoulConfig:
     """Also teach a model without the forget authors, which forget quality is measured against."""
 
     full_evaluation: str | None = None
-    """Chosen runs that get the whole evaluation with generated answers: best (first and second order), all, or
-    those of optimizers, with commas."""
+    """Chosen runs that get the whole evaluation with generated answers: best (of first and second order), all,
+    or those of optimizers, with commas."""
 
     max_length: int = 256
     """Longest text in tokens; longer ones are cut at their end."""
