@@ -179,7 +179,7 @@ def test_filled_settings_stay_when_a_config_is_read_again() -> None:
     import dataclasses
 
     config = SoulConfig(preset="quick", batch_size=3)
-    assert (config.batch_size, config.methods, config.retain_model) == (3, ["graddiff"], False)
+    assert (config.batch_size, config.methods, config.retain_model) == (3, ["npo"], False)
     assert SoulConfig(**dataclasses.asdict(config)) == config
     everything = SoulConfig(tables=True)
     assert {"npo", "rmu", "pdu", "undial"} <= set(everything.methods)

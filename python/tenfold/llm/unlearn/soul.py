@@ -158,7 +158,7 @@ def encode_sets(tokenizer: Any, data: rows_of.TofuData, config: SoulConfig) -> d
     found = {"forget": encode(data.forget), "retain": encode(data.retain)}
     if data.world_facts:
         found["facts"] = encode(data.world_facts)
-    needed = {name for method in config.methods if method != "iu" for name in methods.find(method).sets}
+    needed = {name for method in config.methods for name in methods.find(method).sets}
     seed = (config.seeds or [0])[0]
     if "refusal" in needed:
         sentences = data.refusals or rows_of.REFUSALS

@@ -67,8 +67,8 @@ class SoulConfig:
     empty: the data's own; 'question' with --task."""
 
     method: str = ""
-    """Methods, with commas: ga graddiff po npo dpo simnpo kl rl wga satimp undial ceu rmu pdu ft l1, or iu
-    (influence unlearning, one shot). Left empty: graddiff,npo,po; with --task graddiff."""
+    """Methods, with commas: ga graddiff po npo dpo simnpo kl rl wga satimp undial ceu rmu pdu ft l1. Left
+    empty: graddiff,npo,po; with --task graddiff."""
 
     optimizer: str = ""
     """Optimizers, with commas: adamw sophia sophia-h empirical-fisher liuhong99 soul-legacy sign. Left empty:
@@ -146,8 +146,8 @@ class SoulConfig:
     """Also teach a model without the forget authors, which forget quality is measured against."""
 
     full_evaluation: str | None = None
-    """Chosen runs that get the whole evaluation with generated answers: best (of first and second order), all,
-    or those of optimizers, with commas."""
+    """Chosen runs that get the whole evaluation with generated answers: best (of first and second order),
+    all, or those of optimizers, with commas."""
 
     max_length: int = 256
     """Longest text in tokens; longer ones are cut at their end."""
@@ -197,7 +197,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.01, "retain_model": True, "full_evaluation": "best", "max_new_tokens": 16,
         "limit": 8, "save": True, "gamma": 2.0,
     },
-    "quick": {"method": "graddiff", "optimizer": "adamw,sophia", "retain_model": False, "limit": 10},
+    "quick": {"method": "npo", "optimizer": "adamw,sophia", "retain_model": False, "limit": 10},
     "long": {"seeds": [0, 1, 2], "full_evaluation": "all", "max_new_tokens": 40, "limit": 40, "epochs": 6.0},
 }  # fmt: skip
 # with --task: SOUL's configuration for TOFU (steps of four rows, 5 epochs)
@@ -218,7 +218,7 @@ _DEFAULT_RATES = {
 }
 _RATES: dict[str, dict[str, list[float]]] = {
     "default": _DEFAULT_RATES,
-    "quick": {name: rates[1:] for name, rates in _DEFAULT_RATES.items()},
+    "quick": {name: rates[:1] if name == "adamw" else rates[1:] for name, rates in _DEFAULT_RATES.items()},
     "long": {name: [rates[0] / 2, *rates, 2 * rates[1]] for name, rates in _DEFAULT_RATES.items()},
 }
 
@@ -245,7 +245,7 @@ def _names(text: str) -> list[str]:
 
 
 def _check(config: SoulConfig) -> None:
-    known = (*(name for name in methods.METHODS if name != "teach"), "iu")
+    known = tuple(name for name in methods.METHODS if name != "teach")
     for name, values, choices in (
         ("method", config.methods, known), ("optimizer", config.optimizers, OPTIMIZERS),
         ("task", [config.task], ("", *TASKS)), ("forget", [config.forget], TOFU_FORGET),
