@@ -65,6 +65,9 @@ _ALL = (
         paper="SOUL: Unlocking the Power of Second-Order Optimization for LLM Unlearning (arXiv 2404.18239)",
         families=("sophia", "logprob"),
         default="SmolLM2-135M forgets two of twelve invented authors, first order against second order",
+        config="tenfold.llm.unlearn.soul_config:SoulConfig",
+        target="tenfold.llm.unlearn.soul:run",
+        ready=True,
     ),
     Workflow(
         name="advunlearn",

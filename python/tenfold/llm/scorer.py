@@ -125,16 +125,22 @@ class Scorer:
         entering = None if kept is None else kept[index.to(kept.device), kept.shape[1] - ids.shape[1] :]
         return Batch(ids, mask, entering, data.labels[index].to(self.device))
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Answer logits [B, C] in float32 through the short path. Differentiable where gradients are on."""
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states that enter the unembedding [B, T, H] (T = 1 where only the last position is
+        queried)."""
         self._entering = batch.entering
         try:
             out = self._short(input_ids=batch.ids, use_cache=False, **self._masks(batch.mask))
         finally:
             self._entering = None
+        return out.last_hidden_state
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Answer logits [B, C] in float32 through the short path. Differentiable where gradients are on."""
+        last = self.hidden(batch)[:, -1].float()
         head = self.model.get_output_embeddings()
         bias = None if getattr(head, "bias", None) is None else head.bias[self.options].float()
-        return F.linear(out.last_hidden_state[:, -1].float(), head.weight[self.options].float(), bias)
+        return F.linear(last, head.weight[self.options].float(), bias)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the labels over the answer words, float32 scalar."""
