@@ -187,7 +187,7 @@ class SoulConfig:
         return self.optimizer.split(",")
 
     def rates(self, optimizer: str, method: str = "") -> list[float]:
-        """Learning rates that are tried with an optimizer; PO, which both leave alike, has the larger alone."""
+        """Learning rates that are tried with an optimizer; with PO, where they differ little, one alone."""
         rates = list(self.lr or _RATES[self.preset][optimizer])
         return rates[-1:] if method == "po" and self.preset == "default" and not self.lr else rates
 
