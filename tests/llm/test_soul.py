@@ -271,3 +271,14 @@ def test_copyright(byte_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 2"):
         unlearn(config, tmp_path / "broken")
     assert not (tmp_path / "broken" / "metrics.json").exists()
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_the_real_model_forgets_two_authors_and_keeps_the_others(tmp_path: Path) -> None:
+    metrics = unlearn(SoulConfig(preset="quick", cache=str(tmp_path / "cache")), tmp_path / "run").metrics
+    assert metrics["parameters"] == 134_515_008
+    assert metrics["npo-sophia.forget_fall"] >= 5
+    assert metrics["npo-sophia.retain_kept"] >= 0.8
+    assert metrics["facts_prob_before"] > 0.9
+    assert 0.1 <= metrics["npo-sophia.win_rate"] <= 0.5

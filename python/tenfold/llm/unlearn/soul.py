@@ -206,7 +206,7 @@ def jobs(config: SoulConfig) -> list[Job]:
     for method in config.methods:
         for optimizer in config.optimizers:
             for seed in config.seeds or [0]:
-                rates = config.rates(optimizer)
+                rates = config.rates(optimizer, method)
                 found += [make_job(config, method, optimizer, lr, seed) for lr in rates]
     return found
 
