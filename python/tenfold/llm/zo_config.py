@@ -72,7 +72,7 @@ class ZOConfig:
 
     forwards: int = 0
     """With --task or --tables: budget of each zeroth-order run in evaluations of the loss, in place of
-    --steps; 0 for none."""
+    --steps; 0 for the default: 40,000, in tables of the embedded reviews 400 (the table of words: 40,000)."""
 
     checkpointing: bool = False
     """With --task and back-propagation: compute activations again instead of keeping them."""
@@ -209,6 +209,11 @@ class ZOConfig:
             return "tables"
         return "task" if self.task else "demo"
 
+    @property
+    def embedded_tables(self) -> bool:
+        """Whether tables are made on the embedded reviews and no model of the user's."""
+        return self.mode == "tables" and self.model == "smollm2" and self.data == EMBEDDED
+
 
 _ENGINE_ONLY: dict[str, Any] = {
     "scheme": "", "schemes": "", "optimizers": "", "families": "", "forwards": 0, "kshot": 0,
@@ -296,10 +301,7 @@ def fill_engine(config: ZOConfig) -> None:
             setattr(config, name, ",".join(listed(name, getattr(config, name), known)))
     if config.data == EMBEDDED and task.name != "sst2":
         raise ValueError(f"data: expected a folder with the files of {task.name}, got {config.data!r}")
-    embedded = bool(config.tables) and config.model == "smollm2" and config.data == EMBEDDED
-    _fill(config, _TINY if embedded else _PROTOCOL if config.tables else _ONE)
-    if embedded and not config.forwards and config.steps is None:
-        config.forwards = TINY_FORWARDS
+    _fill(config, _TINY if config.embedded_tables else _PROTOCOL if config.tables else _ONE)
     for name in ("forwards", "kshot"):
         _check_whole(name, getattr(config, name), 0)
     for name in ("steps", "batch_size", "num_queries", "eval_every", "max_length", "train_size", "dev_size",
