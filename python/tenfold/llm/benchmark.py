@@ -324,7 +324,7 @@ def make_job(
         seed=(config.seeds or [0])[0] if seed is None else seed, data_seed=config.data_seed,
         train_size=config.train_size, dev_size=config.dev_size, test_size=config.test_size or 1000,
         kshot=config.kshot or None, max_length=config.max_length, dtype=config.dtype, device=config.device,
-        calibrate=config.calibrate,
+        calibrate=config.calibrate, offload=config.offload,
     )  # fmt: skip
 
 

@@ -369,7 +369,7 @@ def weights_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _header(optimizer: ZerothOrder, module: Weights, base_sha256: str | None = None) -> dict[str, Any]:
-    """The fields of the header of a log that begins now; base_sha256 where the weights were hashed already."""
+    """The fields of the header of a log that begins now; base_sha256: of weights that were hashed before."""
     hyperparameters = _json(optimizer.hyperparameters())
     entries = _manifest(optimizer, module)
     return {
