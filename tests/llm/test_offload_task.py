@@ -187,9 +187,19 @@ def test_the_command_after_sigkill(folders: dict[str, str], data: Path, tmp_path
 def test_question_answering_generates_from_streamed_blocks(
     folders: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
-    own = {"task": "squad", "train_size": 10, "dev_size": 4, "test_size": 4, "batch_size": 4, "steps": 2}
+    own = {
+        "task": "squad",
+        "max_length": 96,
+        "train_size": 10,
+        "dev_size": 4,
+        "test_size": 4,
+        "batch_size": 4,
+        "steps": 2,
+    }
     results = [
-        run_job(job(folders["llama"], data, **own, lr=1e-4, offload=where), run_folder(tmp_path / name))
+        run_job(
+            job(folders["llama"], data / "squad", **own, lr=1e-4, offload=where), run_folder(tmp_path / name)
+        )
         for name, where in (("plain", ""), ("streamed", str(tmp_path / "w")))
     ]
     assert results[1]["test"] == pytest.approx(results[0]["test"], abs=1e-4)
