@@ -58,7 +58,7 @@ def test_the_three_ways_to_run_and_their_defaults() -> None:
         "accuracy,alignment,memory,ablations",
     )
     assert benchmark.is_tiny(tables)
-    assert tables.forwards == 400
+    assert {c.job.forwards for c in benchmark.plan(tables, {"opt": "x"}, ["ablations"])} == {400}
     real = ZOConfig(tables="memory", model="folder", data="folder")
     assert not benchmark.is_tiny(real)
     assert real.forwards == 0

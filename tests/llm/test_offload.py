@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tenfold.llm._read_ahead import ReadAhead
 from tenfold.llm.offload import OffloadedZO, WeightStore
-from tenfold.optim import ZOSGD
+from tenfold.optim import ZOSGD, zolog
 
 ROWS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18], [3, 4, 5, 40, 41, 42, 43]])
 
@@ -111,15 +114,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(model_folder: Path, tmp_path: Pat
     for batch in data:
         whole.step(batch)
 
-    journal = tmp_path / "run.jsonl"
+    journal = tmp_path / "run.zolog"
     killed = OffloadedZO.from_pretrained(model_folder, tmp_path / "b", journal=journal, **options)
     for batch in data[:3]:
         killed.step(batch)
     for path in (tmp_path / "b").iterdir():  # whatever a kill leaves behind
         path.write_bytes(path.read_bytes()[::-1])
+    killed.close()
     if torn:
-        with journal.open("a") as file:
-            file.write('{"step": 3, "lr": 0.0')
+        with journal.open("ab") as file:
+            file.write(b"\3\0\0\0 half a record")
 
     again = OffloadedZO.from_pretrained(model_folder, tmp_path / "b", journal=journal, resume=True, **options)
     assert again.num_steps == 3
@@ -127,21 +131,163 @@ def test_a_killed_run_goes_on_to_the_same_bits(model_folder: Path, tmp_path: Pat
         again.step(batch)
     expected = dict(whole.tensors())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.tensors())
-    assert len(journal.read_text().splitlines()) == 6
+    assert zolog.info(journal)["steps"] == 5
+    assert zolog.info(journal)["torn_bytes"] == 0
 
 
 def test_journals_of_others_are_refused(model_folder: Path, tmp_path: Path) -> None:
-    journal = tmp_path / "run.jsonl"
-    OffloadedZO.from_pretrained(model_folder, None, journal=journal, eps=1e-2)
-    with pytest.raises(ValueError, match="journal: expected a new file"):
+    journal = tmp_path / "run.zolog"
+    OffloadedZO.from_pretrained(model_folder, None, journal=journal, eps=1e-2).close()
+    with pytest.raises(FileExistsError, match="journal: expected a new file"):
         OffloadedZO.from_pretrained(model_folder, None, journal=journal, eps=1e-2)
-    with pytest.raises(ValueError, match="another eps"):
-        OffloadedZO.from_pretrained(model_folder, None, journal=journal, resume=True, eps=1e-3)
+    for other, message in (({"eps": 1e-3}, "eps"), ({"eps": 1e-2, "seed": 4}, "seed = 4 where it has 0")):
+        with pytest.raises(zolog.ZOLogError, match=message):
+            OffloadedZO.from_pretrained(model_folder, None, journal=journal, resume=True, **other)
     with pytest.raises(ValueError, match="journal: expected the file"):
         OffloadedZO.from_pretrained(model_folder, None, resume=True)
-    journal.write_text("not json\n")
-    with pytest.raises(ValueError, match="lines of JSON"):
+    tiny_models.make_llama(seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(zolog.ZOLogError, match="expected the weights that it starts from"):
+        OffloadedZO.from_pretrained(tmp_path / "other", None, journal=journal, resume=True, eps=1e-2)
+    journal.write_text("not a log\n")
+    with pytest.raises(zolog.ZOLogError, match=r"expected a .zolog file"):
         OffloadedZO.from_pretrained(model_folder, None, journal=journal, resume=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_queries": 3, "weight_decay": 0.1, "dist": "rademacher"},
+        {"dtype": torch.bfloat16, "rounding": "sr"},
+    ],
+    ids=["queries-decay-signs", "bfloat16-sr"],
+)
+def test_the_journal_is_a_zolog_of_the_same_bits(
+    model_folder: Path, tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tenfold zolog info|replay|undo` know an offloaded run, a skipped step and changing rates included."""
+    journal, data = tmp_path / "run.zolog", batches(6)
+    options = {"lr": 1e-2, "eps": 1e-2, "seed": 5} | options
+    trainer = OffloadedZO.from_pretrained(model_folder, tmp_path / "w", journal=journal, **options)
+    usual = trainer.loss
+    for i, batch in enumerate(data):
+        trainer.lr = 1e-2 / (i + 1)
+        trainer.loss = (lambda *_: torch.tensor(float("nan"))) if i == 2 else usual
+        trainer.step(batch)
+    trainer.close()
+    expected = {name: tensor.clone() for name, tensor in trainer.tensors()}
+
+    base = tiny_models.make_llama().to(options.get("dtype", torch.float32)).requires_grad_(True)
+    start = {name: p.detach().clone() for name, p in base.named_parameters()}
+    zolog.replay(base, journal)
+    assert all(torch.equal(base.get_parameter(name), tensor) for name, tensor in expected.items())
+    assert not torch.equal(start["model.norm.weight"], expected["model.norm.weight"])
+    again = {name: tensor.clone() for name, tensor in start.items()}
+    zolog.replay(again, journal)
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+
+    assert zolog.info(journal)["skipped_steps"] == 1
+    if "dtype" not in options:
+        from tenfold.cli import main
+
+        out = tmp_path / "out.safetensors"
+        assert main(["zolog", "info", str(journal)]) == 0
+        assert "ZOSGD" in capsys.readouterr().out
+        assert main(["zolog", "replay", str(journal), "--base", str(model_folder), "--out", str(out)]) == 0
+        written = load_file(out)
+        assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_journal_is_the_log_that_the_optimizer_in_memory_writes(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"lr": 1e-2, "eps": 1e-2, "num_queries": 2, "weight_decay": 0.1}
+    ours = OffloadedZO.from_pretrained(model_folder, None, journal=tmp_path / "a.zolog", **options)
+    model = tiny_models.make_llama().requires_grad_(True)
+    optimizer = ZOSGD(model.named_parameters(), restore="exact", streams=model, **options)
+    with zolog.ZOLog.create(tmp_path / "b.zolog", optimizer, model):
+        for batch in batches(3):
+            ours.step(batch)
+            probes = iter([x for g in ours.projected_grads for x in (2e-2 * g, 0.0)])
+            optimizer.step(lambda probes=probes: next(probes))
+    ours.close()
+    a, b = ((tmp_path / f"{name}.zolog").read_bytes() for name in "ab")
+    assert a.splitlines()[0] == b.splitlines()[0]
+    assert len(a) == len(b)
+
+
+def test_rewinding_gives_the_bits_of_that_step(model_folder: Path, tmp_path: Path) -> None:
+    trainer = OffloadedZO.from_pretrained(
+        model_folder, tmp_path / "w", journal=tmp_path / "run.zolog", lr=1e-2
+    )
+    seen = []
+    for batch in batches(4):
+        seen.append({name: tensor.clone() for name, tensor in trainer.tensors()})
+        trainer.step(batch)
+    for steps in (2, 0, 3):
+        trainer.rewind(steps)
+        assert all(torch.equal(tensor, seen[steps][name]) for name, tensor in trainer.tensors())
+    with pytest.raises(ValueError, match="steps: expected"):
+        trainer.rewind(5)
+
+
+@pytest.mark.parametrize("stored", ["disk", "host"])
+def test_reading_ahead_changes_no_bit(stored: str, tmp_path: Path) -> None:
+    """Steps, looks in between, and a second trainer whose forward goes another way round."""
+    found = []
+    for ahead in (True, False):
+        store = WeightStore(tmp_path / f"w{ahead}" if stored == "disk" else None)
+        trainer = OffloadedZO(
+            tiny_models.make_opt(), store, lr=1e-2, eps=1e-2, num_queries=2, read_ahead=ahead
+        )
+        losses = []
+        for batch in batches(3):
+            losses.append(float(trainer.step(batch)))
+            losses.append(float(trainer.forward(batch).sum()))
+            losses.append(float(trainer.hidden(batch).sum()) + float(trainer.head()[0].sum()))
+        trainer.close()
+        found.append((losses, {name: tensor.clone() for name, tensor in trainer.tensors()}))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[0][1].items())
+
+
+def test_the_next_block_is_read_by_one_thread_while_one_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[str, tuple[int, ...]]] = []
+    plain = ReadAhead._read
+
+    def watched(self: ReadAhead, numbers: Any) -> Any:
+        reads.append((threading.current_thread().name, tuple(numbers)))
+        return plain(self, numbers)
+
+    monkeypatch.setattr(ReadAhead, "_read", watched)
+    trainer = OffloadedZO(tiny_models.make_llama(), WeightStore(tmp_path / "w"), lr=1e-2)
+    trainer.step(batches(1)[0])
+    order = [tuple(dict.fromkeys(unit.numbers)) for unit in trainer._units]
+    reads.clear()
+    trainer.step(batches(1)[0])
+    trainer.close()
+    *blocks, embeddings, norm, head = order
+    assert [numbers for _, numbers in reads] == [*blocks, norm, head, embeddings]
+    assert {name for name, _ in reads} == {"tenfold-read-ahead_0"}
+
+
+def test_losses_from_hidden_states_are_those_from_logits(tmp_path: Path) -> None:
+    found = []
+    for way in ("logits", "hidden"):
+        trainer = OffloadedZO(tiny_models.make_llama(), WeightStore(tmp_path / way), lr=1e-2, eps=1e-2)
+        for batch in batches(3):
+            labels = batch["labels"][:, 1:].flatten()
+
+            def head_loss(hidden: Tensor, weight: Tensor, bias: Any, labels: Tensor = labels) -> Tensor:
+                return F.cross_entropy(F.linear(hidden[:, :-1], weight, bias).flatten(0, 1), labels)
+
+            inputs = {k: v for k, v in batch.items() if k != "labels"}
+            given = (batch,) if way == "logits" else (inputs, head_loss)
+            found.append(float(trainer.step(*given)))
+        assert set(trainer.seconds) == {"forward", "passes"}
+        assert min(trainer.seconds.values()) > 0
+    assert found[:3] == pytest.approx(found[3:], rel=1e-6)
 
 
 def test_tensors_that_the_forward_does_not_visit_are_updated_too() -> None:

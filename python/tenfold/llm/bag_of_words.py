@@ -72,7 +72,7 @@ RECIPES: dict[str, Recipe] = {
     "LOZO-M": _ours("LOZO", 0.0003, momentum=0.9),
     "ZO-Muon": _ours("ZOMuon", 0.01),
     "HiZOO": _ours("HiZOO", 0.01),
-    "Sparse MeZO": _ours("SparseMeZO", 0.01),
+    "Sparse MeZO": _ours("SparseMeZO", 0.01, every=1),  # thresholds of weights that start at zero
 }
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from tenfold.llm import benchmark_memory, data, families, methods, schemes
 from tenfold.llm.engine import Job, check
 from tenfold.llm.sweep import run_swept
-from tenfold.llm.zo_config import EMBEDDED, ZOConfig
+from tenfold.llm.zo_config import EMBEDDED, TINY_FORWARDS, ZOConfig
 from tenfold.runs import RunFolder
 
 __all__ = ["Cell", "Tables", "plan", "run"]
@@ -324,7 +324,7 @@ def make_job(
         seed=(config.seeds or [0])[0] if seed is None else seed, data_seed=config.data_seed,
         train_size=config.train_size, dev_size=config.dev_size, test_size=config.test_size or 1000,
         kshot=config.kshot or None, max_length=config.max_length, dtype=config.dtype, device=config.device,
-        calibrate=config.calibrate,
+        calibrate=config.calibrate, offload=config.offload,
     )  # fmt: skip
 
 
@@ -344,13 +344,16 @@ def learning_rate(name: str, scheme: str, tiny: bool) -> float:
 def _budget(config: ZOConfig, method: methods.Method) -> tuple[int | None, int | None]:
     """(steps, forwards). Without back-propagation the default is the 40,000 evaluations of MeZO's 20,000
     steps, and in tables N steps stand for 2 N evaluations, however many a step of a method takes. With
-    back-propagation the default is the paper's 625 steps, and otherwise a sixth of the evaluations. One run
-    (``--task``) takes the steps it is asked for."""
+    back-propagation the default is the paper's 625 steps, and otherwise a sixth of the evaluations. Tables of
+    the embedded reviews have 400 evaluations by default. One run (``--task``) takes the steps it is asked
+    for."""
     if method.kind in ("none", "probe"):
         return None, None
     if config.steps and config.mode == "task" and not config.forwards:
         return config.steps, None
     forwards = config.forwards or 2 * (config.steps or 0)
+    if not forwards and config.embedded_tables:
+        forwards = TINY_FORWARDS
     if method.kind == "first-order":
         return max(1, forwards // 6) if forwards else FIRST_ORDER_STEPS, None
     return None, forwards or ZO_FORWARDS
@@ -420,10 +423,11 @@ def pretraining_texts(config: ZOConfig, masked: bool) -> list[str]:
 def _pretrain(config: ZOConfig, family: str, home: Path) -> None:
     masked = family == "roberta"
     texts = pretraining_texts(config, masked)
+    # A masked model of this size that is to guess other words too stays at their frequencies in so few steps.
     tokenizer = families.make_tokenizer(texts, 2000, whole=WORDS)
     families.pretrained(
-        family, texts, tokenizer, home, width=64, layers=2, batch_size=32, steps=900, emphasis=2.0,
-        emphasis_at=-2 if masked else -1,
+        family, texts, tokenizer, home, width=64, layers=2, batch_size=32, emphasis=2.0,
+        **({"steps": 600, "emphasis_at": -2, "share": 0.0} if masked else {"steps": 900, "emphasis_at": -1}),
     )  # fmt: skip
 
 
@@ -435,11 +439,10 @@ def _words(config: ZOConfig, folder: RunFolder) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = list(saved[0]["rows"]) if saved else []
     bags = bag_of_words.load_bags()
     wanted = bag_of_words.available()
+    budget = config.forwards or 2 * (config.steps or 0) or ZO_FORWARDS
     with folder.progress(len(wanted), "words", done=len(rows)) as progress:
         for name in wanted[len(rows) :]:
-            rows += bag_of_words.run(
-                [name], config.seeds or [0], bags=bags, evaluations=config.forwards or 40_000
-            )
+            rows += bag_of_words.run([name], config.seeds or [0], bags=bags, evaluations=budget)
             folder.save_state("words", {"rows": rows})
             progress.advance(1, accuracy=rows[-1]["accuracy"])
     return rows

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from tenfold.llm import linear_probe, methods, models, schemes, tasks
 from tenfold.llm._memory_probe import DeviceMemory, HostMemory
-from tenfold.llm.objective import Objective
+from tenfold.llm.objective import Batch, Objective
 from tenfold.llm.training import batch_of_step, pack, unpack
 from tenfold.runs import RunFolder
 
@@ -59,6 +59,8 @@ class Job:
         keep: write the trained tensors to checkpoints/KEY.safetensors.
         log: write logs/KEY.zolog (zeroth-order methods).
         score_test: False leaves the test split alone: runs of a sweep choose on dev.
+        offload: folder for a working copy of the weights, of which one block at a time is in memory (see
+            :mod:`tenfold.llm.offload_task`); empty for a model in memory.
     """
 
     key: str
@@ -93,6 +95,7 @@ class Job:
     keep: bool = False
     log: bool = False
     score_test: bool = True
+    offload: str = ""
 
 
 @dataclass
@@ -112,15 +115,46 @@ class History:
 
 @dataclass
 class Running:
-    """What the loop below works on."""
+    """What the loop below works on: a model in memory."""
 
     job: Job
     adapted: schemes.Adapted
     objective: Objective
     optimizer: Any
     history: History
-    best: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
     log: Any = None
+
+    def zo_step(self, batch: Batch) -> tuple[float, Any]:
+        """A step without back-propagation: its loss and its record."""
+        loss = float(self.optimizer.step(lambda: self.objective.loss(batch)))
+        return loss, self.optimizer.last_step
+
+    def remember(self) -> None:
+        """Keep the weights as they are: their dev loss is the lowest so far."""
+        if self.optimizer is not None:
+            self.best = {n: p.detach().clone() for n, p in self.adapted.parameters.items()}
+
+    def choose(self) -> None:
+        """Go back to the weights that were kept; no step follows."""
+        _put(self.adapted, self.best)
+        if self.log is not None:
+            self.log.close()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a killed run goes on from, beside the history: plain data and tensors."""
+        tensors = {f"theta/{n}": p.detach().clone() for n, p in self.adapted.parameters.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        data = {"optimizer": pack(self.optimizer.state_dict(), tensors)}
+        return data, {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def save(self, folder: RunFolder) -> None:
+        """Write the trained tensors."""
+        save_weights(self.adapted, folder.path / "checkpoints" / f"{self.job.key}.safetensors")
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.adapted.detach()
 
 
 def run_job(
@@ -159,17 +193,25 @@ def run_job(
     memory = DeviceMemory() if job.device == "cuda" else HostMemory()
     memory.settle()
     before = memory.now()
-    adapted, objective, source = prepare(job)
+    running: Running
+    if job.offload:
+        from tenfold.llm import offload_task
+
+        running, source = offload_task.start(job, folder, saved)
+    else:
+        adapted, objective, source = prepare(job)
+        running = Running(job, adapted, objective, None, History())
+    objective = running.objective
     memory.reset()
-    result = _run(job, folder, adapted, objective, saved, save_seconds, deadline, label or job.key)
+    result = _run(running, folder, saved, save_seconds, deadline, label or job.key)
     method = memory.method.replace("reset before each step", "reset when the model is loaded")
     method += "; of the whole run, evaluations included, above what was held before the model was loaded"
     result |= {"peak_bytes": round((memory.peak() - before) * 2**20), "peak_method": method}
     result |= {"source": source, "sizes": {name: len(rows) for name, rows in objective.examples.items()}}
+    running.close()
     folder.save_state(job.key, {"done": True, "result": result})
     _write_result(folder, job, result)
-    adapted.detach()
-    del adapted, objective
+    del running, objective
     gc.collect()
     return result
 
@@ -220,16 +262,21 @@ def prepare(job: Job) -> tuple[schemes.Adapted, Objective, str]:
     model = load_any_model(job.model, getattr(torch, job.dtype)).to(job.device)
     masked = schemes.is_masked(model)
     splits = _splits(job, tokenizer.mask_token if masked else None)
-    if job.batch_size > len(splits.train):
-        raise ValueError(
-            f"batch_size: expected at most the {len(splits.train)} training examples, got {job.batch_size}"
-        )
+    check_batch_size(job, splits)
     adapted = schemes.attach(model, job.scheme, seed=job.seed, **job.scheme_options)
     objective = Objective(
         adapted, splits, task=job.task, tokenizer=tokenizer, max_length=job.max_length,
         calibrate=job.calibrate,
     )  # fmt: skip
     return adapted, objective, splits.source
+
+
+def check_batch_size(job: Job, splits: tasks.TaskSplits) -> None:
+    """Raise ValueError for a batch larger than the training split."""
+    if job.batch_size > len(splits.train):
+        raise ValueError(
+            f"batch_size: expected at most the {len(splits.train)} training examples, got {job.batch_size}"
+        )
 
 
 def _splits(job: Job, mask_token: str | None) -> tasks.TaskSplits:
@@ -283,28 +330,23 @@ def _is_masked_folder(name: str) -> bool:
 
 
 def _run(
-    job: Job,
-    folder: RunFolder,
-    adapted: schemes.Adapted,
-    objective: Objective,
-    saved: Any,
-    save_seconds: float,
-    deadline: float | None,
-    label: str,
+    running: Running, folder: RunFolder, saved: Any, save_seconds: float, deadline: float | None, label: str
 ) -> dict[str, Any]:
+    job = running.job
     kind = methods.find(job.optimizer).kind
     if kind == "probe":
-        return _probe(job, adapted, objective)
-    running = _start(job, folder, adapted, objective, saved)
+        return _probe(running)
+    if not job.offload:
+        _start(running, folder, saved)
+    if not running.history.dev:
+        _look(running)
     if kind != "none":
-        with _way(kind, job, adapted, objective):
+        with _way(kind, job, running.adapted, running.objective):
             _train(running, folder, save_seconds, deadline, label)
-    _put(adapted, running.best)
-    if running.log is not None:
-        running.log.close()
-    test = objective.score("test") if job.score_test else {}
+    running.choose()
+    test = running.objective.score("test") if job.score_test else {}
     if job.keep and kind != "none":
-        save_weights(adapted, folder.path / "checkpoints" / f"{job.key}.safetensors")
+        running.save(folder)
     return _result(running, test)
 
 
@@ -325,28 +367,23 @@ def _way(kind: str, job: Job, adapted: schemes.Adapted, objective: Objective) ->
         yield
 
 
-def _start(
-    job: Job, folder: RunFolder, adapted: schemes.Adapted, objective: Objective, saved: Any
-) -> Running:
-    optimizer: Any = None
+def _start(running: Running, folder: RunFolder, saved: Any) -> None:
+    """Give it an optimizer, and the state of an interrupted run if there is one."""
+    job, adapted = running.job, running.adapted
     if methods.find(job.optimizer).kind != "none":
-        optimizer = methods.make(
+        running.optimizer = methods.make(
             job.optimizer, adapted.parameters, adapted.model, lr=job.lr, eps=job.eps,
             num_queries=job.num_queries, weight_decay=job.weight_decay, seed=job.seed, restore=job.restore,
             extra=job.extra,
         )  # fmt: skip
-    running = Running(job, adapted, objective, optimizer, History(), {})
-    if saved is None:
-        _look(running)
-    else:
+    if saved is not None:
         state, tensors = saved
         _put(adapted, _part(tensors, "theta"))
         running.best = _part(tensors, "best")
         running.history = History(**state["history"])
-        optimizer.load_state_dict(unpack(state["optimizer"], tensors))
-    if job.log and optimizer is not None and methods.find(job.optimizer).kind != "first-order":
+        running.optimizer.load_state_dict(unpack(state["optimizer"], tensors))
+    if job.log and running.optimizer is not None and methods.find(job.optimizer).kind != "first-order":
         running.log = _open_log(folder.path / "logs" / f"{job.key}.zolog", running)
-    return running
 
 
 def _train(
@@ -398,9 +435,8 @@ def _step(running: Running) -> dict[str, float]:
 
 
 def _zo_step(running: Running, batch: Any) -> dict[str, float]:
-    optimizer, history = running.optimizer, running.history
-    loss = float(optimizer.step(lambda: running.objective.loss(batch)))
-    record = optimizer.last_step
+    history = running.history
+    loss, record = running.zo_step(batch)
     hybrid = int("hybrid" in running.job.extra)  # one more evaluation, with gradients, which is not recorded
     history.forwards += max(1, len(record.losses)) + hybrid
     history.backwards += hybrid
@@ -459,14 +495,14 @@ def _look(running: Running) -> None:
             **found,
         }
     )
-    if found["loss"] < history.best_loss or not running.best:
+    if found["loss"] < history.best_loss:  # the first one always, as it is finite
         history.best_loss, history.best_step = found["loss"], len(history.steps)
-        if running.optimizer is not None:
-            running.best = {n: p.detach().clone() for n, p in running.adapted.parameters.items()}
+        running.remember()
 
 
-def _probe(job: Job, adapted: schemes.Adapted, objective: Objective) -> dict[str, Any]:
+def _probe(running: Running) -> dict[str, Any]:
     """Linear probing: the regression takes the place of training, dev chooses nothing but is scored too."""
+    job, objective = running.job, running.objective
     started = time.perf_counter()
     before = objective.score("dev")
     train, labels = objective.features("train")
@@ -480,7 +516,6 @@ def _probe(job: Job, adapted: schemes.Adapted, objective: Objective) -> dict[str
             "loss": float(F.cross_entropy(scores, truth)),
             "accuracy": float((scores.argmax(1) == truth).double().mean()),
         }
-    running = Running(job, adapted, objective, None, History(), {})
     running.history.dev = [{"step": 0, "forwards": 0, "train_seconds": 0.0, **before}]
     running.history.dev.append({"step": 1, "forwards": 0, "train_seconds": 0.0, **found["dev"]})
     running.history.best_step, running.history.best_loss = 1, found["dev"]["loss"]
@@ -534,15 +569,9 @@ def save_weights(adapted: schemes.Adapted, path: Path) -> Path:
 
 
 def _save(running: Running, folder: RunFolder) -> None:
-    theta = {f"theta/{n}": p.detach().clone() for n, p in running.adapted.parameters.items()}
-    tensors = theta | {f"best/{name}": tensor for name, tensor in running.best.items()}
-    state = {
-        "done": False,
-        "job": dataclasses.asdict(running.job),
-        "history": vars(running.history),
-        "optimizer": pack(running.optimizer.state_dict(), tensors),
-    }
-    folder.save_state(running.job.key, state, {name: t.contiguous() for name, t in tensors.items()})
+    data, tensors = running.state()
+    common = {"done": False, "job": dataclasses.asdict(running.job), "history": vars(running.history)}
+    folder.save_state(running.job.key, common | data, tensors)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -585,11 +614,18 @@ def _open_log(path: Path, running: Running) -> Any:
     done = len(running.history.steps)
     if not path.exists() or not done:
         return zolog.ZOLog.create(path, running.optimizer, adapted.model, overwrite=True)
+    cut_log(path, done)
+    return zolog.ZOLog.open(path, running.optimizer, adapted.model)
+
+
+def cut_log(path: Path, steps: int) -> None:
+    """Keep the first steps of a log that a killed run left."""
+    from tenfold.optim import zolog
+
     torn = int(zolog.info(path)["torn_bytes"])
     if torn:
         os.truncate(path, path.stat().st_size - torn)
-    zolog.truncate(path, done)
-    return zolog.ZOLog.open(path, running.optimizer, adapted.model)
+    zolog.truncate(path, steps)
 
 
 def check(job: Job) -> None:
@@ -613,3 +649,7 @@ def check(job: Job) -> None:
     if job.checkpointing and method.kind != "first-order":
         raise ValueError(f"checkpointing: expected back-propagation, got {job.optimizer!r}")
     tasks.find(job.task).check_version(job.version)
+    if job.offload:
+        from tenfold.llm.offload_task import check as check_offload
+
+        check_offload(job)

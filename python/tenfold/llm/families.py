@@ -68,6 +68,8 @@ def _build(family: str, common: dict[str, Any], width: int, heads: int, position
     if family == "roberta":
         own = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "type_vocab_size": 1}
         own |= {"intermediate_size": 4 * width, "max_position_embeddings": positions + 2}
+        own["initializer_range"] = width**-0.5  # the usual 0.02 suits width 768; narrower, its blocks (norm
+        # behind each) pass on nearly nothing, and a short training never leaves the words' frequencies
         return tf.RobertaConfig(**common, **own), tf.RobertaForMaskedLM
     if family == "opt":
         own = {"ffn_dim": 4 * width, "word_embed_proj_dim": width, "dropout": 0.0}
@@ -94,14 +96,15 @@ def make_tokenizer(texts: Sequence[str], vocabulary: int = 512, whole: Sequence[
         raise ValueError(f"vocabulary: expected at least 300, got {vocabulary}")
     if not texts:
         raise ValueError("texts: expected at least one, got none")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    mask = AddedToken("<mask>", lstrip=True, special=True)  # takes the blank before it, as RoBERTa's does
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), show_progress=False,
+        vocab_size=vocabulary, special_tokens=[*SPECIAL[:-1], mask], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     weight = max(1, sum(map(len, texts)) // 40)
@@ -109,7 +112,7 @@ def make_tokenizer(texts: Sequence[str], vocabulary: int = 512, whole: Sequence[
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        mask_token="<mask>", padding_side="left",
+        mask_token=mask, padding_side="left",
     )  # fmt: skip
     for word in whole:
         if len(tokenizer(word, add_special_tokens=False).input_ids) != 1:
@@ -130,18 +133,20 @@ def pretrained(
     lr: float = 3e-3,
     emphasis: float = 0.0,
     emphasis_at: int = -1,
+    share: float = 0.25,
     max_seconds: float | None = None,
     seed: int = 0,
 ) -> Path:
     """Train a small model on plain text by back-propagation and save it (with its tokenizer) in ``folder``.
 
-    The loss is taken at a quarter of the tokens, drawn anew in each step: causal families predict them from
+    The loss is taken at a share of the tokens, drawn anew in each step: causal families predict them from
     what stands before, RoBERTa has them masked. AdamW, one cycle with a short warm-up. A folder that holds a
     model already is returned as it is.
 
     Args:
         emphasis: weight of the mean loss at one token of each text, which is always among those predicted.
         emphasis_at: its place, from the end: -1 for the last token.
+        share: of the other tokens that are predicted.
         max_seconds: stop there (the weights then depend on the machine); None for all ``steps``.
 
     Returns:
@@ -159,7 +164,7 @@ def pretrained(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = lr * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-        loss = _language_loss(model, next(batches), tokenizer, emphasis, generator, emphasis_at)
+        loss = _language_loss(model, next(batches), tokenizer, emphasis, generator, emphasis_at, share)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -191,6 +196,7 @@ def _language_loss(
     emphasis: float,
     generator: torch.Generator,
     at: int,
+    share: float,
 ) -> Tensor:
     """Mean negative log-likelihood of the drawn tokens, plus ``emphasis`` times that at place ``at``."""
     from tenfold.llm.schemes import is_masked
@@ -200,7 +206,7 @@ def _language_loss(
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(width) < lengths[:, None]).long()
-    drawn = (torch.rand(ids.shape, generator=generator) < 0.25) & (mask == 1)
+    drawn = (torch.rand(ids.shape, generator=generator) < share) & (mask == 1)
     drawn[:, 0] = False  # the begin token
     last = torch.zeros_like(drawn)
     last[torch.arange(len(rows)), lengths + at] = True

@@ -117,10 +117,12 @@ class Objective:
         """Mean loss of a batch, a float32 scalar (float64 for a float64 model); differentiable."""
         if self.plain:
             return self._plain_loss(batch)
-        hidden = self.adapted.hidden(batch.ids, batch.mask)
-        weight, bias = self.adapted.head()
+        return self.head_loss(batch, self.adapted.hidden(batch.ids, batch.mask), *self.adapted.head())
+
+    def head_loss(self, batch: Batch, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same from what enters the unembedding [R, T, H] and its weight [V, H] and bias [V]."""
         if self.form == "words":
-            return self._word_scores(hidden, batch)[0]
+            return self._word_scores(hidden, batch, weight, bias)[0]
         return self._option_scores(hidden, batch, weight, bias, self.form)[0]
 
     @torch.no_grad()
@@ -134,8 +136,9 @@ class Objective:
             weight += share
         return total / weight
 
-    def _word_scores(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        weight, bias = self.adapted.head()
+    def _word_scores(
+        self, hidden: Tensor, batch: Batch, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         at = hidden[torch.arange(len(hidden), device=hidden.device), batch.place]
         assert self.word_ids is not None
         loss, scores = verbalizer_loss(at, weight, self.word_ids, batch.labels, bias)
@@ -195,7 +198,8 @@ class Objective:
         total, chosen = 0.0, [0] * len(self.examples[split])
         for portion in self._portions(split):
             batch = self.batch(split, portion)
-            loss, scores = self._word_scores(self.adapted.hidden(batch.ids, batch.mask), batch)
+            hidden = self.adapted.hidden(batch.ids, batch.mask)
+            loss, scores = self._word_scores(hidden, batch, *self.adapted.head())
             total += float(loss) * len(portion)
             for i, answer in zip(portion, scores.argmax(1).tolist(), strict=True):
                 chosen[i] = answer

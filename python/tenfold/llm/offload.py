@@ -6,18 +6,18 @@ at a time is computed.
         loss = trainer.step(batch)
     trainer.save(OUT)
 
-With `journal=FILE` a killed run goes on to the same bits (`resume=True`).
+With `journal=FILE` a killed run goes on to the same bits (`resume=True`); the file is a `.zolog`.
 
 Both probes of a step go through a block together, so a step reads each weight once. The update of a step is
 written when its weights are read for the next step, in the same visit (ZO2, arXiv 2503.12668). Probes are
-scratch copies of one block: the stored weights are never perturbed. Given the same losses, the result is that
-of `tenfold.optim.ZOSGD(..., restore="exact", streams=model)` with the same seed, bit for bit.
+scratch copies of one block: the stored weights are never perturbed. While a block computes, a thread reads
+the weights of the next one. Given the same losses, the result is that of
+`tenfold.optim.ZOSGD(..., restore="exact", streams=model)` with the same seed, bit for bit.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,83 +28,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold import _checks
+from tenfold.llm._read_ahead import ReadAhead
+from tenfold.llm._weight_store import WeightStore, key_of, read_tensor, save_shards, tensor_files
+from tenfold.llm.schemes import entering_head
 from tenfold.llm.scorer import find_blocks
 from tenfold.ops import ReplayPass, Term, zo_chain_, zo_perturb_, zo_replay_
-from tenfold.optim import splitmix64
-from tenfold.optim._manifest import manifest
+from tenfold.optim import ZOSGD, _log, splitmix64, zolog
+from tenfold.optim._manifest import Slot, manifest
+from tenfold.optim._record import FLAG_GRAD, FLAG_SKIPPED, Scalar
 from tenfold.optim._walk import interrupts_deferred
 
 __all__ = ["OffloadedZO", "WeightStore"]
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-_SHARD_BYTES = 1 << 30
+HeadLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _PASSES = 256  # recorded steps that are made again in one call
 
 
-class WeightStore:
-    """The tensors of a model by number: one file each in `folder`, or in host memory if `folder` is None.
-
-    reuse: the folder may hold files of an earlier store, which are written over.
-
-    A tensor of a file is mapped when it is asked for and unmapped when the last reference to it goes: what is
-    not in use takes no memory of the process. Writing to it writes to the file.
-    """
-
-    def __init__(self, folder: str | Path | None = None, *, reuse: bool = False) -> None:
-        self.folder = None if folder is None else Path(folder)
-        self._held: dict[int, Tensor] = {}
-        self._layout: dict[int, tuple[torch.Size, torch.dtype]] = {}
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if any(not (reuse and _is_ours(path)) for path in self.folder.iterdir()):
-                _checks.fail(ValueError, "folder", "an empty or new folder", str(self.folder))
-
-    def put(self, number: int, tensor: Tensor) -> None:
-        """Store a tensor under a number that is still free."""
-        if number in self._layout:
-            _checks.fail(ValueError, "number", "one that holds no tensor yet", number)
-        tensor = tensor.detach().to("cpu").contiguous()
-        if self.folder is None:
-            self._held[number] = tensor.clone()
-        elif tensor.numel():
-            path = self._path(number)
-            with path.open("wb") as file:
-                file.truncate(tensor.numel() * tensor.element_size())
-            torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype).copy_(
-                tensor.flatten()
-            )
-        self._layout[number] = tensor.shape, tensor.dtype
-
-    def get(self, number: int) -> Tensor:
-        """The stored tensor itself: writing to it changes what is stored."""
-        if self.folder is None:
-            return self._held[number]
-        shape, dtype = self._layout[number]
-        if not shape.numel():
-            return torch.empty(shape, dtype=dtype)
-        flat = torch.from_file(str(self._path(number)), shared=True, size=shape.numel(), dtype=dtype)
-        return flat.view(shape)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._layout
-
-    def _path(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{number:06d}.bin"
-
-
-def _is_ours(path: Path) -> bool:
-    return path.suffix == ".bin" and path.stem.isdigit()
-
-
-@dataclass
+@dataclass(eq=False)
 class _Unit:
     """A module that is computed as a whole: a block, or a module outside the blocks with own parameters."""
 
     module: nn.Module
     inner: Callable[..., Any]
     places: list[tuple[nn.Module, str, int]] = field(default_factory=list)  # (owner, name, number)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for _, _, number in self.places]
 
 
 @dataclass(frozen=True)
@@ -122,7 +74,7 @@ class OffloadedZO:
 
     S. Malladi et al., arXiv 2305.17333; offloading after L. Wang et al., "ZO2: scalable zeroth-order
     fine-tuning for extremely large language models with limited GPU memory", arXiv 2503.12668. Memory on
-    `device`: activations of two probes, and the weights of one block twice.
+    `device`: activations of two probes, the weights of one block twice, and those of the next one.
 
     Args:
         model: a Hugging Face model with one list of blocks. Its parameters move into `store` and become
@@ -134,10 +86,19 @@ class OffloadedZO:
         loss: (logits of the model [B, T, V], batch) -> scalar. Default: mean cross-entropy of the next token
             of `batch["labels"]` [B, T], -100 left out.
         device: where blocks are computed.
-        journal: a new file that gets one line per step, what `resume=True` of `from_pretrained` needs.
+        journal: a new `.zolog` file that every step is appended to, what `resume=True` of `from_pretrained`
+            needs; the weights are hashed once for it. It is the log of the optimizer named above.
+        read_ahead: read the weights of the next block while one computes. The bits are the same without.
+
+    Attributes:
+        num_steps, num_skipped: steps made, and those among them without an update.
+        projected_grads: of the last step, one per query.
+        seconds: wall time of the last step in "forward" (computing) and in "passes" (reading, updating and
+            perturbing weights).
 
     Raises:
         ValueError, TypeError: an argument is out of range or of another type; its name comes first.
+        FileExistsError: `journal` exists.
     """
 
     def __init__(
@@ -157,6 +118,7 @@ class OffloadedZO:
         loss: Loss | None = None,
         device: torch.device | str = "cpu",
         journal: str | Path | None = None,
+        read_ahead: bool = True,
     ) -> None:
         self.lr = _checks.real("lr", lr, at_least=0.0)
         self.eps = _checks.real("eps", eps, positive=True)
@@ -169,26 +131,32 @@ class OffloadedZO:
         self.max_nonfinite = _checks.integer("max_nonfinite", max_nonfinite, 1, 1 << 31)
         self.loss = loss or _next_token_loss
         self.device = torch.device(device)
+        if journal is not None and Path(journal).exists():
+            raise FileExistsError(f"journal: expected a new file, or resume=True, got {journal}")
         self.model, self.store = model, store
         self.num_steps = 0
         self.num_skipped = 0
         self.projected_grads: tuple[float, ...] = ()
+        self.seconds = {"forward": 0.0, "passes": 0.0}
         self._bad_in_a_row = 0
         self._update: _Update | None = None
         self._updated: set[int] = set()
         self._probes: list[tuple[int, float, int | None]] = []
-        self._copies = 1
+        self._copies = self._rows = 1
+        self._folder: tuple[Path, torch.dtype | None] | None = None
         slots = manifest(model)
         self._names = {p: name for name, p in reversed(list(model.named_parameters()))}
         self._number = {p: slot.stream for p, slot in slots.items()}
         self._decays = {slot.stream: slot.decays for slot in slots.values()}
-        self._journal = None if journal is None else Path(journal)
-        if self._journal is not None and self._journal.exists() and self._journal.stat().st_size:
-            _checks.fail(ValueError, "journal", "a new file, or resume=True", str(journal))
         self._units = self._make_units()
         self._empty_parameters()
-        if self._journal is not None:
-            self._note(self._identity())
+        self._ahead = ReadAhead(store, self.device) if read_ahead else None
+        self._came = self._units[0]  # the unit visited last
+        self._follows: dict[_Unit, _Unit] = {}
+        self._log: _log.Appender | None = None
+        if journal is not None:
+            _log.write_aside(Path(journal), [_log.encode_header(self._header())])
+            self._log = _log.Appender(Path(journal), _log.read(journal), fsync=False)
 
     @classmethod
     def from_pretrained(
@@ -199,6 +167,7 @@ class OffloadedZO:
         dtype: torch.dtype | None = None,
         journal: str | Path | None = None,
         resume: bool = False,
+        reuse: bool = False,
         **options: Any,
     ) -> OffloadedZO:
         """A causal language model of a local folder (config.json and safetensors), one tensor at a time.
@@ -206,64 +175,67 @@ class OffloadedZO:
         Args:
             path: the folder. store_folder: a new folder for the working copy of the weights; None: host
                 memory. dtype: of the stored weights; default: as in the file. options: those of the class.
-            journal: file with a line per step. resume: go on with the run that wrote it: the steps are made
+            journal: `.zolog` file of the run. resume: go on with the run that wrote it: the steps are made
                 again on a fresh copy of the weights, one read and write of each, to the same bits.
+            reuse: `store_folder` may hold the files of an earlier run, which are written over; so with
+                `resume`.
 
         Raises:
-            ValueError: no safetensors in the folder, or a parameter is missing from them (named); the journal
-                belongs to another model or other options.
+            ValueError: no safetensors in the folder, or a parameter is missing from them (named).
+            ZOLogError: the journal is damaged, or of another model, other weights or other options.
         """
         from accelerate import init_empty_weights  # type: ignore[import-untyped]
         from transformers import AutoConfig, AutoModelForCausalLM
 
         folder = Path(path)
-        files = _tensor_files(folder)
+        tensor_files(folder)
+        if resume and (journal is None or not Path(journal).is_file()):
+            _checks.fail(ValueError, "journal", "the file of the run to resume", str(journal))
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         model.tie_weights()
         model.eval()
-        if resume and journal is None:
-            _checks.fail(ValueError, "journal", "the file of the run to resume", "None")
-        store = WeightStore(store_folder, reuse=resume)
-        for number, (name, parameter) in enumerate(model.named_parameters()):
-            key = _key_of(name, model, files)
-            if key is None:
-                _checks.fail(ValueError, "path", f"a tensor {name} in the safetensors of {folder}", "none")
-            tensor = _read_tensor(files[key], key)
-            if tensor.shape != parameter.shape:
-                _checks.fail(ValueError, name, f"shape {tuple(parameter.shape)}", tuple(tensor.shape))
-            store.put(number, tensor if dtype is None else tensor.to(dtype))
-        if not resume:
-            return cls(model, store, journal=journal, **options)
-        trainer = cls(model, store, **options)
-        trainer._go_on(Path(journal or ""))
+        store = WeightStore(store_folder, reuse=resume or reuse)
+        _fill(store, model, folder, dtype)
+        trainer = cls(model, store, journal=None if resume else journal, **options)
+        trainer._folder = folder, dtype
+        if resume:
+            trainer._go_on(Path(journal or ""))
         return trainer
 
     # -- a step ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def step(self, batch: Mapping[str, Any], head_loss: HeadLoss | None = None) -> Tensor:
         """One step on a batch of keyword arguments of the model (and "labels" for the loss); the mean loss.
 
         Nothing is written but the update of the step before. A loss that is not finite skips the step's own
         update; an exception leaves all weights as they were or with the former update, which is completed at
         the next step.
 
+        Args:
+            head_loss: (hidden states [B, T, H], weight [V, H] and bias [V] or None of the unembedding) ->
+                scalar, in place of `loss`: the forward ends before the unembedding, and logits are only those
+                that it makes (see `tenfold.ops.option_loss`).
+
         Raises:
             RuntimeError: `max_nonfinite` steps in a row were not finite.
         """
+        started = time.perf_counter()
+        self.seconds = {"forward": 0.0, "passes": 0.0}
         seed = splitmix64(self.seed, self.num_steps)
         losses: list[float] = []
         for query in range(self.num_queries):
             seeds = [self._rounding_seed(seed, 2 * query + k) for k in (0, 1)]
             self._probes = [(query, self.eps, seeds[0]), (query, -self.eps, seeds[1])]
-            losses += self._forward(batch, seed)
+            losses += self._forward(batch, seed, head_loss)
             self._settle()
         grads = tuple((a - b) / (2 * self.eps) for a, b in zip(losses[::2], losses[1::2], strict=True))
         update = self._make_update(self.num_steps, grads, self.lr)
-        self._note({"step": self.num_steps, "lr": self.lr, "grads": grads if update is not None else None})
+        self._note(seed, grads if update is not None else None, len(losses))
         self.num_steps += 1
         self.projected_grads = grads
+        self.seconds["forward"] = time.perf_counter() - started - self.seconds["passes"]
         if update is not None:
             self._bad_in_a_row = 0
             self._update = update
@@ -277,13 +249,24 @@ class OffloadedZO:
         return torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
 
     @torch.no_grad()
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [B, T, V] at the present weights."""
-        self.flush()
-        self._probes = []
-        inputs = {k: v.to(self.device) for k, v in batch.items() if k != "labels"}
-        self._copies, self._rows = 1, _rows(inputs)
-        return self.model(**inputs, use_cache=False).logits
+        logits: Tensor = self.model(**({"use_cache": False} | self._plain_inputs(batch))).logits
+        return logits
+
+    @torch.no_grad()
+    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """Hidden states [B, T, H] that enter the unembedding, at the present weights."""
+        return entering_head(self.model, {"use_cache": False} | self._plain_inputs(batch))
+
+    @torch.no_grad()
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, H] and bias [V] (or None) of the unembedding on `device`, at the present weights; to be
+        read, not written."""
+        unit = self._head_unit()
+        clean = self._visit(unit)
+        found = {name: clean[number] for _, name, number in unit.places}
+        return found["weight"], found.get("bias")
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -297,67 +280,97 @@ class OffloadedZO:
             yield name, self.store.get(number)
 
     def save(self, folder: str | Path) -> None:
-        """Weights as safetensors shards of about 1 GiB with an index, and the model's config."""
-        from safetensors.torch import save_file
-
+        """Weights as safetensors shards of about 1 GiB with an index, and the model's config; in memory is
+        one tensor at a time."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        shards: list[list[tuple[str, Tensor]]] = [[]]
-        for name, tensor in self.tensors():
-            if sum(t.nbytes for _, t in shards[-1]) + tensor.nbytes > _SHARD_BYTES and shards[-1]:
-                shards.append([])
-            shards[-1].append((name, tensor))
-        where: dict[str, str] = {}
-        total = 0
-        for i, shard in enumerate(shards):
-            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            save_file(dict(shard), target / (file + ".part"), metadata={"format": "pt"})
-            os.replace(target / (file + ".part"), target / file)
-            where |= {name: file for name, _ in shard}
-            total += sum(t.nbytes for _, t in shard)
-            shard.clear()
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (target / "index.part").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        os.replace(target / "index.part", target / "model.safetensors.index.json")
+        self.flush()
+        save_shards(target, self.store, self._stored)
         self.model.config.save_pretrained(target)
+
+    def close(self) -> None:
+        """Let go of the journal and end the thread. Idempotent; weights can still be read."""
+        if self._log is not None:
+            self._log.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     # -- the journal -------------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        """What the lines of a journal belong to."""
-        names = ("eps", "num_queries", "dist", "weight_decay", "seed", "rounding")
-        layout = {name: list(self.store.get(number).shape) for name, number in self._stored}
-        options = {name: getattr(self, name) for name in names}
-        return {"format": "tenfold offload 1", **options, "z_round": str(self.z_round), "tensors": layout}
+    @torch.no_grad()
+    def rewind(self, steps: int) -> None:
+        """Bring the weights to where they were after the first `steps` steps of the journal, bit for bit.
 
-    def _note(self, line: dict[str, Any]) -> None:
-        if self._journal is not None:
-            with self._journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        They are copied from the folder again and the steps are made on them. No step can be made afterwards.
+
+        Raises:
+            ValueError: not of `from_pretrained` with a journal, or more steps than it has.
+            ZOLogError: the folder holds other weights now.
+        """
+        if self._folder is None or self._log is None:
+            _checks.fail(ValueError, "journal", "one, and a trainer of from_pretrained", "none")
+        _checks.integer("steps", steps, 0, self.num_steps)
+        folder, dtype = self._folder
+        part = _log.read(self._log.path).single()
+        _fill(self.store, self.model, folder, dtype)
+        self._check_base(self._log.path, part.header)
+        self._make_again(part.steps[:steps])
+
+    def _optimizer(self) -> ZOSGD:
+        """The optimizer in memory that would make the same steps: what a log describes."""
+        named = [(name, nn.Parameter(self.store.get(number))) for name, number in self._stored]
+        options: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("lr", "eps", "num_queries", "dist", "weight_decay", "seed", "rounding", "z_round")
+        }
+        optimizer = ZOSGD(named, restore="exact", max_nonfinite=self.max_nonfinite, **options)
+        numbers = [number for _, number in self._stored]
+        optimizer._slots = {
+            p: Slot(number, self._decays[number]) for (_, p), number in zip(named, numbers, strict=True)
+        }
+        optimizer._module = self.model
+        return optimizer
+
+    def _header(self) -> dict[str, Any]:
+        optimizer = self._optimizer()
+        return zolog._header(optimizer, _named(optimizer), self._sha256())
+
+    def _sha256(self) -> str:
+        return zolog.weights_sha256((name, self.store.get(number)) for name, number in self._stored)
+
+    def _check_base(self, journal: Path, header: dict[str, Any]) -> None:
+        found = self._sha256()
+        if found != header["base_sha256"]:
+            expected = f"the weights that it starts from (sha256 {header['base_sha256'][:16]}...)"
+            raise zolog.ZOLogError(f"{journal}: expected {expected}, got others ({found[:16]}...)")
+
+    def _note(self, seed: int, grads: tuple[float, ...] | None, losses: int) -> None:
+        if self._log is None:
+            return
+        skipped = (Scalar(0, FLAG_SKIPPED, float(losses)),)
+        scalars = skipped if grads is None else tuple(Scalar(i, FLAG_GRAD, g) for i, g in enumerate(grads))
+        self._log.append(_log.LoggedStep(self.num_steps, seed, scalars, (self.lr,), (self.eps,)))
 
     def _go_on(self, journal: Path) -> None:
         """Make the steps of a journal again on weights that are as they were before the first."""
-        if not journal.is_file():
-            _checks.fail(ValueError, "journal", "the file of the run to resume", str(journal))
-        content = journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # a line without an end was being written
-        try:
-            first, *lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
-            _checks.fail(ValueError, "journal", "lines of JSON", str(journal))
-        mine = json.loads(json.dumps(self._identity()))
-        other = [key for key in mine if not isinstance(first, dict) or first.get(key) != mine[key]]
-        if other or any(line.get("step") != i for i, line in enumerate(lines)):
-            what = f"another {other[0]}" if other else "steps out of order"
-            _checks.fail(ValueError, "journal", "one of this model and these options", what)
-        updates = [self._make_update(i, line["grads"], line["lr"]) for i, line in enumerate(lines)]
+        contents = _log.read(journal, recover=True)
+        part = contents.single()
+        optimizer = self._optimizer()
+        zolog._check_same(journal, part.header, optimizer, _named(optimizer))
+        if part.header["eps"] != [self.eps] or part.first_step:
+            got = f"eps {self.eps:g} at step 0"
+            expected = f"eps {part.header['eps']} at step {part.first_step}"
+            raise zolog.ZOLogError(f"{journal}: expected {expected}, got {got}")
+        self._check_base(journal, part.header)
+        self._log = _log.Appender(journal, contents, fsync=False)
+        self._make_again(part.steps)
+        self.num_steps = len(part.steps)
+
+    def _make_again(self, steps: list[_log.LoggedStep]) -> None:
+        updates = [self._make_update(step.step, _grads(step), step.lrs[0]) for step in steps]
         self._replay([update for update in updates if update is not None])
-        if len(whole) < len(content):
-            part = journal.with_name(journal.name + ".part")
-            part.write_bytes(whole)
-            os.replace(part, journal)
-        self._journal = journal
-        self.num_steps, self.num_skipped = len(lines), updates.count(None)
+        self.num_skipped = updates.count(None)
+        self._update, self._updated = None, set()
 
     @torch.no_grad()
     def _replay(self, updates: list[_Update]) -> None:
@@ -388,67 +401,129 @@ class OffloadedZO:
         terms = tuple(Term(seed, i, c, self.dist) for i, c in enumerate(coefs))
         return _Update(terms, lr, self.weight_decay, self._rounding_seed(seed, 2 * self.num_queries))
 
-    def _forward(self, batch: Mapping[str, Tensor], seed: int) -> list[float]:
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model gets of a batch, on the device."""
+        return {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+            if key != "labels"
+        }
+
+    def _plain_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, and no probes in the forward that follows."""
+        inputs = self._inputs(batch)
+        self._probes = []
+        self._copies, self._rows = 1, _rows(inputs)
+        return inputs
+
+    def _forward(self, batch: Mapping[str, Any], seed: int, head_loss: HeadLoss | None) -> list[float]:
         """Losses of the present probes, in their order."""
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        inputs = self._inputs(batch)
         self._copies, self._rows, self._step_seed = len(self._probes), _rows(inputs), seed
-        doubled = {
+        given = {"use_cache": False} | {
             k: torch.cat([v] * self._copies) if _is_batched(v, self._rows) else v for k, v in inputs.items()
         }
-        logits = self.model(**doubled, use_cache=False).logits
+        if head_loss is not None:
+            return self._head_losses(entering_head(self.model, given), head_loss)
+        logits = self.model(**given).logits
+        batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return [float(self.loss(part, batch)) for part in logits.chunk(self._copies)]
+
+    def _head_losses(self, hidden: Tensor, head_loss: HeadLoss) -> list[float]:
+        unit = self._head_unit()
+        clean = self._visit(unit)
+        weights = _scratch(clean)
+        losses = []
+        for part, probe in zip(hidden.chunk(self._copies), self._probes, strict=True):
+            self._perturb(clean, weights, probe)
+            found = {name: weights[number] for _, name, number in unit.places}
+            losses.append(float(head_loss(part, found["weight"], found.get("bias"))))
+        return losses
+
+    def _head_unit(self) -> _Unit:
+        head = self.model.get_output_embeddings()
+        for unit in self._units:
+            if unit.module is head:
+                return unit
+        return _checks.fail(ValueError, "model", "an unembedding with own parameters", type(head).__name__)
 
     def _rounding_seed(self, seed: int, index: int) -> int | None:
         return splitmix64(seed, index) if self.rounding == "sr" else None
 
     def _settle(self) -> None:
         """After a forward: complete the former update where the forward did not come by."""
-        for _, number in self._stored:
-            self._updated_tensor(number)
+        if self._update is not None:
+            for _, number in self._stored:
+                if number not in self._updated:
+                    self._live(number)
         self._update = None
         self._updated = set()
 
-    def _updated_tensor(self, number: int) -> Tensor:
-        """The stored tensor, with the former step's update written to it if that is still due."""
-        stored = self.store.get(number)
+    def _visit(self, unit: _Unit) -> dict[int, Tensor]:
+        """The weights of a unit on the device, updated; reading of what followed it last time begins."""
+        started = time.perf_counter()
+        held: dict[int, Tensor] = {}
+        if self._ahead is not None:
+            held = self._ahead.take(unit.numbers)
+            self._follows[self._came] = unit
+            self._came = unit
+            if unit in self._follows:
+                self._ahead.start(self._follows[unit].numbers)
+        clean = {number: self._live(number, held.get(number)) for number in unit.numbers}
+        self.seconds["passes"] += time.perf_counter() - started
+        return clean
+
+    def _live(self, number: int, held: Tensor | None = None) -> Tensor:
+        """A tensor on the device, where the former step's update is written to it, and to the store, if that
+        is still due. held: the tensor, if it has been read already."""
+        live = self.store.get(number).to(self.device) if held is None else held
         update = self._update
         if update is None or number in self._updated:
-            return stored
+            return live
         decay = 1.0 - update.lr * update.weight_decay if self._decays[number] else 1.0
-        live = stored.to(self.device)
         options: dict[str, Any] = {
             "z_round": self.z_round,
             "out_rounding": self.rounding,
             "rounding_seed": update.rounding_seed,
         }
+        if self._ahead is not None:
+            self._ahead.forget(number)
         with interrupts_deferred():
             zo_chain_([live], [number], update.terms, decay=decay, **options)
-            if live is not stored:
-                stored.copy_(live)
+            if self.device.type != "cpu":  # there, `live` is the stored tensor itself
+                self.store.get(number).copy_(live)
             self._updated.add(number)
-        return stored
+        return live
+
+    def _perturb(
+        self, clean: dict[int, Tensor], weights: dict[int, Tensor], probe: tuple[int, float, int | None]
+    ) -> None:
+        """Write the weights of a probe into scratch tensors."""
+        started = time.perf_counter()
+        query, coef, rounding_seed = probe
+        zo_perturb_(
+            list(weights.values()),
+            list(weights),
+            self._step_seed,
+            query,
+            coef,
+            self.dist,
+            sources=list(clean.values()),
+            z_round=self.z_round,
+            out_rounding=self.rounding,
+            rounding_seed=rounding_seed,
+        )
+        self.seconds["passes"] += time.perf_counter() - started
 
     def _run(self, unit: _Unit, *args: Any, **kwargs: Any) -> Any:
         """The forward of a unit: once per probe, each on its part of the batch, with its own weights."""
-        clean = {number: self._updated_tensor(number).to(self.device) for _, _, number in unit.places}
+        clean = self._visit(unit)
         if not self._probes:
             return self._with(unit, clean, args, kwargs)
-        weights = {n: torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in clean.items()}
+        weights = _scratch(clean)
         outputs = []
-        for k, (query, coef, rounding_seed) in enumerate(self._probes):
-            zo_perturb_(
-                list(weights.values()),
-                list(weights),
-                self._step_seed,
-                query,
-                coef,
-                self.dist,
-                sources=list(clean.values()),
-                z_round=self.z_round,
-                out_rounding=self.rounding,
-                rounding_seed=rounding_seed,
-            )
+        for k, probe in enumerate(self._probes):
+            self._perturb(clean, weights, probe)
             outputs.append(self._with(unit, weights, self._part(args, k), self._part(kwargs, k)))
         return self._join(outputs)
 
@@ -526,7 +601,42 @@ class OffloadedZO:
                     buffer_owner._buffers[name] = buffer.to(self.device)
 
 
-def _rows(inputs: Mapping[str, Tensor]) -> int:
+def _fill(store: WeightStore, model: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """The weights of a folder into a store, under the numbers of the model's parameters; over what it holds.
+
+    Raises ValueError for a parameter that is missing or has another shape, naming it.
+    """
+    files = tensor_files(folder)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        key = key_of(name, model, files)
+        if key is None:
+            _checks.fail(ValueError, "path", f"a tensor {name} in the safetensors of {folder}", "none")
+        tensor = read_tensor(files[key], key)
+        if tensor.shape != parameter.shape:
+            _checks.fail(ValueError, name, f"shape {tuple(parameter.shape)}", tuple(tensor.shape))
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        if number in store:
+            store.get(number).copy_(tensor)
+        else:
+            store.put(number, tensor)
+
+
+def _named(optimizer: ZOSGD) -> dict[str, Tensor]:
+    return {name: p for p, name in optimizer._names.items()}
+
+
+def _grads(step: _log.LoggedStep) -> tuple[float, ...] | None:
+    """The projected gradients of a step of a log, or None where it was skipped."""
+    if any(scalar.kind == FLAG_SKIPPED for scalar in step.scalars):
+        return None
+    return tuple(scalar.value for scalar in step.scalars)
+
+
+def _scratch(clean: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {n: torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in clean.items()}
+
+
+def _rows(inputs: Mapping[str, Any]) -> int:
     """The number of examples in a batch.
 
     Raises ValueError if there is none.
@@ -548,38 +658,3 @@ def _next_token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch["labels"][:, 1:]
     kept = labels != -100
     return F.cross_entropy(logits[:, :-1][kept].float(), labels[kept])
-
-
-# -- folders of safetensors --------------------------------------------------------------------------------
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Name of a tensor -> file that holds it."""
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        _checks.fail(ValueError, "path", "a folder with safetensors files", str(folder))
-    where: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            where |= dict.fromkeys(tensors.keys(), file)
-    return where
-
-
-def _key_of(name: str, model: Any, files: Mapping[str, Path]) -> str | None:
-    """A file may hold the base model alone, or a tied tensor under its other name."""
-    prefix = model.base_model_prefix + "."
-    aliases = [n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)]
-    for candidate in (n for alias in [name, *aliases] for n in (alias, alias.removeprefix(prefix))):
-        if candidate in files:
-            return candidate
-    return None
-
-
-def _read_tensor(file: Path, key: str) -> Tensor:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as tensors:
-        tensor: Tensor = tensors.get_tensor(key)
-    return tensor

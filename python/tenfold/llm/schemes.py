@@ -212,20 +212,7 @@ class Adapted:
 
     def _entering_head(self, given: dict[str, Any]) -> Tensor:
         """What enters the unembedding in a forward with these arguments, which then ends."""
-        caught: list[Tensor] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            caught.append(args[0])
-            raise _Reached
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(catch)
-        try:
-            self.model(**given)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        return entering_head(self.model, given)
 
     def merge(self) -> None:
         """Add the low-rank update of every LoRA layer to its weight and detach; other schemes: detach only.
@@ -249,6 +236,24 @@ class Adapted:
     @property
     def _virtual(self) -> int:
         return int(self.model.prompt.weight.shape[0]) if self.scheme == "prompt" else 0
+
+
+def entering_head(model: Any, given: dict[str, Any]) -> Tensor:
+    """What enters the unembedding of a model in a forward with these arguments, which then ends."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        caught.append(args[0])
+        raise _Reached
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        model(**given)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
 
 
 def attach(model: Any, scheme: str, *, seed: int = 0, **options: Any) -> Adapted:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -72,7 +73,7 @@ class ZOConfig:
 
     forwards: int = 0
     """With --task or --tables: budget of each zeroth-order run in evaluations of the loss, in place of
-    --steps; 0 for none."""
+    --steps; 0 for the default: 40,000, in tables of the embedded reviews 400 (the table of words: 40,000)."""
 
     checkpointing: bool = False
     """With --task and back-propagation: compute activations again instead of keeping them."""
@@ -90,9 +91,15 @@ class ZOConfig:
     verbalizers: list[str] = field(default_factory=lambda: [" terrible", " great"])
     """Answer word of each class, one token each, the word of label 0 first."""
 
-    optimizer: str = "fzoo"
+    offload: str = ""
+    """With --task: a new folder, on a disk with room for the model, for a working copy of its weights, of
+    which one block at a time is in memory (arXiv 2503.12668). For a local model folder, ft and zo-sgd. The
+    copy is deleted at the end."""
+
+    optimizer: str = ""
     """fzoo (arXiv 2506.09034), zo-sgd (MeZO, arXiv 2305.17333) or zo-adam. With --task also sgd adam adamw
-    logreg none forward-grad zo-mmt zo-cons zo-sign radazo lozo lozo-m zo-muon sparse-mezo hizoo."""
+    logreg none forward-grad zo-mmt zo-cons zo-sign radazo lozo lozo-m zo-muon sparse-mezo hizoo. Left empty:
+    fzoo, with --offload zo-sgd."""
 
     trainable: str | None = None
     """'last-block', 'last-N' or 'full'. With the first two, what enters the trained blocks is computed
@@ -179,6 +186,7 @@ class ZOConfig:
             ValueError: a value is out of range; the message names the field.
         """
         _check_choice("preset", self.preset, tuple(_PRESETS))
+        self.optimizer = self.optimizer or ("zo-sgd" if self.offload else "fzoo")
         if self.mode != "demo":
             fill_engine(self)
             return
@@ -209,10 +217,15 @@ class ZOConfig:
             return "tables"
         return "task" if self.task else "demo"
 
+    @property
+    def embedded_tables(self) -> bool:
+        """Whether tables are made on the embedded reviews and no model of the user's."""
+        return self.mode == "tables" and self.model == "smollm2" and self.data == EMBEDDED
+
 
 _ENGINE_ONLY: dict[str, Any] = {
     "scheme": "", "schemes": "", "optimizers": "", "families": "", "forwards": 0, "kshot": 0,
-    "version": 0, "checkpointing": False, "calibrate": False, "sweep": [],
+    "version": 0, "checkpointing": False, "calibrate": False, "sweep": [], "offload": "",
 }  # fmt: skip
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -290,16 +303,15 @@ def fill_engine(config: ZOConfig) -> None:
     if config.restore == "arithmetic":
         config.restore = "auto"
     _refuse_unused(config)
+    if config.offload:
+        _check_offload(config)
     for name, known in (("schemes", schemes.SCHEMES), ("optimizers", tuple(methods.METHODS)),
                         ("families", (*families.FAMILIES, "smollm2"))):  # fmt: skip
         if getattr(config, name):
             setattr(config, name, ",".join(listed(name, getattr(config, name), known)))
     if config.data == EMBEDDED and task.name != "sst2":
         raise ValueError(f"data: expected a folder with the files of {task.name}, got {config.data!r}")
-    embedded = bool(config.tables) and config.model == "smollm2" and config.data == EMBEDDED
-    _fill(config, _TINY if embedded else _PROTOCOL if config.tables else _ONE)
-    if embedded and not config.forwards and config.steps is None:
-        config.forwards = TINY_FORWARDS
+    _fill(config, _TINY if config.embedded_tables else _PROTOCOL if config.tables else _ONE)
     for name in ("forwards", "kshot"):
         _check_whole(name, getattr(config, name), 0)
     for name in ("steps", "batch_size", "num_queries", "eval_every", "max_length", "train_size", "dev_size",
@@ -329,6 +341,21 @@ def _refuse_unused(config: ZOConfig) -> None:
             raise ValueError(f"{name}: expected it with tables, got {getattr(config, name)!r}")
     if config.checkpointing and not config.tables and config.optimizer not in ("sgd", "adam", "adamw"):
         raise ValueError(f"checkpointing: expected sgd, adam or adamw, got {config.optimizer!r}")
+
+
+def _check_offload(config: ZOConfig) -> None:
+    """What a model whose weights stay on disk can be trained with."""
+    if config.tables:
+        raise ValueError(f"offload: expected it with task alone, got tables={config.tables!r} too")
+    for name, fits in (("optimizer", ("zo-sgd",)), ("scheme", ("ft",)), ("restore", ("auto", "exact"))):
+        if getattr(config, name) not in fits:
+            got = getattr(config, name)
+            raise ValueError(f"{name}: expected {' or '.join(fits)} with offload, got {got!r}")
+    if config.sweep:
+        raise ValueError(f"sweep: expected none with offload (a run for each rate), got {config.sweep!r}")
+    if not (Path(config.model) / "config.json").is_file():
+        expected = "a local folder with config.json and safetensors with offload"
+        raise ValueError(f"model: expected {expected}, got {config.model!r}")
 
 
 def listed(name: str, text: str, known: tuple[str, ...], everything: tuple[str, ...] = ()) -> list[str]:

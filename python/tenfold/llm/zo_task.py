@@ -169,7 +169,7 @@ def _report(
         Section(
             "Training",
             "The step with the lowest dev loss is kept; the test examples are scored once, with its weights. "
-            f"`checkpoints/` holds the trained tensors ({config.scheme}), `results/` one JSON file per seed.",
+            f"`checkpoints/` holds {_kept(config)}, `results/` one JSON file per seed.",
             pictures,
             ["runs", "dev", *(["sweep"] if "sweep" in first else [])],
         )
@@ -184,6 +184,12 @@ def _report(
         title=f"{config.task}: {method.title}, {SCHEMES[str(config.scheme)]}", lead=lead, headlines=tiles,
         sections=sections, measured=measured,
     )  # fmt: skip
+
+
+def _kept(config: ZOConfig) -> str:
+    if config.offload:
+        return "the tuned model as a folder that transformers loads (it was never in memory as a whole)"
+    return f"the trained tensors ({config.scheme})"
 
 
 def _spread(found: list[dict[str, Any]], size: int) -> str:

@@ -371,8 +371,8 @@ def weights_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 # -- headers ------------------------------------------------------------------------------------------
 
 
-def _header(optimizer: ZerothOrder, module: Weights) -> dict[str, Any]:
-    """The fields of the header of a log that begins now."""
+def _header(optimizer: ZerothOrder, module: Weights, base_sha256: str | None = None) -> dict[str, Any]:
+    """The fields of the header of a log that begins now; base_sha256: of weights that were hashed before."""
     hyperparameters = _json(optimizer.hyperparameters())
     entries = _manifest(optimizer, module)
     return {
@@ -386,7 +386,7 @@ def _header(optimizer: ZerothOrder, module: Weights) -> dict[str, Any]:
         "eps": [float(group["eps"]) for group in optimizer.param_groups],
         "optimizer": hyperparameters,
         "manifest": entries,
-        "base_sha256": _sha256_of(entries, module),
+        "base_sha256": base_sha256 or _sha256_of(entries, module),
         "state_sha256": _state_sha256(optimizer),
     }
 
