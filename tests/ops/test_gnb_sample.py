@@ -51,7 +51,9 @@ def repeated(row: Tensor, draws: int, backend: Any, rows: int, **options: Any) -
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_distribution_of_labels(backend: Any, temperature: float) -> None:
-    slow = backend.name in ("triton", "reference") and backend.device.type == "cpu"
+    if backend.name == "triton" and backend.device.type == "cpu":
+        pytest.skip("slow when interpreted; that its labels are those of the reference is tested below")
+    slow = backend.name == "reference"
     size, draws = (2100, 600) if slow else (5000, 20_000)
     row = draw(size, seed=1, scale=2.0)
     counts = repeated(row, draws, backend, draws, temperature=temperature)
@@ -170,7 +172,7 @@ def test_the_gnb_estimate_is_the_gauss_newton_diagonal() -> None:
     x = draw(rows, width, seed=3, scale=1.0).double()
     weight = draw(classes, width, seed=4, scale=0.7).double()
     p = (x @ weight.T).softmax(1)
-    logits = (x @ weight.T).repeat(seeds, 1)
+    logits = (x @ weight.T).float().repeat(seeds, 1)
     tokens = gnb_sample(logits, seed=17).tokens.view(seeds, rows)
     one = torch.nn.functional.one_hot(tokens, classes).double()
     gradient = torch.einsum("sbv,bj->svj", p - one, x) / rows  # of the mean cross-entropy
@@ -182,7 +184,7 @@ def test_the_gnb_estimate_is_the_gauss_newton_diagonal() -> None:
     w = weight.clone().requires_grad_()
     sample = linear_gnb_sample(x, w, seed=17)
     (-sample.logp.mean()).backward()
-    assert torch.equal(sample.tokens, tokens[0])
+    assert torch.equal(sample.tokens, tokens[0])  # drawn from the same float32 logits
     assert w.grad is not None
     torch.testing.assert_close(w.grad, gradient[0], rtol=1e-12, atol=1e-12)
 
