@@ -88,9 +88,9 @@ def test_run_without_a_name_lists_what_is_ready(call: Call) -> None:
 
 
 def test_run_of_what_is_not_ready(call: Call) -> None:
-    code, _, err = call("run", "soul")
+    code, _, err = call("run", "advunlearn")
     assert code == 2
-    assert "soul is not ready in this version; ready: zo" in one_line(err)
+    assert "advunlearn is not ready in this version; ready: zo, soul" in one_line(err)
 
 
 def test_run_of_an_unknown_name(call: Call) -> None:
