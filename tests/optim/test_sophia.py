@@ -308,7 +308,7 @@ def test_ways_to_keep_small_updates(options: dict[str, Any]) -> None:
     state = opt.state[p]
     reached = p.detach().double() + state["compensation"].double() if "compensation" in state else p.double()
     reached = state["master"].double() if "master" in state else reached
-    assert float((reached - start).mean()) == pytest.approx(-4 * 5e-6, rel=0.02)
+    assert (reached - start).mean().item() == pytest.approx(-4 * 5e-6, rel=0.02)
     if "master" in state:
         assert torch.equal(p, state["master"].bfloat16())
 

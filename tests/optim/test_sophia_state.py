@@ -93,7 +93,7 @@ def test_a_state_of_the_authors_code_loads_and_back() -> None:
     ours.load_state_dict(theirs.state_dict())
     assert (ours.num_updates, ours.param_groups[0]["lr"], ours.param_groups[0]["rho"]) == (12, 1e-2, 0.1)
     back = Published(theirs_model.parameters())
-    back.load_state_dict(ours.state_dict())
+    back.load_state_dict(copy.deepcopy(ours.state_dict()))
     for opt, model in ((ours, ours_model), (back, theirs_model)):
         put_gradients(model, 50, 1e-3)
         opt.step(bs=64)
