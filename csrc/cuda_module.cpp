@@ -10,6 +10,7 @@
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
+#include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
 
 namespace py = pybind11;
@@ -385,4 +386,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("lse_partials", &lse_partials);
   bind_lowrank_cuda(m, on_device);
   bind_dual_cuda(m, on_device);
+  bind_sophia_cuda(m, on_device);
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from tenfold.kernels.zo import zo_native
 from torch import Tensor
 
+from tenfold import _native
 from tenfold._native import DTYPE_CODES
 
 from .sophia_reference import Rounding, State, StepArgs
@@ -22,6 +24,14 @@ def _address(tensors: Sequence[Tensor], i: int) -> int:
 
 def _pointer(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
+
+
+def _partials(module: ModuleType, rows: Sequence[tuple[int, ...]], stats: Tensor | None) -> Tensor | None:
+    """Where CUDA puts the statistics of each tile before it adds them up in order."""
+    if stats is None or module is _native.cpu:
+        return None
+    tiles = sum(-(-row[8] // module.sophia_tile) for row in rows)
+    return torch.empty(tiles * stats.numel(), dtype=stats.dtype, device=stats.device)
 
 
 def step_(
@@ -60,6 +70,7 @@ def step_(
         if not rows:
             continue
         module, where = zo_native._module(params[members[0]])
+        partials = _partials(module, rows, stats)
         module.sophia_step(
             rows,
             DTYPE_CODES[dtype],
@@ -73,6 +84,7 @@ def step_(
             _pointer(inv_scale),
             _pointer(found_inf),
             _pointer(stats),
+            *(() if module is _native.cpu else (_pointer(partials),)),
             *where,
         )
 
@@ -129,9 +141,7 @@ def quantize(
         module, where = zo_native._module(x)
         at = Rounding() if rounding is None else rounding
         counter = hessian, rounding is not None, at.seed, at.step, stream
-        module.sophia_encode(
-            (x.data_ptr(), codes.data_ptr(), scales.data_ptr(), x.numel(), *counter), *where
-        )
+        module.sophia_encode((x.data_ptr(), codes.data_ptr(), scales.data_ptr(), x.numel(), *counter), *where)
 
 
 def dequantize(codes: Tensor, scales: Tensor, out: Tensor, hessian: bool) -> None:

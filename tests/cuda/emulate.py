@@ -25,7 +25,9 @@ def launches_as_calls(source: str) -> str:
     return text
 
 
-def build(folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank", "dual")) -> ModuleType:
+def build(
+    folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank", "dual", "sophia")
+) -> ModuleType:
     """Compile into `folder` and import; RuntimeError with the compiler's words if that fails."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "c++"
     include = folder / "kernels"
