@@ -53,8 +53,8 @@ def _count(logits: Tensor) -> int:
 
 
 def _doubles(like: Tensor, count: int) -> list[Tensor]:
-    shape = (count, _count(like))
-    return list(torch.empty(shape, dtype=torch.float64, device=like.device).unbind(0))
+    rows = _count(like)
+    return [torch.empty(rows, dtype=torch.float64, device=like.device) for _ in range(count)]
 
 
 def _pieces(work: Callable[[slice, Tensor], Sequence[Tensor]], logits: Tensor) -> list[Tensor]:

@@ -183,37 +183,61 @@ def sample(
     x = x if inverse_temperature == 1.0 else x * torch.tensor(inverse_temperature, dtype=torch.float32)
     rows, size = x.shape
     blocks = [slice(b, min(b + BLOCK, size)) for b in range(0, size, BLOCK)]
-    lowest = torch.finfo(torch.float32).min  # stands for the maximum of an empty block, or of one of -inf
+    lowest = torch.finfo(torch.float32).min  # stands for the maximum of a block of -inf
     tops = torch.stack([x[:, b].amax(dim=1).clamp(min=lowest) for b in blocks])
-    top = tops.amax(dim=0)
-    scales = exp_exact(tops - top).double()
+    tops = torch.where(tops == torch.inf, torch.nan, tops)
     counts = torch.stack([block_weights(x[:, b], m).sum(dim=1) for b, m in zip(blocks, tops, strict=True)])
-    weights = counts.double() * scales
-    before, total = torch.zeros_like(weights), torch.zeros_like(uniforms)
-    for b in range(len(blocks)):  # in order: a library's cumulative sum may take another one
-        before[b] = total
-        total = total + weights[b]
-    fine = (uniforms >= 0) & (total > 0) & (top < torch.inf)  # NaN fails the last comparison
-    threshold = uniforms * total
-    ends = torch.cat([before[1:], total[None]])
-    block = (ends <= threshold).sum(dim=0).clamp(max=len(blocks) - 1)
-    token = torch.full((rows,), -1, dtype=torch.int64, device=x.device)
+    draw = choose_block(tops, counts, uniforms)
+    token = torch.zeros(rows, dtype=torch.int64, device=x.device)
     for b, columns in enumerate(blocks):
-        here = (fine & (block == b)).nonzero()[:, 0]
+        here = (draw.fine & (draw.block == b)).nonzero()[:, 0]
         if here.numel() == 0:
             continue
         w = block_weights(x[here, columns], tops[b, here])
-        reached = w.cumsum(dim=1).double() * scales[b, here, None]
-        hit = reached > (threshold - before[b])[here, None]
+        hit = w.cumsum(dim=1).double() * draw.scale[here, None] > draw.left[here, None]
         last = w.shape[1] - 1 - (w > 0).flip(1).to(torch.int8).argmax(dim=1)  # rounding may miss the last one
         first = torch.where(hit.any(dim=1), hit.to(torch.int8).argmax(dim=1), last)
         token[here] = columns.start + first
-    lse = top.double() + (total / WEIGHT_ONE).log()
     if logits.dtype == torch.float64:
-        lse = exponents(logits, None, inverse_temperature).logsumexp(dim=1)
-    logp = _at(exponents(logits, None, inverse_temperature), token).double() - lse
-    nothing = torch.where(uniforms >= 0, torch.nan, 0.0)
-    return token, torch.where(fine, logp, nothing), torch.where(fine, lse, nothing)
+        exact = exponents(logits, None, inverse_temperature)
+        return drawn(draw._replace(lse=exact.logsumexp(dim=1)), token, _at(exact, token), uniforms)
+    return drawn(draw, token, _at(x, token), uniforms)
+
+
+class Draw(NamedTuple):
+    """Where the draws of R rows fall."""
+
+    fine: Tensor  # bool: there is something to draw
+    block: Tensor  # int64
+    top: Tensor  # float32, the block's largest entry
+    scale: Tensor  # float64, what an integer weight of the block is worth
+    left: Tensor  # float64, what is left of the threshold in the block
+    lse: Tensor  # float64
+
+
+def choose_block(tops: Tensor, counts: Tensor, uniforms: Tensor) -> Draw:
+    """tops float32, counts int64, both [blocks, R]; a top is NaN where a block has NaN or +inf."""
+    top = tops.amax(dim=0)
+    scales = exp_exact(tops - top).double()
+    weights = counts.double() * scales
+    before, total = torch.zeros_like(weights), torch.zeros_like(uniforms)
+    for b in range(weights.shape[0]):  # in order: a library's cumulative sum may take another one
+        before[b] = total
+        total = total + weights[b]
+    fine = (uniforms >= 0) & (total > 0) & (top == top)
+    threshold = uniforms * total
+    ends = torch.cat([before[1:], total[None]])
+    block = (ends <= threshold).sum(dim=0).clamp(max=weights.shape[0] - 1)
+    left = threshold - before.gather(0, block[None])[0]
+    lse = top.double() + (total / WEIGHT_ONE).log()
+    return Draw(fine, block, tops.gather(0, block[None])[0], scales.gather(0, block[None])[0], left, lse)
+
+
+def drawn(draw: Draw, token: Tensor, x: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(token, log p, log sum exp), x the entry of the token; -1 and NaN, or 0, where nothing is drawn."""
+    nothing = torch.where(uniforms >= 0, torch.nan, 0.0).double()
+    logp = torch.where(draw.fine, x.double() - draw.lse, nothing)
+    return torch.where(draw.fine, token, -1), logp, torch.where(draw.fine, draw.lse, nothing)
 
 
 # ---- losses that see more than the target ----------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 from tenfold._backend import OPS, chosen_backend
 
 LINEAR = ("linear_logprob", "linear_gnb_sample", "linear_kl", "linear_undial", "linear_ceu")
-OPS |= dict.fromkeys(("logits_logprob", "gnb_sample", *LINEAR), ("cpu", "cuda", "reference"))
+OPS |= dict.fromkeys(("logits_logprob", "gnb_sample", *LINEAR), ("cpu", "cuda", "triton", "reference"))
 
 LABEL_PURPOSE = 9  # kernels/core/philox.hpp: no other draw shares these words
 
@@ -26,7 +26,7 @@ _REFERENCE = "Tensor ref_hidden, Tensor ref_weight, Tensor? ref_bias"
 _STATS = "(Tensor logp, Tensor lse, Tensor argmax, Tensor mean_logit, Tensor mean_logp, Tensor mean_logp2)"
 _TARGETS = "Tensor targets, float? softcap, int ignore_index, bool stats"
 _DRAW = "Tensor? mask, SymInt seed, SymInt row_offset, float temperature, int ignore_index"
-_SAMPLE = "(Tensor tokens, Tensor logp, Tensor lse)"
+_SAMPLE = "(Tensor logp, Tensor tokens, Tensor lse)"
 _ROWS = "Tensor coef, Tensor at_target, Tensor lse"
 _AFTER = "Tensor targets, float? softcap, float temperature, int ignore_index"
 _PAIR = f"{_HEAD}, {_REFERENCE}, Tensor targets, float beta, str kind, int ignore_index, str op"
@@ -113,7 +113,7 @@ def _linear_logprob(
 
 def _drawn(found: Sequence[Tensor], shape: Sequence[int], ignore_index: int) -> tuple[Tensor, ...]:
     token, logp, lse = (value.reshape(shape) for value in found)
-    return torch.where(token < 0, ignore_index, token), logp, lse
+    return logp, torch.where(token < 0, ignore_index, token), lse
 
 
 def _gnb_sample(
@@ -272,8 +272,8 @@ def _stats_fake(targets: Tensor, stats: bool) -> tuple[Tensor, ...]:
 
 
 def _per_row(like: Tensor, shape: Sequence[int], token: bool) -> tuple[Tensor, ...]:
-    first = torch.int64 if token else torch.float64
-    return tuple(like.new_empty(shape, dtype=d) for d in (first, torch.float64, torch.float64))
+    second = torch.int64 if token else torch.float64
+    return tuple(like.new_empty(shape, dtype=d) for d in (torch.float64, second, torch.float64))
 
 
 def _needed(like: Tensor, operands: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -346,8 +346,8 @@ def _logprob_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *operands, _, _, _, ctx.temperature, ctx.ignore_index = inputs
     ctx.softcap = None
-    ctx.mark_non_differentiable(output[0], output[2])
-    ctx.save_for_backward(output[2], output[1], output[0], *operands)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[2], output[0], output[1], *operands)
 
 
 def _ceu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -397,8 +397,8 @@ def _only_once(ctx: Any, *_: Any) -> Any:
 for _name, _setup, _grad in (
     ("logits_logprob", _logprob_setup, lambda ctx, g, *_: _of_logp(ctx, g, 4)),
     ("linear_logprob", _logprob_setup, lambda ctx, g, *_: _of_logp(ctx, g, 4)),
-    ("gnb_sample", _sample_setup, lambda ctx, _, g, *__: _of_logp(ctx, g, 5)),
-    ("linear_gnb_sample", _sample_setup, lambda ctx, _, g, *__: _of_logp(ctx, g, 5)),
+    ("gnb_sample", _sample_setup, lambda ctx, g, *_: _of_logp(ctx, g, 5)),
+    ("linear_gnb_sample", _sample_setup, lambda ctx, g, *_: _of_logp(ctx, g, 5)),
     ("linear_ceu", _ceu_setup, _ceu_grad),
     ("linear_divergence", _divergence_setup, _divergence_grad),
     ("segment_nll", _segment_setup, _segment_grad),

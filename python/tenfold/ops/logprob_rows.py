@@ -168,7 +168,7 @@ def gnb_sample(
     kind = _arrays.kind_of(logits)
     logits = _logits(logits)
     draw = _draw(mask, logits.shape[:-1], logits.device, seed, row_offset, temperature, ignore_index)
-    tokens, logp, _ = torch.ops.tenfold.gnb_sample(logits, *draw)
+    logp, tokens, _ = torch.ops.tenfold.gnb_sample(logits, *draw)
     return GNBSample(kind(tokens), kind(logp.to(_math_dtype(logits))))
 
 
@@ -203,7 +203,7 @@ def linear_gnb_sample(
     hidden, weight, bias = _operands(hidden, weight, bias, 2)
     _vocabulary("weight", weight.shape[0])
     draw = _draw(mask, hidden.shape[:1], hidden.device, seed, row_offset, temperature, ignore_index)
-    tokens, logp, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw)
+    logp, tokens, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw)
     return GNBSample(kind(tokens), kind(logp.to(_math_dtype(hidden, weight, bias))))
 
 
