@@ -160,5 +160,7 @@ def test_states_that_do_not_fit() -> None:
 
 def test_eight_bits_need_single_precision() -> None:
     p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"state_dtype: expected a dtype for the float64 parameter params\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"state_dtype: expected a dtype for the float64 parameter params\[0\]"
+    ):
         SophiaH([p], state_dtype="8bit")

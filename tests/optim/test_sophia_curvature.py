@@ -169,7 +169,9 @@ def test_hutchinson_is_the_diagonal_of_the_hessian_on_average() -> None:
     x, y = batch(0)
     x = x.double()
     opt = SophiaH(model.parameters(), betas=(0.9, 0.0))
-    opt.estimate_hessian(model, [(x, y)], probes=600, loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+    opt.estimate_hessian(
+        model, [(x, y)], probes=600, loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])
+    )
     bias = model[3].bias
     loss = nn.functional.cross_entropy(model(x), y)
     (grad,) = torch.autograd.grad(loss, [bias], create_graph=True)

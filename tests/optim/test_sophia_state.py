@@ -43,7 +43,9 @@ def advance(model: nn.Module, opt: Sophia, steps: range) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "options"), CASES)
-def test_a_run_saved_in_the_middle_goes_on_to_the_same_bits(dtype: torch.dtype, options: dict[str, Any]) -> None:
+def test_a_run_saved_in_the_middle_goes_on_to_the_same_bits(
+    dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     options = {"update_interval": 3, **options}
     whole = network(dtype)
     opt = Sophia(whole.parameters(), **options)
