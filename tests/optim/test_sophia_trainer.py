@@ -37,8 +37,8 @@ def train(
     **options: Any,
 ) -> Any:
     args = transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to=[], logging_steps=1,
-        use_cpu=True, max_grad_norm=1.0, disable_tqdm=True, lr_scheduler_type="linear",
+        str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to=[],
+        logging_steps=1, use_cpu=True, max_grad_norm=1.0, disable_tqdm=True, lr_scheduler_type="linear",
         remove_unused_columns=False, **{"max_steps": 6, "save_strategy": "no", **options},
     )  # fmt: skip
     made = (trainer or transformers.Trainer)(
@@ -178,8 +178,8 @@ def test_curvature_of_a_part_of_unlearning_batches(source: str, keys: set[str], 
     assert all(batch["input_ids"].shape == (3, 7) for batch in drawn)
     retained = {tuple(row["input_ids"]) for row in rows(12)[6:]}
     assert all(tuple(ids) in retained for ids in drawn[-1]["input_ids"].tolist())
+    callback.source = "other"
     with pytest.raises(ValueError, match="source: expected a part 'other'"):
-        callback.source = "other"
         list(callback.batches(0, loader))
 
 
