@@ -159,7 +159,8 @@ def test_given_gradients_the_bits_are_those_of_the_authors_code() -> None:
             if step % 10 == 9:
                 opt.update_hessian()
     assert all(
-        torch.allclose(x, y, rtol=1e-6, atol=1e-9) for x, y in zip(weights(ours), weights(theirs), strict=True)
+        torch.allclose(x, y, rtol=1e-6, atol=1e-9)
+        for x, y in zip(weights(ours), weights(theirs), strict=True)
     )
 
 
@@ -221,7 +222,9 @@ def test_a_missing_gradient_leaves_the_parameter_without_state() -> None:
 def test_groups_have_their_own_options_and_schedulers_reach_them() -> None:
     model = network()
     params = list(model.parameters())
-    opt = Sophia([{"params": params[:1], "lr": 0.5, "weight_decay": 0.0}, {"params": params[1:]}], mode="sign")
+    opt = Sophia(
+        [{"params": params[:1], "lr": 0.5, "weight_decay": 0.0}, {"params": params[1:]}], mode="sign"
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.5**step)
     before = weights(model)
     put_gradients(model, 0)
@@ -308,7 +311,7 @@ def test_ways_to_keep_small_updates(options: dict[str, Any]) -> None:
     state = opt.state[p]
     reached = p.detach().double() + state["compensation"].double() if "compensation" in state else p.double()
     reached = state["master"].double() if "master" in state else reached
-    assert float((reached - start).mean()) == pytest.approx(-4 * 5e-6, rel=0.02)
+    assert (reached - start).mean().item() == pytest.approx(-4 * 5e-6, rel=0.02)
     if "master" in state:
         assert torch.equal(p, state["master"].bfloat16())
 
@@ -344,7 +347,9 @@ def test_states_in_few_bits_go_the_same_way(dtype: Any, at_least: float) -> None
     assert float(nn.functional.cosine_similarity(*paths, dim=0)) > at_least
     if dtype == "8bit":
         stored = opt.state[p]
-        assert sum(t.numel() * t.element_size() for k, t in stored.items() if k != "step") == 4000 * 2 + 16 * 8
+        assert (
+            sum(t.numel() * t.element_size() for k, t in stored.items() if k != "step") == 4000 * 2 + 16 * 8
+        )
 
 
 # -- what was counted -------------------------------------------------------------------------------------

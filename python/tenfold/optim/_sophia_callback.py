@@ -37,8 +37,8 @@ class SophiaCallback:
         seed: of the permutation.
         estimate: further arguments of `Sophia.estimate_hessian` (estimator, predict, loss, max_norm, ...).
 
-    Adds `sophia_win_rate`, `sophia_update_rms`, `sophia_changed`, `sophia_nonfinite` and `sophia_rho` to what
-    the trainer logs.
+    Adds `sophia_win_rate`, `sophia_update_rms`, `sophia_changed`, `sophia_nonfinite` and `sophia_rho` to the
+    trainer's `log_history` and to what callbacks behind this one are told.
     """
 
     def __init__(
@@ -93,9 +93,11 @@ class SophiaCallback:
         if logs is None or optimizer is None or not optimizer.num_updates:
             return
         numbers = optimizer.stats(reduce=_is_distributed())
-        for name in ("win_rate", "update_rms", "changed", "nonfinite"):
-            logs[f"sophia_{name}"] = numbers[name]
-        logs["sophia_rho"] = float(optimizer.param_groups[0]["rho"])
+        own = {f"sophia_{n}": numbers[n] for n in ("win_rate", "update_rms", "changed", "nonfinite")}
+        own["sophia_rho"] = float(optimizer.param_groups[0]["rho"])
+        logs.update(own)
+        if state.log_history:  # the trainer has written its entry before it asks
+            state.log_history[-1].update(own)
 
     def refresh_if_due(self, optimizer: Sophia, model: torch.nn.Module, dataloader: Any = None) -> bool:
         """Refresh the curvature if it is due; for loops of your own.  Tells whether it was."""

@@ -453,7 +453,7 @@ class _Data:
             if n:
                 for s, g in zip(sums, self._gradient(value), strict=True):
                     s.add_(g, alpha=n)
-                total, count = total + n * float(value), count + n
+                total, count = total + n * float(value.detach()), count + n
         if not count:
             _checks.fail(ValueError, name, "at least one prediction", "none: all are masked")
         return total / count, [s / count for s in sums], count

@@ -261,7 +261,7 @@ class Sophia(Optimizer):
             model: the model, or DistributedDataParallel or FSDP2 around it; in the mode (training,
                 evaluation, autocast) that you have it in.
             batches: dicts for transformers models, else (inputs, targets).  All ranks need as many; batch
-                i of rank r of W is number i W + r of the whole, so that W ranks sample what one process would.
+                i of rank r of W is number i W + r of the whole, so that W ranks sample what one would.
             estimator: None for that of the optimizer.
             predict: `predict(model, batch)` -> logits [..., V], or (logits, mask [...]) with the positions
                 to be sampled, where the default does not know the model.
