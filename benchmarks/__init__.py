@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .harness import Case
 
 # family name -> module of this package that defines cases()
-FAMILIES: dict[str, str] = {"zo": "zo", "lowrank": "lowrank", "dual": "dual"}
+FAMILIES: dict[str, str] = {"zo": "zo", "lowrank": "lowrank", "dual": "dual", "sophia": "sophia"}
 
 
 def cases_of(family: str) -> list[Case]:
