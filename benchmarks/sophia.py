@@ -191,7 +191,7 @@ def _same_rounded(p: Problem, ours: Tensors, theirs: Tensors) -> Agreement:
 
 def _is_adamw(p: Problem, _: Tensors, theirs: Tensors) -> Agreement:
     """Whether it is AdamW's first step; a figure about the peer alone, since its update is not ours."""
-    _, b2, eps = ADAM
+    b2, eps = ADAM[1:]
     worst = 0.0
     for first, g, got in zip(p.weights.first, p.grads, theirs, strict=True):
         v = g.square().mul_(1 - b2).add_(b2 * HESSIAN)
