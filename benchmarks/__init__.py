@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from .harness import Case
 
 # family name -> module of this package that defines cases()
-FAMILIES: dict[str, str] = {"zo": "zo", "lowrank": "lowrank", "dual": "dual", "logprob": "logprob"}
+FAMILIES: dict[str, str] = {
+    "zo": "zo",
+    "lowrank": "lowrank",
+    "dual": "dual",
+    "logprob": "logprob",
+    "sophia": "sophia",
+}
 
 
 def cases_of(family: str) -> list[Case]:

@@ -13,7 +13,6 @@
 
 namespace TF_NS {
 namespace {
-
 using namespace tenfold;
 
 constexpr int kThreads = 256;
@@ -482,24 +481,18 @@ const char* sophia_hessian(const SophiaHessianArgs& a, void* stream_handle) {
 const char* sophia_encode(const SophiaCodeArgs& a, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   return each_launch(CodeHead{}, &a, 1, [&](const auto& p) {
+    const auto kernel = a.hessian ? &encode_kernel<true> : &encode_kernel<false>;
     const dim3 grid = grid_of(p.tiles);
-    if (a.hessian) {
-      encode_kernel<true><<<grid, kThreads, 0, stream>>>(p);
-    } else {
-      encode_kernel<false><<<grid, kThreads, 0, stream>>>(p);
-    }
+    kernel<<<grid, kThreads, 0, stream>>>(p);
   });
 }
 
 const char* sophia_decode(const SophiaCodeArgs& a, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   return each_launch(CodeHead{}, &a, 1, [&](const auto& p) {
+    const auto kernel = a.hessian ? &decode_kernel<true> : &decode_kernel<false>;
     const dim3 grid = grid_of(p.tiles);
-    if (a.hessian) {
-      decode_kernel<true><<<grid, kThreads, 0, stream>>>(p);
-    } else {
-      decode_kernel<false><<<grid, kThreads, 0, stream>>>(p);
-    }
+    kernel<<<grid, kThreads, 0, stream>>>(p);
   });
 }
 

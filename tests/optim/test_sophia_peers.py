@@ -20,7 +20,7 @@ def test_the_trajectory_of_pytorch_optimizer() -> None:
         pytest.skip(f"pytorch_optimizer {found}: 4.1.0 repaired its estimates")
     curvature = torch.tensor([3.0, 0.5, 0.02, -0.4, 0.0, 40.0])
     start = torch.tensor([1.0, -2.0, 0.5, 0.1, 3.0, -0.02])
-    clip, theirs_lr, k = 1e-2, 6e-2, 5
+    clip, theirs_lr, k = 2.0, 2e-2, 5
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     model = nn.Module()
     model.p = ours

@@ -116,10 +116,16 @@ def _eight_bit(name: str, values: Sequence[Tensor], codes: Sequence[Tensor]) -> 
             _checks.fail(ValueError, f"{name.removesuffix('_scales')}s[{i}]", "contiguous codes", t.stride())
 
 
+def number(name: str, value: Tensor | None) -> None:
+    """None or a float32 tensor; its size and device are checked by `_number`."""
+    if value is not None:
+        _checks.tensor(name, value, (torch.float32,))
+
+
 def _number(name: str, value: Tensor | None, like: Tensor) -> None:
+    number(name, value)
     if value is None:
         return
-    _checks.tensor(name, value, (torch.float32,))
     if value.numel() != 1:
         _checks.fail(ValueError, name, "one element", tuple(value.shape))
     if value.device != like.device:

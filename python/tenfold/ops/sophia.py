@@ -234,8 +234,8 @@ def sophia_step_(
         u = clip(m / d, -1, 1)                                 sign(m) where hessians is None
         theta = (1 - lr * weight_decay) * theta - lr * u
 
-    m = h = 0 gives u = 0; h <= 0 with m != 0 gives u = sign(m). On float32 tensors with nearest rounding the
-    results are those of the authors' SophiaG bit for bit where PyTorch runs with AVX2 or AVX-512.
+    m = h = 0 gives u = 0; h <= 0 with m != 0 gives u = sign(m). With denom "add" the results are those of the
+    authors' SophiaG up to float32 rounding.
 
     Args:
         params: tensors of any shape, float32, bfloat16, float16 or float64, on one device. Memory that is not
@@ -297,6 +297,8 @@ def sophia_step_(
     seed = _checks.seed("seed", seed)
     step = _checks.query("step", step)
     _checks.choice("nonfinite", nonfinite, NONFINITE)
+    check.number("inv_scale", inv_scale)
+    check.number("found_inf", found_inf)
     if params:
         listed = [] if stats is None else [_checks.tensor("stats", stats, (torch.float64,))]
         torch.ops.tenfold.sophia_step_(
@@ -354,6 +356,8 @@ def sophia_hessian_(
     hessian_scales = check.states("hessian_scales", pick("hessian_scales", hessian_scales))
     seed = _checks.seed("seed", seed)
     step = _checks.query("step", step)
+    check.number("inv_scale", inv_scale)
+    check.number("found_inf", found_inf)
     if hessians:
         torch.ops.tenfold.sophia_hessian_(
             hessians, grads, probes, hessian_scales, inv_scale, found_inf, [given[i] for i in present], beta2,
