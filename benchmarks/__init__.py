@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 # family name -> module of this package that defines cases()
 FAMILIES: dict[str, str] = {
-    "zo": "zo", "lowrank": "lowrank", "dual": "dual", "logprob": "logprob", "sophia": "sophia",
-}  # fmt: skip
+    "zo": "zo",
+    "lowrank": "lowrank",
+    "dual": "dual",
+    "logprob": "logprob",
+    "sophia": "sophia",
+}
 
 
 def cases_of(family: str) -> list[Case]:

@@ -267,9 +267,10 @@ def test_when_the_curvature_is_due() -> None:
         assert found == due, mode
 
 
-def test_negative_curvature_is_a_sign_step() -> None:
+@pytest.mark.parametrize("mode", ["paper", "liuhong99"])  # eps as the least denominator, and added to it
+def test_negative_curvature_is_a_sign_step(mode: str) -> None:
     p = five()
-    opt = Sophia([p], lr=0.1, weight_decay=0.0)
+    opt = Sophia([p], lr=0.1, weight_decay=0.0, mode=mode)
     p.grad = torch.tensor([1.0, -1, 0, 1, 1])
     opt.step()
     opt.state[p]["hessian"].fill_(-5.0)
@@ -420,11 +421,29 @@ def test_subclasses_have_the_constants_of_their_papers() -> None:
 def test_it_learns() -> None:
     model = network()
     opt = Sophia(model.parameters(), lr=1e-2, gamma=0.5)
-    first = float(sum(loss_on(model, k) for k in range(4)))
+    first = sum(loss_on(model, k).item() for k in range(4))
     for step in range(100):
         if opt.hessian_due:
             opt.estimate_hessian(model, [batch(step % 4)])
         opt.zero_grad()
         loss_on(model, step % 4).backward()
         opt.step()
-    assert float(sum(loss_on(model, k) for k in range(4))) < 0.6 * first
+    assert sum(loss_on(model, k).item() for k in range(4)) < 0.6 * first
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_maximize_is_the_step_of_the_negated_gradient(mode: str) -> None:
+    results = []
+    for maximize in (False, True):
+        model = network()
+        opt = Sophia(model.parameters(), lr=1e-2, mode=mode, maximize=maximize)
+        for step in range(4):
+            put_gradients(model, step)
+            if mode not in ("soul_legacy", "sign"):
+                opt.update_hessian()
+            if maximize:
+                for p in model.parameters():
+                    p.grad.neg_()
+            opt.step()
+        results.append(weights(model))
+    assert same_bits(*results)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tenfold.ops
 import tenfold.optim
+import tenfold.optim.influence
 from tenfold._backend import BACKENDS
 from tenfold.workflows import WORKFLOWS
 
@@ -29,7 +30,8 @@ def test_ops_page_is_complete(tree: Path) -> None:
 
 
 def test_optimizer_page_is_complete(tree: Path) -> None:
-    assert documented(tree / "docs" / "optim.md") == set(tenfold.optim.__all__)
+    pages = documented(tree / "docs" / "optim.md") | documented(tree / "docs" / "sophia.md")
+    assert pages == {*tenfold.optim.__all__, *tenfold.optim.influence.__all__}
 
 
 def test_every_system_has_a_page_that_says_its_state(tree: Path) -> None:
@@ -44,7 +46,7 @@ def test_every_system_has_a_page_that_says_its_state(tree: Path) -> None:
 
 
 def test_every_public_function_says_what_it_does() -> None:
-    for module in (tenfold.ops, tenfold.optim):
+    for module in (tenfold.ops, tenfold.optim, tenfold.optim.influence):
         for name in module.__all__:
             assert (getattr(module, name).__doc__ or "").strip(), f"{module.__name__}.{name}"
 
