@@ -233,10 +233,9 @@ def test_settings_that_do_not_fit_are_named_before_anything_is_read(
 def test_jobs_that_do_not_fit_are_named(
     own: dict[str, Any], message: str, folders: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
+    settings = dataclasses.replace(job(folders["opt"], data, offload=str(tmp_path / "w")), **own)
     with pytest.raises(ValueError, match=message):
-        run_job(
-            job(folders["opt"], data, **({"offload": str(tmp_path / "w")} | own)), run_folder(tmp_path / "r")
-        )
+        run_job(settings, run_folder(tmp_path / "r"))
     assert not (tmp_path / "w").exists()
 
 
