@@ -371,6 +371,18 @@ def test_statistics_of_a_step() -> None:
     assert found["win_rate"] == 2 / 5
 
 
+def test_statistics_may_be_counted_now_and_then() -> None:
+    p = five()
+    opt = Sophia([p], mode="sign", stats_interval=3)
+    seen = []
+    for step in range(7):
+        p.grad = torch.zeros(5)
+        p.grad[0] = float("nan") if step in (3, 5) else 1.0
+        opt.step()
+        seen.append(opt.stats()["nonfinite"])
+    assert seen == [0, 0, 0, 1, 1, 1, 0]
+
+
 def test_gradients_that_are_not_finite() -> None:
     p = five()
     p.grad = torch.tensor([1.0, float("nan"), float("inf"), 0, 1])

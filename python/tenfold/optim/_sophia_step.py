@@ -100,12 +100,12 @@ class Buckets:
             self._on_device[name, device] = wide.to(torch.float32).reshape(1)
         return self._on_device[name, device]
 
-    def step(self, bs: float | None, stats: Stats) -> None:
+    def step(self, bs: float | None, stats: Stats | None) -> None:
         for bucket in self._list:
             self._step(bucket, bs, stats)
         self._count_steps()
 
-    def _step(self, bucket: Bucket, bs: float | None, stats: Stats) -> None:
+    def _step(self, bucket: Bucket, bs: float | None, stats: Stats | None) -> None:
         from tenfold.ops import sophia_step_
 
         optimizer, group = self.optimizer, bucket.group
@@ -115,6 +115,8 @@ class Buckets:
         half = bucket.dtype in HALF
         rounding = optimizer.rounding if half else "nearest"
         masters = bucket.maybe("master")
+        lossy = half and rounding == "nearest" and masters is None
+        counts = None if stats is None else stats.of(bucket.device, lossy)
         sophia_step_(
             [entry.param for entry in bucket.entries],
             [entry.grad for entry in bucket.entries],
@@ -139,7 +141,7 @@ class Buckets:
             step=optimizer.num_updates % _sophia_state.COUNTER,
             streams=[entry.stream for entry in bucket.entries],
             nonfinite=optimizer.nonfinite,
-            stats=stats.of(bucket.device, half and rounding == "nearest" and masters is None),
+            stats=counts,
         )
 
     def _count_steps(self) -> None:

@@ -71,6 +71,8 @@ class Sophia(Optimizer):
             (RuntimeError before anything is written; synchronises).
         maximize: step uphill.
         target_win_rate: for rho="auto", in (0, 1).
+        stats_interval: count what `win_rate` and `stats` tell in every such step only, >= 1; counting costs a
+            share of the pass on a CPU.
         seed: of stochastic rounding, sampled labels and probes.
 
     `state_dict` and that of the authors' SophiaG load into each other: state `step`, `exp_avg`, `hessian`;
@@ -103,6 +105,7 @@ class Sophia(Optimizer):
         nonfinite: str = "propagate",
         maximize: bool = False,
         target_win_rate: float = 0.3,
+        stats_interval: int = 1,
         seed: int = 0,
     ) -> None:
         self.mode = _checks.choice("mode", mode, tuple(_sophia_options.MODES))
@@ -112,6 +115,7 @@ class Sophia(Optimizer):
         self.rounding = _checks.choice("rounding", rounding, _sophia_options.ROUNDINGS)
         self.master = _sophia_options.master(master, rounding)
         self.nonfinite = _checks.choice("nonfinite", nonfinite, _sophia_options.NONFINITE)
+        self.stats_interval = _checks.integer("stats_interval", stats_interval, 1, 1 << 62)
         self.seed = _checks.seed("seed", seed)
         rho = rho if gamma is None else gamma
         self.target_win_rate = _sophia_options.target(mode, rho, target_win_rate)
@@ -202,8 +206,10 @@ class Sophia(Optimizer):
         buckets = Buckets(self, scale, found_inf)
         if self._rho_is_stale and buckets.any:
             self._rho_is_stale = not _sophia_auto.tune(self, buckets, bs)
-        self._stats.begin()
-        buckets.step(bs, self._stats)
+        counted = self.num_updates % self.stats_interval == 0
+        if counted:
+            self._stats.begin()
+        buckets.step(bs, self._stats if counted else None)
         self._stats.warn_if_lost(self)
         self._count(num_updates=self.num_updates + 1)
         return loss
@@ -304,14 +310,14 @@ class Sophia(Optimizer):
 
     @property
     def win_rate(self) -> float:
-        """Share of coordinates of the last step that were not clipped; NaN before the first.
+        """Share of coordinates of the last counted step that were not clipped; NaN before the first.
 
         Reading it waits for a GPU; of this rank's shards alone under FSDP2 (`stats(reduce=True)` for all).
         """
         return self.stats()["win_rate"]
 
     def stats(self, reduce: bool = False, group: Any = None) -> dict[str, float]:
-        """What the last step did; reading waits for a GPU, steps do not.
+        """What the last counted step did; reading waits for a GPU, steps do not.
 
         Args:
             reduce: sum over the ranks of `group` (all must call); for FSDP2, where each has its shards.
@@ -344,7 +350,7 @@ class Sophia(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """For deep copies and pickles."""
         own = ("mode", "update_interval", "estimator", "state_dtype", "rounding", "master", "nonfinite")
-        more = ("seed", "target_win_rate", "_rho_is_stale", "_stats")
+        more = ("seed", "stats_interval", "target_win_rate", "_rho_is_stale", "_stats")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in (*own, *more)}}
 
 
