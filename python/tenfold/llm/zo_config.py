@@ -194,7 +194,8 @@ class ZOConfig:
         _check_choice("restore", self.restore, ("arithmetic", "exact"))
         for name, wanted in _ENGINE_ONLY.items():
             if getattr(self, name) != wanted:
-                raise ValueError(f"{name}: expected it with task or tables, got {getattr(self, name)!r}")
+                where = "task" if name == "offload" else "task or tables"
+                raise ValueError(f"{name}: expected it with {where}, got {getattr(self, name)!r}")
         if self.eps is None:
             self.eps = 1e-3
         asked = self.full_steps
