@@ -32,7 +32,7 @@ class SoulConfig:
 
     preset: Literal["default", "quick", "long"] = "default"
     """default: three methods under four optimizers, one seed; five and a half minutes on two cores, four once
-    the teaching is cached. quick: one method, two optimizers. long: three learning rates, three seeds each."""
+    the teaching is cached. quick: one method, two optimizers. long: four learning rates, three seeds."""
 
     task: str = ""
     """tofu, copyright or toxicity: real data, named by --data. Left empty: the embedded mini-TOFU."""
