@@ -12,8 +12,8 @@ import torch
 from soul_tiny import save_byte_model
 
 from tenfold.llm import models, zo
-from tenfold.llm.unlearn import soul, teach
-from tenfold.llm.unlearn.methods import SOUL_NAMES
+from tenfold.llm.unlearn import soul, soul_task, teach
+from tenfold.llm.unlearn.methods import METHODS, SOUL_NAMES
 from tenfold.llm.unlearn.soul import Attempt, choose, unlearn
 from tenfold.llm.unlearn.soul_config import SoulConfig
 from tenfold.llm.unlearn.trainer import History, Job
@@ -271,6 +271,42 @@ def test_copyright(byte_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 2"):
         unlearn(config, tmp_path / "broken")
     assert not (tmp_path / "broken" / "metrics.json").exists()
+
+
+def test_toxicity(byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget, retain, prompts = (tmp_path / name for name in ("pku.jsonl", "c4.jsonl", "rtp.jsonl"))
+    row = {
+        "response_0": "be rude",
+        "response_1": "be kind",
+        "is_response_0_safe": False,
+        "is_response_1_safe": True,
+    }
+    forget.write_text("".join(json.dumps({"prompt": f"Say {i}", **row}) + "\n" for i in range(4)))
+    retain.write_text("".join(json.dumps({"text": f"weather report {i}"}) + "\n" for i in range(4)))
+    prompts.write_text("".join(json.dumps({"prompt": {"text": f"You are {i}"}}) + "\n" for i in range(3)))
+    monkeypatch.setattr(soul_task, "profanity_scorer", lambda: lambda texts: [0.25 for _ in texts])
+    settings: dict[str, Any] = {
+        "task": "toxicity", "data": str(forget), "retain": str(retain), "model": str(byte_model), "method": "npo",
+        "optimizer": "sign", "lr": [1e-3], "epochs": 1.0, "max_new_tokens": 4, "limit": 2,
+    }  # fmt: skip
+    found = unlearn(SoulConfig(**settings, test=str(prompts)), tmp_path / "run").metrics
+    scores = {name: value for name, value in found.items() if name.endswith("toxicity")}
+    assert set(scores.values()) == {0.25}
+    assert len({name.split(".")[0] for name in scores}) == 2  # before and after
+    with pytest.raises(ValueError, match="test: expected a file of prompts with toxicity"):
+        unlearn(SoulConfig(**settings), tmp_path / "none")
+
+
+@pytest.mark.slow  # half a minute
+def test_tables_hold_every_method_under_every_optimizer(byte_model: Path, tmp_path: Path) -> None:
+    config = make_config(byte_model, tables=True, method="", optimizer="", lr=[1e-3], max_new_tokens=2)
+    found = unlearn(config, tmp_path / "run")
+    methods = [name for name in METHODS if name != "teach"]
+    optimizers = ["adamw", "sophia", "soul-legacy", "sign"]
+    assert len(table(found, "runs")) == len(methods) * len(optimizers)
+    for method in methods:
+        for optimizer in optimizers:
+            assert 0 <= found.metrics[f"{method}-{optimizer}.forget_prob"] <= 1
 
 
 @pytest.mark.demo

@@ -121,12 +121,14 @@ def _win_rate(outcome: Outcome) -> tuple[Any, str, str] | None:
     if not runs:
         return None
     figure, axes = figures.figure(7.0, 3.4)
-    styles = dict(zip(dict.fromkeys(a.job.method for a in runs), ("-", "--", ":", "-."), strict=False))
+    kinds = dict.fromkeys(a.job.method for a in runs)
+    styles = dict(zip(kinds, ("-", "--", ":", "-."), strict=False))
+    runs = [a for a in runs if a.job.method in styles]  # a legend of more lines leaves no room for them
     for a in runs:
         axes.plot(
             [r["step"] for r in a.history.steps if "win_rate" in r],
             [100 * r["win_rate"] for r in a.history.steps if "win_rate" in r],
-            color=_colour(a.job.optimizer), linestyle=styles.get(a.job.method, "-"), label=title(a),
+            color=_colour(a.job.optimizer), linestyle=styles[a.job.method], label=title(a),
         )  # fmt: skip
     axes.axhspan(10, 50, color=figures.GRID, alpha=0.5, zorder=0)
     axes.set(xlabel="step", ylabel="coordinates not clipped, %", ylim=(-2, 102))
@@ -138,5 +140,7 @@ def _win_rate(outcome: Outcome) -> tuple[Any, str, str] | None:
         "Sophia's "
         "authors ask for, 10 to 50 %."
     )
+    if len(kinds) > len(styles):
+        caption += f" Of {len(kinds)} methods the first {len(styles)} are drawn; the table has all."
     last = "; ".join(f"{title(a)}: {100 * a.history.steps[-1].get('win_rate', 0):.1f} %" for a in runs)
     return figure, caption, f"Line chart of the share of coordinates not clipped. In the last step: {last}."
