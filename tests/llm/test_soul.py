@@ -286,8 +286,8 @@ def test_toxicity(byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     prompts.write_text("".join(json.dumps({"prompt": {"text": f"You are {i}"}}) + "\n" for i in range(3)))
     monkeypatch.setattr(soul_task, "profanity_scorer", lambda: lambda texts: [0.25 for _ in texts])
     settings: dict[str, Any] = {
-        "task": "toxicity", "data": str(forget), "retain": str(retain), "model": str(byte_model), "method": "npo",
-        "optimizer": "sign", "lr": [1e-3], "epochs": 1.0, "max_new_tokens": 4, "limit": 2,
+        "task": "toxicity", "data": str(forget), "retain": str(retain), "model": str(byte_model),
+        "method": "npo", "optimizer": "sign", "lr": [1e-3], "epochs": 1.0, "max_new_tokens": 4, "limit": 2,
     }  # fmt: skip
     found = unlearn(SoulConfig(**settings, test=str(prompts)), tmp_path / "run").metrics
     scores = {name: value for name, value in found.items() if name.endswith("toxicity")}
