@@ -104,6 +104,15 @@ def test_an_exception_in_the_closure_restores_and_does_not_count(optimizer, erro
             assert (theta - before).abs().max() < 1e-7
 
 
+@pytest.fixture
+def sigint_raises():
+    """As at a terminal: a process that a shell started in the background may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_raises")
 @pytest.mark.parametrize("name", ["zo_perturb_", "zo_chain_"])
 @pytest.mark.parametrize("options", [{}, {"num_queries": 3}, {"restore": "exact"}])
 def test_ctrl_c_during_a_pass_waits_for_its_end(monkeypatch, name, options):
