@@ -237,6 +237,13 @@ def test_a_step_that_is_not_finite_is_not_made() -> None:
         )
     with pytest.raises(ValueError, match="forget: expected at least one batch, got none"):
         influence_unlearn(model, [], retain, loss=loss)
+    for name, sets in (("forget", (iter(forget), retain)), ("retain", (forget, iter(retain)))):
+        with pytest.raises(TypeError, match=f"{name}: expected batches that can be gone through"):
+            influence_unlearn(model, *sets, loss=loss)
+    for solver in ("cg", "woodfisher"):
+        lost = [(forget[0][0] * float("nan"), forget[0][1])]
+        with pytest.raises(RuntimeError, match="solver: expected a finite step"):
+            influence_unlearn(model, lost, retain, solver=solver, loss=loss)
     with pytest.raises(ValueError, match="hessian: expected a diagonal for solver 'diag'"):
         influence_unlearn(model, forget, retain, solver="diag", loss=loss)
     with pytest.raises(ValueError, match="solver: expected one of 'cg'"):

@@ -239,7 +239,12 @@ def _apart(name: str, sources: Sequence[Tensor], written: dict[str, Sequence[Ten
                 _checks.fail(ValueError, f"{name}[{k}]", "memory of its own", got)
 
 
-def all_finite(grads: Sequence[Tensor], inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def all_finite(
+    grads: Sequence[Tensor],
+    inv_scale: Tensor | None,
+    found_inf: Tensor | None,
+    names: Sequence[str] | None = None,
+) -> None:
     """RuntimeError naming the first gradient that is not finite once scaled. Waits for the device."""
     if found_inf is not None and bool(found_inf != 0):
         return
@@ -248,9 +253,9 @@ def all_finite(grads: Sequence[Tensor], inv_scale: Tensor | None, found_inf: Ten
             scaled = piece if inv_scale is None else piece.to(_wide(piece)) * inv_scale.to(_wide(piece))
             bad = int((~torch.isfinite(scaled)).sum())
             if bad:
-                raise RuntimeError(
-                    f"grads[{i}]: expected finite gradients, got {bad} that are not (of {grad.numel()})"
-                )
+                name = f"grads[{i}]" if names is None else names[i]
+                got = f"{bad} that are not (of {grad.numel()})"
+                _checks.fail(RuntimeError, name, "finite gradients", got)
 
 
 Dense = Callable[[Sequence[Tensor]], list[Tensor]]

@@ -13,7 +13,7 @@ Influence functions: Koh, Liang (arXiv 1703.04730); as unlearning: Jia et al. (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,7 +127,7 @@ def cg(
     p = [t.clone() for t in b]
     rr, target = _dot(r, r), (rtol * _norm(b)) ** 2
     iterations, curved = 0, True
-    while rr > target and iterations < maxiter:
+    while not rr <= target and iterations < maxiter:  # also where it is NaN, so that x tells
         ap = _damped(hvp, p, damp)
         iterations += 1
         pap = _dot(p, ap)
@@ -370,6 +370,10 @@ def influence_unlearn(
     if not chosen:
         _checks.fail(ValueError, "params", "at least one parameter that requires a gradient", "none")
     alpha = _checks.real("alpha", alpha)
+    for name, batches in (("forget", forget), ("retain", retain)):
+        if isinstance(batches, Iterator):
+            expected = "batches that can be gone through several times"
+            _checks.fail(TypeError, name, expected, type(batches).__name__)
     if not callable(solver):
         _checks.choice("solver", solver, ("cg", "lissa", "woodfisher", "diag"))
     data = _Data(model, chosen, loss)
