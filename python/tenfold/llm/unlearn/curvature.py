@@ -28,6 +28,8 @@ OPTIMIZERS = (
     "adamw", "sophia", "sophia-h", "empirical-fisher", "liuhong99", "soul-legacy", "sign"
 )  # fmt: skip
 FIRST_ORDER = ("adamw", "sign")
+ESTIMATED = ("sophia", "sophia-h", "empirical-fisher", "liuhong99")
+"""Those that estimate curvature on rows of their own."""
 
 _MODES = {
     "sophia": "paper", "sophia-h": "paper", "empirical-fisher": "empirical_fisher", "liuhong99": "liuhong99",

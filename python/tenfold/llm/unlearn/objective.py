@@ -132,7 +132,7 @@ class Objective:
         if self.method == "rmu" or self.retain_loss == "activation":
             block = self.options.get("block")
             middle = (subject.first_block + subject.model.config.num_hidden_layers) // 2
-            self._block = middle if block is None else block
+            self._block = middle if block is None else int(block)  # settings of options are floats
             size = subject.model.config.hidden_size
             self._control = losses.control_vector(
                 size, coefficient=self.options.get("coefficient", 20.0), seed=seed, device=subject.device

@@ -142,34 +142,56 @@ def _demo(config: SoulConfig, folder: RunFolder) -> Outcome:
         config, folder, "before", subject, tokenizer, data, outcome.reference, base
     )
     for job in jobs(config):
-        outcome.attempts.append(attempt(subject, job, folder, weights))
+        outcome.attempts.append(attempt(subject, job, folder, weights, config.save_seconds))
     outcome.chosen = choose(outcome.attempts, outcome.before["retain"])
     finish(config, folder, outcome, subject, tokenizer, data, base)
     return outcome
 
 
-def encode_sets(tokenizer: Any, data: rows_of.TofuData, config: SoulConfig) -> dict[str, Any]:
-    """Rows of every set as tokens: ``forget``, ``retain``, ``facts``, and those that the methods need."""
+def encode_sets(
+    tokenizer: Any, data: rows_of.TofuData, config: SoulConfig, told: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Rows of every set as tokens: ``forget``, ``retain``, ``facts``, and those that the methods need.
+
+    Args:
+        told: takes ``<set>_truncated``, rows that were cut at ``max_length``, and ``<set>_unlabelled``, rows
+            that were left out because their prompt alone fills it; where there are any.
+    """
     length, template = config.max_length, data.template
 
-    def encode(rows: Sequence[rows_of.Row], **own: Any) -> list[rows_of.Encoded]:
-        return rows_of.encode_rows(tokenizer, rows, template, length, **own).rows
+    def encode(name: str, rows: Sequence[rows_of.Row], **own: Any) -> list[rows_of.Encoded]:
+        encoded = rows_of.encode_rows(tokenizer, rows, template, length, **own)
+        counts = {"truncated": encoded.truncated, "unlabelled": len(encoded.unlabelled)}
+        if told is not None:
+            told.update({f"{name}_{what}": count for what, count in counts.items() if count})
+        return encoded.rows
 
-    found = {"forget": encode(data.forget), "retain": encode(data.retain)}
+    found = {"forget": encode("forget", data.forget)}
+    if data.retain:
+        found["retain"] = encode("retain", data.retain)
     if data.world_facts:
-        found["facts"] = encode(data.world_facts)
+        found["facts"] = encode("facts", data.world_facts)
     needed = {name for method in config.methods for name in methods.find(method).sets}
     seed = (config.seeds or [0])[0]
     if "refusal" in needed:
         sentences = data.refusals or rows_of.REFUSALS
         said = rows_of.choose_refusals(len(data.forget), seed=seed, sentences=sentences)
-        found["refusal"] = encode(data.forget, answers=said)
+        found["refusal"] = encode("refusal", data.forget, answers=said)
     if "random" in needed:
         said = rows_of.choose_refusals(
             len(data.forget), seed=seed, sentences=[row.answer for row in data.retain]
         )
-        found["random"] = encode(data.forget, answers=said)
+        found["random"] = encode("random", data.forget, answers=said)
+    _keep_pairs(found)
     return found
+
+
+def _keep_pairs(found: dict[str, Any]) -> None:
+    """Row i of ``refusal`` and ``random`` answers row i of ``forget``, also where rows were left out."""
+    paired = [name for name in ("forget", "refusal", "random") if name in found]
+    common = set.intersection(*({row.index for row in found[name]} for name in paired))
+    for name in paired:
+        found[name] = [row for row in found[name] if row.index in common]
 
 
 def _cache(config: SoulConfig) -> Path | None:
@@ -232,11 +254,14 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
     )  # fmt: skip
 
 
-def attempt(subject: Subject, job: Job, folder: RunFolder, weights: dict[str, Tensor]) -> Attempt:
+def attempt(
+    subject: Subject, job: Job, folder: RunFolder, weights: dict[str, Tensor], save_seconds: float = 20.0
+) -> Attempt:
     """Unlearn from ``weights`` and look at the probabilities; a run that is in the folder is read."""
     subject.put(weights)
     title = methods.find(job.method).title
-    history = train(subject, job, folder, label=f"{title}, {job.optimizer}, lr {job.lr:g}, seed {job.seed}")
+    label = f"{title}, {job.optimizer}, lr {job.lr:g}, seed {job.seed}"
+    history = train(subject, job, folder, label=label, save_seconds=save_seconds)
     saved = folder.load_state(f"{job.key}-look")
     probability = saved[0] if saved is not None else probabilities(subject)
     folder.save_state(f"{job.key}-look", probability)

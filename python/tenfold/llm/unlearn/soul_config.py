@@ -13,6 +13,7 @@ import torch
 
 from tenfold.llm.unlearn import methods
 from tenfold.llm.unlearn.curvature import OPTIMIZERS
+from tenfold.llm.unlearn.soul_checks import check_values, soul_parts
 
 TASKS = ("tofu", "copyright", "toxicity")
 TOFU_FORGET = ("forget01", "forget05", "forget10")
@@ -47,6 +48,16 @@ class SoulConfig:
 
     retain: str = ""
     """With copyright and toxicity: a file of texts to keep, e.g. C4 lines {"text"}."""
+
+    forget_ratio: float | None = None
+    """With --task: how many of the forget rows are forgotten, a number above 1 or a share up to 1. None: all
+    of them."""
+
+    dataset_seed: int = 1000
+    """Chooses those rows; the same seed chooses the rows that SOUL's published code chooses."""
+
+    self_retain: bool = False
+    """The rows that were not chosen take the place of the retain set."""
 
     test: str = ""
     """With copyright: lines to score (left empty: those of --data). With toxicity: prompts to score."""
@@ -175,6 +186,7 @@ class SoulConfig:
             _read_soul(self)
         _fill(self)
         _check(self)
+        check_values(self)
 
     @property
     def methods(self) -> list[str]:
@@ -300,7 +312,7 @@ def _read_soul(config: SoulConfig) -> None:
         raise ValueError(
             f"soul_config: expected a JSON file, got {config.soul_config!r} ({error})"
         ) from error
-    overall, unlearn, dataset = (stored.get(part, {}) for part in ("overall", "unlearn", "dataset"))
+    overall, unlearn, dataset = soul_parts(stored)
     name = unlearn.get("unlearn_method")
     if name not in methods.SOUL_NAMES:
         raise ValueError(f"soul_config: expected one of {', '.join(methods.SOUL_NAMES)}, got {name!r}")
@@ -312,6 +324,8 @@ def _read_soul(config: SoulConfig) -> None:
         "epochs": unlearn.get("num_epochs"), "weight_decay": unlearn.get("weight_decay"),
         "accumulation": unlearn.get("gradient_accumulation_steps"), "batch_size": dataset.get("batch_size"),
         "gamma": unlearn.get(name, {}).get("gamma"), "task": _soul_task(dataset),
+        "forget_ratio": dataset.get("forget_ratio"), "dataset_seed": dataset.get("dataset_seed"),
+        "self_retain": dataset.get("self_retain"),
         **own,
     }  # fmt: skip
     if unlearn.get("sophia"):
