@@ -67,6 +67,14 @@ def test_texts_in_every_form(tmp_path: Path) -> None:
     assert [row.index for row in load_texts(tmp_path)] == list(range(7))
 
 
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"no" + packed])
+def test_a_packed_file_that_is_cut_or_none_is_named(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "c4.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(b'{"text": "a"}\n' * 3)))
+    with pytest.raises(ValueError, match=r"c4\.jsonl\.gz line \d: expected gzip data, got"):
+        load_texts(path)
+
+
 def test_a_limit_stops_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{broken\n', encoding="utf-8")
