@@ -182,6 +182,27 @@ def test_activation_distance_averages_each_sequence_by_its_own_length() -> None:
     assert abs(float((summed / where.sum(-1, keepdim=True)).mean()) - float(found)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["kl", "reverse kl", "undial", "ceu"])
+def test_a_token_that_is_ruled_out_changes_nothing(name: str) -> None:
+    """A logit of -inf, as masked vocabularies have them: losses and gradients are those without the token."""
+    loss: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "kl": lambda z, ref: logit_losses.kl(z, ref, LABELS),
+        "reverse kl": lambda z, ref: logit_losses.kl(z, ref, LABELS, direction="reverse"),
+        "undial": lambda z, ref: logit_losses.undial(z, ref, LABELS),
+        "ceu": lambda z, ref: logit_losses.ceu(z, LABELS, skip=0),
+    }
+    out = torch.full((2, 3, 1), -torch.inf, dtype=torch.float64)
+    z, longer = Z.clone().requires_grad_(), torch.cat([Z, out], -1).requires_grad_()
+    want, found = loss[name](z, ZR), loss[name](longer, torch.cat([ZR, out], -1))
+    want.backward()
+    found.backward()
+    assert z.grad is not None
+    assert longer.grad is not None
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(longer.grad[..., :-1], z.grad)
+    assert not longer.grad[..., -1].any()
+
+
 def test_control_vector_has_the_length_asked_for_and_no_negative_entry() -> None:
     vector = losses.control_vector(64, coefficient=20.0, seed=1)
     assert float(vector.norm()) == pytest.approx(20, rel=1e-6)
