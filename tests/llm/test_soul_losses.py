@@ -149,6 +149,17 @@ def test_from_hidden_states_as_from_logits(name: str, dtype: torch.dtype, tolera
         assert float((got.double() - want).norm()) <= rounding * float(want.norm())
 
 
+@pytest.mark.parametrize("name", ["nll", "kl", "undial", "ceu", "margin"])
+def test_the_bias_of_the_unembedding_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Phi; the reference has the same one."""
+    linear, dense = BOTH[name]
+    bias = torch.linspace(-2, 2, 29)
+    monkeypatch.setitem(globals(), "Head", lambda weight: losses.Head(weight, bias.to(weight)))
+    found = linear(HIDDEN, Head(WEIGHT))
+    expected = dense(HIDDEN @ WEIGHT.T + bias, REF_HIDDEN @ REF_WEIGHT.T + bias)
+    torch.testing.assert_close(found, expected)
+
+
 def test_labels_are_shifted_and_the_first_of_a_sequence_is_not_predicted() -> None:
     rows = labelled(HIDDEN, LONG)
     where = [(b, t) for b in range(3) for t in range(6) if LONG[b, t + 1] != -100]

@@ -11,6 +11,7 @@ import torch
 from soul_tiny import make_rows, make_subject
 from tiny_models import make_llama
 
+from tenfold import ops
 from tenfold.llm.unlearn import curvature, methods, trainer
 from tenfold.llm.unlearn.losses import Head, labelled, sequence_nll
 from tenfold.llm.unlearn.objective import Objective
@@ -189,6 +190,25 @@ def test_the_sampled_gradient_does_not_depend_on_how_rows_are_split() -> None:
             torch.cat([p.grad.flatten() for p in subject.parameters.values() if p.grad is not None])
         )
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_curvature_is_that_of_capped_logits() -> None:
+    """As of Gemma: labels are drawn from, and gradients taken of, cap tanh(z / cap)."""
+    subject = make_subject("last-1")
+    subject.model.config.final_logit_softcapping = 0.5
+    chosen = [("retain", [0, 1, 2])]
+    count = curvature.accumulate_sampled(subject, chosen, seed=3)
+    found = [p.grad.clone() for p in subject.parameters.values() if p.grad is not None]
+    rows, head = subject.labelled(subject.batch(*chosen[0])), subject.head
+    logits = 0.5 * torch.tanh((rows.hidden @ head.weight.T) / 0.5)
+    tokens = ops.gnb_sample(logits.detach(), seed=3).tokens
+    loss = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum")
+    expected = torch.autograd.grad(loss, list(subject.parameters.values()))
+    assert count == len(tokens)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    mean, _ = curvature._mean_loss(subject, chosen[0], second=True)
+    torch.testing.assert_close(mean, torch.nn.functional.cross_entropy(logits, rows.targets))
 
 
 def test_decay_spares_norms() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tenfold import ops
 from tenfold.llm.unlearn import losses
+from tenfold.llm.unlearn.logit_losses import logits_of
 from tenfold.llm.unlearn.subject import Subject
 
 __all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_sampled", "make_optimizer", "parameter_groups", "refresh"]
@@ -141,7 +142,10 @@ def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[i
     count = 0
     for name, chosen in batches:
         rows, head = subject.labelled(subject.batch(name, chosen)), subject.head
-        drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
+        if head.softcap is None:
+            drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
+        else:
+            drawn = ops.gnb_sample(logits_of(rows.hidden, head), seed=seed, row_offset=count)
         (-drawn.logp.sum()).backward()
         count += len(rows.targets)
     return count
@@ -153,5 +157,4 @@ def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool)
     count = len(rows.targets)
     if not second:
         return losses.nll(losses.score(rows, head)), count
-    logits = F.linear(rows.hidden, head.weight, head.bias).float()
-    return F.cross_entropy(logits, rows.targets), count
+    return F.cross_entropy(logits_of(rows.hidden, head), rows.targets), count

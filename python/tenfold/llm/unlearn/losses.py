@@ -180,10 +180,11 @@ def kl(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, direction:
 def undial(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, beta: float = 10.0) -> Tensor:
     """Cross-entropy against softmax(zref - beta onehot(y)), mean over labelled rows (arXiv 2402.10052)."""
     _no_softcap("undial", head, ref_head)
-    _no_bias("undial", head, ref_head)
-    return _mean(
-        ops.linear_undial(rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, beta=beta)
-    )
+    each = ops.linear_undial(
+        rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, bias=head.bias,
+        ref_bias=ref_head.bias, beta=beta,
+    )  # fmt: skip
+    return _mean(each)
 
 
 def ceu(rows: Rows, head: Head) -> Tensor:
@@ -271,8 +272,3 @@ def _like(reference: Tensor, values: Tensor) -> Tensor:
 def _no_softcap(name: str, *heads: Head) -> None:
     if any(head.softcap is not None and math.isfinite(head.softcap) for head in heads):
         raise ValueError(f"{name}: expected logits without a soft cap, got softcap={heads[0].softcap}")
-
-
-def _no_bias(name: str, *heads: Head) -> None:
-    if any(head.bias is not None for head in heads):
-        raise ValueError(f"{name}: expected an unembedding without bias, got one")

@@ -184,8 +184,7 @@ class Objective:
             return losses.kl(self.subject.labelled(batch), self.subject.head, before, self._head)
         hidden, head = self.subject.hidden(batch)[batch.mask > 0], self.subject.head
         return logit_losses.soul_kl(
-            torch.nn.functional.linear(hidden, head.weight, head.bias),
-            torch.nn.functional.linear(before, self._head.weight, self._head.bias),
+            logit_losses.logits_of(hidden, head), logit_losses.logits_of(before, self._head)
         )
 
     def _tokens(self, name: str, chosen: Sequence[int]) -> losses.Tokens:
