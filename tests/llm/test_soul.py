@@ -224,6 +224,17 @@ def test_souls_configuration_files_are_read(tmp_path: Path, sophia: bool) -> Non
     )
     assert (config.task, config.forget, config.model, config.seeds) == ("tofu", "forget05", "some/model", [3])
     assert (config.forget_ratio, config.dataset_seed, config.self_retain) == (20, 1001, False)
+    assert (config.template, config.max_length) == ("question", 512)
+    for name, data, template, length in (
+        ("locuslab/tofu_ft_llama2-7b", "Tofu_forget05", "soul_legacy", 512),
+        ("some/llama", "HP", "question", 1024),
+    ):
+        stored["overall"]["model_name"] = name
+        stored["dataset"]["forget_dataset_name"] = data
+        path.write_text(json.dumps(stored))
+        config = SoulConfig(soul_config=str(path), data="TOFU")
+        assert (config.template, config.max_length) == (template, length)
+    assert SoulConfig(soul_config=str(path), data="TOFU", template="llama").template == "llama"
     stored["unlearn"]["unlearn_method"] = "GA+XX"
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"soul_config: expected one of GA, GA\+FT"):
@@ -423,7 +434,16 @@ def test_toxicity(byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "task": "toxicity", "data": str(forget), "retain": str(retain), "model": str(byte_model),
         "method": "npo", "optimizer": "sign", "lr": [1e-3], "epochs": 1.0, "max_new_tokens": 4, "limit": 2,
     }  # fmt: skip
+    asked: list[str] = []
+    whole = soul_task.evaluate_toxicity
+
+    def evaluate(*args: Any, template: str, **own: Any) -> Any:
+        asked.append(template)
+        return whole(*args, template=template, **own)
+
+    monkeypatch.setattr(soul_task, "evaluate_toxicity", evaluate)
     found = unlearn(SoulConfig(**settings, test=str(prompts)), tmp_path / "run").metrics
+    assert asked == ["none", "none"]  # prompts to be continued as they stand
     scores = {name: value for name, value in found.items() if name.endswith("toxicity")}
     assert set(scores.values()) == {0.25}
     assert len({name.split(".")[0] for name in scores}) == 2  # before and after

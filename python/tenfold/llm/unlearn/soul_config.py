@@ -317,15 +317,19 @@ def _read_soul(config: SoulConfig) -> None:
     if name not in methods.SOUL_NAMES:
         raise ValueError(f"soul_config: expected one of {', '.join(methods.SOUL_NAMES)}, got {name!r}")
     ours, own = methods.SOUL_NAMES[name]
+    task, llama = _soul_task(dataset), "llama" in str(overall.get("model_name"))
     found: dict[str, Any] = {
         "method": ours, "optimizer": "soul-legacy" if unlearn.get("sophia") else "adamw",
         "model": overall.get("model_name", config.model),
         "lr": [float(unlearn["lr"])] if "lr" in unlearn else None,
         "epochs": unlearn.get("num_epochs"), "weight_decay": unlearn.get("weight_decay"),
         "accumulation": unlearn.get("gradient_accumulation_steps"), "batch_size": dataset.get("batch_size"),
-        "gamma": unlearn.get(name, {}).get("gamma"), "task": _soul_task(dataset),
+        "gamma": unlearn.get(name, {}).get("gamma"), "task": task,
         "forget_ratio": dataset.get("forget_ratio"), "dataset_seed": dataset.get("dataset_seed"),
         "self_retain": dataset.get("self_retain"),
+        # what the published code has in the place of settings
+        "template": "soul_legacy" if llama and task != "copyright" else None,
+        "max_length": 1024 if task == "copyright" else 512,
         **own,
     }  # fmt: skip
     if unlearn.get("sophia"):

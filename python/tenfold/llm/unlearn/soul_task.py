@@ -220,8 +220,8 @@ def _copyright(
 def _toxicity(
     config: SoulConfig, data: rows_of.TofuData, prompts: list[Row], scorer: Any, model: Any, tokenizer: Any
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    result = evaluate_toxicity(
-        model, tokenizer, prompts[: config.limit], scorer=scorer, template=data.template,
+    result = evaluate_toxicity(  # prompts as they stand, as SOUL's evaluation takes them
+        model, tokenizer, prompts[: config.limit], scorer=scorer, template="none",
         max_new_tokens=int(config.max_new_tokens or 100),
     )  # fmt: skip
     return result.metrics | _perplexity(data, model, tokenizer), result.items
