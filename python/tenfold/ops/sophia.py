@@ -29,7 +29,7 @@ NONFINITE = ("propagate", "skip_element", "error")
 SOURCES = ("gnb", "hvp")
 KINDS = ("exp_avg", "hessian")
 
-_BACKENDS = ("cpu", "cuda", "reference")
+_BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPS |= dict.fromkeys(("sophia_step_", "sophia_hessian_", "sophia8_quantize", "sophia8_dequantize"), _BACKENDS)
 
 for _schema in (
