@@ -9,10 +9,17 @@
 namespace TF_NS {
 namespace {
 
-// What a tile adds to the statistics.
+// What a tile, and a piece, adds to the statistics.
 struct TileStats {
   int64_t wins, moving, nonfinite, changed;
   double squares;
+  void add(const TileStats& other) {
+    wins += other.wins;
+    moving += other.moving;
+    nonfinite += other.nonfinite;
+    changed += other.changed;
+    squares += other.squares;
+  }
 };
 
 // -- loops over rows, which the compiler turns into vectors ------------------------------------------------------------------------
@@ -163,16 +170,27 @@ void round_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first
   }
 }
 
+// Weights as bits: compilers make vectors of loops over numbers, not of those over structures.
+typedef uint16_t __attribute__((may_alias)) bits16_t;
+typedef uint32_t __attribute__((may_alias)) bits32_t;
+typedef uint64_t __attribute__((may_alias)) bits64_t;
+template <class T>
+using bits_t = std::conditional_t<sizeof(T) == 2, bits16_t, std::conditional_t<sizeof(T) == 4, bits32_t, bits64_t>>;
+
+template <class Bits>
+int64_t count_changes(const Bits* a, const Bits* b, int64_t n) {
+  Bits count = 0;  // of a tile: fits in 16 bits
+  for (int64_t i = 0; i < n; ++i) count = static_cast<Bits>(count + (a[i] != b[i] ? 1 : 0));
+  return static_cast<int64_t>(count);
+}
+
 template <class T>
 int64_t store_and_count(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value) {
-  T* __restrict to = static_cast<T*>(t.param) + first;
+  T* to = static_cast<T*>(t.param) + first;
   alignas(64) T fresh[kTile];
   round_weights<T>(a, t, first, n, value, fresh);
-  int32_t changed = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    changed += differ(to[i], fresh[i]) ? 1 : 0;
-    to[i] = fresh[i];
-  }
+  const int64_t changed = count_changes(reinterpret_cast<const bits_t<T>*>(to), reinterpret_cast<const bits_t<T>*>(fresh), n);
+  memcpy(to, fresh, static_cast<size_t>(n) * sizeof(T));
   return changed;
 }
 
@@ -235,7 +253,7 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
       TileStats got = {};
       with_denominator(a.denom, [&](auto denom) { counting_loop<denom()>(a.update_hessian, p, g, m, h, n, s, got); });
       if (!stored) got.changed = store_and_count<T>(a, t, first, n, p);
-      *stats = got;
+      stats->add(got);
     }
   } else {
     alignas(64) M u[kTile], to[kTile];
@@ -254,7 +272,7 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
       Squares squares;
       squares.add(u, n);
       got.squares = squares.total();
-      *stats = got;
+      stats->add(got);
     }
   }
   close_state<S, M>(mean, first, n, m, a.seed, a.step, t.stream);
@@ -264,15 +282,15 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
 bool found_inf(const float* flag) { return flag != nullptr && *flag != 0.0f; }
 float or_one(const float* number) { return number != nullptr ? *number : 1.0f; }
 
-void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& tiles) {
-  std::vector<double> squares(tiles.size());
+void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& pieces) {
+  std::vector<double> squares(pieces.size());
   int64_t wins = 0, moving = 0, nonfinite = 0, changed = 0, elements = 0;
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    wins += tiles[i].wins;
-    moving += tiles[i].moving;
-    nonfinite += tiles[i].nonfinite;
-    changed += tiles[i].changed;
-    squares[i] = tiles[i].squares;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    wins += pieces[i].wins;
+    moving += pieces[i].moving;
+    nonfinite += pieces[i].nonfinite;
+    changed += pieces[i].changed;
+    squares[i] = pieces[i].squares;
   }
   for (int64_t t = 0; t < a.count; ++t) elements += a.tensors[t].numel;
   const double sums[kSophiaStats] = {
@@ -283,14 +301,14 @@ void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& tiles) {
 
 void step(const SophiaStepArgs& a) {
   if (found_inf(a.found_inf)) return;
-  std::vector<TileStats> stats(a.stats != nullptr ? static_cast<size_t>(tiles_of_all(a.tensors, a.count)) : 0);
+  std::vector<TileStats> stats(a.stats != nullptr ? static_cast<size_t>(pieces_of_all(a.tensors, a.count)) : 0);
   with_types(a.dtype, a.grad_dtype, [&](auto type, auto grad_type) {
     using T = decltype(type);
     using M = math_t<T>;
     const SophiaScalars<M> s = sophia_scalars<M>(a, or_one(a.inv_scale));
     with_state<M>(a.state, [&](auto state) {
-      each_tile(a.tensors, a.count, a.threads, [&](const SophiaTensor& t, int64_t first, int64_t n, int64_t tile) {
-        step_tile<T, decltype(grad_type), decltype(state)>(a, s, t, first, n, stats.empty() ? nullptr : &stats[static_cast<size_t>(tile)]);
+      each_tile(a.tensors, a.count, a.threads, [&](const SophiaTensor& t, int64_t first, int64_t n, int64_t piece) {
+        step_tile<T, decltype(grad_type), decltype(state)>(a, s, t, first, n, stats.empty() ? nullptr : &stats[static_cast<size_t>(piece)]);
       });
     });
   });
