@@ -49,11 +49,16 @@ struct Squares {
     }
     for (int j = 0; i < n; ++i, ++j) sums[j] += static_cast<double>(u[i]) * static_cast<double>(u[i]);
   }
-  double total() const { return pairwise_sum(sums, kSums); }
+  double total() {
+    for (int width = kSums / 2; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) sums[j] += sums[j + width];
+    }
+    return sums[0];
+  }
 };
 
 // step_row that counts: u goes to a buffer that stays in the first-level cache. n is at most kStrip.
-constexpr int64_t kStrip = 256;
+constexpr int64_t kStrip = 64;
 static_assert(kTile % kStrip == 0 && kStrip % Squares::kSums == 0, "whole strips in a tile");
 
 template <int kDenom, bool kSquare, class M>
@@ -71,10 +76,10 @@ void counting_row(M* __restrict p, const M* __restrict g, M* __restrict m, M* __
     if (kSquare) h[i] = curvature;
     p[i] = fresh;
     u[i] = moved;
-    nonfinite += is_finite(scaled) ? 0 : 1;
-    moving += mean != M(0) ? 1 : 0;
-    changed += differ(fresh, old) ? 1 : 0;
-    if (kDenom != kDenomSign) wins += sophia_wins(mean, curvature, s) ? 1 : 0;
+    nonfinite = is_finite(scaled) ? nonfinite : nonfinite + 1;
+    moving = mean != M(0) ? moving + 1 : moving;
+    changed = differ(fresh, old) ? changed + 1 : changed;
+    if (kDenom != kDenomSign) wins = sophia_wins(mean, curvature, s) ? wins + 1 : wins;
   }
   stats.wins += wins;
   stats.moving += moving;
@@ -174,14 +179,19 @@ void round_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first
 typedef uint16_t __attribute__((may_alias)) bits16_t;
 typedef uint32_t __attribute__((may_alias)) bits32_t;
 typedef uint64_t __attribute__((may_alias)) bits64_t;
-template <class T>
-using bits_t = std::conditional_t<sizeof(T) == 2, bits16_t, std::conditional_t<sizeof(T) == 4, bits32_t, bits64_t>>;
 
 template <class Bits>
 int64_t count_changes(const Bits* a, const Bits* b, int64_t n) {
-  Bits count = 0;  // of a tile: fits in 16 bits
-  for (int64_t i = 0; i < n; ++i) count = static_cast<Bits>(count + (a[i] != b[i] ? 1 : 0));
-  return static_cast<int64_t>(count);
+  uint16_t count = 0;  // of a tile
+  for (int64_t i = 0; i < n; ++i) count = static_cast<uint16_t>(count + (a[i] != b[i] ? 1 : 0));
+  return count;
+}
+
+template <class T>
+int64_t changes(const T* a, const T* b, int64_t n) {
+  if constexpr (sizeof(T) == 2) return count_changes(reinterpret_cast<const bits16_t*>(a), reinterpret_cast<const bits16_t*>(b), n);
+  if constexpr (sizeof(T) == 4) return count_changes(reinterpret_cast<const bits32_t*>(a), reinterpret_cast<const bits32_t*>(b), n);
+  return count_changes(reinterpret_cast<const bits64_t*>(a), reinterpret_cast<const bits64_t*>(b), n);
 }
 
 template <class T>
@@ -189,7 +199,7 @@ int64_t store_and_count(const SophiaStepArgs& a, const SophiaTensor& t, int64_t 
   T* to = static_cast<T*>(t.param) + first;
   alignas(64) T fresh[kTile];
   round_weights<T>(a, t, first, n, value, fresh);
-  const int64_t changed = count_changes(reinterpret_cast<const bits_t<T>*>(to), reinterpret_cast<const bits_t<T>*>(fresh), n);
+  const int64_t changed = changes(to, fresh, n);
   memcpy(to, fresh, static_cast<size_t>(n) * sizeof(T));
   return changed;
 }
