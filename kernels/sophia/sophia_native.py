@@ -18,6 +18,14 @@ _STATES = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.uint8: 2
 _MAX, _ADD, _SIGN = range(3)
 
 
+def _by_dtypes(*lists: Sequence[Tensor]) -> dict[tuple[torch.dtype, ...], Sequence[int]]:
+    """Positions by the dtypes of the tensors that stand there; most often there is one kind."""
+    kinds = [{t.dtype for t in tensors} for tensors in lists]
+    if all(len(kind) == 1 for kind in kinds):
+        return {tuple(kind.pop() for kind in kinds): range(len(lists[0]))}
+    return dict(zo_native._by_dtypes(*lists))
+
+
 def _addresses(tensors: Sequence[Tensor], count: int) -> list[int]:
     return [t.data_ptr() for t in tensors] if len(tensors) else [0] * count
 
@@ -62,7 +70,7 @@ def step_(
     )
     places = [_addresses(column, len(params)) for column in columns]
     table = list(zip(*places, [p.numel() for p in params], streams, strict=True))
-    for (dtype, grad, kept), members in zo_native._by_dtypes(params, grads, state.exp_avgs).items():
+    for (dtype, grad, kept), members in _by_dtypes(params, grads, state.exp_avgs).items():
         rows = [table[i] for i in members if table[i][8]]
         if not rows:
             continue
@@ -101,7 +109,7 @@ def hessian_(
     """See sophia_reference.hessian_."""
     places = [_addresses(column, len(hessians)) for column in (hessians, hessian_scales, grads, probes)]
     table = list(zip(*places, [h.numel() for h in hessians], streams, strict=True))
-    for (kept, grad), members in zo_native._by_dtypes(hessians, grads).items():
+    for (kept, grad), members in _by_dtypes(hessians, grads).items():
         rows = [table[i] for i in members if table[i][4]]
         if not rows:
             continue

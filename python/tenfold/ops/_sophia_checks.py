@@ -64,21 +64,23 @@ _KINDS = (Tensor, torch.nn.Parameter)
 
 
 def _are_usual(values: Sequence[Any], dtypes: Sequence[torch.dtype], write: bool) -> bool:
-    """Whether all are dense tensors of these dtypes on one device that may be read, or written."""
+    """Whether all are dense tensors of these dtypes that may be read, or written."""
     if torch.compiler.is_compiling() or not isinstance(values, (list, tuple)):
         return False
     watched = write and torch.is_grad_enabled()
-    device = values[0].device if values and type(values[0]) in _KINDS else None
     for t in values:
         if type(t) not in _KINDS or t.layout is not torch.strided or t.dtype not in dtypes:
             return False
-        if t.is_nested or t.is_neg() or (watched and t.requires_grad) or t.device != device:
+        if t.is_nested or t.is_neg() or (watched and t.requires_grad):
             return False
     return True
 
 
 def params(values: Sequence[Any]) -> Sequence[Tensor]:
-    return values if _are_usual(values, _checks.FLOAT_DTYPES, True) else zo._params("params", values)
+    if _are_usual(values, _checks.FLOAT_DTYPES, True):
+        zo._one_device("params", values)
+        return values
+    return zo._params("params", values)
 
 
 def read(name: str, values: Sequence[Any]) -> Sequence[Tensor]:

@@ -77,7 +77,7 @@ class Buckets:
             present = []
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
-                    present.append((p, _grad(param_name(group, i), p), stream + i))
+                    present.append((p, _grad(group, i, p), stream + i))
             stream += len(group["params"])
             found.append((group, present))
         for group, present in found:
@@ -175,10 +175,13 @@ class Buckets:
             )
 
 
-def _grad(name: str, p: Tensor) -> Tensor:
-    """This rank's part of the gradient."""
+def _grad(group: dict[str, Any], i: int, p: Tensor) -> Tensor:
+    """This rank's part of the gradient of parameter i."""
     g = p.grad
     assert g is not None
+    if type(g) is Tensor and g.layout is torch.strided and g.shape == p.shape and g.dtype is p.dtype:
+        return g.detach() if g.requires_grad else g
+    name = param_name(group, i)
     if g.layout != torch.strided:
         _checks.fail(TypeError, f"{name}.grad", "a dense (strided) gradient", g.layout)
     if g.shape != p.shape:
