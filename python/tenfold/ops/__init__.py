@@ -2,6 +2,7 @@
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
+from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
@@ -41,6 +42,7 @@ from .zo_state import (
 __all__ = [
     "BitMask",
     "GNBSample",
+    "LinearLoss",
     "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
@@ -57,6 +59,7 @@ __all__ = [
     "linear_gnb_sample",
     "linear_kl",
     "linear_logprob",
+    "linear_loss",
     "linear_undial",
     "logits_logprob",
     "lowrank_factor",
