@@ -138,7 +138,5 @@ def _differentiate(
     softcap: float | None,
 ) -> None:
     """The logits of these rows become the slope of sum(weights log p), which is added to the gradient."""
-    rows.softmax_(
-        logits, logits, targets[part], lse, -weights, -weights * torch.expm1(logp), softcap, 1.0
-    )
+    rows.softmax_(logits, logits, targets[part], lse, -weights, -weights * torch.expm1(logp), softcap, 1.0)
     gradient.add(part, logits)

@@ -118,7 +118,9 @@ def _of_kind(
     if kind in ("npo", "simnpo") and beta <= 0:
         _checks.fail(ValueError, "beta", f"a number > 0 for kind={kind!r}", beta)
     if kind == "power" and min(beta, delta) < 0:
-        _checks.fail(ValueError, "beta" if beta < 0 else "delta", "a number >= 0 for kind='power'", (beta, delta))
+        _checks.fail(
+            ValueError, "beta" if beta < 0 else "delta", "a number >= 0 for kind='power'", (beta, delta)
+        )
     if (ref_nll is not None) != (kind == "npo"):
         expected = "[B] for kind='npo'" if kind == "npo" else f"none for kind={kind!r}"
         _checks.fail(ValueError, "ref_nll", expected, "none" if ref_nll is None else "a tensor")

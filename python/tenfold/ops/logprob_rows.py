@@ -56,8 +56,8 @@ def linear_logprob(
 
     Rows whose target is ignore_index are dropped before the product and give 0 and no gradient. The backward
     pass computes the logits again, a chunk at a time: 8 N V D operations for both passes instead of 6; where
-    only hidden asks for a gradient, forward computes it up to the weight of a row, [N, D] in float32: 4 N V D.
-    `linear_loss` needs 6 for losses that are sums over tokens or sequences.
+    only hidden asks for a gradient, forward keeps it up to the weight of a row, [N, D] in float32, and both
+    take 4. `linear_loss` needs 6 for losses that are sums over tokens or sequences.
     Products are accumulated in float32 from the stored values, under autocast and whatever the settings of
     TF32; on CUDA, half-precision operands meet a gradient rounded to their dtype, as they do in autograd.
 
