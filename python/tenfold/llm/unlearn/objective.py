@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.llm.unlearn import logit_losses, losses, methods
+from tenfold.llm.unlearn import fused, logit_losses, losses, methods
 from tenfold.llm.unlearn.losses import Head
 from tenfold.llm.unlearn.subject import Batch, Subject
 
@@ -86,6 +86,8 @@ class Objective:
             gamma: retain weight of this step, where it is not constant.
         """
         weight = self.dual if self.method == "pdu" else self.gamma if gamma is None else gamma
+        if self._fused:
+            return self._both(forget, retain, weight)
         total, parts = torch.zeros((), device=self.subject.device), {}
         if self.method not in ("ft", "l1"):
             term = _FORGET[self.method](self, forget)
@@ -99,6 +101,23 @@ class Objective:
             term = losses.l1(list(self.subject.parameters.values()))
             total, parts["l1"] = total + self.options["alpha"] * term, float(term.detach())
         return total, parts
+
+    @property
+    def _fused(self) -> bool:
+        """Whether both terms are sums over tokens or sequences, for which one visit to the head is enough."""
+        per_sequence = self.options.get("per", "sequence") == "sequence"
+        return self.method in fused.FUSED and per_sequence and self.retain_loss in ("nll", "none")
+
+    def _both(
+        self, forget: Sequence[int], retain: Sequence[int], gamma: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        subject = self.subject
+        name = {"po": "refusal", "rl": "random"}.get(self.method, "forget")
+        rows = subject.labelled(subject.batch(name, forget))
+        kept = None if self.retain_loss == "none" else subject.labelled(subject.batch("retain", retain))
+        ref = self._ref("forget", forget) if self.method == "npo" else None
+        weights = {"forget_weight": self.forget_weight, "gamma": gamma}
+        return fused.loss(self.method, self.options, rows, kept, subject.head, ref_nll=ref, **weights)
 
     def after_step(self, retain_loss: float) -> None:
         """PDU's multiplier moves by how far the retain loss of the step is above its bound."""
