@@ -5,6 +5,7 @@ from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
+from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .sophia import (
     hutchinson_accumulate_,
@@ -51,6 +52,7 @@ __all__ = [
     "RandomMask",
     "ReplayPass",
     "Term",
+    "TopK",
     "count_within",
     "gnb_sample",
     "hutchinson_accumulate_",
@@ -60,6 +62,8 @@ __all__ = [
     "linear_kl",
     "linear_logprob",
     "linear_loss",
+    "linear_topk",
+    "linear_topk_kl",
     "linear_undial",
     "logits_logprob",
     "lowrank_factor",

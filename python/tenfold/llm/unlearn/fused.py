@@ -20,7 +20,7 @@ __all__ = ["FUSED", "loss"]
 _SIGN = {"ga": 1.0, "graddiff": 1.0, "teach": -1.0, "po": -1.0, "rl": -1.0}
 _KIND = {"npo": "npo", "simnpo": "simnpo", "wga": "power", "satimp": "power"}
 FUSED = (*_SIGN, *_KIND)
-"""Methods whose forget term this module knows. NPO per sequence only: a batch mean ties sequences together."""
+"""Methods whose forget term this module knows; NPO per sequence, as a batch mean ties sequences together."""
 
 
 def loss(

@@ -28,7 +28,7 @@ from tenfold import ops
 __all__ = [
     "IGNORE", "Head", "Rows", "Tokens", "activation", "ceu", "control_vector", "dpo", "dual_step", "ga", "kl",
     "l1", "labelled", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
-    "skip_first", "undial", "wga",
+    "skip_first", "topk_kl", "topk_undial", "undial", "wga",
 ]  # fmt: skip
 
 IGNORE = -100
@@ -184,6 +184,43 @@ def undial(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, beta: 
     return _mean(
         ops.linear_undial(rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, beta=beta)
     )
+
+
+def topk_kl(rows: Rows, head: Head, reference: ops.TopK) -> Tensor:
+    """:func:`kl` from a reference of which K tokens per row are kept, mean over labelled rows.
+
+    With r the reference's mass outside them, a row's value is smaller than the full divergence by r times the
+    divergence of the renormalised rests, and the absolute errors of its gradient by the logits add up to 2 r
+    at most: see :func:`tenfold.ops.linear_topk_kl`.
+    """
+    each = ops.linear_topk_kl(rows.hidden, head.weight, reference, head.bias, softcap=head.softcap)
+    return _mean(each)
+
+
+def topk_undial(rows: Rows, head: Head, reference: ops.TopK, *, beta: float = 10.0) -> Tensor:
+    """:func:`undial` from K tokens per row, the label among them; mean over labelled rows.
+
+    Lowering the label's logit turns probabilities q into q e^(-beta) at the label, over 1 - q(label) (1 -
+    e^-beta). The mass outside the K tokens becomes r' = r / (1 - q(label) (1 - e^-beta)); the value lacks r'
+    times the cross-entropy of the renormalised rests, the gradient is off by 2 r' at most as in
+    :func:`topk_kl`.
+
+    Raises:
+        ValueError: a label that is not among the tokens of its row.
+    """
+    own = reference.tokens == rows.targets[:, None]
+    if not bool(own.any(1).all()):
+        missing = int(rows.targets[~own.any(1)][0])
+        raise ValueError(f"reference: expected the label of each row among its tokens, got none of {missing}")
+    q = reference.logp.double()
+    lowered = torch.where(own, q - beta, q)
+    rest = reference.log_rest.double()
+    total = torch.cat((lowered, rest[:, None]), 1).logsumexp(1)
+    target = ops.TopK(reference.tokens, lowered - total[:, None], rest - total)
+    outcomes = torch.cat((target.logp, target.log_rest[:, None]), 1)
+    entropy = torch.special.entr(outcomes.exp()).sum(1)
+    each = ops.linear_topk_kl(rows.hidden, head.weight, target, head.bias, softcap=head.softcap)
+    return _mean(each + entropy.to(each.dtype))
 
 
 def ceu(rows: Rows, head: Head) -> Tensor:

@@ -2,19 +2,22 @@
 
 What a method needs of the model before unlearning is remembered when the objective is made, and the model
 itself
-is not kept: one number per row for NPO and DPO; for KL, UNDIAL and RMU the hidden states at the labelled
-positions, from which the whole distribution follows through the unembedding.
+is not kept: one number per row for NPO and DPO; for KL and UNDIAL the hidden states at the labelled
+positions, from which the whole distribution follows through the unembedding, or the likeliest tokens alone
+(:mod:`tenfold.llm.unlearn.topk`); for RMU activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tenfold.llm.unlearn import fused, logit_losses, losses, methods
+from tenfold.llm.unlearn import topk as topk_module
 from tenfold.llm.unlearn.losses import Head
 from tenfold.llm.unlearn.subject import Batch, Subject
 
@@ -35,6 +38,9 @@ class Objective:
             that SOUL's code calls KL, over all real positions.
         options: the method's own numbers in place of its defaults.
         seed: of RMU's control vector.
+        topk: tokens per position that KL and UNDIAL keep of the model before unlearning; 0 keeps its hidden
+            states, and a copy of its unembedding where that is trained.
+        topk_file: where the tokens are kept between runs (safetensors): read if it is there, else written.
 
     Raises:
         ValueError: an unknown name or option; no retain rows where the retain term needs them.
@@ -50,6 +56,8 @@ class Objective:
         retain_loss: str | None = None,
         options: dict[str, Any] | None = None,
         seed: int = 0,
+        topk: int = 0,
+        topk_file: Path | None = None,
     ) -> None:
         known = methods.find(method)
         self.subject, self.method, self.forget_weight = subject, method, forget_weight
@@ -70,7 +78,8 @@ class Objective:
         for name in known.sets:
             if name not in subject:
                 raise ValueError(f"{name}: expected a set of rows for {method}, got none")
-        self._remember(known, seed)
+        self.topk = self._check_topk(topk, known)
+        self._remember(known, seed, topk_file)
 
     @property
     def needs_retain(self) -> bool:
@@ -129,7 +138,7 @@ class Objective:
     # -- reference -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _remember(self, known: methods.Method, seed: int) -> None:
+    def _remember(self, known: methods.Method, seed: int, topk_file: Path | None) -> None:
         subject = self.subject
         self._nll: dict[str, tuple[Tensor, Tensor]] = {}
         self._hidden: dict[str, list[Tensor]] = {}
@@ -138,9 +147,11 @@ class Objective:
             for name in ("forget", *known.sets):
                 self._nll[name] = subject.nll(name)
         everywhere = self.retain_loss == "soul_kl"
-        if "hidden" in known.reference:
+        if self.topk:
+            self._topk = topk_module.remember(subject, self._divergent(known), self.topk, topk_file)
+        elif "hidden" in known.reference:
             self._hidden["forget"] = self._states("forget", everywhere and self.method == "kl")
-        if self.retain_loss in ("kl", "soul_kl"):
+        if self.retain_loss in ("kl", "soul_kl") and not self.topk:
             self._hidden["retain"] = self._states("retain", everywhere)
         if self._hidden:
             head = subject.head
@@ -158,6 +169,21 @@ class Objective:
             )
         if self.retain_loss == "activation":
             self._acts["retain"] = self._activations("retain")
+
+    def _divergent(self, known: methods.Method) -> list[str]:
+        """Sets of whose rows the whole distribution before unlearning is asked for."""
+        forget = ["forget"] if "hidden" in known.reference else []
+        return forget + (["retain"] if self.retain_loss == "kl" else [])
+
+    def _check_topk(self, k: int, known: methods.Method) -> int:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"topk: expected a whole number >= 0, got {k!r}")
+        if k and (self.retain_loss == "soul_kl" or not self._divergent(known)):
+            raise ValueError(
+                f"topk: expected 0 for {self.method} with retain_loss={self.retain_loss!r}, which has no use "
+                f"for it, got {k}"
+            )
+        return k
 
     def _states(self, name: str, everywhere: bool) -> list[Tensor]:
         """Hidden states of each row at its labelled (or all real) positions."""
@@ -198,6 +224,9 @@ class Objective:
         return self._divergence("retain", batch, chosen)
 
     def _divergence(self, name: str, batch: Batch, chosen: Sequence[int]) -> Tensor:
+        if self.topk:
+            kept = topk_module.take(self._topk[name], chosen, self.subject.device)
+            return losses.topk_kl(self.subject.labelled(batch), self.subject.head, kept)
         before = torch.cat([self._hidden[name][i] for i in chosen])
         if self.retain_loss != "soul_kl":
             return losses.kl(self.subject.labelled(batch), self.subject.head, before, self._head)
@@ -251,6 +280,9 @@ class Objective:
 
     def _undial(self, chosen: Sequence[int]) -> Tensor:
         rows = self.subject.labelled(self.subject.batch("forget", chosen))
+        if self.topk:
+            kept = topk_module.take(self._topk["forget"], chosen, self.subject.device)
+            return losses.topk_undial(rows, self.subject.head, kept, **self.options)
         before = torch.cat([self._hidden["forget"][i] for i in chosen])
         return losses.undial(rows, self.subject.head, before, self._head, **self.options)
 
