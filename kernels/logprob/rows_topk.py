@@ -1,10 +1,10 @@
 """KL divergence from a reference of which K likely tokens per row are known, and the mass of the others.
 
-With q the reference, S its K tokens and r = 1 - q(S), the loss of a row is the divergence of the K + 1 outcomes
+With q the reference, S its K tokens and r = 1 - q(S), the loss of a row is the divergence of K + 1 outcomes,
 
     sum_{v in S} q_v (log q_v - log p_v) + r (log r - log p(not S)),
 
-and its gradient p_v - q_v inside S, p_v (1 - r / p(not S)) outside: the mass r spread as the model spreads it.
+its gradient p_v - q_v inside S and p_v (1 - r / p(not S)) outside: the mass r spread as the model spreads it.
 By the chain rule it is smaller than the full divergence by r KL(q | not S, p | not S), and the sum over v
 of the gradient's absolute error is at most 2 r, whatever the model.
 """

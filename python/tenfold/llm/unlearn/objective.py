@@ -78,7 +78,7 @@ class Objective:
         for name in known.sets:
             if name not in subject:
                 raise ValueError(f"{name}: expected a set of rows for {method}, got none")
-        self.topk = self._check_topk(topk, known)
+        self.topk = self._check_topk(topk)
         self._remember(known, seed, topk_file)
 
     @property
@@ -148,7 +148,9 @@ class Objective:
                 self._nll[name] = subject.nll(name)
         everywhere = self.retain_loss == "soul_kl"
         if self.topk:
-            self._topk = topk_module.remember(subject, self._divergent(known), self.topk, topk_file)
+            self._topk = topk_module.remember(
+                subject, methods.reads_distribution(self.method, self.retain_loss), self.topk, topk_file
+            )
         elif "hidden" in known.reference:
             self._hidden["forget"] = self._states("forget", everywhere and self.method == "kl")
         if self.retain_loss in ("kl", "soul_kl") and not self.topk:
@@ -170,15 +172,12 @@ class Objective:
         if self.retain_loss == "activation":
             self._acts["retain"] = self._activations("retain")
 
-    def _divergent(self, known: methods.Method) -> list[str]:
-        """Sets of whose rows the whole distribution before unlearning is asked for."""
-        forget = ["forget"] if "hidden" in known.reference else []
-        return forget + (["retain"] if self.retain_loss == "kl" else [])
-
-    def _check_topk(self, k: int, known: methods.Method) -> int:
+    def _check_topk(self, k: int) -> int:
         if not isinstance(k, int) or isinstance(k, bool) or k < 0:
             raise ValueError(f"topk: expected a whole number >= 0, got {k!r}")
-        if k and (self.retain_loss == "soul_kl" or not self._divergent(known)):
+        if k and (
+            self.retain_loss == "soul_kl" or not methods.reads_distribution(self.method, self.retain_loss)
+        ):
             raise ValueError(
                 f"topk: expected 0 for {self.method} with retain_loss={self.retain_loss!r}, which has no use "
                 f"for it, got {k}"

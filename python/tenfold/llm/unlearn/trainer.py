@@ -209,7 +209,7 @@ def train(
 
 def _topk_file(folder: RunFolder | None, job: Job) -> Path | None:
     """Where the reference of a job lies: beside its state, which goes when the run is finished."""
-    return None if folder is None or not job.topk else folder.path / "state" / f"{job.key}.topk"
+    return None if folder is None or not job.topk else folder.path / "state" / f"{job.key}.topk.safetensors"
 
 
 @dataclass
