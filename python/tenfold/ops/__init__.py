@@ -15,6 +15,7 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .vocab_parallel import VocabShard, merge_vocab_shards, vocab_parallel_logprob
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -53,6 +54,7 @@ __all__ = [
     "ReplayPass",
     "Term",
     "TopK",
+    "VocabShard",
     "count_within",
     "gnb_sample",
     "hutchinson_accumulate_",
@@ -68,6 +70,7 @@ __all__ = [
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "merge_vocab_shards",
     "option_loss",
     "quantile_abs",
     "random_words",
@@ -79,6 +82,7 @@ __all__ = [
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",
+    "vocab_parallel_logprob",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",

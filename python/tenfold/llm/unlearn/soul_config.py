@@ -95,8 +95,8 @@ class SoulConfig:
     """nll, kl, activation, soul_kl or none; left empty: the method's own."""
 
     topk: int = 0
-    """Tokens per position that KL and UNDIAL keep of the model before unlearning, in a file; 0 keeps its hidden
-    states and, where it is trained, a copy of its unembedding."""
+    """Tokens per position that KL and UNDIAL keep of the model before unlearning, in a file; 0 keeps its
+    hidden states and, where it is trained, a copy of its unembedding."""
 
     ramp: bool = False
     """Let gamma grow from 0 with the epochs."""
