@@ -202,14 +202,20 @@ def sample(
     bias: Tensor | None,
     uniforms: Tensor,
     inverse_temperature: float,
+    softcap: float | None = None,
 ) -> list[Tensor]:
-    """rows.sample of the logits of `hidden`: (token, log p, log sum exp)."""
+    """rows.sample of the capped logits of `hidden`: (token, log p, log sum exp)."""
     keep = (uniforms >= 0).nonzero()[:, 0]
     head = Head(_select(hidden, keep), weight, bias)
     chosen = uniforms[keep]
-    token, logp, lse = _by_chunks(
-        head, keep, hidden.shape[0], 3, lambda part, z: rows.sample(z, chosen[part], inverse_temperature)
-    )
+
+    def reduce(part: slice, logits: Tensor) -> Sequence[Tensor]:
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        found: Sequence[Tensor] = rows.sample(logits, chosen[part], inverse_temperature)
+        return found
+
+    token, logp, lse = _by_chunks(head, keep, hidden.shape[0], 3, reduce)
     return [torch.where(uniforms >= 0, token, -1), logp, lse]
 
 

@@ -187,6 +187,7 @@ def linear_gnb_sample(
     temperature: float = 1.0,
     mask: Any = None,
     ignore_index: int = -100,
+    softcap: float | None = None,
 ) -> GNBSample:
     """`gnb_sample` of hidden weight^T + bias, no more than a chunk of logits kept.
 
@@ -195,7 +196,7 @@ def linear_gnb_sample(
     while a label with them.
 
     Args:
-        hidden, weight, bias: as `linear_logprob`.
+        hidden, weight, bias, softcap: as `linear_logprob`; the cap comes before the temperature.
         seed, row_offset, temperature, mask, ignore_index: as `gnb_sample`; mask [N].
 
     Returns:
@@ -208,7 +209,8 @@ def linear_gnb_sample(
     hidden, weight, bias = _operands(hidden, weight, bias, 2)
     _vocabulary("weight", weight.shape[0])
     draw = _draw(mask, hidden.shape[:1], hidden.device, seed, row_offset, temperature, ignore_index)
-    logp, tokens, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw)
+    softcap = None if softcap is None else _checks.real("softcap", softcap, positive=True)
+    logp, tokens, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw, softcap)
     return GNBSample(kind(tokens), kind(logp.to(_math_dtype(hidden, weight, bias))))
 
 

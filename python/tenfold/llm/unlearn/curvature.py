@@ -139,7 +139,9 @@ def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[i
     count = 0
     for name, chosen in batches:
         rows, head = subject.labelled(subject.batch(name, chosen)), subject.head
-        drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
+        drawn = ops.linear_gnb_sample(
+            rows.hidden, head.weight, head.bias, seed=seed, row_offset=count, softcap=head.softcap
+        )
         (-drawn.logp.sum()).backward()
         count += len(rows.targets)
     return count
@@ -151,5 +153,5 @@ def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool)
     count = len(rows.targets)
     if not second:
         return losses.nll(losses.score(rows, head)), count
-    logits = F.linear(rows.hidden, head.weight, head.bias).float()
+    logits = losses.logits(rows.hidden, head).float()
     return F.cross_entropy(logits, rows.targets), count

@@ -27,7 +27,7 @@ from tenfold import ops
 
 __all__ = [
     "IGNORE", "Head", "Rows", "Tokens", "activation", "ceu", "control_vector", "dpo", "dual_step", "ga", "kl",
-    "l1", "labelled", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
+    "l1", "labelled", "logits", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
     "skip_first", "topk_kl", "topk_undial", "undial", "wga",
 ]  # fmt: skip
 
@@ -82,6 +82,12 @@ def labelled(hidden: Tensor, labels: Tensor) -> Rows:
     where = following != IGNORE
     sequence = torch.arange(len(labels), device=labels.device)[:, None].expand_as(where)
     return Rows(hidden[:, :-1][where], following[where], sequence[where], len(labels))
+
+
+def logits(hidden: Tensor, head: Head) -> Tensor:
+    """All logits [..., V] of hidden states, for what has no form without them."""
+    out = F.linear(hidden, head.weight, head.bias)
+    return out if head.softcap is None else head.softcap * torch.tanh(out / head.softcap)
 
 
 def skip_first(labels: Tensor, count: int) -> Tensor:
@@ -307,7 +313,8 @@ def _like(reference: Tensor, values: Tensor) -> Tensor:
 
 def _no_softcap(name: str, *heads: Head) -> None:
     if any(head.softcap is not None and math.isfinite(head.softcap) for head in heads):
-        raise ValueError(f"{name}: expected logits without a soft cap, got softcap={heads[0].softcap}")
+        also = " (topk_kl and topk_undial know it)" if name in ("kl", "undial") else ""
+        raise ValueError(f"{name}: expected logits without a soft cap{also}, got softcap={heads[0].softcap}")
 
 
 def _no_bias(name: str, *heads: Head) -> None:

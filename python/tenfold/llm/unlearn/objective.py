@@ -229,10 +229,9 @@ class Objective:
         before = torch.cat([self._hidden[name][i] for i in chosen])
         if self.retain_loss != "soul_kl":
             return losses.kl(self.subject.labelled(batch), self.subject.head, before, self._head)
-        hidden, head = self.subject.hidden(batch)[batch.mask > 0], self.subject.head
+        hidden = self.subject.hidden(batch)[batch.mask > 0]
         return logit_losses.soul_kl(
-            torch.nn.functional.linear(hidden, head.weight, head.bias),
-            torch.nn.functional.linear(before, self._head.weight, self._head.bias),
+            losses.logits(hidden, self.subject.head), losses.logits(before, self._head)
         )
 
     def _tokens(self, name: str, chosen: Sequence[int]) -> losses.Tokens:
