@@ -182,8 +182,8 @@ def _loss_fake(
     operands, needs = (hidden, weight, bias), rest[-1]
     asked = zip(operands, needs, strict=True)
     gradients = [t.new_empty(t.shape) if t is not None and need else hidden.new_empty(0) for t, need in asked]
-    double = {"dtype": torch.float64}
-    return targets.new_empty((), **double), targets.new_empty(targets.shape, **double), *gradients
+    loss, logp = (targets.new_empty(shape, dtype=torch.float64) for shape in ((), targets.shape))
+    return loss, logp, *gradients
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

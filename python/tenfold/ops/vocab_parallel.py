@@ -121,7 +121,7 @@ def vocab_parallel_logprob(
 
 class _Merged(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, start: int,
         softcap: float | None, group: Any,
     ) -> Tensor:  # fmt: skip
@@ -140,7 +140,7 @@ class _Merged(torch.autograd.Function):
         return logp
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         hidden, weight, bias, local, inside, logit, lse = ctx.saved_tensors
         at_target = grad * (inside.double() - (logit - lse).exp())
         needs = list(ctx.needs_input_grad[:3])

@@ -93,5 +93,6 @@ def _term(method: str, options: dict[str, Any], tokens: Tokens, ref_nll: Tensor 
         return _SIGN[method] * losses.ga(tokens)
     if ref_nll is not None:
         return losses.npo(tokens, ref_nll, **options)
-    plain = {"simnpo": losses.simnpo, "wga": losses.wga, "satimp": losses.satimp}[method]
-    return plain(tokens, **options)
+    if method == "simnpo":
+        return losses.simnpo(tokens, **options)
+    return losses.wga(tokens, **options) if method == "wga" else losses.satimp(tokens, **options)
