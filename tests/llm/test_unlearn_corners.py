@@ -67,12 +67,8 @@ def test_a_sequence_without_labels_counts_with_nothing(name: str) -> None:
     for labels in (LABELS, NONE):
         hidden = HIDDEN.clone().requires_grad_()
         loss = SEQUENCES[name](score(labelled(hidden, labels), Head(WEIGHT)))
-        dense = losses.Tokens(*(
-            t for t in (logit_losses.score(hidden.double() @ WEIGHT.double().T, labels))
-        ))  # fmt: skip
-        torch.testing.assert_close(
-            loss.detach(), SEQUENCES[name](dense).detach().float(), rtol=1e-5, atol=1e-5
-        )
+        dense = SEQUENCES[name](logit_losses.score(hidden.double() @ WEIGHT.double().T, labels))
+        torch.testing.assert_close(loss.detach(), dense.detach().float(), rtol=1e-5, atol=1e-5)
         (slope,) = torch.autograd.grad(loss, hidden)
         assert slope.isfinite().all()
         assert not slope[1].any()

@@ -27,7 +27,8 @@ def make_gemma() -> Any:
     config = Gemma2Config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=64, sliding_window=32,
-        query_pre_attn_scalar=8, final_logit_softcapping=CAP, attn_logit_softcapping=20.0, initializer_range=0.2,
+        query_pre_attn_scalar=8, final_logit_softcapping=CAP, attn_logit_softcapping=20.0,
+        initializer_range=0.2,
         pad_token_id=0,
         attn_implementation="eager",
     )  # fmt: skip
