@@ -52,7 +52,8 @@ class Head:
         limit = chunk_bytes(hidden) // share // max(1, self.dtype.itemsize * vocabulary)
         rows = max(1, hidden.shape[0])
         tile = min(rows, max(1, limit, at_least))
-        self.tile = -(-rows // -(-rows // tile))  # chunks of one size: products of few rows are slow
+        alike = -(-rows // -(-rows // tile))  # chunks of one size: products of few rows are slow
+        self.tile = max(alike, min(rows, at_least))
         self.columns = vocabulary
         if not self.half and weight.dtype != self.dtype:
             self.columns = max(1, min(vocabulary, WIDEN_BYTES // max(1, self.dtype.itemsize * width)))

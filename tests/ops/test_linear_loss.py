@@ -100,6 +100,16 @@ def test_chunks_smaller_and_larger_than_a_sequence(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_chunks_are_of_one_size_and_hold_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_linear, "CHUNK_BYTES", {"cpu": 8 * SIZE * 5})
+    _, w, _ = head()
+    hidden = torch.zeros(12, WIDTH, dtype=torch.float64)
+    parts = [part.stop - part.start for part in rows_linear.Head(hidden, w, None).parts()]
+    assert parts == [4, 4, 4]
+    assert rows_linear.Head(hidden, w, None, at_least=5).tile == 5
+    assert rows_linear.Head(hidden, w, None, at_least=20).tile == 12
+
+
 def test_pieces_are_whole_sequences() -> None:
     assert rows_fused._pieces([1] * 5 + [4, 2, 1, 9, 1], 5) == [
         slice(0, 5), slice(5, 9), slice(9, 12), slice(12, 21), slice(21, 22)
