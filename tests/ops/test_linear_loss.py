@@ -207,6 +207,15 @@ def test_the_gradient_is_taken_once() -> None:
         assert torch.equal(a, e)
 
 
+def test_a_second_derivative_is_refused_not_zero() -> None:
+    h, w, b = head()
+    frozen = linear_logprob(h, w.detach(), TARGETS, b.detach()).logp.sum()
+    for loss in (frozen, fused([h, w, b], "npo")):
+        (first,) = torch.autograd.grad(loss, [h], create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated once, not twice"):
+            torch.autograd.grad(first.sum() + h.sum(), [h])
+
+
 def test_gradcheck_of_the_slopes() -> None:
     h, w, b = head()
     assert torch.autograd.gradcheck(lambda x: linear_logprob(x, w.detach(), TARGETS, b.detach()).logp, [h])

@@ -117,6 +117,14 @@ def test_no_divergence_and_no_gradient_where_nothing_changed(backend: Any) -> No
     assert all(g.abs().max() < 1e-5 for g in torch.autograd.grad(loss.sum(), [h, w, b]))
 
 
+def test_a_second_derivative_is_refused_not_zero() -> None:
+    h, w, b = head()
+    loss = linear_topk_kl(h, w, linear_topk(h.detach(), w.detach(), 7), b)
+    (first,) = torch.autograd.grad(loss.sum(), [h], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once, not twice"):
+        torch.autograd.grad(first.sum() + h.sum(), [h])
+
+
 def test_rows_left_out_and_no_rows(backend: Any) -> None:
     h, w, b = head(torch.float32, backend.device)
     kept = linear_topk(*(t.float() for t in other(backend.device)[:2]), 5)

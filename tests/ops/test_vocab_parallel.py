@@ -142,6 +142,10 @@ def test_gradcheck_and_no_rows() -> None:
         lambda h, w, b: vocab_parallel_logprob(h, w, TARGETS, b, start=0, vocabulary=SIZE), operands
     )
     h, w, _ = head()
+    logp = vocab_parallel_logprob(h, w, TARGETS, start=0, vocabulary=SIZE)
+    (first,) = torch.autograd.grad(logp.sum(), [h], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once, not twice"):
+        torch.autograd.grad(first.sum(), [h])
     for rows, targets in ((0, TARGETS[:0]), (7, torch.full((7,), -100))):
         logp = vocab_parallel_logprob(h[:rows], w, targets, start=0, vocabulary=SIZE)
         (slope,) = torch.autograd.grad(logp.sum(), [w])

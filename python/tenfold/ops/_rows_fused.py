@@ -17,6 +17,7 @@ from ._rows import (
     _STATS,
     _TARGETS,
     _index_error,
+    _only_once,
     _present,
     _row_targets,
     _rows,
@@ -34,6 +35,9 @@ _LIBRARY.define(
     "SymInt num_segments, str kind, float factor, float beta, float delta, float? softcap, int ignore_index, "
     "bool[] needs) -> (Tensor loss, Tensor logp, Tensor by_hidden, Tensor by_weight, Tensor by_bias)"
 )
+
+
+_LIBRARY.define("first_derivative(Tensor gradient, Tensor of) -> Tensor")
 
 
 # ---- log p with its slope --------------------------------------------------------------------------------
@@ -68,14 +72,23 @@ def _slopes_fake(h: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, *rest:
 def _slopes_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(output[-1])
+    ctx.save_for_backward(output[-1], inputs[0])
 
 
 def _slopes_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    (slopes,) = ctx.saved_tensors
+    slopes, hidden = ctx.saved_tensors
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         raise RuntimeError("linear_logprob_slopes: expected a head without gradient, got one that needs it")
-    return ((grad[:, None].to(slopes.dtype) * slopes).to(ctx.dtype), *[None] * 6)
+    gradient = (grad[:, None].to(slopes.dtype) * slopes).to(ctx.dtype)
+    return (_final(gradient, hidden), *[None] * 6)
+
+
+def _final(gradient: Tensor, of: Tensor) -> Tensor:
+    """A gradient that says so when it is differentiated once more (`create_graph`): it knows no slope."""
+    if not torch.is_grad_enabled():
+        return gradient
+    final: Tensor = torch.ops.tenfold.first_derivative(gradient, of)
+    return final
 
 
 # ---- losses ----------------------------------------------------------------------------------------------
@@ -189,7 +202,7 @@ def _loss_fake(
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.have = list(inputs[-1])
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[2:], *inputs[:3])
 
 
 def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
@@ -203,11 +216,12 @@ def _loss_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if getattr(ctx, "taken", False):
         raise RuntimeError("linear_loss: its gradient can be taken once, and was taken before")
     out: list[Tensor | None] = [None] * 3
-    for i, gradient in enumerate(ctx.saved_tensors):
+    gradients, operands = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    for i, gradient in enumerate(gradients):
         if ctx.needs_input_grad[i] and not ctx.have[i]:
             raise RuntimeError(f"linear_loss: expected needs[{i}] for an operand with gradient, got False")
         if ctx.needs_input_grad[i]:
-            out[i] = _scaled(gradient, grad)
+            out[i] = _final(_scaled(gradient, grad.detach()), operands[i])
     ctx.taken = True
     return (*out, *[None] * 12)
 
@@ -220,6 +234,7 @@ def _register(name: str, kernel: Any, fake: Any, setup: Any, grad: Any) -> None:
 
 
 _register("linear_logprob_slopes", _linear_logprob_slopes, _slopes_fake, _slopes_setup, _slopes_grad)
+_register("first_derivative", lambda g, _: g.clone(), lambda g, _: g.new_empty(g.shape), None, _only_once)
 _register("linear_loss", _linear_loss, _loss_fake, _loss_setup, _loss_grad)
 
 

@@ -167,6 +167,4 @@ def _grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _register("linear_topk_kl", _forward, lambda h, *_: _per_row(h, h.shape[:1], False), _setup, _grad)
-_register(
-    "linear_topk_kl_backward", _backward, lambda *a: _needed(a[0], a[3:6], a[-1]), lambda *_: None, _only_once
-)
+_register("linear_topk_kl_backward", _backward, lambda *a: _needed(a[0], a[3:6], a[-1]), None, _only_once)
