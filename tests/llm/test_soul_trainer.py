@@ -12,7 +12,7 @@ from soul_tiny import make_rows, make_subject
 from tiny_models import make_llama
 
 from tenfold import ops
-from tenfold.llm.unlearn import curvature, methods, trainer
+from tenfold.llm.unlearn import curvature, fused, methods, trainer
 from tenfold.llm.unlearn.losses import Head, labelled, sequence_nll
 from tenfold.llm.unlearn.objective import Objective
 from tenfold.llm.unlearn.subject import Subject
@@ -327,3 +327,30 @@ def test_sequence_sums_of_left_padded_rows() -> None:
         total, torch.zeros(3).index_add(0, rows.sequence, each.detach()).to(total), rtol=1e-4, atol=1e-4
     )
     assert count.tolist() == [int((batch.labels[i, 1:] != -100).sum()) for i in range(3)]
+
+
+@pytest.mark.parametrize("trainable", ["full", "last-2"])
+@pytest.mark.parametrize("name", fused.FUSED)
+def test_both_terms_in_one_call_are_those_of_two(
+    name: str, trainable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(trainable)
+    objective = Objective(subject, name, gamma=0.7, forget_weight=0.3)
+    # weights apart from those that the reference was made with
+    with torch.no_grad():
+        for parameter in subject.parameters.values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    parameters = list(subject.parameters.values())
+
+    def run() -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor]]:
+        loss, parts = objective.loss([1, 4, 2], [0, 3, 5])
+        return loss.detach(), parts, list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    assert objective._fused
+    one = run()
+    monkeypatch.setattr(Objective, "_fused", False)
+    two = run()
+    torch.testing.assert_close(one[0], two[0], rtol=2e-6, atol=2e-6)
+    assert one[1] == pytest.approx(two[1], rel=1e-6)
+    for a, b in zip(one[2], two[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)

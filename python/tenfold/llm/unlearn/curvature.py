@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from tenfold import ops
 from tenfold.llm.unlearn import losses
-from tenfold.llm.unlearn.logit_losses import logits_of
 from tenfold.llm.unlearn.subject import Subject
 
 __all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_sampled", "make_optimizer", "parameter_groups", "refresh"]
@@ -142,10 +141,9 @@ def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[i
     count = 0
     for name, chosen in batches:
         rows, head = subject.labelled(subject.batch(name, chosen)), subject.head
-        if head.softcap is None:
-            drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
-        else:
-            drawn = ops.gnb_sample(logits_of(rows.hidden, head), seed=seed, row_offset=count)
+        drawn = ops.linear_gnb_sample(
+            rows.hidden, head.weight, head.bias, seed=seed, row_offset=count, softcap=head.softcap
+        )
         (-drawn.logp.sum()).backward()
         count += len(rows.targets)
     return count
@@ -157,4 +155,5 @@ def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool)
     count = len(rows.targets)
     if not second:
         return losses.nll(losses.score(rows, head)), count
-    return F.cross_entropy(logits_of(rows.hidden, head), rows.targets), count
+    logits = losses.logits(rows.hidden, head).float()
+    return F.cross_entropy(logits, rows.targets), count

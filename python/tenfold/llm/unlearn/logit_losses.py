@@ -17,19 +17,12 @@ from torch import Tensor
 
 from tenfold import ops
 from tenfold.llm.unlearn import losses
-from tenfold.llm.unlearn.losses import Head, Tokens
+from tenfold.llm.unlearn.losses import Tokens
 
 __all__ = [
-    "ceu", "dpo", "ga", "kl", "logits_of", "margin", "nll", "npo", "satimp", "score", "sequence_nll",
+    "ceu", "dpo", "ga", "kl", "margin", "nll", "npo", "satimp", "score", "sequence_nll",
     "simnpo", "soul_kl", "undial", "wga",
 ]  # fmt: skip
-
-
-def logits_of(hidden: Tensor, head: Head) -> Tensor:
-    """Logits [..., V] of hidden states [..., D], in float32 at least, with the head's bias and soft cap."""
-    logits = F.linear(hidden, head.weight, head.bias)
-    logits = logits.to(_wide(logits))
-    return logits if head.softcap is None else head.softcap * (logits / head.softcap).tanh()
 
 
 def score(logits: Tensor, labels: Tensor) -> Tokens:

@@ -27,8 +27,8 @@ from tenfold import ops
 
 __all__ = [
     "IGNORE", "Head", "Rows", "Tokens", "activation", "ceu", "control_vector", "dpo", "dual_step", "ga", "kl",
-    "l1", "labelled", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
-    "skip_first", "undial", "wga",
+    "l1", "labelled", "logits", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
+    "skip_first", "topk_kl", "topk_undial", "undial", "wga",
 ]  # fmt: skip
 
 IGNORE = -100
@@ -82,6 +82,12 @@ def labelled(hidden: Tensor, labels: Tensor) -> Rows:
     where = following != IGNORE
     sequence = torch.arange(len(labels), device=labels.device)[:, None].expand_as(where)
     return Rows(hidden[:, :-1][where], following[where], sequence[where], len(labels))
+
+
+def logits(hidden: Tensor, head: Head) -> Tensor:
+    """All logits [..., V] of hidden states, for what has no form without them."""
+    out = F.linear(hidden, head.weight, head.bias)
+    return out if head.softcap is None else head.softcap * torch.tanh(out / head.softcap)
 
 
 def skip_first(labels: Tensor, count: int) -> Tensor:
@@ -187,6 +193,43 @@ def undial(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, beta: 
     return _mean(each)
 
 
+def topk_kl(rows: Rows, head: Head, reference: ops.TopK) -> Tensor:
+    """:func:`kl` from a reference of which K tokens per row are kept, mean over labelled rows.
+
+    With r the reference's mass outside them, a row's value is smaller than the full divergence by r times the
+    divergence of the renormalised rests, and the absolute errors of its gradient by the logits add up to 2 r
+    at most: see :func:`tenfold.ops.linear_topk_kl`.
+    """
+    each = ops.linear_topk_kl(rows.hidden, head.weight, reference, head.bias, softcap=head.softcap)
+    return _mean(each)
+
+
+def topk_undial(rows: Rows, head: Head, reference: ops.TopK, *, beta: float = 10.0) -> Tensor:
+    """:func:`undial` from K tokens per row, the label among them; mean over labelled rows.
+
+    Lowering the label's logit turns probabilities q into q e^(-beta) at the label, over 1 - q(label) (1 -
+    e^-beta). The mass outside the K tokens becomes r' = r / (1 - q(label) (1 - e^-beta)); the value lacks r'
+    times the cross-entropy of the renormalised rests, the gradient is off by 2 r' at most as in
+    :func:`topk_kl`.
+
+    Raises:
+        ValueError: a label that is not among the tokens of its row.
+    """
+    own = reference.tokens == rows.targets[:, None]
+    if not bool(own.any(1).all()):
+        missing = int(rows.targets[~own.any(1)][0])
+        raise ValueError(f"reference: expected the label of each row among its tokens, got none of {missing}")
+    q = reference.logp.double()
+    lowered = torch.where(own, q - beta, q)
+    rest = reference.log_rest.double()
+    total = torch.cat((lowered, rest[:, None]), 1).logsumexp(1)
+    target = ops.TopK(reference.tokens, lowered - total[:, None], rest - total)
+    outcomes = torch.cat((target.logp, target.log_rest[:, None]), 1)
+    entropy = torch.special.entr(outcomes.exp()).sum(1)
+    each = ops.linear_topk_kl(rows.hidden, head.weight, target, head.bias, softcap=head.softcap)
+    return _mean(each + entropy.to(each.dtype))
+
+
 def ceu(rows: Rows, head: Head) -> Tensor:
     """Cross-entropy against the model's own distribution with the label taken out, held constant
     (2503.01224).
@@ -271,4 +314,5 @@ def _like(reference: Tensor, values: Tensor) -> Tensor:
 
 def _no_softcap(name: str, *heads: Head) -> None:
     if any(head.softcap is not None and math.isfinite(head.softcap) for head in heads):
-        raise ValueError(f"{name}: expected logits without a soft cap, got softcap={heads[0].softcap}")
+        also = " (topk_kl and topk_undial know it)" if name in ("kl", "undial") else ""
+        raise ValueError(f"{name}: expected logits without a soft cap{also}, got softcap={heads[0].softcap}")

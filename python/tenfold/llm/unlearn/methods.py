@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["METHODS", "SOUL_NAMES", "Method", "find"]
+__all__ = ["METHODS", "SOUL_NAMES", "Method", "find", "reads_distribution"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,13 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name]
+
+
+def reads_distribution(name: str, retain_loss: str | None) -> list[str]:
+    """Sets of whose rows a method compares whole distributions: ``"forget"``, ``"retain"``, both or none.
+
+    ``retain_loss`` as in :class:`tenfold.llm.unlearn.objective.Objective`; None for the method's own.
+    """
+    known = find(name)
+    forget = ["forget"] if "hidden" in known.reference else []
+    return forget + (["retain"] if (retain_loss or known.retain) == "kl" else [])

@@ -241,6 +241,7 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
         rho = float(rho)
     if rho == "auto" and not adaptive:
         rho = None
+    kept = methods.reads_distribution(method, config.retain_loss or None)
     return Job(
         key=f"{method}-{optimizer}-lr{lr:g}-seed{seed}".replace("+", ""),
         method=method, optimizer=optimizer, lr=lr,
@@ -250,7 +251,7 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
         hessian_source=config.hessian_source, epochs=float(config.epochs or 1),
         batch_size=int(config.batch_size or 1), accumulation=int(config.accumulation or 1), clip=config.clip,
         rounding="stochastic" if config.dtype == "bfloat16" and optimizer != "adamw" else "nearest",
-        nonfinite=config.nonfinite, seed=seed,
+        nonfinite=config.nonfinite, seed=seed, topk=config.topk if kept else 0,
     )  # fmt: skip
 
 

@@ -105,6 +105,10 @@ class SoulConfig:
     retain_loss: str = ""
     """nll, kl, activation, soul_kl or none; left empty: the method's own."""
 
+    topk: int = 0
+    """Tokens per position that KL and UNDIAL keep of the model before unlearning, in a file; 0 keeps its
+    hidden states and, where it is trained, a copy of its unembedding."""
+
     ramp: bool = False
     """Let gamma grow from 0 with the epochs."""
 
@@ -289,6 +293,8 @@ def _check(config: SoulConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    if not isinstance(config.topk, int) or isinstance(config.topk, bool) or config.topk < 0:
+        raise ValueError(f"topk: expected a whole number >= 0, got {config.topk!r}")
 
 
 def _is_positive(text: str) -> bool:

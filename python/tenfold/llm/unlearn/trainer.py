@@ -20,6 +20,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Job:
         warmup: share of the steps in which the learning rate rises.
         schedule: ``"linear"``: rise to the learning rate in the last step of the warm-up, then fall, the last
             step above 0; ``"hf"``: as transformers counts, the first step at 0; ``"constant"``.
+        topk: tokens per position kept of the model before unlearning, for KL and UNDIAL; 0 for hidden states.
         nonfinite: ``"error"`` ends the run at a loss or gradient that is not finite; ``"skip"`` leaves the
             step out, counts it, and ends the run at the third in a row.
     """
@@ -91,6 +93,7 @@ class Job:
     state_dtype: str = "float32"
     rounding: str = "nearest"
     master: bool = False
+    topk: int = 0
     nonfinite: str = "error"
     seed: int = 0
 
@@ -179,7 +182,7 @@ def train(
     check(job)
     objective = Objective(
         subject, job.method, gamma=job.gamma, forget_weight=job.forget_weight, retain_loss=job.retain_loss,
-        options=job.options, seed=job.seed,
+        options=job.options, seed=job.seed, topk=job.topk, topk_file=_topk_file(folder, job),
     )  # fmt: skip
     optimizer = curvature.make_optimizer(
         job.optimizer, subject, lr=job.lr, weight_decay=job.weight_decay, betas=job.betas, rho=job.rho,
@@ -202,6 +205,11 @@ def train(
     for parameter in subject.parameters.values():
         parameter.grad = None
     return running.history
+
+
+def _topk_file(folder: RunFolder | None, job: Job) -> Path | None:
+    """Where the reference of a job lies: beside its state, which goes when the run is finished."""
+    return None if folder is None or not job.topk else folder.path / "state" / f"{job.key}.topk.safetensors"
 
 
 @dataclass
