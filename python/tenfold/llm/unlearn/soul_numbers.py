@@ -21,7 +21,14 @@ OPTIMIZER_NAMES = {
     "Fisher)",
     "liuhong99": "SophiaG (published)", "soul-legacy": "SOUL's optimizer", "sign": "sign-momentum",
 }  # fmt: skip
-ORDER = {name: "first order" if name in FIRST_ORDER else "second order" for name in OPTIMIZER_NAMES}
+SOLVER_NAMES = {
+    "diag": "diagonal (GNB)", "cg": "conjugate gradients", "lissa": "LiSSA", "woodfisher": "WoodFisher",
+    "woodfisher-legacy": "WoodFisher (in circulation)",
+}  # fmt: skip
+ORDER = {
+    name: "first order" if name in FIRST_ORDER else "second order" for name in OPTIMIZER_NAMES
+} | dict.fromkeys(SOLVER_NAMES, "one shot")
+OPTIMIZER_NAMES |= SOLVER_NAMES
 
 EVALUATION = {
     "forget_quality": "forget quality (p)", "forget_quality_log10": "log10 p", "model_utility": "model "
