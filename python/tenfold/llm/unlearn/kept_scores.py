@@ -70,7 +70,8 @@ class KeptScores:
         return [scores for scores in found if scores is not None]
 
     def _remember(self, rows: list[Encoded]) -> None:
-        """What enters the trained blocks for each text: out of the subject's sets, else by the frozen blocks."""
+        """What enters the trained blocks for each text: out of the subject's sets, else by the frozen
+        blocks."""
         for ids, states in self.subject.kept_states():
             self._entering.setdefault(ids, states)
         rows = [row for row in rows if tuple(row.ids) not in self._entering]

@@ -1,5 +1,5 @@
-"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor of more than a chunk
-is ever held.
+"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor of more than a
+chunk is ever held.
 
     rows = labelled(hidden, labels)              the positions that predict a labelled token, [N, D]
     tokens = score(rows, head)                   log-probabilities of their labels, [N]
@@ -97,8 +97,8 @@ def skip_first(labels: Tensor, count: int) -> Tensor:
 def score(rows: Rows, head: Head) -> Tokens:
     """Log-probabilities of the labels, differentiable in hidden states and unembedding.
 
-    Where float32 logits of all rows fit in :data:`KEPT_LOGITS` bytes and gradients are wanted, they are kept for
-    the backward pass; else it computes them again, a chunk at a time. The numbers are the same.
+    Where float32 logits of all rows fit in :data:`KEPT_LOGITS` bytes and gradients are wanted, they are kept
+    for the backward pass; else it computes them again, a chunk at a time. The numbers are the same.
     """
     if _keeps_logits(rows.hidden, head):
         logits = F.linear(rows.hidden, head.weight, head.bias)

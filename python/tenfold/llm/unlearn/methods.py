@@ -54,8 +54,8 @@ METHODS: dict[str, Method] = {
     ),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }
-"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``; ``iu`` is one step along an
-influence function and has a solver in the place of an optimizer. In SimNPO's paper the
+"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``; ``iu`` is one step
+along an influence function and has a solver in the place of an optimizer. In SimNPO's paper the
 forget term weighs 0.125 where the retain term weighs 1."""
 
 SOUL_NAMES: dict[str, tuple[str, dict[str, Any]]] = {

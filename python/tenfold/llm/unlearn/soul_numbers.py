@@ -11,7 +11,7 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 
 __all__ = [
-    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "pair", "same_setting", "spread",
+    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair", "rate", "same_setting", "spread",
     "sweep_rows",
     "title", "win_rate",
 ]  # fmt: skip
@@ -30,6 +30,11 @@ ORDER = {
 } | dict.fromkeys(SOLVER_NAMES, "one shot")
 OPTIMIZER_NAMES |= SOLVER_NAMES
 
+ONE_SHOT = ("damp", "iterations", "residual", "slope", "forget_predicted", "retain_predicted",
+"forget_before",
+            "retain_before", "forget", "retain")  # fmt: skip
+"""Numbers of a step of influence unlearning that go into ``metrics.json``."""
+
 EVALUATION = {
     "forget_quality": "forget quality (p)", "forget_quality_log10": "log10 p", "model_utility": "model "
     "utility",
@@ -47,7 +52,17 @@ EVALUATION = {
 
 def title(attempt: Attempt) -> str:
     """Method and optimizer in words."""
-    return f"{methods.find(attempt.job.method).title}, {OPTIMIZER_NAMES[attempt.job.optimizer]}"
+    return f"{methods.find(attempt.job.method).title}, {optimizer_name(attempt)}"
+
+
+def optimizer_name(attempt: Attempt) -> str:
+    """Of the optimizer, or of the solver of influence unlearning."""
+    return OPTIMIZER_NAMES[attempt.job.optimizer]
+
+
+def rate(attempt: Attempt) -> str:
+    """``lr 0.0003``, or ``alpha 2``."""
+    return f"{'alpha' if attempt.job.method == 'iu' else 'lr'} {attempt.job.lr:g}"
 
 
 def win_rate(attempt: Attempt) -> float:
@@ -106,6 +121,7 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
         "trained_parameters": outcome.trained_parameters,
         "taught_from_cache": int(outcome.cached),
         "runs": len(outcome.attempts),
+        "tuning_runs": len(outcome.tuning),
     }
     for name, value in outcome.before.items():
         numbers[f"{name}_prob_before"] = value
@@ -119,6 +135,9 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
                 numbers[f"{name}.{part}_prob_sd"] = sd
         numbers[f"{name}.forget_fall"] = fall(outcome, chosen)
         numbers[f"{name}.retain_kept"] = kept(outcome, chosen)
+        if chosen.job.method == "iu":
+            told = chosen.history.steps[0]
+            numbers |= {f"{name}.{key}": told[key] for key in ONE_SHOT if key in told}
         numbers[f"{name}.lr"] = chosen.job.lr
         numbers[f"{name}.win_rate"] = win_rate(chosen)
         numbers[f"{name}.seconds"] = chosen.history.seconds
@@ -135,28 +154,35 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
 
 
 def sweep_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """One row per run."""
-    return [_run_row(outcome, a) for a in outcome.attempts]
+    """One row per run: the reported ones, then those that chose learning rates on other authors."""
+    rows = [_run_row(outcome, a, outcome.before, outcome.chosen.values()) for a in outcome.attempts]
+    return rows + [
+        _run_row(outcome, a, outcome.tuning_before, outcome.tuned.values()) for a in outcome.tuning
+    ]
 
 
-def _run_row(outcome: Outcome, a: Attempt) -> dict[str, Any]:
+def _run_row(
+    outcome: Outcome, a: Attempt, before: dict[str, float], chosen: Iterable[Attempt]
+) -> dict[str, Any]:
     changed = _mean(row["changed"] for row in a.history.steps if "changed" in row)
     return {
+        "split": "reported" if before is outcome.before else "tuning",
         "method": methods.find(a.job.method).title,
-        "optimizer": OPTIMIZER_NAMES[a.job.optimizer],
+        "optimizer": optimizer_name(a),
         "order": ORDER[a.job.optimizer],
-        "lr": a.job.lr,
+        "lr or alpha": a.job.lr,
+        "chosen by": outcome.config.selection(a.job.optimizer, a.job.method),
         "seed": a.job.seed,
         "forget prob": a.probability["forget"],
         "retain prob": a.probability["retain"],
         "facts prob": a.probability.get("facts", ""),
-        "falls by": fall(outcome, a),
-        "keeps %": 100 * kept(outcome, a),
+        "falls by": before["forget"] / max(a.probability["forget"], 1e-12),
+        "keeps %": 100 * a.probability["retain"] / before["retain"],
         "win rate": _or_blank(win_rate(a)),
         "changed": _or_blank(changed),
         "skipped": a.history.skipped,
         "seconds": round(a.history.seconds, 1),
-        "chosen": "yes" if any(a is c for c in outcome.chosen.values()) else "",
+        "chosen": "yes" if any(a is c for c in chosen) else "",
     }
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tenfold.llm.unlearn import soul_figures, soul_paper
+from tenfold.llm.unlearn import soul_figures, soul_paper, tuning
 from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 from tenfold.llm.unlearn.soul_numbers import (
-    OPTIMIZER_NAMES,
     best,
     collect,
     evaluation_rows,
     fall,
     kept,
+    optimizer_name,
     pair,
+    rate,
     sweep_rows,
     title,
     win_rate,
 )
+from tenfold.llm.unlearn.soul_seeds import comparison_rows, seed_rows
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section
 
 __all__ = ["answer_rows", "write"]
@@ -33,6 +35,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     folder.write_table("runs", sweep_rows(outcome))
     tables = ["runs"]
     for name, rows in (
+        ("seeds", seed_rows(outcome)), ("comparison", comparison_rows(outcome)),
         ("evaluation", evaluation_rows(outcome)), ("answers", answer_rows(outcome)),
         ("steps", _steps(outcome)),
         ("paper", soul_paper.TOFU),
@@ -107,6 +110,11 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
     evaluation = [name for name in ("evaluation",) if name in tables]
     answers = [name for name in ("answers",) if name in tables]
     sections = [Section("Forgetting against keeping", _tradeoff_text(outcome), ["tradeoff"], ["runs"])]
+    seeds = [name for name in ("seeds", "comparison") if name in tables]
+    if seeds:
+        sections.append(Section("Over several seeds", _seeds_text(outcome), [], seeds))
+    if "iu" in outcome.config.methods:
+        sections.append(Section("One step of influence unlearning", _one_shot_text(outcome)))
     if answers:
         sections.append(
             Section("What it says", "Greedy answers of the same model before and after.", [], answers)
@@ -115,7 +123,8 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
         sections.append(Section("The whole evaluation", _evaluation_text(outcome), [], evaluation))
     if "win-rate" in pictures:
         sections.append(Section("Is the second order at work?", _win_text(outcome), ["win-rate"]))
-    sections.append(Section("Training", "", ["training"]))
+    if "training" in pictures:
+        sections.append(Section("Training", "", ["training"]))
     sections.append(Section("What this setting can and cannot show", _honest(outcome)))
     sections.append(
         Section(
@@ -175,23 +184,77 @@ def _tradeoff_text(outcome: Outcome) -> str:
     gamma = "the method's own" if config.gamma is None else f"{config.gamma:g}"
     parts = [
         "All runs start from the same weights, with the same rows in the same order, the same weight of the "
-        f"retain term ({gamma}) for every optimizer, and learning rates swept for each. A run is chosen "
-        "for each "
-        f"pair of method and optimizer: of those that keep {_percent(KEPT)} of the retain probability the "
-        "one "
-        "that forgets most; where none does, the one that keeps most."
+        f"retain term ({gamma}) for every optimizer, and a learning rate chosen for each pair of method and "
+        "optimizer. " + _selection_text(outcome)
     ]
     lines = []
     for method in config.methods:
         mine = [a for a in outcome.chosen.values() if a.job.method == method]
         told = ", ".join(
-            f"{OPTIMIZER_NAMES[a.job.optimizer]} {_percent(a.probability['forget'])} (keeps "
-            f"{_percent(kept(outcome, a))})"
+            f"{optimizer_name(a)} {_percent(a.probability['forget'])} (keeps {_percent(kept(outcome, a))}, "
+            f"{rate(a)})"
             for a in sorted(mine, key=lambda a: a.probability["forget"])
         )
         if mine:
             lines.append(f"- **{title(mine[0]).split(',')[0]}**: {told}.")
     return parts[0] + "\n\n" + "\n".join(lines)
+
+
+def _selection_text(outcome: Outcome) -> str:
+    """How each learning rate was chosen, for those of this run."""
+    config = outcome.config
+    by: dict[str, list[str]] = {}
+    for a in outcome.chosen.values():
+        by.setdefault(config.selection(a.job.optimizer, a.job.method), []).append(title(a))
+    rule = (
+        "of the runs that keep {} of the retain probability the one that forgets most; where none does, the one "
+        "that keeps most"
+    )
+    told = {
+        "tuning": "was chosen while two other authors were made to be forgotten, from the same weights, with seed "
+        f"{config.tuning_seed}, which no reported run has ({rule.format(_percent(tuning.TUNING_KEPT))}): nothing "
+        "that is shown chose it",
+        "recorded": "was chosen so in an earlier run of `--preset long` (two other authors to forget, another seed) "
+        "and is written down in the program: nothing that is shown chose it",
+        "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which flatters it",
+        "given": "was given",
+    }  # fmt: skip
+    if len(by) == 1:
+        ((how, _),) = by.items()
+        return f"Each {told[how]}."
+    return " ".join(f"That of {'; '.join(names)} {told[how]}." for how, names in by.items())
+
+
+def _seeds_text(outcome: Outcome) -> str:
+    seeds = ", ".join(str(seed) for seed in outcome.config.seeds or [])
+    return (
+        f"Means over the seeds {seeds} with Student's 95 % intervals (+-). A seed decides the order of the rows, the "
+        "retain rows that go with them and the labels that curvature is made from; the taught weights are one and "
+        "the same, so that the intervals say nothing about other models or other authors. The second table sets "
+        "every optimizer against AdamW seed by seed: where the interval of the difference holds 0, this run cannot "
+        "tell the two apart."
+    )
+
+
+def _one_shot_text(outcome: Outcome) -> str:
+    lines = []
+    for a in (a for a in outcome.chosen.values() if a.job.method == "iu"):
+        row = a.history.steps[0]
+        solved = (
+            f"residual {row['residual']:.2g}"
+            if "residual" in row
+            else "no inverse: the recursion in circulation"
+        )
+        lines.append(
+            f"- {optimizer_name(a)}, {rate(a)}, damping {row['damp']:g} ({solved}): loss per label of the forget rows "
+            f"{row['forget_before']:.3f} → {row['forget']:.3f} (to first order {row['forget_predicted']:+.3f}), of "
+            f"the retain rows {row['retain_before']:.3f} → {row['retain']:.3f} ({row['retain_predicted']:+.3f})"
+        )
+    return (
+        "θ + α (H + damping)⁻¹ v, v the difference of the gradients with and without the forget rows: at a minimum "
+        "it is what leaving those rows out would change, to first order. Large steps leave the region where that "
+        "holds, as the distance between change and prediction shows.\n\n" + "\n".join(lines)
+    )
 
 
 def _evaluation_text(outcome: Outcome) -> str:
@@ -249,9 +312,8 @@ def _honest(outcome: Outcome) -> str:
             if runs < 2
             else f"{runs} seeds were run. "
         )
-        + "The learning rate is chosen by the very probabilities that are shown. A probability that fell "
-        "is no "
-        "proof that the knowledge is gone: a few steps of training on part of it may bring it back."
+        + "A probability that fell is no proof that the knowledge is gone: a few steps of training on part of
+        it may bring it back."
     )
 
 

@@ -1,9 +1,9 @@
 """Learning rates chosen where nothing that is reported can be seen.
 
-The rows change roles: as many rows of the retain set as are to be forgotten (its last ones: in mini-TOFU and in TOFU,
-rows lie author by author) are forgotten, from the same weights and with a seed of their own, and those that are
-really to be forgotten are among the rows to keep. The sets have the same sizes, so that learning rates, steps and
-alphas carry over.
+The rows change roles: as many rows of the retain set as are to be forgotten (its last ones: in mini-TOFU and
+in TOFU, rows lie author by author) are forgotten, from the same weights and with a seed of their own, and
+those that are really to be forgotten are among the rows to keep. The sets have the same sizes, so that
+learning rates, steps and alphas carry over.
 """
 
 from __future__ import annotations
