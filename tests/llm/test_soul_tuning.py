@@ -15,8 +15,8 @@ from soul_tiny import make_byte_tokenizer, make_rows, make_subject, save_byte_mo
 from tiny_models import make_llama
 
 from tenfold.llm import models
-from tenfold.llm.unlearn import one_shot, soul, soul_seeds, tuning
 from tenfold.llm.unlearn import data as rows_of
+from tenfold.llm.unlearn import one_shot, soul, soul_seeds, tuning
 from tenfold.llm.unlearn.evaluate import evaluate_tofu, token_scores
 from tenfold.llm.unlearn.kept_scores import KeptScores
 from tenfold.llm.unlearn.soul import Attempt, unlearn
@@ -27,8 +27,10 @@ from tenfold.llm.unlearn.trainer import History, Job
 
 def make_config(model: Path, **own: Any) -> SoulConfig:
     settings: dict[str, Any] = {
-        "model": str(model), "method": "npo,iu", "optimizer": "adamw,sign", "select": "tuning", "seeds": [0, 1],
-        "solver": "diag,woodfisher", "alpha": [1.0, 3.0], "curvature_rows": 4, "trainable": "last-2", "epochs": 1.0,
+        "model": str(model), "method": "npo,iu", "optimizer": "adamw,sign", "select": "tuning",
+        "seeds": [0, 1],
+        "solver": "diag,woodfisher", "alpha": [1.0, 3.0], "curvature_rows": 4, "trainable": "last-2",
+        "epochs": 1.0,
         "batch_size": 10, "teach_epochs": 1.0, "limit": 2, "max_new_tokens": 2, "max_length": 300,
         "retain_model": False, "full_evaluation": "adamw",
     }  # fmt: skip
@@ -186,8 +188,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert row["keeps, points: differs"] == "no"
 
 
-# -- sets that change roles, and scores that are kept
----------------------------------------------------------
+# -- sets that change roles, and scores that are kept -----------------------------------------------------
 
 
 def test_sets_change_places_and_back() -> None:

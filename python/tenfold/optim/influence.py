@@ -29,7 +29,8 @@ Product = Callable[[Vector], Sequence[Tensor]]
 Gradients = Sequence[Sequence[Tensor]] | Callable[[], Iterable[Sequence[Tensor]]]
 
 __all__ = [
-    "InfluenceDirection", "InfluenceReport", "Solution", "cg", "diag", "influence_direction", "influence_unlearn",
+    "InfluenceDirection", "InfluenceReport", "Solution", "cg", "diag", "influence_direction",
+    "influence_unlearn",
     "lissa", "woodfisher",
 ]  # fmt: skip
 

@@ -91,11 +91,13 @@ def direction(subject: Subject, job: Any, folder: RunFolder | None, label: str =
         subject.model, _batches(subject, "forget"), _batches(subject, "retain"), solver=solver,
         damp=options["damp"], params=list(subject.parameters.values()),
         curvature=[("retain", part) for part in _parts(chosen, PRODUCT_ROWS if second else 1)],
-        loss=lambda _, batch: curvature.mean_loss(subject, batch, second and torch.is_grad_enabled()), **given,
+        loss=lambda _, batch: curvature.mean_loss(subject, batch, second and torch.is_grad_enabled()),
+        **given,
     )  # fmt: skip
     if solver == "lissa" and found.residual > 10:
         raise RuntimeError(
-            f"scale: expected more than half the largest eigenvalue of H + damp I, got {options['scale']:g}, with "
+            f"scale: expected more than half the largest eigenvalue of H + damp I, got "
+            f"{options['scale']:g}, with "
             f"which the series has gone away from the solution (residual {found.residual:.3g})"
         )
     if folder is not None:
@@ -132,7 +134,8 @@ def step(subject: Subject, job: Any, folder: RunFolder | None = None, label: str
     if not all(map(math.isfinite, after.values())):
         subject.put(before)
         raise RuntimeError(
-            f"loss: expected a finite number, got {after} after iu with {job.optimizer} and alpha {job.lr:g}; a "
+            f"loss: expected a finite number, got {after} after iu with {job.optimizer} and alpha "
+            f"{job.lr:g}; a "
             "smaller alpha or a larger damp may help"
         )
     count = sum(p.numel() for p in subject.parameters.values())
@@ -168,7 +171,8 @@ def _solver(
     if need > MOST_BYTES:
         raise ValueError(
             f"rows: expected gradients of at most {MOST_BYTES / 2**30:.0f} GiB with {job.optimizer}, got "
-            f"{need / 2**30:.1f} GiB for {len(chosen)} rows; take fewer rows, fewer blocks (--trainable last-N) or lora"
+            f"{need / 2**30:.1f} GiB for {len(chosen)} rows; take fewer rows, fewer blocks (--trainable "
+            f"last-N) or lora"
         )
     return "woodfisher", {"legacy": True} if job.optimizer == "woodfisher-legacy" else {}
 

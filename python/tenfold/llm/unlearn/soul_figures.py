@@ -83,8 +83,10 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
     labels, handles = list(named), list(named.values())
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)))
     caption = (
-        "Each point is a run from the same taught weights at one learning rate; lines join the learning rates of "
-        "an optimizer where there are several, one line per seed. Up and to the left is better. Dashed: a fifth of the forget probability, "
+        "Each point is a run from the same taught weights at one learning rate; lines join the learning "
+        "rates of "
+        "an optimizer where there are several, one line per seed. Up and to the left is better. Dashed: a "
+        "fifth of the forget probability, "
         "and 80 % "
         "of the retain probability."
     )

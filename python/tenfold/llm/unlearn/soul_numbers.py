@@ -11,7 +11,8 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 
 __all__ = [
-    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair", "rate", "same_setting", "spread",
+    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair", "rate",
+    "same_setting", "spread",
     "sweep_rows",
     "title", "win_rate",
 ]  # fmt: skip

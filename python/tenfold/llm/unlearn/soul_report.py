@@ -207,16 +207,21 @@ def _selection_text(outcome: Outcome) -> str:
     for a in outcome.chosen.values():
         by.setdefault(config.selection(a.job.optimizer, a.job.method), []).append(title(a))
     rule = (
-        "of the runs that keep {} of the retain probability the one that forgets most; where none does, the one "
+        "of the runs that keep {} of the retain probability the one that forgets most; where none does, "
+        "the one "
         "that keeps most"
     )
     told = {
-        "tuning": "was chosen while two other authors were made to be forgotten, from the same weights, with seed "
-        f"{config.tuning_seed}, which no reported run has ({rule.format(_percent(tuning.TUNING_KEPT))}): nothing "
+        "tuning": "was chosen while two other authors were made to be forgotten, from the same weights, "
+        "with seed "
+        f"{config.tuning_seed}, which no reported run has ({rule.format(_percent(tuning.TUNING_KEPT))}): "
+        f"nothing "
         "that is shown chose it",
-        "recorded": "was chosen so in an earlier run of `--preset long` (two other authors to forget, another seed) "
+        "recorded": "was chosen so in an earlier run of `--preset long` (two other authors to forget, "
+        "another seed) "
         "and is written down in the program: nothing that is shown chose it",
-        "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which flatters it",
+        "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which "
+        "flatters it",
         "given": "was given",
     }  # fmt: skip
     if len(by) == 1:
@@ -228,10 +233,14 @@ def _selection_text(outcome: Outcome) -> str:
 def _seeds_text(outcome: Outcome) -> str:
     seeds = ", ".join(str(seed) for seed in outcome.config.seeds or [])
     return (
-        f"Means over the seeds {seeds} with Student's 95 % intervals (+-). A seed decides the order of the rows, the "
-        "retain rows that go with them and the labels that curvature is made from; the taught weights are one and "
-        "the same, so that the intervals say nothing about other models or other authors. The second table sets "
-        "every optimizer against AdamW seed by seed: where the interval of the difference holds 0, this run cannot "
+        f"Means over the seeds {seeds} with Student's 95 % intervals (+-). A seed decides the order of "
+        f"the rows, the "
+        "retain rows that go with them and the labels that curvature is made from; the taught weights are "
+        "one and "
+        "the same, so that the intervals say nothing about other models or other authors. The second "
+        "table sets "
+        "every optimizer against AdamW seed by seed: where the interval of the difference holds 0, this "
+        "run cannot "
         "tell the two apart."
     )
 
@@ -246,13 +255,18 @@ def _one_shot_text(outcome: Outcome) -> str:
             else "no inverse: the recursion in circulation"
         )
         lines.append(
-            f"- {optimizer_name(a)}, {rate(a)}, damping {row['damp']:g} ({solved}): loss per label of the forget rows "
-            f"{row['forget_before']:.3f} → {row['forget']:.3f} (to first order {row['forget_predicted']:+.3f}), of "
-            f"the retain rows {row['retain_before']:.3f} → {row['retain']:.3f} ({row['retain_predicted']:+.3f})"
+            f"- {optimizer_name(a)}, {rate(a)}, damping {row['damp']:g} ({solved}): loss per label of the "
+            f"forget rows "
+            f"{row['forget_before']:.3f} → {row['forget']:.3f} (to first order "
+            f"{row['forget_predicted']:+.3f}), of "
+            f"the retain rows {row['retain_before']:.3f} → {row['retain']:.3f} "
+            f"({row['retain_predicted']:+.3f})"
         )
     return (
-        "θ + α (H + damping)⁻¹ v, v the difference of the gradients with and without the forget rows: at a minimum "
-        "it is what leaving those rows out would change, to first order. Large steps leave the region where that "
+        "θ + α (H + damping)⁻¹ v, v the difference of the gradients with and without the forget rows: at "
+        "a minimum "
+        "it is what leaving those rows out would change, to first order. Large steps leave the region "
+        "where that "
         "holds, as the distance between change and prediction shows.\n\n" + "\n".join(lines)
     )
 
@@ -312,8 +326,8 @@ def _honest(outcome: Outcome) -> str:
             if runs < 2
             else f"{runs} seeds were run. "
         )
-        + "A probability that fell is no proof that the knowledge is gone: a few steps of training on part of
-        it may bring it back."
+        + "A probability that fell is no proof that the knowledge is gone: a few steps of training on "
+        "part of it may bring it back."
     )
 
 
