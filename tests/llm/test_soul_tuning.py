@@ -20,7 +20,7 @@ from tenfold.llm.unlearn import one_shot, soul, soul_seeds, tuning
 from tenfold.llm.unlearn.evaluate import evaluate_tofu, token_scores
 from tenfold.llm.unlearn.kept_scores import KeptScores
 from tenfold.llm.unlearn.soul import Attempt, unlearn
-from tenfold.llm.unlearn.soul_config import ALPHAS, RECORDED, SoulConfig
+from tenfold.llm.unlearn.soul_config import ALPHAS, RECORDED, TRIED, SoulConfig
 from tenfold.llm.unlearn.subject import Subject
 from tenfold.llm.unlearn.trainer import History, Job
 
@@ -141,6 +141,9 @@ def test_how_a_learning_rate_is_chosen() -> None:
         for optimizer, lr in rates.items():
             assert config.rates(optimizer, method) == [lr]
             assert config.selection(optimizer, method) == "recorded"
+    for method, rates in TRIED.items():
+        assert method not in RECORDED
+        assert {config.selection(optimizer, method) for optimizer in rates} == {"tried"}
     assert config.selection("adamw", "simnpo") == "shown"  # nobody tuned it
     assert SoulConfig(lr=[1e-4, 1e-3]).selection("adamw", "npo") == "shown"
     assert SoulConfig(lr=[1e-4]).selection("adamw", "npo") == "given"

@@ -11,7 +11,8 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 
 __all__ = [
-    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair", "rate",
+    "ORDER", "best", "by_figure", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair",
+    "rate",
     "same_setting", "spread",
     "sweep_rows",
     "title", "win_rate",
@@ -166,25 +167,26 @@ def _run_row(
     outcome: Outcome, a: Attempt, before: dict[str, float], chosen: Iterable[Attempt]
 ) -> dict[str, Any]:
     changed = _mean(row["changed"] for row in a.history.steps if "changed" in row)
-    return {
-        "split": "reported" if before is outcome.before else "tuning",
+    row = {
         "method": methods.find(a.job.method).title,
         "optimizer": optimizer_name(a),
-        "order": ORDER[a.job.optimizer],
         "lr or alpha": a.job.lr,
-        "chosen by": outcome.config.selection(a.job.optimizer, a.job.method),
         "seed": a.job.seed,
         "forget prob": a.probability["forget"],
-        "retain prob": a.probability["retain"],
-        "facts prob": a.probability.get("facts", ""),
         "falls by": before["forget"] / max(a.probability["forget"], 1e-12),
         "keeps %": 100 * a.probability["retain"] / before["retain"],
         "win rate": _or_blank(win_rate(a)),
+        "chosen": "yes" if any(a is c for c in chosen) else "",
+        "chosen by": outcome.config.selection(a.job.optimizer, a.job.method),
+        "split": "reported" if before is outcome.before else "tuning",
+        "retain prob": a.probability["retain"],
+        "facts prob": a.probability.get("facts", ""),
+        "order": ORDER[a.job.optimizer],
         "changed": _or_blank(changed),
         "skipped": a.history.skipped,
         "seconds": round(a.history.seconds, 1),
-        "chosen": "yes" if any(a is c for c in chosen) else "",
     }
+    return row if outcome.tuning else {key: value for key, value in row.items() if key != "split"}
 
 
 def evaluation_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -197,6 +199,18 @@ def evaluation_rows(outcome: Outcome) -> list[dict[str, Any]]:
             found = {column: result.metrics.get(key, "") for key, column in EVALUATION.items()}
             rows.append({"model": name, **found})
     return rows
+
+
+def by_figure(rows: Sequence[dict[str, Any]], most: int = 5) -> list[dict[str, Any]]:
+    """The same the other way round, a row per figure and a column per model; empty for more than ``most``
+    models."""
+    if not 0 < len(rows) <= most:
+        return []
+    return [
+        {"figure": figure, **{str(row["model"]): row[figure] for row in rows}}
+        for figure in rows[0]
+        if figure != "model"
+    ]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -10,6 +10,7 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 from tenfold.llm.unlearn.soul_numbers import (
     best,
+    by_figure,
     collect,
     evaluation_rows,
     fall,
@@ -36,7 +37,8 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     tables = ["runs"]
     for name, rows in (
         ("seeds", seed_rows(outcome)), ("comparison", comparison_rows(outcome)),
-        ("evaluation", evaluation_rows(outcome)), ("answers", answer_rows(outcome)),
+        ("evaluation", evaluation_rows(outcome)), ("figures", by_figure(evaluation_rows(outcome))),
+        ("answers", answer_rows(outcome)),
         ("steps", _steps(outcome)),
         ("paper", soul_paper.TOFU),
     ):  # fmt: skip
@@ -107,7 +109,8 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
             f"({_times(fall(outcome, top))} less), while {_percent(kept(outcome, top))} of the retain "
             "probability was kept."
         )
-    evaluation = [name for name in ("evaluation",) if name in tables]
+    # few models: a column for each; else a row for each
+    evaluation = [name for name in ("figures", "evaluation") if name in tables][:1]
     answers = [name for name in ("answers",) if name in tables]
     sections = [Section("Forgetting against keeping", _tradeoff_text(outcome), ["tradeoff"], ["runs"])]
     seeds = [name for name in ("seeds", "comparison") if name in tables]
@@ -222,6 +225,7 @@ def _selection_text(outcome: Outcome) -> str:
         "and is written down in the program: nothing that is shown chose it",
         "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which "
         "flatters it",
+        "tried": "was found by trial on the very authors and the seed that are shown, which flatters it",
         "given": "was given",
     }  # fmt: skip
     if len(by) == 1:
@@ -282,8 +286,8 @@ def _evaluation_text(outcome: Outcome) -> str:
     )
     return (
         f"{reference} SOUL's code compares with the retain rows of the same model instead: that figure "
-        "stands in "
-        "the last column. Model utility is the harmonic mean of probability, ROUGE-L recall and truth "
+        f"stands "
+        "last. Model utility is the harmonic mean of probability, ROUGE-L recall and truth "
         "ratio on "
         "retain rows and facts (the data has no real authors). Readability is the mean log-probability of "
         "the "
