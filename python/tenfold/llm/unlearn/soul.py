@@ -7,7 +7,7 @@
 
 What the default does, in order: teaches the embedded model twelve invented authors (kept in a cache), and
 another one all but the two that are to be forgotten; runs every method under every optimizer from the same
-weights, at the learning rate that a tuning on two other authors chose; evaluates the best runs; writes the
+weights, at a learning rate that was found beforehand; evaluates the best runs; writes the
 report. With several learning rates it tunes first, or chooses by what it shows, as ``select`` says.
 
 Papers: Jia et al. 2024 (SOUL, arXiv 2404.18239), Liu et al. 2023 (Sophia, arXiv 2305.14342), Maini et al.

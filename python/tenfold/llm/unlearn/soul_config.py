@@ -104,12 +104,11 @@ class SoulConfig:
     lr: list[float] | None = None
     """Learning rates, the same for every optimizer. None: a sweep of its own for each optimizer."""
 
-    select: Literal["", "recorded", "tuning", "shown"] = ""
-    """What the learning rate of a method and optimizer (the alpha of iu) is chosen by. recorded: a tuning
-    that was run before on the embedded model. tuning: runs that forget other authors, with --tuning_seed,
-    none of which is among the reported ones. shown: the very figures that are reported. Left empty: recorded
-    where there is a record and tuning for iu; with --lr and where there is none, shown; preset long:
-    tuning."""
+    select: Literal["", "tried", "tuning", "shown"] = ""
+    """What the learning rate of a method and optimizer (the alpha of iu) is chosen by. tried: one that was
+    found beforehand, by trial on the authors that the default shows. tuning: runs that forget other authors,
+    with --tuning_seed, none of which is among the reported ones. shown: the very figures that are reported.
+    Left empty: tried where there is one, tuning for iu, else shown; preset long: tuning."""
 
     tuning_seed: int = 1000
     """Seed of the tuning runs; not one of --seeds."""
@@ -227,17 +226,15 @@ class SoulConfig:
             return list(self.alpha or ALPHAS)
         if self.lr:
             return list(self.lr)
-        recorded = (RECORDED | TRIED).get(method, {}).get(optimizer)
-        if self.select == "recorded" and recorded is not None:
-            return [recorded]
+        found = TRIED.get(method, {}).get(optimizer)
+        if self.select == "tried" and found is not None:
+            return [found]
         return list((_LONG_RATES if self.preset == "long" else _RATES)[optimizer])
 
     def selection(self, optimizer: str, method: str) -> str:
-        """given, recorded, tried, tuning or shown: how one of :meth:`rates` is chosen."""
+        """given, tried, tuning or shown: how one of :meth:`rates` is chosen."""
         if len(self.rates(optimizer, method)) == 1:
-            if method == "iu" or self.lr:
-                return "given"
-            return "recorded" if method in RECORDED else "tried"
+            return "given" if method == "iu" or self.lr else "tried"
         if method == "iu":
             return "shown" if self.select == "shown" or self.task else "tuning"
         return "tuning" if self.select == "tuning" and not self.task else "shown"
@@ -270,15 +267,14 @@ _RATES = {
     "sign": [2e-4, 3e-4],
 }
 _LONG_RATES = {name: [2.5e-4, 4e-4, 6e-4] if name == "adamw" else [1.6e-4, 2.5e-4, 4e-4] for name in _RATES}
-RECORDED: dict[str, dict[str, float]] = {}
-"""Method -> optimizer -> learning rate that ``--preset long`` chose while two other authors were
-forgotten."""
 TRIED: dict[str, dict[str, float]] = {
     "graddiff": {"adamw": 6e-4, "sophia": 3e-4, "soul-legacy": 3e-4, "sign": 3e-4},
+    "npo": {"adamw": 3.5e-4, "sophia": 3e-4, "soul-legacy": 2e-4, "sign": 2e-4},
     "po": {"adamw": 6e-4, "sophia": 5e-4, "soul-legacy": 3e-4, "sign": 3e-4},
 }
-"""The same, but found by trial on the authors and the seed that the default shows."""
-ALPHAS = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Method -> optimizer -> learning rate, found by trial on the authors and the seed that the default shows: of
+those tried, the one that forgets most and keeps about 80 % of the retain probability."""
+ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 def _fill(config: SoulConfig) -> None:
@@ -297,7 +293,7 @@ def _fill(config: SoulConfig) -> None:
     config.optimizer = ",".join(_names(config.optimizer))
     config.solver = ",".join(_names(config.solver or "diag"))
     if not config.select:
-        config.select = "shown" if config.task or config.lr or config.tables else "recorded"
+        config.select = "shown" if config.task or config.lr or config.tables else "tried"
     config.template = config.template or ("question" if config.task else "")
 
 
@@ -309,7 +305,7 @@ def _check(config: SoulConfig) -> None:
     known = tuple(name for name in methods.METHODS if name != "teach")
     for name, values, choices in (
         ("method", config.methods, known), ("optimizer", config.optimizers, OPTIMIZERS),
-        ("solver", config.solvers, SOLVERS), ("select", [config.select], ("recorded", "tuning", "shown")),
+        ("solver", config.solvers, SOLVERS), ("select", [config.select], ("tried", "tuning", "shown")),
         ("task", [config.task], ("", *TASKS)), ("forget", [config.forget], TOFU_FORGET),
         ("hessian_source", [config.hessian_source], ("retain", "forget", "both")),
         ("nonfinite", [config.nonfinite], ("error", "skip")), ("device", [config.device], ("cpu", "cuda")),

@@ -220,12 +220,10 @@ def _selection_text(outcome: Outcome) -> str:
         f"{config.tuning_seed}, which no reported run has ({rule.format(_percent(tuning.TUNING_KEPT))}): "
         f"nothing "
         "that is shown chose it",
-        "recorded": "was chosen so in an earlier run of `--preset long` (two other authors to forget, "
-        "another seed) "
-        "and is written down in the program: nothing that is shown chose it",
         "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which "
         "flatters it",
-        "tried": "was found by trial on the very authors and the seed that are shown, which flatters it",
+        "tried": "was found beforehand by trial on the very authors and the seed that are shown, which flatters "
+        "it (`--preset long` chooses on other authors and reports three seeds)",
         "given": "was given",
     }  # fmt: skip
     if len(by) == 1:
