@@ -222,8 +222,8 @@ def _selection_text(outcome: Outcome) -> str:
         "that is shown chose it",
         "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which "
         "flatters it",
-        "tried": "was found beforehand by trial on the very authors and the seed that are shown, which flatters "
-        "it (`--preset long` chooses on other authors and reports three seeds)",
+        "tried": "was found beforehand by trial on the very authors and the seed that are shown, which "
+        "flatters it (`--preset long` chooses on other authors and reports three seeds)",
         "given": "was given",
     }  # fmt: skip
     if len(by) == 1:
