@@ -143,6 +143,8 @@ def test_how_a_learning_rate_is_chosen() -> None:
     assert config.selection("adamw", "simnpo") == "shown"  # nobody tuned it
     assert SoulConfig(lr=[1e-4, 1e-3]).selection("adamw", "npo") == "shown"
     assert SoulConfig(lr=[1e-4]).selection("adamw", "npo") == "given"
+    (job,) = soul.jobs(SoulConfig(method="npo", optimizer="sign", retain_ratio=3))
+    assert (job.lr, job.retain_ratio) == (TRIED["npo"]["sign"], 3)
     long = SoulConfig(preset="long", method="npo,iu")
     assert (long.seeds, long.selection("sophia", "npo"), long.selection("diag", "iu")) == (
         [0, 1, 2], "tuning", "tuning",
@@ -157,6 +159,7 @@ def test_how_a_learning_rate_is_chosen() -> None:
         ({"damp": 0.0}, "damp: expected a number > 0"),
         ({"select": "seen"}, "select: expected one of"),
         ({"curvature_rows": 0}, "curvature_rows: expected a whole number"),
+        ({"retain_ratio": 0}, "retain_ratio: expected a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
             SoulConfig(**own)

@@ -280,7 +280,7 @@ def make_job(config: SoulConfig, method: str, optimizer: str, lr: float, seed: i
         hessian_source=config.hessian_source, epochs=float(config.epochs or 1),
         batch_size=int(config.batch_size or 1), accumulation=int(config.accumulation or 1), clip=config.clip,
         rounding="stochastic" if config.dtype == "bfloat16" and optimizer != "adamw" else "nearest",
-        nonfinite=config.nonfinite, seed=seed,
+        nonfinite=config.nonfinite, retain_ratio=config.retain_ratio, seed=seed,
     )  # fmt: skip
 
 

@@ -149,6 +149,9 @@ class SoulConfig:
     accumulation: int | None = None
     """Micro-batches of a step."""
 
+    retain_ratio: int = 1
+    """Retain rows per forget row of a micro-batch."""
+
     weight_decay: float | None = None
     """Decoupled weight decay; norms and biases are left out."""
 
@@ -335,7 +338,7 @@ def _check(config: SoulConfig) -> None:
         raise ValueError(f"seeds: expected different seeds in a list, got {config.seeds!r}")
     if config.options and len(config.methods) > 1:
         raise ValueError(f"options: expected one method with options, got {config.method!r}")
-    for name in ("batch_size", "accumulation", "every", "max_new_tokens", "curvature_rows"):
+    for name in ("batch_size", "accumulation", "every", "max_new_tokens", "curvature_rows", "retain_ratio"):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")

@@ -377,8 +377,7 @@ def _measured(outcome: Outcome) -> str:
     rows = int(config.batch_size or 1) * int(config.accumulation or 1)
     return (
         f"{config.trainable} trained ({outcome.trained_parameters:,} parameters), {steps} steps of "
-        f"{rows} forget rows and as many retain rows, gradients clipped "
-        "to a norm of "
+        f"{rows} forget rows and {rows * config.retain_ratio} retain rows, gradients clipped to a norm of "
         f"{config.clip:g}, weight decay {config.weight_decay:g}, curvature on "
         f"{config.hessian_source} rows every {config.every} steps. The taught model was "
         + ("read from the cache. " if outcome.cached else "taught in this run. ")
