@@ -343,12 +343,12 @@ def choose(attempts: Sequence[Attempt], retain_before: float, least: float = KEP
 
 def _wanted(config: SoulConfig, outcome: Outcome) -> list[str]:
     """Names of the chosen runs that get the whole evaluation."""
-    from tenfold.llm.unlearn.soul_numbers import pair
+    from tenfold.llm.unlearn.soul_numbers import shown
 
     if config.full_evaluation == "all":
         return list(outcome.chosen)
     if config.full_evaluation == "best":
-        return [a.name for a in pair(outcome) if a is not None]
+        return [a.name for _, a in shown(outcome)]
     return [n for n, a in outcome.chosen.items() if a.job.optimizer in str(config.full_evaluation).split(",")]
 
 

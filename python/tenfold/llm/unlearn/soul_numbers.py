@@ -13,7 +13,7 @@ from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 __all__ = [
     "ORDER", "best", "by_figure", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair",
     "rate",
-    "same_setting", "spread",
+    "same_setting", "shown", "spread",
     "sweep_rows",
     "title", "win_rate",
 ]  # fmt: skip
@@ -101,6 +101,14 @@ def pair(outcome: Outcome) -> list[Attempt | None]:
     first = [o for o in outcome.config.optimizers if o in FIRST_ORDER]
     second = [o for o in outcome.config.optimizers if o not in FIRST_ORDER]
     return [best(outcome, first), best(outcome, second)]
+
+
+def shown(outcome: Outcome) -> list[tuple[str, Attempt]]:
+    """What stands on top of the page, with its kind: the best first- and second-order run, and the best step
+    of influence unlearning."""
+    first, second = pair(outcome)
+    found = [("First order", first), ("Second order", second), ("One step", best(outcome, SOLVER_NAMES))]
+    return [(label, a) for label, a in found if a is not None]
 
 
 def same_setting(outcome: Outcome, attempt: Attempt) -> list[Attempt]:

@@ -18,6 +18,7 @@ from tenfold.llm.unlearn.soul_numbers import (
     optimizer_name,
     pair,
     rate,
+    shown,
     sweep_rows,
     title,
     win_rate,
@@ -57,8 +58,8 @@ def _steps(outcome: Outcome) -> list[dict[str, Any]]:
 def answer_rows(outcome: Outcome, each: int = 8) -> list[dict[str, Any]]:
     """Answers as text before and after: of the first- and the second-order run shown on top of the page."""
     before = outcome.before_result
-    shown = [a for a in pair(outcome) if a is not None and a.result is not None]
-    if before is None or not shown:
+    told = [a for _, a in shown(outcome) if a.result is not None]
+    if before is None or not told:
         return []
     rows = []
     for part, count in (("forget", each), ("retain", each // 2), ("world_facts", each // 4)):
@@ -68,7 +69,7 @@ def answer_rows(outcome: Outcome, each: int = 8) -> list[dict[str, Any]]:
                 "set": part.replace("_", " "), "question": item["question"], "truth": item["answer"],
                 "before": item["generated"],
             }  # fmt: skip
-            for a in shown:
+            for a in told:
                 row[title(a)] = _answer(a, part, item["index"]) or "(nothing)"
             rows.append(row)
     return rows
@@ -151,17 +152,15 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
 
 def _headlines(outcome: Outcome) -> list[Headline]:
     tiles = []
-    for label, attempt in zip(("First order", "Second order"), pair(outcome), strict=True):
-        if attempt is not None:
-            tiles.append(
-                Headline(
-                    f"{label}: forget answers",
-                    f"{_percent(outcome.before['forget'])} → {_percent(attempt.probability['forget'])}",
-                    f"{title(attempt)}, lr {attempt.job.lr:g}; keeps {_percent(kept(outcome, attempt))} of "
-                    "the "
-                    "retain probability",
-                )
+    for label, attempt in shown(outcome):
+        tiles.append(
+            Headline(
+                f"{label}: forget answers",
+                f"{_percent(outcome.before['forget'])} → {_percent(attempt.probability['forget'])}",
+                f"{title(attempt)}, {rate(attempt)}; keeps {_percent(kept(outcome, attempt))} of the retain "
+                "probability",
             )
+        )
     second = pair(outcome)[1]
     if second is not None and math.isfinite(win_rate(second)):
         tiles.append(
