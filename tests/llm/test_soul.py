@@ -260,7 +260,7 @@ def test_influence_unlearning_of_a_task_scores_every_alpha(byte_model: Path, tmp
     assert (small["alpha"], large["alpha"]) == ("0.01", "5.0")
     for part in ("forget", "retain"):
         change = float(small[part]) - float(small[f"{part}_before"])
-        assert change == pytest.approx(float(small[f"{part}_predicted"]), rel=0.1, abs=1e-5)
+        assert change == pytest.approx(float(small[f"{part}_predicted"]), rel=0.5, abs=1e-5)
     told = [found.metrics[f"iu-woodfisher-alpha{alpha}-seed0.forget_prob"] for alpha in ("0.01", "5")]
     assert len({*told, found.metrics["before.forget_prob"]}) == 3
 
