@@ -50,7 +50,7 @@ METHODS: dict[str, Method] = {
     "pdu": Method("PDU", "2506.05314", defaults={"bound": 0.5, "dual_step_size": 1.0}),
     "ft": Method("FT", "2404.18239"),
     "iu": Method(
-        "IU", "2304.04934", defaults={"damp": 1.0, "rows": 32, "iterations": 10, "scale": 10.0, "depth": 30}
+        "IU", "2304.04934", defaults={"damp": 1e-3, "rows": 32, "iterations": 10, "scale": 10.0, "depth": 30}
     ),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }

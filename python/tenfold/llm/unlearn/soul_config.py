@@ -95,8 +95,8 @@ class SoulConfig:
     alpha: list[float] | None = None
     """Sizes of iu's step. None: a grid that one is chosen from (see --select)."""
 
-    damp: float = 1.0
-    """Damping of iu's curvature."""
+    damp: float = 1e-3
+    """Damping of iu's curvature; with 1, as published code has it, the step is nearly gradient ascent."""
 
     curvature_rows: int = 32
     """Retain rows that iu's curvature is made of."""
@@ -277,7 +277,8 @@ TRIED: dict[str, dict[str, float]] = {
 }
 """Method -> optimizer -> learning rate, found by trial on the authors and the seed that the default shows: of
 those tried, the one that forgets most and keeps about 80 % of the retain probability."""
-ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0)
+ALPHAS = (0.01, 0.02, 0.03, 0.04, 0.06)
+"""For the diagonal and the damping that are the defaults; the useful sizes grow with the damping."""
 
 
 def _fill(config: SoulConfig) -> None:
