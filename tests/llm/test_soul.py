@@ -253,7 +253,8 @@ def test_a_tofu_task_and_the_evaluation_of_what_it_saved(byte_model: Path, tmp_p
 def test_influence_unlearning_of_a_task_scores_every_alpha(byte_model: Path, tmp_path: Path) -> None:
     config = SoulConfig(
         task="tofu", data=str(_tofu_folder(tmp_path)), model=str(byte_model), max_new_tokens=2, limit=2,
-        method="iu", solver="woodfisher", alpha=[0.01, 5.0], curvature_rows=3, damp=1.0, trainable="lora", save=False,
+        method="iu", solver="woodfisher", alpha=[0.01, 5.0], curvature_rows=3, damp=1.0, trainable="lora",
+        save=False,
     )  # fmt: skip
     found = unlearn(config, tmp_path / "run")
     small, large = table(found, "steps")

@@ -29,7 +29,8 @@ def make_config(model: Path, **own: Any) -> SoulConfig:
     settings: dict[str, Any] = {
         "model": str(model), "method": "npo,iu", "optimizer": "adamw,sign", "select": "tuning",
         "seeds": [0, 1],
-        "solver": "diag,woodfisher", "alpha": [1.0, 3.0], "curvature_rows": 4, "damp": 1.0, "trainable": "last-2",
+        "solver": "diag,woodfisher", "alpha": [1.0, 3.0], "curvature_rows": 4, "damp": 1.0,
+        "trainable": "last-2",
         "epochs": 1.0,
         "batch_size": 10, "teach_epochs": 1.0, "limit": 2, "max_new_tokens": 2, "max_length": 300,
         "retain_model": False, "full_evaluation": "adamw",
