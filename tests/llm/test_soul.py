@@ -297,6 +297,22 @@ def test_a_tofu_task_and_the_evaluation_of_what_it_saved(byte_model: Path, tmp_p
     assert again.metrics["model.forget_prob"] == pytest.approx(tuned.metrics[f"{key}.forget_prob"], rel=1e-5)
 
 
+def test_influence_unlearning_of_a_task_scores_every_alpha(byte_model: Path, tmp_path: Path) -> None:
+    config = SoulConfig(
+        task="tofu", data=str(_tofu_folder(tmp_path)), model=str(byte_model), max_new_tokens=2, limit=2,
+        method="iu", solver="woodfisher", alpha=[0.01, 5.0], curvature_rows=3, damp=1.0, trainable="lora",
+        save=False,
+    )  # fmt: skip
+    found = unlearn(config, tmp_path / "run")
+    small, large = table(found, "steps")
+    assert (small["alpha"], large["alpha"]) == ("0.01", "5.0")
+    for part in ("forget", "retain"):
+        change = float(small[part]) - float(small[f"{part}_before"])
+        assert change == pytest.approx(float(small[f"{part}_predicted"]), rel=0.5, abs=1e-5)
+    told = [found.metrics[f"iu-woodfisher-alpha{alpha}-seed0.forget_prob"] for alpha in ("0.01", "5")]
+    assert len({*told, found.metrics["before.forget_prob"]}) == 3
+
+
 def test_copyright(byte_model: Path, tmp_path: Path) -> None:
     forget, retain = tmp_path / "hp.jsonl", tmp_path / "c4.jsonl"
     forget.write_text(

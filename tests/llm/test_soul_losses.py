@@ -240,3 +240,23 @@ def test_wrong_arguments_are_named() -> None:
         logit_losses.kl(HIDDEN, HIDDEN, LONG, direction="up")
     with pytest.raises(ValueError, match="soft cap"):
         losses.ceu(labelled(HIDDEN, LONG), Head(WEIGHT, softcap=30.0))
+
+
+def test_keeping_logits_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(500, 16, generator=generator)
+    targets = torch.randint(0, 500, (12,), generator=generator)
+    start = torch.randn(12, 16, generator=generator)
+    found = []
+    for limit in (1 << 20, 0):
+        monkeypatch.setattr(losses, "KEPT_LOGITS", limit)
+        hidden = start.clone().requires_grad_(True)
+        rows = losses.Rows(hidden, targets, torch.zeros(12, dtype=torch.int64), 1)
+        assert losses._keeps_logits(hidden, Head(weight)) == (limit > 0)
+        value = losses.nll(losses.score(rows, Head(weight)))
+        value.backward()
+        found.append((value.detach(), hidden.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-9)
+    with torch.no_grad():
+        assert not losses._keeps_logits(start, Head(weight))

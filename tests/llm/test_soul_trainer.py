@@ -207,7 +207,7 @@ def test_curvature_is_that_of_capped_logits() -> None:
     assert count == len(tokens)
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
-    mean, _ = curvature._mean_loss(subject, chosen[0], second=True)
+    mean, _ = curvature.mean_loss(subject, chosen[0], second=True)
     torch.testing.assert_close(mean, torch.nn.functional.cross_entropy(logits, rows.targets))
 
 

@@ -22,7 +22,15 @@ from tenfold import ops
 from tenfold.llm.unlearn import losses
 from tenfold.llm.unlearn.subject import Subject
 
-__all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_sampled", "make_optimizer", "parameter_groups", "refresh"]
+__all__ = [
+    "FIRST_ORDER",
+    "OPTIMIZERS",
+    "accumulate_sampled",
+    "make_optimizer",
+    "mean_loss",
+    "parameter_groups",
+    "refresh",
+]
 
 OPTIMIZERS = (
     "adamw", "sophia", "sophia-h", "empirical-fisher", "liuhong99", "soul-legacy", "sign"
@@ -87,7 +95,9 @@ def make_optimizer(
         raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
     groups = parameter_groups(subject.model, subject.parameters, weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9, 0.999), weight_decay=weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=lr, betas=betas or (0.9, 0.999), weight_decay=weight_decay, fused=True
+        )
     from tenfold.optim import Sophia
 
     published = {"sophia": 0.05, "empirical-fisher": 0.05, "sophia-h": 0.01}.get(name, 0.04)
@@ -117,7 +127,7 @@ def refresh(
     if name in ("sophia-h", "empirical-fisher"):
         second = name == "sophia-h"
         count: int = optimizer.estimate_hessian(
-            subject.model, batches, loss=lambda _, batch: _mean_loss(subject, batch, second)
+            subject.model, batches, loss=lambda _, batch: mean_loss(subject, batch, second)
         )
         return count
     kept = {key: p.grad for key, p in subject.parameters.items()}
@@ -149,7 +159,7 @@ def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[i
     return count
 
 
-def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool) -> tuple[Tensor, int]:
+def mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool) -> tuple[Tensor, int]:
     """Mean loss of the data's labels and their number; for second derivatives from the logits themselves."""
     rows, head = subject.labelled(subject.batch(*batch)), subject.head
     count = len(rows.targets)

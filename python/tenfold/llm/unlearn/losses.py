@@ -1,4 +1,5 @@
-"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor is ever held.
+"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor of more than a
+chunk is ever held.
 
     rows = labelled(hidden, labels)              the positions that predict a labelled token, [N, D]
     tokens = score(rows, head)                   log-probabilities of their labels, [N]
@@ -33,6 +34,9 @@ __all__ = [
 
 IGNORE = -100
 """Label of a position that is not predicted."""
+
+KEPT_LOGITS = 64 << 20
+"""Bytes of logits that a loss may keep for its backward pass: one chunk of :mod:`tenfold.ops`."""
 
 
 class Head(NamedTuple):
@@ -97,9 +101,23 @@ def skip_first(labels: Tensor, count: int) -> Tensor:
 
 
 def score(rows: Rows, head: Head) -> Tokens:
-    """Log-probabilities of the labels, differentiable in hidden states and unembedding."""
-    found = ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap)
+    """Log-probabilities of the labels, differentiable in hidden states and unembedding.
+
+    Where float32 logits of all rows fit in :data:`KEPT_LOGITS` bytes and gradients are wanted, they are kept
+    for the backward pass; else it computes them again, a chunk at a time. The numbers are the same.
+    """
+    if _keeps_logits(rows.hidden, head):
+        logits = F.linear(rows.hidden, head.weight, head.bias)
+        found = ops.logits_logprob(logits, rows.targets, softcap=head.softcap)
+    else:
+        found = ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap)
     return Tokens(found.logp, rows.sequence, rows.sequences)
+
+
+def _keeps_logits(hidden: Tensor, head: Head) -> bool:
+    size = hidden.shape[0] * head.weight.shape[0] * 4
+    plain = hidden.dtype == head.weight.dtype == torch.float32
+    return torch.is_grad_enabled() and plain and hidden.device.type == "cpu" and 0 < size <= KEPT_LOGITS
 
 
 def sequence_nll(tokens: Tokens) -> tuple[Tensor, Tensor]:

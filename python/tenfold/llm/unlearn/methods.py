@@ -49,9 +49,13 @@ METHODS: dict[str, Method] = {
     "rmu": Method("RMU", "2403.03218", retain="activation", defaults={"coefficient": 20.0, "block": None}),
     "pdu": Method("PDU", "2506.05314", defaults={"bound": 0.5, "dual_step_size": 1.0}),
     "ft": Method("FT", "2404.18239"),
+    "iu": Method(
+        "IU", "2304.04934", defaults={"damp": 1e-3, "rows": 32, "iterations": 10, "scale": 10.0, "depth": 30}
+    ),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }
-"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``. In SimNPO's paper the
+"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``; ``iu`` is one step
+along an influence function and has a solver in the place of an optimizer. In SimNPO's paper the
 forget term weighs 0.125 where the retain term weighs 1."""
 
 SOUL_NAMES: dict[str, tuple[str, dict[str, Any]]] = {

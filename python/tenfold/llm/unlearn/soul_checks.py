@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenfold.llm.unlearn import methods
 from tenfold.llm.unlearn.curvature import OPTIMIZERS
+from tenfold.llm.unlearn.one_shot import SOLVERS
 from tenfold.llm.unlearn.templates import check_template
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def check_values(config: SoulConfig) -> None:
     if config.template:
         check_template(config.template, _AnyTokenizer)
     for name in str(config.full_evaluation).split(","):
-        if name not in ("best", "all", *OPTIMIZERS):
-            expected = f"best, all or names of {', '.join(OPTIMIZERS)}"
+        if name not in ("best", "all", *OPTIMIZERS, *SOLVERS):
+            expected = f"best, all or names of {', '.join((*OPTIMIZERS, *SOLVERS))}"
             raise ValueError(f"full_evaluation: expected {expected}, got {config.full_evaluation!r}")
     _check_options(config)
 

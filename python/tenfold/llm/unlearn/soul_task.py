@@ -106,7 +106,8 @@ def load(config: SoulConfig) -> Loaded:
         data = _pairs(config, formats.load_pku(config.data))
         if not config.test:
             raise ValueError("test: expected a file of prompts with toxicity, got ''")
-        prompts = formats.load_prompts(config.test)
+        rtp = config.test == "realtoxicityprompts"
+        prompts = formats.load_realtoxicityprompts() if rtp else formats.load_prompts(config.test)
         scorer = profanity_scorer()
         loaded = Loaded(
             data, lambda model, tokenizer: _toxicity(config, data, prompts, scorer, model, tokenizer)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tenfold.llm.training import pack, unpack
-from tenfold.llm.unlearn import curvature, methods
+from tenfold.llm.unlearn import curvature, methods, one_shot
 from tenfold.llm.unlearn.objective import Objective
 from tenfold.llm.unlearn.pairs import epoch_pairs
 from tenfold.llm.unlearn.subject import Subject
@@ -117,8 +117,11 @@ def check(job: Job) -> None:
         ValueError: they do not; named.
     """
     methods.find(job.method)
+    if job.method == "iu":
+        one_shot.check(job)
+    steppers = one_shot.SOLVERS if job.method == "iu" else curvature.OPTIMIZERS
     for name, value, choices in (
-        ("optimizer", job.optimizer, curvature.OPTIMIZERS), ("schedule", job.schedule, SCHEDULES),
+        ("optimizer", job.optimizer, steppers), ("schedule", job.schedule, SCHEDULES),
         ("hessian_source", job.hessian_source, HESSIAN_SOURCES),
         ("nonfinite", job.nonfinite, ("error", "skip")),
     ):  # fmt: skip
@@ -180,6 +183,8 @@ def train(
         RuntimeError: a loss or gradient is not finite (see ``nonfinite``).
     """
     check(job)
+    if job.method == "iu":
+        return _one_step(subject, job, folder, label)
     objective = Objective(
         subject, job.method, gamma=job.gamma, forget_weight=job.forget_weight, retain_loss=job.retain_loss,
         options=job.options, seed=job.seed, topk=job.topk, topk_file=_topk_file(folder, job),
@@ -210,6 +215,22 @@ def train(
 def _topk_file(folder: RunFolder | None, job: Job) -> Path | None:
     """Where the reference of a job lies: beside its state, which goes when the run is finished."""
     return None if folder is None or not job.topk else folder.path / "state" / f"{job.key}.topk.safetensors"
+
+
+def _one_step(subject: Subject, job: Job, folder: RunFolder | None, label: str) -> History:
+    """Influence unlearning: the whole run is one step."""
+    saved = None if folder is None else folder.load_state(job.key)
+    if saved is not None:
+        _same_job(job, saved[0]["job"])
+        subject.put({n.removeprefix("theta/"): t for n, t in saved[1].items()})
+        return History(**saved[0]["history"])
+    row = one_shot.step(subject, job, folder, label)
+    history = History(steps=[row], seconds=row["seconds"])
+    if folder is not None:
+        weights = {f"theta/{name}": t.contiguous() for name, t in subject.weights().items()}
+        state = {"done": True, "job": _plain(job), "history": vars(history), "optimizer": None}
+        folder.save_state(job.key, state, weights)
+    return history
 
 
 @dataclass
@@ -402,17 +423,21 @@ def _save(running: Running, folder: RunFolder, *, done: bool) -> None:
 
 
 def _restore(running: Running, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    now = _plain(running.job)
-    differing = [name for name in now if now[name] != state["job"].get(name)]
-    if differing:
-        got = ", ".join(f"{name}={now[name]!r} (was {state['job'].get(name)!r})" for name in differing)
-        raise ValueError(f"job: expected the settings that {running.job.key} was begun with, got {got}")
+    _same_job(running.job, state["job"])
     running.subject.put({n.removeprefix("theta/"): t for n, t in tensors.items() if n.startswith("theta/")})
     running.history = History(**state["history"])
     if running.history.dual is not None:
         running.objective.dual = running.history.dual
     if not state["done"]:
         running.optimizer.load_state_dict(unpack(state["optimizer"], tensors))
+
+
+def _same_job(job: Job, begun: dict[str, Any]) -> None:
+    now = _plain(job)
+    differing = [name for name in now if now[name] != begun.get(name)]
+    if differing:
+        got = ", ".join(f"{name}={now[name]!r} (was {begun.get(name)!r})" for name in differing)
+        raise ValueError(f"job: expected the settings that {job.key} was begun with, got {got}")
 
 
 def _plain(job: Job) -> dict[str, Any]:
