@@ -12,7 +12,7 @@ import torch
 from soul_tiny import save_byte_model
 
 from tenfold.llm import models, zo
-from tenfold.llm.unlearn import soul, soul_task, teach
+from tenfold.llm.unlearn import fused, soul, soul_task, teach
 from tenfold.llm.unlearn.methods import METHODS, SOUL_NAMES
 from tenfold.llm.unlearn.soul import Attempt, choose, unlearn
 from tenfold.llm.unlearn.soul_config import SoulConfig
@@ -109,7 +109,13 @@ def test_a_method_that_loses_its_loss_overwrites_nothing(
     byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(byte_model, method="graddiff", optimizer="adamw", lr=[1e6])
-    monkeypatch.setattr("tenfold.llm.unlearn.losses.ga", lambda tokens: tokens.logp.sum() * float("nan"))
+    loss = fused.loss
+
+    def spoiled(method: str, *args: Any, **kwargs: Any) -> Any:
+        value, parts = loss(method, *args, **kwargs)
+        return value * (float("nan") if method == "graddiff" else 1.0), parts
+
+    monkeypatch.setattr(fused, "loss", spoiled)
     with pytest.raises(RuntimeError, match="expected a finite number"):
         unlearn(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()

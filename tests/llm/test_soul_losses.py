@@ -257,6 +257,6 @@ def test_keeping_logits_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         value.backward()
         found.append((value.detach(), hidden.grad))
     assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         assert not losses._keeps_logits(start, Head(weight))
