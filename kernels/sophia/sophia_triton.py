@@ -384,7 +384,7 @@ def _code(
         return
     name = "hessian" if hessian else "exp_avg"
     at = Rounding() if rounding is None else rounding
-    columns = {"param": [values], name: [codes], f"{name}_scale": [scales]}
+    columns: dict[str, Sequence[Tensor]] = {"param": [values], name: [codes], f"{name}_scale": [scales]}
     numbers = number_table(at.seed, at.step, (), codes.device)
     launch(_code_kernel, columns, [0], [stream], numbers, HESSIAN=hessian, NEAREST=rounding is None, **how)
 
@@ -456,10 +456,10 @@ def ahead_of_time() -> list[Compiled]:
         ("u8", "fp32"),
     ):
         dtype = "fp64" if state == "fp64" else "fp32"
-        formats = {"DTYPE": dtype, "GRAD": grad, "STATE": state, **shared}
+        formats = {"DTYPE": dtype, "GRAD": grad, "STATE": state}
         for probed in (False, True):
             name = f"hessian.{'probe' if probed else 'square'}.{grad}.{state}"
-            cases.append(_compiled(name, _hessian_kernel, **formats, PROBED=probed))
+            cases.append(_compiled(name, _hessian_kernel, **formats, **shared, PROBED=probed))
     for hessian in (False, True):
         kind = "hessian" if hessian else "exp_avg"
         cases += [

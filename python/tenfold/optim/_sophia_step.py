@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     grad: Tensor
     state: dict[str, Any]
     stream: int
-    index: int
+    place: int
     """Its place among the parameters of its group."""
 
     def part(self, name: str) -> Tensor:
@@ -108,7 +108,7 @@ class Buckets:
 
         for bucket in self._list:
             grads = [entry.grad for entry in bucket.entries]
-            names = [f"{param_name(bucket.group, entry.index)}.grad" for entry in bucket.entries]
+            names = [f"{param_name(bucket.group, entry.place)}.grad" for entry in bucket.entries]
             all_finite(grads, self.inv_scale(bucket.device), self.overflow(bucket.device), names)
 
     def step(self, bs: float | None, stats: Stats | None) -> None:
