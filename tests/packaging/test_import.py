@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -39,7 +40,10 @@ HEAVY = {
 
 
 def measured() -> dict:
-    done = subprocess.run([sys.executable, "-c", _TIMED], capture_output=True, text=True, check=True)
+    """With compiled modules, as pip installs them: an editable checkout writes them at the first import."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", _TIMED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout)
 
 
