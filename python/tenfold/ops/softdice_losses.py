@@ -183,8 +183,8 @@ def generalized_dice_loss(
     """Dice of classes joined with weights 1 / volume^2 (generalised Dice, arXiv 1707.03237).
 
     Args:
-        w_type: "square", "simple" (1 / volume) or "uniform". A class without voxels gets the largest weight of
-            the others.
+        w_type: "square", "simple" (1 / volume) or "uniform". A class without voxels gets the largest weight
+            of the others.
         The other arguments are those of `dice_loss`.
     """
     _checks.choice("reduction", reduction, REDUCTIONS)
