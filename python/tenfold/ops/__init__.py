@@ -1,10 +1,12 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
+from .intensity import IntensityHistogram
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .sliding_window import gaussian_weights, mirrored, sliding_window, sliding_window_slabs, window_starts
 from .softdice import SoftOverlap, soft_overlap
 from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
 from .sophia import (
@@ -15,6 +17,7 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .volume import Components, body_box, connected_components, fill_holes, keep_largest, resample_argmax
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -42,7 +45,9 @@ from .zo_state import (
 
 __all__ = [
     "BitMask",
+    "Components",
     "GNBSample",
+    "IntensityHistogram",
     "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
@@ -52,13 +57,18 @@ __all__ = [
     "ReplayPass",
     "SoftOverlap",
     "Term",
+    "body_box",
+    "connected_components",
     "count_within",
     "dice_ce_loss",
     "dice_loss",
+    "fill_holes",
+    "gaussian_weights",
     "generalized_dice_loss",
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "keep_largest",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -67,10 +77,14 @@ __all__ = [
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "mirrored",
     "option_loss",
     "quantile_abs",
     "random_words",
+    "resample_argmax",
     "segment_nll",
+    "sliding_window",
+    "sliding_window_slabs",
     "soft_overlap",
     "sophia8_dequantize",
     "sophia8_quantize",
@@ -80,6 +94,7 @@ __all__ = [
     "token_logprobs",
     "tversky_loss",
     "verbalizer_loss",
+    "window_starts",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",
