@@ -9,8 +9,7 @@
 namespace tenfold {
 
 using PySize = std::array<int64_t, 3>;
-// (value, voxels, lo z, y, x, hi z, y, x)
-using PyComponent = std::array<int64_t, 8>;
+static_assert(sizeof(Component) == 8 * sizeof(int64_t), "Python reads components as rows of eight integers");
 
 inline ComponentArgs component_args(uintptr_t volume, int item_bytes, const PySize& size, int connectivity, bool multilabel) {
   return {reinterpret_cast<const void*>(volume), item_bytes, {size[0], size[1], size[2]}, connectivity, multilabel};
@@ -45,10 +44,7 @@ inline void bind_volume(pybind11::module_& m, const VolumeKernels* const& volume
             pybind11::gil_scoped_release unlocked;
             components->label(component_args(volume, item_bytes, size, connectivity, multilabel), reinterpret_cast<int32_t*>(labels), sink);
           }
-          std::vector<PyComponent> out;
-          out.reserve(found.size());
-          for (const Component& c : found) out.push_back({c.value, c.voxels, c.lo[0], c.lo[1], c.lo[2], c.hi[0], c.hi[1], c.hi[2]});
-          return out;
+          return pybind11::bytes(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(Component));
         });
   m.def("keep_largest", [&components](uintptr_t volume, int item_bytes, const PySize& size, int connectivity, bool multilabel,
                                       const std::vector<int64_t>& chosen, bool all, bool largest_only, int64_t least_voxels) {

@@ -13,28 +13,31 @@ namespace {
 
 using namespace tenfold;
 
+template <class T>
 struct Run {
   int32_t start, end;
-  int64_t value;
+  T value;
 };
 
+template <class T>
 struct Runs {
-  std::vector<Run> run;
+  std::vector<Run<T>> run;
   std::vector<int64_t> first;  // of each row, and one behind the last
-  std::vector<int64_t> parent;
+  std::vector<uint32_t> parent;
 
-  int64_t root(int64_t i) {
-    while (parent[static_cast<size_t>(i)] != i) {
-      parent[static_cast<size_t>(i)] = parent[static_cast<size_t>(parent[static_cast<size_t>(i)])];
-      i = parent[static_cast<size_t>(i)];
+  const Run<T>& operator[](int64_t i) const { return run[static_cast<size_t>(i)]; }
+  int64_t root(int64_t at) {
+    uint32_t i = static_cast<uint32_t>(at);
+    while (parent[i] != i) {
+      parent[i] = parent[parent[i]];
+      i = parent[i];
     }
     return i;
   }
-  void join(int64_t a, int64_t b) {
-    a = root(a);
-    b = root(b);
-    if (a < b) parent[static_cast<size_t>(b)] = a;  // a root is the first run of its component
-    if (b < a) parent[static_cast<size_t>(a)] = b;
+  void join(int64_t p, int64_t q) {
+    const uint32_t a = static_cast<uint32_t>(root(p)), b = static_cast<uint32_t>(root(q));
+    if (a < b) parent[b] = a;  // a root is the first run of its component
+    if (b < a) parent[a] = b;
   }
 };
 
@@ -58,7 +61,7 @@ int64_t end_of_run(const T* row, int64_t from, int64_t size) {
 
 // Runs of all rows; zeros only with `zeros`.
 template <class T>
-void find_runs(const ComponentArgs& a, bool zeros, Runs& runs) {
+void find_runs(const ComponentArgs& a, bool zeros, Runs<T>& runs) {
   const int64_t rows = a.size[0] * a.size[1], width = a.size[2];
   const T* volume = static_cast<const T*>(a.volume);
   runs.first.reserve(static_cast<size_t>(rows + 1));
@@ -67,30 +70,30 @@ void find_runs(const ComponentArgs& a, bool zeros, Runs& runs) {
     const T* row = volume + r * width;
     for (int64_t x = 0; x < width;) {
       const int64_t end = end_of_run(row, x, width);
-      if (row[x] != 0 || zeros) runs.run.push_back({static_cast<int32_t>(x), static_cast<int32_t>(end), static_cast<int64_t>(row[x])});
+      if (row[x] != 0 || zeros) runs.run.push_back({static_cast<int32_t>(x), static_cast<int32_t>(end), row[x]});
       x = end;
     }
   }
   runs.first.push_back(static_cast<int64_t>(runs.run.size()));
   runs.parent.resize(runs.run.size());
-  for (size_t i = 0; i < runs.parent.size(); ++i) runs.parent[i] = static_cast<int64_t>(i);
+  for (size_t i = 0; i < runs.parent.size(); ++i) runs.parent[i] = static_cast<uint32_t>(i);
 }
 
 // touch(a, b) for every run a of a row and b of another that overlap, or with `diagonal` meet at a corner.
-template <class Touch>
-void pairs_of_rows(const Runs& runs, int64_t row, int64_t other, int diagonal, const Touch& touch) {
+template <class T, class Touch>
+void pairs_of_rows(const Runs<T>& runs, int64_t row, int64_t other, int diagonal, const Touch& touch) {
   int64_t a = runs.first[static_cast<size_t>(row)], b = runs.first[static_cast<size_t>(other)];
   const int64_t a_end = runs.first[static_cast<size_t>(row) + 1], b_end = runs.first[static_cast<size_t>(other) + 1];
   while (a < a_end && b < b_end) {
-    const Run &p = runs.run[static_cast<size_t>(a)], &q = runs.run[static_cast<size_t>(b)];
+    const auto &p = runs[a], &q = runs[b];
     if (p.start < q.end + diagonal && q.start < p.end + diagonal) touch(a, b);
     if (p.end < q.end) {
       ++a;
     } else if (q.end < p.end) {
       ++b;
-    } else if (diagonal != 0 && a + 1 < a_end && runs.run[static_cast<size_t>(a) + 1].start < q.end + diagonal) {
+    } else if (diagonal != 0 && a + 1 < a_end && runs[a + 1].start < q.end + diagonal) {
       // Both end together: the next of each may still meet the other at a corner.
-      if (b + 1 < b_end && runs.run[static_cast<size_t>(b) + 1].start < p.end + diagonal) touch(a, b + 1);
+      if (b + 1 < b_end && runs[b + 1].start < p.end + diagonal) touch(a, b + 1);
       ++a;
     } else {
       ++b;
@@ -99,8 +102,8 @@ void pairs_of_rows(const Runs& runs, int64_t row, int64_t other, int diagonal, c
 }
 
 // touch for the rows before each row that its connectivity reaches.
-template <class Touch>
-void all_pairs(const ComponentArgs& a, const Runs& runs, const Touch& touch) {
+template <class T, class Touch>
+void all_pairs(const ComponentArgs& a, const Runs<T>& runs, const Touch& touch) {
   const int straight = a.connectivity == 6 ? 0 : 1, corner = a.connectivity == 26 ? 1 : 0;
   for (int64_t z = 0; z < a.size[0]; ++z) {
     for (int64_t y = 0; y < a.size[1]; ++y) {
@@ -128,25 +131,25 @@ auto by_bytes(const ComponentArgs& a, const Use& use) {
 
 // Components in the order of their first voxel, and the component of each run.
 template <class T>
-std::vector<Component> components_of(const ComponentArgs& a, Runs& runs, std::vector<int32_t>& of_run) {
+std::vector<Component> components_of(const ComponentArgs& a, Runs<T>& runs, std::vector<int32_t>& of_run) {
   find_runs<T>(a, false, runs);
   // Without multilabel runs of different values in one row touch as well.
   if (!a.multilabel) {
     for (size_t r = 0; r + 1 < runs.first.size(); ++r) {
       for (int64_t i = runs.first[r] + 1; i < runs.first[r + 1]; ++i) {
-        if (runs.run[static_cast<size_t>(i)].start == runs.run[static_cast<size_t>(i) - 1].end) runs.join(i - 1, i);
+        if (runs[i].start == runs[i - 1].end) runs.join(i - 1, i);
       }
     }
   }
   all_pairs(a, runs, [&](int64_t p, int64_t q) {
-    if (!a.multilabel || runs.run[static_cast<size_t>(p)].value == runs.run[static_cast<size_t>(q)].value) runs.join(p, q);
+    if (!a.multilabel || runs[p].value == runs[q].value) runs.join(p, q);
   });
   std::vector<Component> found;
   of_run.resize(runs.run.size());
   for (int64_t r = 0; r < a.size[0] * a.size[1]; ++r) {
     const int64_t z = r / a.size[1], y = r % a.size[1];
     for (int64_t i = runs.first[static_cast<size_t>(r)]; i < runs.first[static_cast<size_t>(r) + 1]; ++i) {
-      const Run& run = runs.run[static_cast<size_t>(i)];
+      const auto& run = runs[i];
       const int64_t root = runs.root(i);
       if (root == i) {
         of_run[static_cast<size_t>(i)] = static_cast<int32_t>(found.size());
@@ -168,7 +171,7 @@ std::vector<Component> components_of(const ComponentArgs& a, Runs& runs, std::ve
 
 int64_t label(const ComponentArgs& a, int32_t* labels, const ComponentSink& sink) {
   return by_bytes(a, [&](auto zero) -> int64_t {
-    Runs runs;
+    Runs<decltype(zero)> runs;
     std::vector<int32_t> of_run;
     const std::vector<Component> found = components_of<decltype(zero)>(a, runs, of_run);
     Component* to = sink.room(sink.context, static_cast<int64_t>(found.size()));
@@ -179,7 +182,7 @@ int64_t label(const ComponentArgs& a, int32_t* labels, const ComponentSink& sink
         int32_t* row = labels + r * width;
         int64_t x = 0;
         for (int64_t i = runs.first[static_cast<size_t>(r)]; i < runs.first[static_cast<size_t>(r) + 1]; ++i) {
-          const Run& run = runs.run[static_cast<size_t>(i)];
+          const auto& run = runs[i];
           const int32_t number = of_run[static_cast<size_t>(i)] + 1;
           for (; x < run.start; ++x) row[x] = 0;
           for (; x < run.end; ++x) row[x] = number;
@@ -216,7 +219,7 @@ std::vector<size_t> largest_of_each(const std::vector<Component>& found, bool mu
 int64_t keep_largest(const ComponentArgs& a, const int64_t* chosen, int64_t n_chosen, bool largest_only, int64_t least_voxels) {
   return by_bytes(a, [&](auto zero) -> int64_t {
     using T = decltype(zero);
-    Runs runs;
+    Runs<T> runs;
     std::vector<int32_t> of_run;
     const std::vector<Component> found = components_of<T>(a, runs, of_run);
     std::vector<bool> clear(found.size());
@@ -232,7 +235,7 @@ int64_t keep_largest(const ComponentArgs& a, const int64_t* chosen, int64_t n_ch
     for (int64_t r = 0; cleared > 0 && r < a.size[0] * a.size[1]; ++r) {
       for (int64_t i = runs.first[static_cast<size_t>(r)]; i < runs.first[static_cast<size_t>(r) + 1]; ++i) {
         if (!clear[static_cast<size_t>(of_run[static_cast<size_t>(i)])]) continue;
-        const Run& run = runs.run[static_cast<size_t>(i)];
+        const auto& run = runs[i];
         std::memset(volume + r * a.size[2] + run.start, 0, static_cast<size_t>(run.end - run.start) * sizeof(T));
       }
     }
@@ -255,9 +258,9 @@ int64_t fill_holes(const ComponentArgs& a, const int64_t* chosen, int64_t n_chos
     using T = decltype(zero);
     ComponentArgs six = a;
     six.connectivity = 6;
-    Runs runs;
+    Runs<T> runs;
     find_runs<T>(six, true, runs);
-    const auto value = [&](int64_t i) { return runs.run[static_cast<size_t>(i)].value; };
+    const auto value = [&](int64_t i) { return static_cast<int64_t>(runs[i].value); };
     all_pairs(six, runs, [&](int64_t p, int64_t q) {
       if (value(p) == 0 && value(q) == 0) runs.join(p, q);
     });
@@ -274,7 +277,7 @@ int64_t fill_holes(const ComponentArgs& a, const int64_t* chosen, int64_t n_chos
       const bool edge = (a.size[0] > 1 && (z == 0 || z + 1 == a.size[0])) || (a.size[1] > 1 && (y == 0 || y + 1 == a.size[1]));
       for (int64_t i = runs.first[static_cast<size_t>(r)]; i < runs.first[static_cast<size_t>(r) + 1]; ++i) {
         if (value(i) != 0) continue;
-        const Run& run = runs.run[static_cast<size_t>(i)];
+        const auto& run = runs[i];
         Shore& s = at(i);
         s.open = s.open || edge || run.start == 0 || run.end == a.size[2];
         if (run.start > 0) s.touch(value(i - 1));
@@ -288,7 +291,7 @@ int64_t fill_holes(const ComponentArgs& a, const int64_t* chosen, int64_t n_chos
         if (value(i) != 0) continue;
         const Shore& s = at(i);
         if (s.open || !among(s.value, chosen, n_chosen)) continue;
-        const Run& run = runs.run[static_cast<size_t>(i)];
+        const auto& run = runs[i];
         for (int64_t x = run.start; x < run.end; ++x) volume[r * a.size[2] + x] = static_cast<T>(s.value);
         filled += run.end - run.start;
       }

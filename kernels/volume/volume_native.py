@@ -13,8 +13,6 @@ from tenfold._native import DTYPE_CODES
 from . import volume_reference
 
 Size = tuple[int, int, int]
-Row = tuple[int, int, int, int, int, int, int, int]
-"""value, voxels, lo z, y, x, hi z, y, x of a component"""
 
 
 def resample_argmax(logits: Tensor, size: Size, align_corners: bool, dtype: torch.dtype) -> Tensor:
@@ -31,11 +29,16 @@ def resample_argmax(logits: Tensor, size: Size, align_corners: bool, dtype: torc
     return labels
 
 
-def components(volume: Tensor, connectivity: int, multilabel: bool, labels: Tensor | None) -> list[Row]:
-    """Components in the order of their first voxel; their numbers into labels."""
+def components(volume: Tensor, connectivity: int, multilabel: bool, labels: Tensor | None) -> Tensor:
+    """Components in the order of their first voxel, int64 [N, 8]: value, voxels, lo z, y, x, hi z, y, x.
+
+    Their numbers go into labels.
+    """
     address = 0 if labels is None else labels.data_ptr()
-    found: list[Row] = _native.cpu.components(*_head(volume), connectivity, multilabel, address)
-    return found
+    found: bytes = _native.cpu.components(*_head(volume), connectivity, multilabel, address)
+    if not found:
+        return torch.empty(0, 8, dtype=torch.int64)
+    return torch.frombuffer(bytearray(found), dtype=torch.int64).reshape(-1, 8)
 
 
 def keep_largest_(

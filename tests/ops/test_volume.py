@@ -161,6 +161,11 @@ def test_components_of_strided_and_empty_volumes():
 @pytest.mark.parametrize("connectivity", [6, 26])
 def test_keep_largest(isa, connectivity):
     volume = blobs((9, 20, 31), 4, share=0.4)
+    high = np.where(volume > 0, volume + 200, 0).astype(np.uint8)
+    assert (
+        keep_largest(high, connectivity=connectivity, classes=(201, 203)) % 200
+        == keep_largest(volume, connectivity=connectivity, classes=(1, 3))
+    ).all()
     got = keep_largest(volume, connectivity=connectivity, classes=(1, 3))
     want = volume.copy()
     for value in (1, 3):

@@ -212,10 +212,20 @@ def _table(volume: Tensor, connectivity: int, multilabel: bool, labels: Tensor |
     from tenfold.kernels.volume import volume_native
 
     flat = _as_3d(volume.contiguous())
-    rows = volume_native.components(
+    table = volume_native.components(
         flat, connectivity, bool(multilabel), None if labels is None else _as_3d(labels)
     )
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 8)
+    if volume.dtype == torch.uint8:  # the kernels take integers for signed
+        table[:, 0] &= 0xFF
+    return table
+
+
+def _classes(classes: Sequence[int] | None, volume: Tensor) -> list[int] | None:
+    """Values as the kernels see them."""
+    if classes is None:
+        return None
+    chosen = [_checks.integer("classes", c, -(2**63), 2**63 - 1) for c in classes]
+    return [c - 256 if c > 127 else c for c in chosen] if volume.dtype == torch.uint8 else chosen
 
 
 # ---- registration ----------------------------------------------------------------------------------------
