@@ -122,9 +122,7 @@ def keep_largest(
 
     kind = _arrays.kind_of(volume)
     volume, connectivity = _volume(volume, connectivity)
-    chosen = (
-        None if classes is None else [_checks.integer("classes", c, -(2**63), 2**63 - 1) for c in classes]
-    )
+    chosen = _classes(classes, volume)
     least = _checks.integer("min_size", min_size, 0, 2**63 - 1)
     out = volume.clone(memory_format=torch.contiguous_format)
     volume_native.keep_largest_(
@@ -150,9 +148,7 @@ def fill_holes(volume: Any, *, classes: Sequence[int] | None = None) -> Any:
 
     kind = _arrays.kind_of(volume)
     volume, _ = _volume(volume, None)
-    chosen = (
-        None if classes is None else [_checks.integer("classes", c, -(2**63), 2**63 - 1) for c in classes]
-    )
+    chosen = _classes(classes, volume)
     out = volume.clone(memory_format=torch.contiguous_format)
     volume_native.fill_holes_(_as_3d(out), chosen)
     return kind(out)
