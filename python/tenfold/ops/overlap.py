@@ -20,7 +20,7 @@ MAX_LABELS = 4096
 
 OPS |= dict.fromkeys(
     ("overlap_counts", "label_lut", "pack_bits", "unpack_bits", "multihot_counts", "lut_counts"),
-    ("reference",),
+    ("cpu", "reference"),
 )
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -91,7 +91,7 @@ def overlap_counts(
         ValueError: shapes or devices that differ, a label outside [0, K) (with its value and first place),
             a value that is no whole number.
     """
-    a, b = _volumes.pair(target, pred)
+    a, b = _volumes.pair(target, pred, range(1, 9))
     num_labels = _checks.integer("num_labels", num_labels, 1, MAX_LABELS)
     back = _arrays.kind_of(target)
     counts, box_target, box_pred = torch.ops.tenfold.overlap_counts(
