@@ -37,13 +37,14 @@ T* overlap_pointer(uintptr_t address) {
 inline void bind_overlap(pybind11::module_& m, const OverlapKernels* const& table) {
   const OverlapKernels* const* kernels = &table;
   m.def("overlap_counts", [kernels](const PyLabels& target, const PyLabels& pred, int64_t num_labels, uintptr_t counts,
-                                    uintptr_t box_target, uintptr_t box_pred, int threads) {
+                                    uintptr_t box_target, uintptr_t box_pred, bool clamp, int threads) {
     const OverlapArgs args = {labels_of(target),
                               labels_of(pred),
                               num_labels,
                               overlap_pointer<int64_t>(counts),
                               overlap_pointer<int64_t>(box_target),
                               overlap_pointer<int64_t>(box_pred),
+                              clamp,
                               threads};
     require_same_shape(args.target, args.pred);
     pybind11::gil_scoped_release unlocked;

@@ -17,6 +17,7 @@ struct Labels {
   int64_t strides[kMostAxes];
 };
 
+// With `clamp`, labels of K - 1 and more are counted as K - 1, and only negative ones are wrong.
 // counts[K * K] is added to; boxes, if not null, are [K, 2 * ndim] and written. The two volumes have one shape.
 struct OverlapArgs {
   Labels target;
@@ -25,6 +26,7 @@ struct OverlapArgs {
   int64_t* counts;
   int64_t* box_target;
   int64_t* box_pred;
+  bool clamp;
   int threads;
 };
 

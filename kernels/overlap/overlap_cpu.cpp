@@ -184,7 +184,9 @@ struct Counter {
       found.take(2 * k);
       for (int64_t i = 0; i < 2 * k; ++i) reset(found[i]);
     }
-    const uint64_t limit_a = limit_of(args.target, k), limit_b = limit_of(args.pred, k);
+    const int64_t most = args.clamp ? INT64_MAX : k;
+    const uint64_t limit_a = limit_of(args.target, most), limit_b = limit_of(args.pred, most);
+    const uint64_t top = static_cast<uint64_t>(k) - 1;
     int64_t at[kMostAxes] = {};
     int64_t rest = first;
     for (int i = inner - 1; i >= 0; --i) {
@@ -204,11 +206,13 @@ struct Counter {
       const A* const a = row_of<A>(walk.data[0] + offset[0] * int64_t{sizeof(A)}, n, walk.strides[0][inner], room_a.data());
       const B* const b = row_of<B>(walk.data[1] + offset[1] * int64_t{sizeof(B)}, n, walk.strides[1][inner], room_b.data());
       pair_runs(a, b, n, [&](int64_t begin, int64_t end) {
-        const uint64_t x = a[begin], y = b[begin];
+        uint64_t x = a[begin], y = b[begin];
         if (x >= limit_a || y >= limit_b) {
           fine = false;
           return;
         }
+        if (x > top) x = top;
+        if (y > top) y = top;
         count[x * static_cast<uint64_t>(k) + y] += end - begin;
         if (box_a != nullptr) {
           extend(box_a[x], row, at, inner, begin, end);

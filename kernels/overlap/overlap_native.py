@@ -32,17 +32,19 @@ def counts(
     flip_pred: Sequence[int],
     boxes: bool,
     threads: int,
+    clamp: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See overlap_reference.counts."""
+    """See overlap_reference.counts; with `clamp`, labels of num_labels - 1 and more count as that."""
     joint = torch.zeros(num_labels, num_labels, dtype=torch.int64)
     box_target, box_pred = (
         torch.zeros(num_labels if boxes else 0, 2 * target.ndim, dtype=torch.int64) for _ in range(2)
     )
     places = (box_target.data_ptr(), box_pred.data_ptr()) if boxes else (0, 0)
     views = labels(target, flip_target), labels(pred, flip_pred)
-    if not _native.cpu.overlap_counts(*views, num_labels, joint.data_ptr(), *places, threads):
-        fail_outside("target", target, flip_target, num_labels)
-        fail_outside("pred", pred, flip_pred, num_labels)
+    if not _native.cpu.overlap_counts(*views, num_labels, joint.data_ptr(), *places, clamp, threads):
+        most = 2**63 - 1 if clamp else num_labels
+        fail_outside("target", target, flip_target, most)
+        fail_outside("pred", pred, flip_pred, most)
     return joint, box_target, box_pred
 
 

@@ -17,7 +17,11 @@ CHUNK = 1 << 24
 
 def unflipped(volume: Tensor, flips: Sequence[int]) -> Tensor:
     """The volume as its owner sees it: `flips` lists the axes that were turned to share its memory."""
-    return volume.flip(list(flips)) if flips else volume
+    if not flips:
+        return volume
+    if volume.dtype in (torch.uint16, torch.uint32):
+        volume = volume.long()  # torch does not flip these
+    return volume.flip(list(flips))
 
 
 def first_outside(volume: Tensor, num_labels: int) -> tuple[list[int], int] | None:

@@ -20,7 +20,7 @@ from . import _volumes
 from .overlap import MAX_LABELS
 
 DEFINITIONS = ("area", "edge")
-OPS |= dict.fromkeys(("surface_metrics",), ("reference",))
+OPS |= dict.fromkeys(("surface_metrics", "surfels"), ("cpu", "reference"))
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
