@@ -67,7 +67,7 @@ def label_lut(volume: Tensor, lut: Tensor, flips: Sequence[int], threads: int) -
 
 def pack_bits(masks: Tensor, threads: int) -> Tensor:
     """See overlap_reference.pack_bits."""
-    flat = masks.reshape(masks.shape[0], -1)
+    flat = masks.flatten(1)
     if flat.shape[1] > 1 and flat.stride(1) != 1:
         flat = flat.contiguous()
     words = torch.empty(flat.shape[0], (flat.shape[1] + 63) // 64, dtype=torch.int64)
