@@ -39,7 +39,7 @@ def metrics(
         overlap_native.labels(target, flip_target), overlap_native.labels(pred, flip_pred), num_labels,
         joint.data_ptr(), box_target.data_ptr(), box_pred.data_ptr(), list(organ_labels), list(organ_starts),
         _three(spacing), area_table(spacing), list(tolerances), list(percentiles), edge,
-        [out.data_ptr() for out in outs], threads,
+        [out.data_ptr() for out in outs], overlap_native.pool(threads),
     )  # fmt: skip
     return tuple(outs)
 
@@ -73,6 +73,6 @@ def edt(
     where = torch.empty(shape, dtype=torch.int32)
     _native.cpu.edt(
         features.data_ptr(), features.shape[0], list(features.shape[1:]), list(spacing), wide, squared,
-        out.data_ptr(), where.data_ptr() if index else 0, threads,
+        out.data_ptr(), where.data_ptr() if index else 0, overlap_native.pool(threads),
     )  # fmt: skip
     return out, where

@@ -355,9 +355,7 @@ def _present_labels(a: _volumes.Volume, b: _volumes.Volume) -> list[tuple[int, .
     if a.data.numel() == 0:
         return []
     highest = max(_highest("target", a.data), _highest("pred", b.data))
-    counts = torch.ops.tenfold.overlap_counts(
-        a.data, b.data, highest + 1, a.flips, b.flips, False, torch.get_num_threads()
-    )[0]
+    counts = torch.ops.tenfold.overlap_counts(a.data, b.data, highest + 1, a.flips, b.flips, False, 0)[0]
     present = (counts.sum(0) + counts.sum(1)) > 0
     return [(label,) for label in present.nonzero().flatten().tolist() if label > 0]
 
