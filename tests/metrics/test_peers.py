@@ -22,6 +22,7 @@ volumes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(volumes)
 
 CASES = 60
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def pairs(seed, cases, most=15, ndims=(3,)):
@@ -45,7 +46,8 @@ def pairs(seed, cases, most=15, ndims=(3,)):
 @pytest.fixture
 def deepmind(monkeypatch):
     found = pytest.importorskip("surface_distance")
-    monkeypatch.setattr(np, "Inf", np.inf, raising=False)  # it uses the name that NumPy 2 has removed
+    monkeypatch.setattr(np, "Inf", np.inf, raising=False)  # it uses names that NumPy 2 has removed
+    monkeypatch.setattr(np, "NaN", np.nan, raising=False)
     return found
 
 
