@@ -6,6 +6,16 @@ from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .overlap import (
+    label_lut,
+    labels_of_owners,
+    multihot_counts,
+    overlap_counts,
+    owner_counts,
+    owner_words,
+    pack_bits,
+    unpack_bits,
+)
 from .sliding_window import gaussian_weights, mirrored, sliding_window, sliding_window_slabs, window_starts
 from .softdice import SoftOverlap, soft_overlap
 from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
@@ -16,6 +26,15 @@ from .sophia import (
     sophia8_quantize,
     sophia_hessian_,
     sophia_step_,
+)
+from .surface import (
+    SurfaceMetrics,
+    Surfels,
+    edt,
+    signed_distance,
+    surface_dice,
+    surface_metrics,
+    surfels,
 )
 from .volume import Components, body_box, connected_components, fill_holes, keep_largest, resample_argmax
 from .zo import (
@@ -56,12 +75,15 @@ __all__ = [
     "RandomMask",
     "ReplayPass",
     "SoftOverlap",
+    "SurfaceMetrics",
+    "Surfels",
     "Term",
     "body_box",
     "connected_components",
     "count_within",
     "dice_ce_loss",
     "dice_loss",
+    "edt",
     "fill_holes",
     "gaussian_weights",
     "generalized_dice_loss",
@@ -69,6 +91,8 @@ __all__ = [
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "keep_largest",
+    "label_lut",
+    "labels_of_owners",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -78,11 +102,17 @@ __all__ = [
     "lowrank_factor",
     "magnitude_bits",
     "mirrored",
+    "multihot_counts",
     "option_loss",
+    "overlap_counts",
+    "owner_counts",
+    "owner_words",
+    "pack_bits",
     "quantile_abs",
     "random_words",
     "resample_argmax",
     "segment_nll",
+    "signed_distance",
     "sliding_window",
     "sliding_window_slabs",
     "soft_overlap",
@@ -91,8 +121,12 @@ __all__ = [
     "sophia_hessian_",
     "sophia_step_",
     "stochastic_round",
+    "surface_dice",
+    "surface_metrics",
+    "surfels",
     "token_logprobs",
     "tversky_loss",
+    "unpack_bits",
     "verbalizer_loss",
     "window_starts",
     "zo_adam_",
