@@ -5,7 +5,6 @@
 // in order, so that the number of threads changes nothing. Lanes sum at most kFlush tiles in the arithmetic's dtype, then go to double.
 #include "softdice_tile.hpp"
 
-#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 
 namespace TF_NS {
@@ -370,9 +369,6 @@ void backward_of(const SoftdiceArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
-  const int64_t reach =
-      1 + (a.batches - 1) * a.out.batch_stride + (a.classes - 1) * a.out.class_stride + (a.voxels - 1) * a.out.voxel_stride;
-  prefer_large_pages(a.out.data, reach * static_cast<int64_t>(sizeof(T)));
   std::vector<Slopes<M>> slopes;
   for (int64_t b = 0; b < a.batches; ++b) slopes.emplace_back(a.sums + b * a.classes * kSoftdiceSums, a.classes);
   parallel_ranges(a.batches * pieces.per_batch, a.threads, [&](int64_t first, int64_t last) {
