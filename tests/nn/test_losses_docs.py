@@ -14,7 +14,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "segmentation_losses.md"
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("training", r"loss [12]\.\d+ -> 0\.\d+"), ("partial", r"^True$"), ("volume", r"^\(64")]
+    ("name", "says"),
+    [("training", r"loss [12]\.\d+ -> 0\.\d+"), ("partial", r"^True$"), ("volume", r"^\(64")],
 )
 def test_examples_run_as_they_stand(name: str, says: str, tmp_path: Path) -> None:
     if not PAGE.exists():
