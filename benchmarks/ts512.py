@@ -42,17 +42,18 @@ def read_nifti_labels(data: bytes) -> Labels:
     return voxels.astype(np.uint8).reshape(shape[::-1])
 
 
-def _from_archive(place: str) -> Labels:
+def from_archive(place: str, file: str = FILE) -> Labels:
+    """A label map (z, y, x) of TotalSegmentator's source archive, or of the folder it was unpacked to."""
     path = Path(place)
     if path.is_dir():
-        return read_nifti_labels(gzip.decompress((path / FILE).read_bytes()))
+        return read_nifti_labels(gzip.decompress((path / file).read_bytes()))
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.name.endswith(FILE):
+            if member.name.endswith(file):
                 found = archive.extractfile(member)
                 assert found is not None
                 return read_nifti_labels(gzip.decompress(found.read()))
-    raise ValueError(f"{VARIABLE}: expected an archive with {FILE}, got {place}")
+    raise ValueError(f"{VARIABLE}: expected an archive with {file}, got {place}")
 
 
 def _seeded() -> Labels:
@@ -86,7 +87,7 @@ def moved(target: Labels) -> Labels:
 def volumes(tiny: bool = False) -> tuple[Labels, Labels, str]:
     """Target, prediction, and what they are; uint8 (z, y, x)."""
     place = os.environ.get(VARIABLE)
-    small = _from_archive(place) if place else _seeded()
+    small = from_archive(place) if place else _seeded()
     shape = (12, 40, 48) if tiny else SHAPE
     target = enlarged(small, shape)
     name = (

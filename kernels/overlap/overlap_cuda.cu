@@ -1,9 +1,10 @@
 // Overlap counts on CUDA.
 //
-// A thread takes 16 neighbouring voxels at a time and holds the pair it is in, with how many voxels of it it has seen, in registers across
-// its whole share: in background, most of a volume, it writes nothing until the end. Counts go to a histogram in shared memory while that
-// has room (110 labels), and from there once per block to memory. Boxes are read before they are written, so that only the few voxels
-// that widen one pay for an atomic operation. What bounds it is reading both volumes once.
+// A thread takes 16 neighbouring voxels at a time and holds the pair of labels it is in, and how many voxels of it are not yet counted, in
+// registers across its whole share. Where all 16 are of that pair, as in background, it compares wide words and writes nothing; elsewhere
+// it reads them once more, from the first-level cache, one by one. Counts go to a histogram in shared memory while that has room (110
+// labels), and from there once per block to memory. Boxes are read before they are written, so that only the few voxels that widen one pay
+// for an atomic operation. What bounds it is reading both volumes once.
 #include "overlap_cuda.hpp"
 
 #include <cuda_runtime.h>
@@ -59,10 +60,23 @@ uint64_t limit_of(const Labels& labels, uint64_t most) {
   return std::min(most, bits >= 63 ? uint64_t{1} << 63 : uint64_t{1} << bits);
 }
 
+// A volume whose row-major index becomes a place by multiplications: 64-bit divisions are calls to a function on a GPU.
+struct Volume {
+  Labels v;
+  double inverse[kMostAxes];
+  bool contiguous;
+  uint64_t limit;
+};
+
+Volume volume_of(const Labels& v, uint64_t most) {
+  Volume out = {v, {}, contiguous(v), limit_of(v, most)};
+  for (int axis = 0; axis < v.ndim; ++axis) out.inverse[axis] = 1.0 / static_cast<double>(std::max<int64_t>(1, v.sizes[axis]));
+  return out;
+}
+
 struct Pass {
-  Labels volume[2];
-  bool contiguous[2];
-  uint64_t limit[2];
+  Volume volume[2];
+  bool wide;  // both may be read 16 bytes at a time
   int64_t num_labels;
   int64_t total;
   Wide* counts;
@@ -70,101 +84,125 @@ struct Pass {
   int32_t* outside;
 };
 
-template <class T>
-struct alignas(16) Sixteen {
-  T v[kEach];
-};
-
-// Voxels first .. first + count - 1 in row-major order.
-template <class T>
-__device__ void load(const Labels& v, bool contiguous, int64_t first, int count, T (&out)[kEach]) {
-  const T* const data = static_cast<const T*>(v.data);
-  if (contiguous) {
-    const T* const from = data + first;
-    if (count == kEach && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      const Sixteen<T> all = *reinterpret_cast<const Sixteen<T>*>(from);
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) out[i] = all.v[i];
-    } else {
-      for (int i = 0; i < count; ++i) out[i] = from[i];
-    }
-    return;
+// rest % sizes[axis], and rest becomes rest / sizes[axis]; exact below 2^52.
+__device__ __forceinline__ int64_t split(const Volume& p, int axis, int64_t& rest) {
+  const int64_t n = p.v.sizes[axis];
+  int64_t quotient = static_cast<int64_t>(static_cast<double>(rest) * p.inverse[axis]);
+  int64_t left = rest - quotient * n;
+  if (left < 0) {
+    --quotient;
+    left += n;
+  } else if (left >= n) {
+    ++quotient;
+    left -= n;
   }
-  for (int i = 0; i < count; ++i) {
-    int64_t rest = first + i, offset = 0;
-    for (int axis = v.ndim - 1; axis >= 0; --axis) {
-      offset += rest % v.sizes[axis] * v.strides[axis];
-      rest /= v.sizes[axis];
-    }
-    out[i] = data[offset];
-  }
+  rest = quotient;
+  return left;
 }
 
-__device__ void widen(long long* box, int ndim, const int64_t* at, int64_t last) {
-  for (int axis = 0; axis < ndim; ++axis) {
-    const long long low = at[axis], high = axis == ndim - 1 ? last : at[axis] + 1;
-    if (low < box[axis]) atomicMin(&box[axis], low);
-    if (high > box[ndim + axis]) atomicMax(&box[ndim + axis], high);
+template <class T>
+__device__ __forceinline__ T value_at(const Volume& p, int64_t index) {
+  const T* const data = static_cast<const T*>(p.v.data);
+  if (p.contiguous) return data[index];
+  int64_t rest = index, offset = 0;
+#pragma unroll 1
+  for (int axis = p.v.ndim - 1; axis >= 0; --axis) offset += split(p, axis, rest) * p.v.strides[axis];
+  return data[offset];
+}
+
+struct alignas(16) Quad {
+  uint64_t low, high;
+};
+
+// Whether kEach values, aligned, are all `value`.
+template <class T>
+__device__ __forceinline__ bool uniform(const Volume& p, int64_t first, uint64_t value) {
+  const Quad* const from = reinterpret_cast<const Quad*>(static_cast<const T*>(p.v.data) + first);
+  constexpr uint64_t kOnes = sizeof(T) == 8 ? 1 : ~uint64_t{0} / ((uint64_t{1} << (8 * sizeof(T) % 64)) - 1);
+  const uint64_t all = value * kOnes;
+  bool same = true;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T); ++i) {
+    const Quad q = from[i];
+    same &= q.low == all && q.high == all;
   }
+  return same;
+}
+
+__device__ __forceinline__ void widen(long long* box, int ndim, int axis, long long low, long long high) {
+  if (low < box[axis]) atomicMin(&box[axis], low);
+  if (high > box[ndim + axis]) atomicMax(&box[ndim + axis], high);
 }
 
 template <class A, class B, bool kShared>
-__global__ void __launch_bounds__(kThreads) counts_kernel(const __grid_constant__ Pass p) {
+__global__ void __launch_bounds__(kThreads, 4) counts_kernel(const __grid_constant__ Pass p) {
   __shared__ uint32_t bins[kShared ? kSharedBins : 1];
   const int64_t k = p.num_labels;
   if (kShared) {
     for (int64_t i = threadIdx.x; i < k * k; i += kThreads) bins[i] = 0;
     __syncthreads();
   }
-  const int ndim = p.volume[0].ndim;
-  const int64_t row = p.volume[0].sizes[ndim - 1];
+  const int ndim = p.volume[0].v.ndim;
+  const int64_t row = p.volume[0].v.sizes[ndim - 1];
   const bool boxes = p.boxes[0] != nullptr;
-  uint64_t x = 0, y = 0;
+  const uint64_t top = static_cast<uint64_t>(k) - 1;
+  uint64_t x = 0, y = 0;  // the pair of labels that this thread is in, and how many voxels of it are not yet counted
   uint32_t seen = 0;
   const auto flush = [&] {
     if (seen == 0) return;
+    const uint64_t bin = (x < top ? x : top) * static_cast<uint64_t>(k) + (y < top ? y : top);
     if (kShared) {
-      atomicAdd(&bins[x * k + y], seen);
+      atomicAdd(&bins[bin], seen);
     } else {
-      atomicAdd(&p.counts[x * k + y], static_cast<Wide>(seen));
+      atomicAdd(&p.counts[bin], static_cast<Wide>(seen));
     }
     seen = 0;
   };
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kEach;
   for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kEach; first < p.total; first += step) {
     const int count = p.total - first < kEach ? static_cast<int>(p.total - first) : kEach;
-    A a[kEach];
-    B b[kEach];
-    load(p.volume[0], p.contiguous[0], first, count, a);
-    load(p.volume[1], p.contiguous[1], first, count, b);
-    for (int i = 0; i < count;) {
-      const uint64_t u = a[i], v = b[i];
-      int end = i + 1;
-      while (end < count && a[end] == a[i] && b[end] == b[i] && !(boxes && (first + end) % row == 0)) ++end;
-      if (u >= p.limit[0] || v >= p.limit[1]) {
-        *p.outside = 1;
-      } else {
-        const uint64_t top = static_cast<uint64_t>(k) - 1;
-        const uint64_t cu = u < top ? u : top, cv = v < top ? v : top;
-        if (cu != x || cv != y || seen > 0xFFFF0000u) {
-          flush();
-          x = cu;
-          y = cv;
-        }
-        seen += static_cast<uint32_t>(end - i);
-        if (boxes) {
-          int64_t at[kMostAxes];
-          int64_t rest = first + i;
-          for (int axis = ndim - 1; axis >= 0; --axis) {
-            at[axis] = rest % p.volume[0].sizes[axis];
-            rest /= p.volume[0].sizes[axis];
-          }
-          const int64_t last = at[ndim - 1] + end - i;
-          widen(p.boxes[0] + cu * 2 * ndim, ndim, at, last);
-          widen(p.boxes[1] + cv * 2 * ndim, ndim, at, last);
+    int64_t rest = first;
+    const int64_t column = boxes ? split(p.volume[0], ndim - 1, rest) : 0;
+    const bool one_row = !boxes || column + count <= row;
+    const bool same =
+        seen != 0 && count == kEach && p.wide && one_row && uniform<A>(p.volume[0], first, x) && uniform<B>(p.volume[1], first, y);
+#pragma unroll 1
+    for (int i = 0; i < count;) {  // run by run
+      uint64_t u = x, v = y;
+      int end = count;
+      if (!same) {
+        u = value_at<A>(p.volume[0], first + i);
+        v = value_at<B>(p.volume[1], first + i);
+        end = i + 1;
+#pragma unroll 1
+        for (; end < count; ++end) {
+          if (value_at<A>(p.volume[0], first + end) != u || value_at<B>(p.volume[1], first + end) != v) break;
+          if (!one_row) break;  // voxel by voxel where a row ends on the way
         }
       }
+      const int begin = i;
       i = end;
+      if (u >= p.volume[0].limit || v >= p.volume[1].limit) {
+        *p.outside = 1;
+        continue;
+      }
+      if (u != x || v != y || seen > 0xFFFF0000u) {
+        flush();
+        x = u;
+        y = v;
+      }
+      seen += static_cast<uint32_t>(end - begin);
+      if (!boxes) continue;
+      long long* const target = p.boxes[0] + (u < top ? u : top) * 2 * static_cast<uint64_t>(ndim);
+      long long* const pred = p.boxes[1] + (v < top ? v : top) * 2 * static_cast<uint64_t>(ndim);
+      rest = first + begin;
+#pragma unroll 1
+      for (int axis = ndim - 1; axis >= 0; --axis) {
+        const int64_t at = split(p.volume[0], axis, rest);
+        const int64_t behind = axis == ndim - 1 ? at + (end - begin) : at + 1;
+        widen(target, ndim, axis, at, behind);
+        widen(pred, ndim, axis, at, behind);
+      }
     }
   }
   flush();
@@ -188,7 +226,7 @@ void launch_counts(const Pass& p, cudaStream_t stream) {
 
 template <class A>
 void launch_counts_of(const Pass& p, cudaStream_t stream) {
-  switch (p.volume[1].bytes) {
+  switch (p.volume[1].v.bytes) {
     case 1: return launch_counts<A, uint8_t>(p, stream);
     case 2: return launch_counts<A, uint16_t>(p, stream);
     case 4: return launch_counts<A, uint32_t>(p, stream);
@@ -200,8 +238,7 @@ void launch_counts_of(const Pass& p, cudaStream_t stream) {
 
 struct Lut {
   LutArgs a;
-  bool contiguous;
-  uint64_t limit;
+  Volume volume;
   int64_t total;
   int32_t* outside;
 };
@@ -210,11 +247,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) lut_kernel(const __grid_constant__ Lut p) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.total; i += step) {
-    T one[kEach];
-    load(p.a.volume, p.contiguous, i, 1, one);
-    const uint64_t label = one[0];
-    if (label >= p.limit) *p.outside = 1;
-    p.a.words[i] = p.a.lut[label < p.limit ? label : 0];
+    const uint64_t label = value_at<T>(p.volume, i);
+    if (label >= p.volume.limit) *p.outside = 1;
+    p.a.words[i] = p.a.lut[label < p.volume.limit ? label : 0];
   }
 }
 
@@ -293,13 +328,11 @@ __global__ void __launch_bounds__(kThreads) owners_kernel(const __grid_constant_
 
 const char* overlap_counts(const OverlapArgs& a, int32_t* outside, void* stream) {
   Pass p = {};
-  p.volume[0] = a.target;
-  p.volume[1] = a.pred;
   const uint64_t most = a.clamp ? uint64_t{1} << 63 : static_cast<uint64_t>(a.num_labels);
-  for (int side = 0; side < 2; ++side) {
-    p.contiguous[side] = contiguous(p.volume[side]);
-    p.limit[side] = limit_of(p.volume[side], most);
-  }
+  p.volume[0] = volume_of(a.target, most);
+  p.volume[1] = volume_of(a.pred, most);
+  p.wide = true;
+  for (const Volume& v : p.volume) p.wide &= v.contiguous && reinterpret_cast<uintptr_t>(v.v.data) % 16 == 0;
   p.num_labels = a.num_labels;
   p.total = voxels_of(a.target);
   p.counts = reinterpret_cast<Wide*>(a.counts);
@@ -318,7 +351,7 @@ const char* overlap_counts(const OverlapArgs& a, int32_t* outside, void* stream)
 }
 
 const char* label_lut(const LutArgs& a, int32_t* outside, void* stream) {
-  const Lut p = {a, contiguous(a.volume), limit_of(a.volume, static_cast<uint64_t>(a.num_labels)), voxels_of(a.volume), outside};
+  const Lut p = {a, volume_of(a.volume, static_cast<uint64_t>(a.num_labels)), voxels_of(a.volume), outside};
   if (p.total == 0) return nullptr;
   const unsigned grid = blocks_for((p.total + kThreads - 1) / kThreads);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);

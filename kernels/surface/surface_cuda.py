@@ -17,6 +17,8 @@ from tenfold.kernels.surface import surface_reference
 from tenfold.kernels.surface.area_table import area_table
 from torch import Tensor
 
+MOST_ROW = 65536  # bits that a row has in shared memory (edt_cuda.hpp)
+
 
 def edt(
     features: Tensor, spacing: Sequence[float], squared: bool, wide: bool, index: bool, threads: int
@@ -24,6 +26,9 @@ def edt(
     """See surface_reference.edt."""
     del threads
     kernels, stream = overlap_cuda.module(features.device)
+    if features.shape[-1] > MOST_ROW:
+        longest = f"a last axis of at most {MOST_ROW} voxels on a GPU"
+        raise ValueError(f"features: expected {longest}, got {features.shape[-1]}")
     features = features.contiguous()
     out = features.new_empty(features.shape, dtype=torch.float64 if wide else torch.float32)
     work = torch.empty_like(out)
