@@ -107,8 +107,9 @@ def _torchmetrics_side(a: Array, b: Array, labels: int) -> Side:
     def run() -> Array:
         from torchmetrics.functional.segmentation import dice_score
 
-        tensors = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
-        scores = dice_score(*tensors, labels, include_background=True, input_format="index", average="none")
+        preds, target = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
+        options: dict[str, Any] = {"include_background": True, "input_format": "index", "average": "none"}
+        scores = dice_score(preds, target, labels, **options)
         present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
         return scores[0].numpy()[present]
 
