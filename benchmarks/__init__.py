@@ -21,7 +21,8 @@ FAMILIES: dict[str, str] = {
     "dual": "dual",
     "logprob": "logprob",
     "sophia": "sophia",
-    "overlap": "softdice",
+    "overlap": "overlap",
+    "surface": "surface",
     "volume": "volume",
 }
 
