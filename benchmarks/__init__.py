@@ -21,6 +21,9 @@ FAMILIES: dict[str, str] = {
     "dual": "dual",
     "logprob": "logprob",
     "sophia": "sophia",
+    "overlap": "overlap",
+    "surface": "surface",
+    "volume": "volume",
 }
 
 

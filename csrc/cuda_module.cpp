@@ -10,7 +10,9 @@
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
+#include "overlap_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
+#include "softdice_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
 
@@ -389,4 +391,6 @@ PYBIND11_MODULE(_cuda, m) {
   bind_dual_cuda(m, on_device);
   bind_sophia_cuda(m, on_device);
   bind_rows_cuda(m, on_device);
+  bind_softdice_cuda(m, on_device);
+  bind_overlap_cuda(m, on_device);
 }

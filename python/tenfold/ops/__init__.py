@@ -1,12 +1,26 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
+from .intensity import IntensityHistogram
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .overlap import (
+    label_lut,
+    labels_of_owners,
+    multihot_counts,
+    overlap_counts,
+    owner_counts,
+    owner_words,
+    pack_bits,
+    unpack_bits,
+)
+from .sliding_window import gaussian_weights, mirrored, sliding_window, sliding_window_slabs, window_starts
+from .softdice import SoftOverlap, soft_overlap
+from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -15,7 +29,17 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .surface import (
+    SurfaceMetrics,
+    Surfels,
+    edt,
+    signed_distance,
+    surface_dice,
+    surface_metrics,
+    surfels,
+)
 from .vocab_parallel import VocabShard, merge_vocab_shards, vocab_parallel_logprob
+from .volume import Components, body_box, connected_components, fill_holes, keep_largest, resample_argmax
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -43,7 +67,9 @@ from .zo_state import (
 
 __all__ = [
     "BitMask",
+    "Components",
     "GNBSample",
+    "IntensityHistogram",
     "LinearLoss",
     "LogProbs",
     "LowRankTerm",
@@ -52,13 +78,27 @@ __all__ = [
     "OptionLoss",
     "RandomMask",
     "ReplayPass",
+    "SoftOverlap",
+    "SurfaceMetrics",
+    "Surfels",
     "Term",
     "TopK",
     "VocabShard",
+    "body_box",
+    "connected_components",
     "count_within",
+    "dice_ce_loss",
+    "dice_loss",
+    "edt",
+    "fill_holes",
+    "gaussian_weights",
+    "generalized_dice_loss",
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "keep_largest",
+    "label_lut",
+    "labels_of_owners",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -71,18 +111,35 @@ __all__ = [
     "lowrank_factor",
     "magnitude_bits",
     "merge_vocab_shards",
+    "mirrored",
+    "multihot_counts",
     "option_loss",
+    "overlap_counts",
+    "owner_counts",
+    "owner_words",
+    "pack_bits",
     "quantile_abs",
     "random_words",
+    "resample_argmax",
     "segment_nll",
+    "signed_distance",
+    "sliding_window",
+    "sliding_window_slabs",
+    "soft_overlap",
     "sophia8_dequantize",
     "sophia8_quantize",
     "sophia_hessian_",
     "sophia_step_",
     "stochastic_round",
+    "surface_dice",
+    "surface_metrics",
+    "surfels",
     "token_logprobs",
+    "tversky_loss",
+    "unpack_bits",
     "verbalizer_loss",
     "vocab_parallel_logprob",
+    "window_starts",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",
