@@ -1,0 +1,117 @@
+"""Numbers of one case: what is computed for a structure, and what holds where a mask is empty.
+
+Every surface metric carries its convention in its name: `dm` is the definition of surface-distance and of the
+challenge (areas of surface elements), `edge` that of MONAI and MedPy (edge voxels, unweighted).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenfold.segmentation.files import Crop
+from tenfold.segmentation.scoring_reference import measure_masks
+
+__all__ = ["AREA_METRICS", "EDGE_METRICS", "OVERLAP_METRICS", "empty_scores", "measure", "measure_crops", "overlap"]
+
+OVERLAP_METRICS = ("dsc", "jaccard", "precision", "recall", "vs", "rvd")
+AREA_METRICS = ("nsd_dm", "hd95_dm", "hd_dm", "asd_dm_target", "asd_dm_pred", "assd_dm")
+EDGE_METRICS = ("nsd_edge", "hd95_edge_max", "hd95_edge_pooled", "assd_edge")
+DISTANCES = ("hd95_dm", "hd_dm", "asd_dm_target", "asd_dm_pred", "assd_dm", "hd95_edge_max", "hd95_edge_pooled",
+             "assd_edge")  # fmt: skip
+"""Metrics in mm: smaller is better, and there is none where one mask is empty."""
+
+
+def overlap(target: int, pred: int, both: int) -> dict[str, float]:
+    """Metrics of three voxel counts: |A|, |B| and |A and B|, at least one of A and B not empty."""
+    return {
+        "dsc": 2 * both / (target + pred),
+        "jaccard": both / (target + pred - both),
+        "precision": both / pred if pred else 0.0,
+        "recall": both / target if target else 0.0,
+        "vs": 1 - abs(target - pred) / (target + pred),
+        "rvd": (pred - target) / target if target else math.inf,
+    }
+
+
+def empty_scores(target: int, pred: int, diagonal: float, empty_distance: str, edge: bool) -> dict[str, float]:
+    """Scores where a mask is empty, as the challenge has them: 1 if both are, else 0.
+
+    Distances are 0 where both are empty; where one is, `empty_distance` says: inf, nan, or diagonal (that of the
+    image in mm).
+    """
+    same = target == pred == 0
+    score = 1.0 if same else 0.0
+    far = {"inf": math.inf, "nan": math.nan, "diagonal": diagonal}[empty_distance]
+    names = (*OVERLAP_METRICS, *AREA_METRICS, *(EDGE_METRICS if edge else ()))
+    found = {name: (0.0 if same else far) if name in DISTANCES else score for name in names}
+    found["rvd"] = 0.0 if same else math.inf if not target else -1.0
+    return found
+
+
+def measure(
+    target: NDArray[Any], pred: NDArray[Any], parts: Sequence[tuple[int, ...]], spacing: Sequence[float],
+    tolerances: Sequence[float], *, edge: bool = False, empty_distance: str = "inf", diagonal: float | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """The scores of every structure of two label maps (z, y, x), in one pass.
+
+    Args:
+        target, pred: integer volumes of one shape.
+        parts: the labels that each structure is the union of.
+        spacing: mm, (z, y, x).
+        tolerances: mm, one for each structure.
+        edge: also the edge-voxel family.
+        empty_distance: "inf", "nan" or "diagonal"; see `empty_scores`.
+        diagonal: of the image, mm, where the volumes are parts of one.
+
+    Returns a dict for each structure: voxels_target, voxels_pred, voxels_both and the metrics.
+    """
+    if diagonal is None:
+        diagonal = float(np.linalg.norm(np.multiply(target.shape, spacing)))
+    found = []
+    for labels, tolerance in zip(parts, tolerances, strict=True):
+        a, b = np.isin(target, labels), np.isin(pred, labels)
+        counts = int(a.sum()), int(b.sum()), int((a & b).sum())
+        surface = measure_masks(a, b, spacing, tolerance, edge=edge) if counts[0] and counts[1] else None
+        found.append(_joined(counts, surface, diagonal, empty_distance, edge))
+    return found
+
+
+def _joined(
+    counts: tuple[int, int, int], surface: Mapping[str, float] | None, diagonal: float, empty_distance: str,
+    edge: bool,
+) -> dict[str, float]:  # fmt: skip
+    scores = (
+        empty_scores(counts[0], counts[1], diagonal, empty_distance, edge)
+        if surface is None
+        else {**overlap(*counts), **surface}
+    )
+    return {**dict(zip(("voxels_target", "voxels_pred", "voxels_both"), counts, strict=True)), **scores}
+
+
+def measure_crops(
+    target: Crop, pred: Crop, tolerance: float, *, edge: bool = False, empty_distance: str = "inf"
+) -> dict[str, float]:
+    """The scores of one structure from two masks of the same volume."""
+    header = target.header
+    start = min((crop.start for crop in (target, pred) if crop.count), default=0)
+    stop = max((crop.stop for crop in (target, pred) if crop.count), default=0)
+    diagonal = float(np.linalg.norm(np.multiply(header.shape, header.spacing)))
+    both = [(1,)]
+    return measure(
+        target.span(start, stop), pred.span(start, stop), both, header.spacing, [tolerance], edge=edge,
+        empty_distance=empty_distance, diagonal=diagonal,
+    )[0]  # fmt: skip
+
+
+def dice(a: Crop, b: Crop) -> float:
+    """DSC of two masks of the same volume; 0 if both are empty."""
+    start, stop = max(a.start, b.start), min(a.stop, b.stop)
+    both = 0
+    if start < stop:
+        both = int(np.count_nonzero(a.array[start - a.start : stop - a.start] & b.array[start - b.start : stop - b.start]))
+    return 2 * both / (a.count + b.count) if a.count + b.count else 0.0
