@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd")
 """File names that are understood, the longest ending first."""
 
 _MET = {
-    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
-    "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
+    "MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
 _MET_NAMES = {
-    "int8": "MET_CHAR", "uint8": "MET_UCHAR", "int16": "MET_SHORT", "uint16": "MET_USHORT", "int32": "MET_INT",
-    "uint32": "MET_UINT", "int64": "MET_LONG_LONG", "uint64": "MET_ULONG_LONG", "float32": "MET_FLOAT",
+    "int8": "MET_CHAR", "uint8": "MET_UCHAR", "int16": "MET_SHORT", "uint16": "MET_USHORT",
+    "int32": "MET_INT", "uint32": "MET_UINT", "int64": "MET_LONG_LONG", "uint64": "MET_ULONG_LONG",
+    "float32": "MET_FLOAT",
     "float64": "MET_DOUBLE",
 }  # fmt: skip
 
@@ -212,7 +213,9 @@ def _trimmed(kept: list[NDArray[np.bool_]], start: int, header: Header, digest: 
     return Crop(array[first:last], start + first, header, digest)
 
 
-_ZEROS = bytes(2 * PIECE)
+@lru_cache(maxsize=4)
+def _zeros(count: int) -> bytes:
+    return bytes(count)
 
 
 def _slabs(stream: Stream, header: Header, *, skip_zeros: bool = False) -> Iterator[tuple[Any, Any]]:
@@ -224,7 +227,7 @@ def _slabs(stream: Stream, header: Header, *, skip_zeros: bool = False) -> Itera
     for first in range(0, depth, step):
         here = min(step, depth - first)
         data = stream.read(here * size)
-        if skip_zeros and not header.inter and data == _ZEROS[: len(data)]:
+        if skip_zeros and not header.inter and data == _zeros(len(data)):
             yield (first, here, rows, columns), None
             continue
         values = np.frombuffer(data, kind).reshape(here, rows, columns)
@@ -253,7 +256,9 @@ def _open(stream: Stream) -> tuple[Header, Stream]:
         return _open_nifti(stream), stream
     if end in (".mha", ".mhd"):
         return _open_meta(stream)
-    raise ValueError(f"{stream.place}: expected a file ending in {', '.join(ENDINGS)}, got {stream.place.name!r}")
+    raise ValueError(
+        f"{stream.place}: expected a file ending in {', '.join(ENDINGS)}, got {stream.place.name!r}"
+    )
 
 
 def _open_nifti(stream: Stream) -> Header:
@@ -324,7 +329,11 @@ def _meta_header(place: Place, fields: dict[str, str]) -> Header:
         direction = axes.reshape(count, count)[:3, :3].T  # a row for each axis, in LPS
         affine[:3, :3] = np.diag([-1, -1, 1]) @ direction @ np.diag(spacing[:3])
         affine[:3, 3] = np.diag([-1, -1, 1]) @ np.array(origin[:3])
-    order = ">" if fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "")).lower() == "true" else "<"
+    order = (
+        ">"
+        if fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "")).lower() == "true"
+        else "<"
+    )
     if fields["ElementType"] not in _MET:
         raise ValueError(f"{place}: expected one of {', '.join(_MET)}, got {fields['ElementType']}")
     kind = np.dtype(order + _MET[fields["ElementType"]])
@@ -337,7 +346,9 @@ def _header(
 ) -> Header:  # fmt: skip
     """`shape` and `spacing` as stored (x, y, z[, channel])."""
     if len(shape) not in (3, 4):
-        raise ValueError(f"{place}: expected a 3-D volume (or a 4-D stack of them), got {len(shape)}-D {shape}")
+        raise ValueError(
+            f"{place}: expected a 3-D volume (or a 4-D stack of them), got {len(shape)}-D {shape}"
+        )
     if not all(np.isfinite(spacing)) or min(spacing) <= 0:
         raise ValueError(f"{place}: expected spacing > 0 on each axis, got {spacing}")
     if np.dtype(dtype).kind not in "uif":
@@ -361,7 +372,9 @@ def compare(target: Header, other: Header, tolerance: float = 1e-3) -> tuple[lis
     if target.shape != other.shape:
         errors.append(f"expected shape {target.shape} (z, y, x), got {other.shape}")
     if np.abs(np.subtract(target.spacing, other.spacing)).max() > tolerance:
-        errors.append(f"expected spacing {_numbers(target.spacing)} mm (z, y, x), got {_numbers(other.spacing)}")
+        errors.append(
+            f"expected spacing {_numbers(target.spacing)} mm (z, y, x), got {_numbers(other.spacing)}"
+        )
     mine, theirs = target.matrix, other.matrix
     if np.abs(mine[:3, 3] - theirs[:3, 3]).max() > tolerance:
         odd.append(f"origin {_numbers(theirs[:3, 3])} instead of {_numbers(mine[:3, 3])}")
@@ -380,7 +393,7 @@ def _numbers(values: Any) -> str:
 
 
 def reoriented(array: NDArray[Any], header: Header, target: Header) -> tuple[NDArray[Any], Header]:
-    """`array` with its axes flipped and exchanged so that they run as those of `target`; nothing is resampled."""
+    """`array` with its axes flipped and exchanged to run as those of `target`; nothing is resampled."""
     from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
 
     move = ornt_transform(io_orientation(header.matrix), io_orientation(target.matrix))
@@ -425,7 +438,9 @@ def write_mha(path: Path, channels: Any, header: Header, level: int = 3) -> None
     count, kind = 0, None
     for channel in channels:
         if channel.shape != header.shape or (kind is not None and channel.dtype != kind):
-            raise ValueError(f"channels: expected shape {header.shape} and one type, got {channel.shape} {channel.dtype}")
+            raise ValueError(
+                f"channels: expected shape {header.shape} and one type, got {channel.shape} {channel.dtype}"
+            )
         count, kind = count + 1, channel.dtype
         parts.append(pack.compress(np.ascontiguousarray(channel).data))
     if kind is None or kind.name not in _MET_NAMES:

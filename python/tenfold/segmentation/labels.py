@@ -81,27 +81,32 @@ class Task:
 
 _SIDED = {  # structures of both sides: the labels of the left one; the right one has each label + 1
     "TemporalLobe": (4, 6), "Hippocampus": (8, 6), "Eye": (10, 12), "Lens": (12,), "OpticNerve": (14,),
-    "MiddleEar": (18, 16, 20, 24, 28, 30), "IAC": (18,), "TympanicCavity": (22, 20), "VestibulSemi": (26, 24),
+    "MiddleEar": (18, 16, 20, 24, 28, 30), "IAC": (18,), "TympanicCavity": (22, 20), "VestibulSemi": (26,
+    24),
     "Cochlea": (28,), "ETbone": (32, 30), "Mandible": (36,), "Submandibular": (38,), "Parotid": (40,),
     "Mastoid": (42,), "TMjoint": (44,),
 }  # fmt: skip
 _SINGLE: dict[str, tuple[int, ...]] = {
-    "Brain": tuple(range(1, 10)), "BrainStem": (2,), "Chiasm": (3,), "Pituitary": (34,), "OralCavity": (35,),
+    "Brain": tuple(range(1, 10)), "BrainStem": (2,), "Chiasm": (3,), "Pituitary": (34,),
+    "OralCavity": (35,),
     "SpinalCord": (46,), "Esophagus": (47,), "Larynx": (48, 49, 50, 51), "Larynx_Glottic": (49,),
     "Larynx_Supraglot": (50,), "PharynxConst": (51, 52), "Thyroid": (53,), "Trachea": (54,),
 }  # fmt: skip
-_CHANNELS = (
-    "Brain BrainStem Chiasm TemporalLobe Hippocampus Eye Lens OpticNerve MiddleEar IAC TympanicCavity "
-    "VestibulSemi Cochlea ETbone Pituitary OralCavity Mandible Submandibular Parotid Mastoid TMjoint SpinalCord "
-    "Esophagus Larynx Larynx_Glottic Larynx_Supraglot PharynxConst Thyroid Trachea"
-).split()
-_COLUMNS = (
-    "Brain BrainStem Chiasm Cochlea_L Cochlea_R Esophagus ETbone_L ETbone_R Eye_L Eye_R Hippocampus_L "
-    "Hippocampus_R IAC_L IAC_R Larynx Larynx_Glottic Larynx_Supraglot Lens_L Lens_R Mandible_L Mandible_R "
-    "Mastoid_L Mastoid_R MiddleEar_L MiddleEar_R OpticNerve_L OpticNerve_R OralCavity Parotid_L Parotid_R "
-    "PharynxConst Pituitary SpinalCord Submandibular_L Submandibular_R TemporalLobe_L TemporalLobe_R Thyroid "
-    "Trachea TympanicCavity_L TMjoint_L TMjoint_R TympanicCavity_R VestibulSemi_L VestibulSemi_R"
-).split()
+_CHANNELS = [
+    "Brain", "BrainStem", "Chiasm", "TemporalLobe", "Hippocampus", "Eye", "Lens", "OpticNerve",
+    "MiddleEar", "IAC", "TympanicCavity", "VestibulSemi", "Cochlea", "ETbone", "Pituitary", "OralCavity",
+    "Mandible", "Submandibular", "Parotid", "Mastoid", "TMjoint", "SpinalCord", "Esophagus", "Larynx",
+    "Larynx_Glottic", "Larynx_Supraglot", "PharynxConst", "Thyroid", "Trachea",
+]  # fmt: skip
+_COLUMNS = [
+    "Brain", "BrainStem", "Chiasm", "Cochlea_L", "Cochlea_R", "Esophagus", "ETbone_L", "ETbone_R", "Eye_L",
+    "Eye_R", "Hippocampus_L", "Hippocampus_R", "IAC_L", "IAC_R", "Larynx", "Larynx_Glottic",
+    "Larynx_Supraglot", "Lens_L", "Lens_R", "Mandible_L", "Mandible_R", "Mastoid_L", "Mastoid_R",
+    "MiddleEar_L", "MiddleEar_R", "OpticNerve_L", "OpticNerve_R", "OralCavity", "Parotid_L", "Parotid_R",
+    "PharynxConst", "Pituitary", "SpinalCord", "Submandibular_L", "Submandibular_R", "TemporalLobe_L",
+    "TemporalLobe_R", "Thyroid", "Trachea", "TympanicCavity_L", "TMjoint_L", "TMjoint_R",
+    "TympanicCavity_R", "VestibulSemi_L", "VestibulSemi_R",
+]  # fmt: skip
 
 
 def _organs_at_risk() -> dict[str, tuple[int, ...]]:
@@ -147,7 +152,9 @@ def load_task(name: str, tolerance: float = 1.0) -> Task:
     for organ, labels in parts.items():
         if not labels or any(label < 1 for label in labels):
             raise ValueError(f"{path}: {organ}: expected labels >= 1, got {list(labels)}")
-    return Task(path.stem, f"{len(parts)} structures of {path.name}", parts, tolerance=tolerance, official=False)
+    return Task(
+        path.stem, f"{len(parts)} structures of {path.name}", parts, tolerance=tolerance, official=False
+    )
 
 
 def _read_json(path: Path) -> dict[str, tuple[int, ...]]:
@@ -214,11 +221,15 @@ def unmerge(masks: NDArray[np.generic], task: Task = TASKS["1"]) -> NDArray[np.u
     known = owners(task)
     order = np.argsort(known, kind="stable")
     if (np.diff(known[order]) == 0).any():
-        raise ValueError(f"task: expected parts with different owners, got {task.title}, which has the same twice")
+        raise ValueError(
+            f"task: expected parts with different owners, got {task.title}, which has the same twice"
+        )
     at = np.minimum(np.searchsorted(known[order], bits), len(known) - 1)
     wrong = known[order][at] != bits
     if wrong.any():
-        raise ValueError(f"masks: expected structures that overlap as their parts do, got {_strays(bits[wrong], task)}")
+        raise ValueError(
+            f"masks: expected structures that overlap as their parts do, got {_strays(bits[wrong], task)}"
+        )
     return order[at].astype(np.uint8)
 
 
@@ -233,7 +244,7 @@ def _strays(bits: NDArray[np.uint64], task: Task, most: int = 5) -> str:
 
 
 def check_labels(name: str, volume: NDArray[np.integer], task: Task) -> None:
-    """Raise ValueError for a label that an official task does not have: the label and how often it occurs."""
+    """Raise ValueError, naming it, for a label that an official task does not have."""
     if volume.size == 0:
         return
     low, high = int(volume.min()), int(volume.max())
@@ -241,7 +252,9 @@ def check_labels(name: str, volume: NDArray[np.integer], task: Task) -> None:
         raise ValueError(f"{name}: expected labels >= 0, got {low} in {int((volume == low).sum()):,} voxels")
     if high > task.highest:
         count = int((volume > task.highest).sum())
-        raise ValueError(f"{name}: expected labels up to {task.highest}, got {high} ({count:,} voxels beyond)")
+        raise ValueError(
+            f"{name}: expected labels up to {task.highest}, got {high} ({count:,} voxels beyond)"
+        )
 
 
 def swap_labels(task: Task = TASKS["1"]) -> dict[int, int]:

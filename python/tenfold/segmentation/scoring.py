@@ -16,13 +16,20 @@ from numpy.typing import NDArray
 from tenfold.segmentation.files import Crop
 from tenfold.segmentation.scoring_reference import measure_masks
 
-__all__ = ["AREA_METRICS", "EDGE_METRICS", "OVERLAP_METRICS", "empty_scores", "measure", "measure_crops", "overlap"]
+__all__ = [
+    "AREA_METRICS",
+    "EDGE_METRICS",
+    "OVERLAP_METRICS",
+    "empty_scores",
+    "measure",
+    "measure_crops",
+    "overlap",
+]
 
 OVERLAP_METRICS = ("dsc", "jaccard", "precision", "recall", "vs", "rvd")
 AREA_METRICS = ("nsd_dm", "hd95_dm", "hd_dm", "asd_dm_target", "asd_dm_pred", "assd_dm")
 EDGE_METRICS = ("nsd_edge", "hd95_edge_max", "hd95_edge_pooled", "assd_edge")
-DISTANCES = ("hd95_dm", "hd_dm", "asd_dm_target", "asd_dm_pred", "assd_dm", "hd95_edge_max", "hd95_edge_pooled",
-             "assd_edge")  # fmt: skip
+DISTANCES = (*AREA_METRICS[1:], *EDGE_METRICS[1:])
 """Metrics in mm: smaller is better, and there is none where one mask is empty."""
 
 
@@ -38,11 +45,13 @@ def overlap(target: int, pred: int, both: int) -> dict[str, float]:
     }
 
 
-def empty_scores(target: int, pred: int, diagonal: float, empty_distance: str, edge: bool) -> dict[str, float]:
+def empty_scores(
+    target: int, pred: int, diagonal: float, empty_distance: str, edge: bool
+) -> dict[str, float]:
     """Scores where a mask is empty, as the challenge has them: 1 if both are, else 0.
 
-    Distances are 0 where both are empty; where one is, `empty_distance` says: inf, nan, or diagonal (that of the
-    image in mm).
+    Distances are 0 where both are empty; where one is, `empty_distance` says: inf, nan, or diagonal (that of
+    the image in mm).
     """
     same = target == pred == 0
     score = 1.0 if same else 0.0
@@ -55,7 +64,8 @@ def empty_scores(target: int, pred: int, diagonal: float, empty_distance: str, e
 
 def measure(
     target: NDArray[Any], pred: NDArray[Any], parts: Sequence[tuple[int, ...]], spacing: Sequence[float],
-    tolerances: Sequence[float], *, edge: bool = False, empty_distance: str = "inf", diagonal: float | None = None,
+    tolerances: Sequence[float], *, edge: bool = False, empty_distance: str = "inf",
+    diagonal: float | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
     """The scores of every structure of two label maps (z, y, x), in one pass.
 
@@ -113,5 +123,9 @@ def dice(a: Crop, b: Crop) -> float:
     start, stop = max(a.start, b.start), min(a.stop, b.stop)
     both = 0
     if start < stop:
-        both = int(np.count_nonzero(a.array[start - a.start : stop - a.start] & b.array[start - b.start : stop - b.start]))
+        both = int(
+            np.count_nonzero(
+                a.array[start - a.start : stop - a.start] & b.array[start - b.start : stop - b.start]
+            )
+        )
     return 2 * both / (a.count + b.count) if a.count + b.count else 0.0

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 __all__ = ["area_table", "measure_masks"]
 
-# Surface elements between eight voxels: one representative code of each class under reflection, permutation of
-# axes and complement, and the components of its normals in eighths (only their sizes matter for the area).
+# Surface elements between eight voxels: one representative code of each class under reflection,
+# permutation of axes and complement, and the components of its normals in eighths (only their sizes matter
+# for the area).
 _CLASSES = {
     1: ("111",), 3: ("220", "220"), 6: ("111", "111"), 7: ("111", "222", "400"), 15: ("400", "400"),
-    22: ("111", "111", "111"), 23: ("111", "111", "222", "222"), 24: ("111", "111"), 25: ("022", "022", "111"),
-    27: ("022", "111", "202", "333"), 30: ("111", "111", "222", "400"), 60: ("220",) * 4, 105: ("111",) * 4,
+    22: ("111", "111", "111"), 23: ("111", "111", "222", "222"), 24: ("111", "111"),
+    25: ("022", "022", "111"), 27: ("022", "111", "202", "333"), 30: ("111", "111", "222", "400"),
+    60: ("220",) * 4, 105: ("111",) * 4,
 }  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def _normals() -> dict[int, list[tuple[int, int, int]]]:
     for code, normals in _CLASSES.items():
         held = {c for c in corners if code & 1 << (7 - (4 * c[0] + 2 * c[1] + c[2]))}
         for order in itertools.permutations(range(3)):
-            turned = [tuple(int(n[axis]) for axis in order) for n in normals]
+            turned = [(int(n[order[0]]), int(n[order[1]]), int(n[order[2]])) for n in normals]
             for flips in itertools.product((0, 1), repeat=3):
                 moved = {tuple(c[axis] ^ flip for axis, flip in zip(order, flips, strict=True)) for c in held}
                 value = sum(1 << (7 - (4 * a + 2 * b + c)) for a, b, c in moved)
@@ -96,7 +98,7 @@ def measure_masks(
     target: NDArray[np.generic], pred: NDArray[np.generic], spacing: Sequence[float], tolerance: float, *,
     edge: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Everything about one structure: the names of `tenfold.segmentation.scoring.measure`, without empty masks.
+    """Everything about one structure: names as in `tenfold.segmentation.scoring`, without empty masks.
 
     Both masks (z, y, x) must hold at least one voxel; anything that is not 0 belongs to them.
     """

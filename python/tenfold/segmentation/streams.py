@@ -1,7 +1,7 @@
 """Bytes of a volume file as they come: in a folder or a zip archive, compressed or not, hashed on the way.
 
-A mask of 54 million voxels compresses to a hundred kilobytes, so reading one is inflating zeros. It is done in
-pieces of a megabyte: the memory is used again and again, which is three times as fast as one large piece
+A mask of 54 million voxels compresses to a hundred kilobytes, so reading one is inflating zeros. It is done
+in pieces of a megabyte: the memory is used again and again, which is three times as fast as one large piece
 whose pages the system has to hand out first. ISA-L inflates twice as fast as zlib; it is used if the package
 `isal` is installed.
 """
@@ -100,7 +100,7 @@ class Stream:
             part = self._some(missing)
             if not part:
                 whole = "a whole file" if self._inflate is None else "a whole compressed file"
-                raise ValueError(f"{self.place}: expected {whole}, got one that ends {missing:,} bytes before its end")
+                raise ValueError(f"{self.place}: expected {whole}, got one that is cut off")
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -130,7 +130,9 @@ class Stream:
         try:
             piece = self._file.read(PIECE)
         except (zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self.place}: expected a readable member of a zip archive, got {error}") from error
+            raise ValueError(
+                f"{self.place}: expected a readable member of a zip archive, got {error}"
+            ) from error
         self._hash.update(piece)
         return piece
 
@@ -148,7 +150,9 @@ class Stream:
             try:
                 found = self._inflate.decompress(data, most)
             except Exception as error:  # zlib.error and ISA-L's own
-                raise ValueError(f"{self.place}: expected compressed data, got damaged ones ({error})") from error
+                raise ValueError(
+                    f"{self.place}: expected compressed data, got damaged ones ({error})"
+                ) from error
             if found:
                 return bytes(found)
             if not data and not self._inflate.eof:

@@ -1,0 +1,323 @@
+"""One case of one team: read both sides, compare their geometry, score every structure, name what is wrong.
+
+A fault never ends the work. It costs the structures that it touches, each is named with case, structure and
+file, and everything else is scored. Masks are read one structure at a time, so memory does not grow with
+their number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tenfold.segmentation.files import (
+    Crop,
+    Header,
+    Volume,
+    compare,
+    read_header,
+    read_labels,
+    read_mask,
+    read_masks,
+    reoriented,
+)
+from tenfold.segmentation.labels import Task, check_labels
+from tenfold.segmentation.layouts import CaseFiles
+from tenfold.segmentation.scoring import dice, empty_scores, measure, measure_crops
+
+__all__ = ["CaseJob", "CaseResult", "Options", "score_case"]
+
+Row = dict[str, Any]
+
+SWAPPED = 0.5
+"""Sides are taken for swapped where the DSC with the other side's structure is above this and the own one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How cases are scored; the same for all."""
+
+    keep_going: bool = False
+    """Score a structure whose prediction cannot be used 0 and 0, as if it were missing."""
+    reorient: bool = False
+    """Flip and exchange axes of predictions that run otherwise than those of the reference."""
+    edge: bool = False
+    """Also the edge-voxel family of surface metrics."""
+    empty_distance: str = "inf"
+    """Distance where one mask is empty: inf, nan or diagonal."""
+    geometry_tolerance: float = 1e-3
+    """Largest difference of spacing, origin (mm) and direction."""
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """What a worker needs; it can be sent to another process or machine that sees the same files."""
+
+    team: str
+    case: str
+    task: Task
+    target: CaseFiles
+    pred: CaseFiles | None
+    options: Options
+
+
+@dataclass
+class CaseResult:
+    """Rows in the order of the structures; sentences of what is wrong or odd; file -> SHA-256."""
+
+    team: str
+    case: str
+    rows: list[Row]
+    faults: list[str]
+    notes: list[str]
+    files: dict[str, str]
+    seconds: float
+
+
+def score_case(job: CaseJob) -> CaseResult:
+    """Score one case. What is wrong with its files is in the result; nothing is raised for it."""
+    start = time.perf_counter()
+    result = CaseResult(job.team, job.case, [], [], [], {}, 0.0)
+    if job.pred is not None and job.pred.volume and job.target.volume:
+        _score_maps(job, result)
+    if not result.rows:
+        _score_masks(job, result)
+    if job.pred is None:
+        result.faults.append(f"{job.case}: no prediction; scored 0 and 0")
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _score_maps(job: CaseJob, result: CaseResult) -> None:
+    """Both sides are label maps: all structures in one pass. Leaves `rows` empty where that is not so."""
+    assert job.pred is not None
+    assert job.pred.volume is not None
+    assert job.target.volume is not None
+    try:
+        if any(read_header(place).channels != 1 for place in (job.target.volume, job.pred.volume)):
+            return
+        target = _label_map(job.target, job.task)
+        pred = _label_map(job.pred, job.task)
+        pred = _fitted(pred, target.header, job, result)
+    except (ValueError, OSError):
+        result.notes.clear()
+        return  # the other way says for each structure what is wrong
+    task, options = job.task, job.options
+    result.files |= {str(job.target.volume): target.sha256, str(job.pred.volume): pred.sha256}
+    scores = measure(
+        target.array, pred.array, list(task.parts.values()), target.header.spacing,
+        [task.tolerance_of(organ) for organ in task.organs], edge=options.edge,
+        empty_distance=options.empty_distance,
+    )  # fmt: skip
+    swaps = _swapped_maps(target, pred, scores, task)
+    for organ, found in zip(task.organs, scores, strict=True):
+        flags = _flags(found)
+        if found["dsc"] < swaps.get(organ, 0.0) > SWAPPED:
+            flags.append("swapped")
+        result.rows.append(_row(job, organ, found, target.header, flags, result))
+
+
+def _swapped_maps(
+    target: Volume, pred: Volume, scores: list[dict[str, float]], task: Task
+) -> dict[str, float]:
+    """DSC with the structure of the other side, where the own one is below `SWAPPED`."""
+    low = {o: s for o, s in zip(task.organs, scores, strict=True) if s["dsc"] < SWAPPED and s["voxels_pred"]}
+    known = dict(zip(task.organs, scores, strict=True))
+    found = {}
+    for organ, mine in low.items():
+        other = task.partner(organ)
+        if other is not None and known[other]["voxels_target"]:
+            both = np.isin(target.array, task.parts[other]) & np.isin(pred.array, task.parts[organ])
+            found[organ] = 2 * int(both.sum()) / (known[other]["voxels_target"] + mine["voxels_pred"])
+    return found
+
+
+def _score_masks(job: CaseJob, result: CaseResult) -> None:
+    """One structure after the other, whatever the two sides are."""
+    sides: dict[str, tuple[Crop, Crop]] = {}
+    preds = _masks(job.pred, job.task, result) if job.pred else ((o, None) for o in job.task.organs)
+    for (organ, target), (_, pred) in zip(_masks(job.target, job.task, result), preds, strict=True):
+        result.rows.append(_mask_row(job, organ, target, pred, sides, result))
+
+
+Found = Crop | Exception | None
+
+
+def _mask_row(
+    job: CaseJob, organ: str, target: Found, pred: Found, sides: dict[str, tuple[Crop, Crop]],
+    result: CaseResult,
+) -> Row:  # fmt: skip
+    options = job.options
+    if target is None or isinstance(target, Exception):
+        why = "no reference" if target is None else str(target)
+        result.faults.append(f"{job.case}, {organ}: {why}; not scored")
+        return _row(job, organ, {}, None, ["no_reference"], result)
+    if isinstance(pred, Crop):
+        try:
+            pred = _fitted_crop(pred, target.header, job, result)
+        except ValueError as error:
+            pred = error
+    if isinstance(pred, Crop):
+        found = measure_crops(
+            target,
+            pred,
+            job.task.tolerance_of(organ),
+            edge=options.edge,
+            empty_distance=options.empty_distance,
+        )
+        row = _row(job, organ, found, target.header, _flags(found), result)
+        _mark_swapped(job.task, organ, row, target, pred, sides, result)
+        return row
+    if pred is None and job.pred is not None:
+        result.faults.append(f"{job.case}, {organ}: no prediction; scored 0 and 0")
+    if pred is not None:
+        end = "scored 0 and 0" if options.keep_going else "not scored"
+        result.faults.append(f"{job.case}, {organ}: {pred}; {end}")
+    if pred is not None and not options.keep_going:
+        return _row(job, organ, {}, target.header, ["failed"], result)
+    zero = empty_scores(1, 0, _diagonal(target.header), options.empty_distance, options.edge)
+    counts = {"voxels_target": target.count, "voxels_pred": 0, "voxels_both": 0}
+    return _row(job, organ, counts | zero, target.header, ["missing" if pred is None else "failed"], result)
+
+
+def _mark_swapped(
+    task: Task, organ: str, row: Row, target: Crop, pred: Crop, sides: dict[str, tuple[Crop, Crop]],
+    result: CaseResult,
+) -> None:  # fmt: skip
+    """Compare with the other side, if it has been read; each side is kept until its partner comes."""
+    partner = task.partner(organ)
+    if partner is None:
+        return
+    if partner not in sides:
+        sides[organ] = (target, pred)
+        return
+    other_target, other_pred = sides.pop(partner)
+    mates = [r for r in result.rows if r["organ"] == partner]
+    for its_row, crossed in (
+        (row, dice(other_target, pred)),
+        *((m, dice(target, other_pred)) for m in mates),
+    ):
+        if its_row["dsc"] < crossed > SWAPPED:
+            its_row["flags"] = " ".join(filter(None, (its_row["flags"], "swapped")))
+
+
+def _masks(files: CaseFiles, task: Task, result: CaseResult) -> Iterator[tuple[str, Found]]:
+    """(structure, its mask, what is wrong, or None), in channel order."""
+    if files.volume is None:
+        for organ in task.organs:
+            place = files.organs.get(organ)
+            if place is None:
+                yield organ, None
+                continue
+            try:
+                crop = read_mask(place)
+            except (ValueError, OSError) as error:
+                yield organ, error
+                continue
+            result.files[str(place)] = crop.sha256
+            yield organ, crop
+        return
+    try:
+        channels = read_header(files.volume).channels
+        if channels not in (1, len(task.parts)):
+            raise ValueError(f"{files.volume}: expected {len(task.parts)} channels, got {channels}")
+        volume = _label_map(files, task) if channels == 1 else None
+    except (ValueError, OSError) as error:
+        yield from ((organ, error) for organ in task.organs)
+        return
+    if volume is not None:
+        result.files[str(files.volume)] = volume.sha256
+        for organ in task.organs:
+            yield organ, _crop_of(np.isin(volume.array, task.parts[organ]), volume.header)
+        return
+    yield from _stack(files, task, result)
+
+
+def _stack(files: CaseFiles, task: Task, result: CaseResult) -> Iterator[tuple[str, Found]]:
+    assert files.volume is not None
+    masks = read_masks(files.volume)
+    fault: Exception | None = None
+    for organ in task.organs:
+        if fault is None:
+            try:
+                crop = next(masks)
+                if crop.sha256:
+                    result.files[str(files.volume)] = crop.sha256
+                yield organ, crop
+                continue
+            except (ValueError, OSError) as error:
+                fault = error
+        yield organ, fault
+
+
+def _label_map(files: CaseFiles, task: Task) -> Volume:
+    assert files.volume is not None
+    volume = read_labels(files.volume)
+    if task.official:
+        check_labels(str(files.volume), volume.array, task)
+    return volume
+
+
+def _fitted(pred: Volume, target: Header, job: CaseJob, result: CaseResult) -> Volume:
+    """`pred`, turned if asked for; ValueError if it does not lie on the reference."""
+    if job.options.reorient:
+        array, header = reoriented(pred.array, pred.header, target)
+        pred = Volume(array, header, pred.sha256)
+    errors, odd = compare(target, pred.header, job.options.geometry_tolerance)
+    if errors:
+        raise ValueError("; ".join(errors))
+    _note(result, job.case, odd)
+    return pred
+
+
+def _fitted_crop(pred: Crop, target: Header, job: CaseJob, result: CaseResult) -> Crop:
+    if job.options.reorient and np.abs(pred.header.matrix - target.matrix).max() > 1e-6:
+        array, header = reoriented(pred.whole(), pred.header, target)
+        pred = _crop_of(array != 0, header)
+    errors, odd = compare(target, pred.header, job.options.geometry_tolerance)
+    if errors:
+        raise ValueError("; ".join(errors))
+    _note(result, job.case, odd)
+    return pred
+
+
+def _note(result: CaseResult, case: str, odd: list[str]) -> None:
+    text = f"{case}: {', '.join(odd)}; compared voxel by voxel"
+    if odd and text not in result.notes:
+        result.notes.append(text)
+
+
+def _crop_of(mask: Any, header: Header) -> Crop:
+    filled = np.flatnonzero(mask.any(axis=(1, 2)))
+    start, stop = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
+    return Crop(mask[start:stop], start, header)
+
+
+def _flags(found: dict[str, float]) -> list[str]:
+    empty = [name for name in ("target", "pred") if not found[f"voxels_{name}"]]
+    return ["empty_" + "_".join(empty)] if empty else []
+
+
+def _row(
+    job: CaseJob, organ: str, found: dict[str, float], header: Header | None, flags: list[str],
+    result: CaseResult,
+) -> Row:  # fmt: skip
+    tolerance = job.task.tolerance_of(organ)
+    volumes = {
+        f"ml_{side}": found[f"voxels_{side}"] * header.voxel_ml
+        for side in ("target", "pred")
+        if header is not None and found
+    }
+    scores = {name: value for name, value in found.items() if not name.startswith("voxels_")}
+    return {
+        "team": job.team, "case": job.case, "task": job.task.name, "organ": organ, "tolerance_mm": tolerance,
+        **scores, **volumes, "flags": " ".join(flags + (["geometry"] if result.notes else [])),
+    }  # fmt: skip
+
+
+def _diagonal(header: Header) -> float:
+    return float(np.linalg.norm(np.multiply(header.shape, header.spacing)))
