@@ -41,13 +41,13 @@ def wilcoxon_greater(
     times = np.ones((1, data.shape[-1])) if counts is None else np.asarray(counts, dtype=np.float64)
     if times.ndim != 2 or times.shape[1] != data.shape[-1]:
         fail(ValueError, "counts", f"shape (samples, {data.shape[-1]})", times.shape)
-    above, deviation = _signed_ranks(data.reshape(-1, data.shape[-1]), times)
+    above, deviation = _signed_ranks(data.reshape(math.prod(data.shape[:-1]), data.shape[-1]), times)
     p = _upper_tail(above, deviation).reshape(len(times), *data.shape[:-1])
     return p[0] if counts is None else p
 
 
 def _upper_tail(above: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(rank sum at least this far above its mean), corrected by one half; NaN where there is no deviation."""
+    """P of a rank sum at least so far above its mean, corrected by one half; NaN without a deviation."""
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(deviation > 0, (above - 0.5) / deviation, np.nan)
     return 0.5 * np.asarray(_erfc(z / math.sqrt(2)), dtype=np.float64)
@@ -56,7 +56,7 @@ def _upper_tail(above: NDArray[np.float64], deviation: NDArray[np.float64]) -> N
 def _signed_ranks(
     differences: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[samples, pairs]: the sum of positive ranks less its mean under the null, and its standard deviation."""
+    """[samples, pairs]: the positive ranks less their mean under the null, and the standard deviation."""
     above = np.empty((len(counts), len(differences)))
     deviation = np.empty_like(above)
     for k, row in enumerate(differences):
