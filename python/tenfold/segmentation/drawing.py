@@ -53,10 +53,10 @@ def team_styles(teams: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def titled(metric: str) -> str:
-    """A metric as it is read: DSC, NSD, HD95 ... with the convention after it."""
-    stem, _, rest = metric.partition("_")
-    stem, at, tolerance = stem.partition("@")
-    return stem.upper() + (f"@{tolerance}" if at else "") + (f" ({rest.replace('_', ' ')})" if rest else "")
+    """A metric as it is read: "nsd_dm@tolerance" is NSD (dm), "hd95_edge_max_mm" is HD95 (edge max), mm."""
+    stem, _, rest = metric.removesuffix("@tolerance").removesuffix("_mm").partition("_")
+    convention = f" ({rest.replace('_', ' ')})" if rest else ""
+    return stem.upper() + convention + (", mm" if metric.endswith("_mm") else "")
 
 
 def labels(names: Sequence[str], limit: int = 18) -> list[str]:

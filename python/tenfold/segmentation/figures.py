@@ -203,7 +203,8 @@ def bland_altman(
         mine = names == group if apart else np.full(len(mean), k == 0)
         axes.plot(
             mean[mine], difference[mine], marker if apart else "o",
-            color=colour if apart else figures.SERIES[0], markersize=4, alpha=0.7, linestyle="none", label=group if apart else None,
+            color=colour if apart else figures.SERIES[0], markersize=4, alpha=0.7, linestyle="none",
+            label=group if apart else None,
         )  # fmt: skip
     unit = "%" if relative else "ml"
     for value, line, text in (

@@ -57,8 +57,10 @@ def column_rank_map(ranking: Ranking, metric: str) -> Picture:
     if not k:
         known = list(dict.fromkeys(column.metric for column in ranking.columns))
         fail(ValueError, "metric", f"one of {known}", repr(metric))
+    from matplotlib.ticker import MaxNLocator
+
     order = ranking.order
-    ranks = ranking.column_ranks[np.ix_(order, k)]
+    ranks = ranking.column_ranks[order][:, k]
     number = len(ranking.teams)
     figure, axes = figures.figure(min(13.0, max(5.0, 2.4 + 0.24 * len(k))), 2.4 + 0.27 * number)
     mesh = painted(
@@ -68,6 +70,8 @@ def column_rank_map(ranking: Ranking, metric: str) -> Picture:
     organs = [ranking.columns[i].organ or "structure" for i in k]
     axes.set_xticks(np.arange(len(k)) + 0.5, labels(organs, 20), rotation=90, fontsize=8)
     bar = figure.colorbar(mesh, ax=axes, label="rank", pad=0.015, aspect=12)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
     bar.outline.set_visible(False)
     axes.set_title(f"Rank on each organ by {titled(metric)}")
     wins = (ranks == 1).sum(axis=1)
@@ -185,15 +189,15 @@ def rank_lines(rankings: Sequence[Ranking]) -> Picture:
             label=team,
         )
     last = ranks[:, -1] + shift
-    for y, t in zip(_apart(np.sort(last), 0.55 if number > 8 else 0.4), np.argsort(last), strict=True):
-        axes.annotate(
-            labels([teams[t]], 22)[0], (len(rankings) - 1, last[t]), (len(rankings) - 1 + 0.14, y),
-            va="center", fontsize=9, color=team_styles(teams)[teams[t]][0],
+    places = _apart(np.sort(last), 0.55 if number > 8 else 0.4)
+    for y, t in zip(places, np.argsort(last, kind="stable"), strict=True):
+        axes.text(
+            len(rankings) - 1 + 0.16, y, labels([teams[t]], 22)[0], va="center", fontsize=9,
+            color=team_styles(teams)[teams[t]][0],
         )  # fmt: skip
-    room = 0.5 + 0.16 * max(len(label) for label in labels(teams, 22)) * len(rankings) / 8
     axes.set_xticks(range(len(rankings)), [r.scheme.title.replace(", ", ",\n", 1) for r in rankings])
     axes.set_yticks(range(1, number + 1))
-    axes.set(ylabel="rank", xlim=(-0.3, len(rankings) - 1 + room), ylim=(number + 0.7, 0.4))
+    axes.set(ylabel="rank", xlim=(-0.3, len(rankings) - 1 + 0.1), ylim=(number + 0.7, 0.4))
     axes.grid(axis="x", visible=False)
     axes.set_title("Does the method of ranking matter?")
     steady = [team for t, team in enumerate(teams) if np.ptp(ranks[t]) == 0]
@@ -221,12 +225,14 @@ def tau_violin(
     )
     for x, name in enumerate(names):
         _violin(axes, finite[name], x, figures.SERIES[0], vertical=not many)
+    # half of the pairs or worse is always in view, so that a steady ranking looks steady
+    least = min([0.5, *(float(values.min()) - 0.05 for values in finite.values() if len(values))])
     if many:
         axes.set_yticks(range(len(names)), labels(names, 26), fontsize=8)
-        axes.set(xlabel="Kendall's τ", ylim=(len(names) - 0.4, -0.6))
+        axes.set(xlabel="Kendall's τ", ylim=(len(names) - 0.4, -0.6), xlim=(least, 1.02))
     else:
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n", 1) for name in names])
-        axes.set(ylabel="Kendall's τ", xlim=(-0.6, len(names) - 0.4))
+        axes.set(ylabel="Kendall's τ", xlim=(-0.6, len(names) - 0.4), ylim=(least, 1.02))
     axes.grid(axis="y" if many else "x", visible=False)
     axes.set_title(title)
     gone = sum(len(np.asarray(values)) for values in taus.values()) - sum(map(len, finite.values()))

@@ -209,8 +209,8 @@ def read_scores(
     Three layouts are told apart by their header: one score a row (`metric` and `value`), one row per organ
     with a column per metric (as per_case.csv), and the challenge's own (`Name`, `<Organ>_DSC` ...,
     `<Organ>_NSD` ...). `metrics` picks columns of the second; by default `dsc` and the one whose name
-    begins with `nsd`. Where a file has no team column, the team is the mapping's key, or the file's name.
-    ValueError names file and line.
+    begins with `nsd` (of several, with `nsd_dm`). Where a file has no team column, the team is the
+    mapping's key, or the file's name. ValueError names file and line.
     """
     if isinstance(paths, Mapping):
         files: list[tuple[str | None, Path]] = [(str(team), Path(path)) for team, path in paths.items()]
@@ -260,7 +260,10 @@ def _read(path: Path, team: str | None, metrics: Sequence[str] | None) -> list[d
 
 
 def _default_metrics(path: Path, head: Sequence[str]) -> list[str]:
+    """Dice, and the surface Dice: the only one, or of several the challenge's (nsd_dm)."""
     surface = [name for name in head if name.lower().startswith("nsd")]
+    if len(surface) > 1:
+        surface = [name for name in surface if name.startswith("nsd_dm")]
     if "dsc" not in head or len(surface) != 1:
         expected = f"`metrics`, as {path} has not one column 'dsc' and one that begins with 'nsd'"
         fail(ValueError, "metrics", expected, f"columns {list(head)}")
