@@ -5,6 +5,7 @@ from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .overlap import overlap_counts
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -13,6 +14,7 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .surface import SurfaceMetrics, surface_metrics
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -48,6 +50,7 @@ __all__ = [
     "OptionLoss",
     "RandomMask",
     "ReplayPass",
+    "SurfaceMetrics",
     "Term",
     "count_within",
     "gnb_sample",
@@ -62,6 +65,7 @@ __all__ = [
     "lowrank_factor",
     "magnitude_bits",
     "option_loss",
+    "overlap_counts",
     "quantile_abs",
     "random_words",
     "segment_nll",
@@ -70,6 +74,7 @@ __all__ = [
     "sophia_hessian_",
     "sophia_step_",
     "stochastic_round",
+    "surface_metrics",
     "token_logprobs",
     "verbalizer_loss",
     "zo_adam_",

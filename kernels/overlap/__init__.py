@@ -1,0 +1,1 @@
+"""Overlap counts of label volumes and of packed masks: reference and native."""

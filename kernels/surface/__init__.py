@@ -1,0 +1,1 @@
+"""Surface elements, surface distances and Euclidean distance transforms: reference and native."""
