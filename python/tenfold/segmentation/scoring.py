@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold.ops.surface import SurfaceMetrics, surface_metrics
 from tenfold.segmentation.files import Crop
-from tenfold.segmentation.scoring_reference import measure_masks
 
 __all__ = [
     "AREA_METRICS",
@@ -82,13 +82,30 @@ def measure(
     """
     if diagonal is None:
         diagonal = float(np.linalg.norm(np.multiply(target.shape, spacing)))
-    found = []
-    for labels, tolerance in zip(parts, tolerances, strict=True):
-        a, b = np.isin(target, labels), np.isin(pred, labels)
-        counts = int(a.sum()), int(b.sum()), int((a & b).sum())
-        surface = measure_masks(a, b, spacing, tolerance, edge=edge) if counts[0] and counts[1] else None
-        found.append(_joined(counts, surface, diagonal, empty_distance, edge))
-    return found
+    limits = [[tolerance] for tolerance in tolerances]
+    area = surface_metrics(target, pred, parts, spacing, tolerances=limits)
+    surfaces = _area_scores(area)
+    if edge:
+        found = surface_metrics(
+            target, pred, parts, spacing, tolerances=limits, percentiles=(95,), definition="edge"
+        )
+        surfaces = [mine | more for mine, more in zip(surfaces, _edge_scores(found), strict=True)]
+    voxels = [(a, b, both) for a, b, both in area.voxels.tolist()]
+    return [
+        _joined(counts, surface if counts[0] and counts[1] else None, diagonal, empty_distance, edge)
+        for counts, surface in zip(voxels, surfaces, strict=True)
+    ]
+
+
+def _area_scores(found: SurfaceMetrics) -> list[dict[str, float]]:
+    hd, asd = found.hausdorff(), found.asd()
+    columns = found.nsd()[:, 0], hd[:, 0], hd[:, 1], asd[:, 0], asd[:, 1], found.assd()
+    return [dict(zip(AREA_METRICS, row, strict=True)) for row in np.stack(columns, 1).tolist()]
+
+
+def _edge_scores(found: SurfaceMetrics) -> list[dict[str, float]]:
+    columns = found.nsd()[:, 0], found.hausdorff()[:, 0], found.hd_pooled[:, 0], found.assd()
+    return [dict(zip(EDGE_METRICS, row, strict=True)) for row in np.stack(columns, 1).tolist()]
 
 
 def _joined(
