@@ -23,7 +23,7 @@ tenfold run NAME --help shows the settings of a workflow.
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Exit code of `tenfold run`; 0 only if the run finished."""
+    """Exit code of `tenfold run`: 0 only if the run finished, 1 if it did and says that something was wrong."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{_USAGE}\nReady: {', '.join(_ready())} (tenfold list shows all)")
         return 0 if arguments else 2
@@ -85,7 +85,7 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     target = workflow.load_target()
     folder = RunFolder.create(workflow.name, config, out, resume)
     try:
-        target(config, folder)
+        result = target(config, folder)
     except KeyboardInterrupt:
         folder.log("interrupted")
         print(f"go on with: tenfold run {workflow.name} --out {folder.path} --resume", file=sys.stderr)
@@ -99,7 +99,7 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     if not folder.finished:
         raise AssertionError(f"{workflow.name} ended without finishing {folder.path}")
     _print_result(folder.path)
-    return 0
+    return int(getattr(result, "exit_code", 0))
 
 
 def _print_result(path: Path) -> None:

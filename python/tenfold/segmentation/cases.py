@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tenfold.segmentation.files import (
     Crop,
@@ -29,7 +30,7 @@ from tenfold.segmentation.labels import Task, check_labels
 from tenfold.segmentation.layouts import CaseFiles
 from tenfold.segmentation.scoring import dice, empty_scores, measure, measure_crops
 
-__all__ = ["CaseJob", "CaseResult", "Options", "score_case"]
+__all__ = ["CaseJob", "CaseResult", "Options", "load_pair", "score_case"]
 
 Row = dict[str, Any]
 
@@ -90,6 +91,25 @@ def score_case(job: CaseJob) -> CaseResult:
         result.faults.append(f"{job.case}: no prediction; scored 0 and 0")
     result.seconds = time.perf_counter() - start
     return result
+
+
+def load_pair(job: CaseJob, organ: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Header] | None:
+    """The masks of one structure over the whole volume, (z, y, x); None where they cannot be compared."""
+    scratch = CaseResult(job.team, job.case, [], [], [], {}, 0.0)
+    if job.pred is None:
+        return None
+    pair = []
+    for files in (job.target, job.pred):
+        only = replace(files, organs={o: place for o, place in files.organs.items() if o == organ})
+        found = next(mask for name, mask in _masks(only, job.task, scratch) if name == organ)
+        if not isinstance(found, Crop):
+            return None
+        pair.append(found)
+    try:
+        pred = _fitted_crop(pair[1], pair[0].header, job, scratch)
+    except ValueError:
+        return None
+    return pair[0].whole(), pred.whole(), pair[0].header
 
 
 def _score_maps(job: CaseJob, result: CaseResult) -> None:

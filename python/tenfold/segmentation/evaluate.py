@@ -37,6 +37,8 @@ class Evaluation:
     notes: list[str]
     files: dict[str, str] = field(default_factory=dict)
     """File -> SHA-256, as it is stored."""
+    jobs: list[CaseJob] = field(default_factory=list)
+    """What was scored, in the order of the rows."""
 
     @property
     def flagged(self) -> bool:
@@ -112,7 +114,7 @@ def _joined(
     jobs: Sequence[CaseJob], results: dict[tuple[str, str], CaseResult], notes: list[str], task: Task,
     options: Options, teams: list[str],
 ) -> Evaluation:  # fmt: skip
-    found = Evaluation(task, options, teams, [], [], notes)
+    found = Evaluation(task, options, teams, [], [], notes, jobs=list(jobs))
     for job in jobs:
         result = results[job.team, job.case]
         found.rows += result.rows
