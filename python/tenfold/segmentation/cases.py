@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold.ops.overlap import overlap_counts
 from tenfold.segmentation.files import (
     Crop,
     Header,
@@ -145,14 +146,18 @@ def _swapped_maps(
     target: Volume, pred: Volume, scores: list[dict[str, float]], task: Task
 ) -> dict[str, float]:
     """DSC with the structure of the other side, where the own one is below `SWAPPED`."""
-    low = {o: s for o, s in zip(task.organs, scores, strict=True) if s["dsc"] < SWAPPED and s["voxels_pred"]}
     known = dict(zip(task.organs, scores, strict=True))
+    low = [o for o, s in known.items() if s["dsc"] < SWAPPED and s["voxels_pred"] and task.partner(o)]
+    if not low:
+        return {}
+    highest = max(int(target.array.max()), int(pred.array.max()), task.highest)
+    joint = overlap_counts(target.array, pred.array, highest + 1)
     found = {}
-    for organ, mine in low.items():
-        other = task.partner(organ)
-        if other is not None and known[other]["voxels_target"]:
-            both = np.isin(target.array, task.parts[other]) & np.isin(pred.array, task.parts[organ])
-            found[organ] = 2 * int(both.sum()) / (known[other]["voxels_target"] + mine["voxels_pred"])
+    for organ in low:
+        other = task.partner(organ) or ""
+        both = int(joint[np.ix_(task.parts[other], task.parts[organ])].sum())
+        total = known[other]["voxels_target"] + known[organ]["voxels_pred"]
+        found[organ] = 2 * both / total
     return found
 
 
