@@ -61,8 +61,8 @@ def write_ranking(
     """Rank one task, test and resample the ranking, and write what there is to see into `folder`.
 
     Tables: ranks, column_ranks, significance_dsc, significance_nsd ..., rank_frequencies, methods,
-    leave_one_organ_out. Files: leaderboard.md and leaderboard.html. `prefix` goes before every name, where a run
-    ranks several tasks. `scheme` defaults to the challenge's; a bootstrap needs two cases, whatever compares
+    leave_one_organ_out. Files: leaderboard.md and leaderboard.html. `prefix` goes before every name, where a
+    run ranks several tasks. `scheme` defaults to the challenge's; a bootstrap needs two cases, whatever compares
     teams needs two of them. The pieces' sections are for the report that the caller finishes.
     """
     made = Scheme() if scheme is None else scheme
@@ -181,17 +181,17 @@ def _how(pieces: RankingPieces) -> str:
     assert table is not None
     metrics = " and ".join(titled(m) for m in table.metrics)
     how = {
-        "segrap": "On each organ and metric the mean over cases ranks the teams. The score is the mean rank divided "
-        "by the number of teams, the smaller the better",
+        "segrap": "On each organ and metric the mean over cases ranks the teams. The score is the mean rank "
+        "divided by the number of teams, the smaller the better",
         "aggregate-then-rank": f"On each organ and metric: {scheme.title}. The score is the mean rank",
         "rank-then-aggregate": f"On each organ and metric: {scheme.title}. The score is the mean rank",
-        "test-then-rank": "On each organ and metric teams are ranked by how many others they are significantly "
-        "better than. The score is the mean rank",
+        "test-then-rank": "On each organ and metric teams are ranked by how many others they are "
+        "significantly better than. The score is the mean rank",
     }[scheme.method]
     if scheme.statistical:
         how = (
-            "On each organ and metric a team's rank is one more than the number of teams that are significantly "
-            "better. The score is the mean rank divided by the number of teams, the smaller the better"
+            "On each organ and metric a team's rank is one more than the number of teams that are "
+            "significantly better. The score is the mean rank divided by the number of teams, the smaller the better"
         )
     cohorts = len(set(table.cohorts)) if table.cohorts is not None and scheme.method == "segrap" else 1
     averaged = f" Cases are averaged within each of {cohorts} cohorts first." if cohorts > 1 else ""
@@ -221,8 +221,8 @@ def _significance_text(pieces: RankingPieces) -> str:
         )
         lines.append(f"- {titled(found.metric)}: **{teams[first]}** {verdict} {teams[second]} ({told}).")
     return (
-        "Every ordered pair of teams is compared by a one-sided Wilcoxon signed-rank test on the mean over organs of "
-        "each case; p-values are adjusted after Holm over all pairs.\n\n" + "\n".join(lines)
+        "Every ordered pair of teams is compared by a one-sided Wilcoxon signed-rank test on the mean over organs "
+        "of each case; p-values are adjusted after Holm over all pairs.\n\n" + "\n".join(lines)
     )
 
 
@@ -233,15 +233,18 @@ def _stability_text(pieces: RankingPieces) -> str:
     low, high = boot.interval()[best]
     agree = sum(set(r.winners) == set(ranking.winners) for r in pieces.methods)
     text = (
-        f"The cases were drawn again with replacement {boot.samples:,} times and the whole ranking was made anew. "
-        f"{ranking.teams[best]} came first in {100 * boot.winner[best]:.1f} % of the resamples (ties counted); 95 % "
-        f"of its ranks lie between {low:g} and {high:g}. Resampling says how much of a ranking hangs on which cases "
-        f"were chosen; it says nothing of other hospitals or scanners.\n\n"
+        f"The cases were drawn again with replacement {boot.samples:,} times and the whole ranking was made "
+        "anew. "
+        f"{ranking.teams[best]} came first in {100 * boot.winner[best]:.1f} % of the resamples (ties counted); "
+        f"95 % of its ranks lie between {low:g} and {high:g}. Resampling says how much of a ranking hangs on which "
+        "cases were chosen; it says nothing of other hospitals or scanners.\n\n"
         f"{agree} of {len(pieces.methods)} methods of ranking have the same winner."
     )
     if pieces.left_out is not None:
         same = int(sum(rank[best] == ranking.rank[best] for rank in pieces.left_out.ranks))
-        text += f" Without any one organ {ranking.teams[best]} keeps its rank {same} times of {len(pieces.left_out.names)}."
+        text += (
+            f" Left out one at a time, {same} of {len(pieces.left_out.names)} organs leave its rank as it is."
+        )
     return text
 
 

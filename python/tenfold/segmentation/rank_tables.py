@@ -211,7 +211,7 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
 
 
 def _means(ranking: Ranking, table: ScoreTable) -> dict[str, Any]:
-    """Metric -> mean over organs of what was ranked; of means over cases where that was no score of a metric."""
+    """Metric -> mean over organs of the scores ranked, or of means over cases where ranks were averaged."""
     if ranking.scheme.method in ("segrap", "aggregate-then-rank") and not ranking.scheme.statistical:
         scores = ranking.column_scores
     else:

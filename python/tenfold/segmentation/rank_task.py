@@ -117,7 +117,8 @@ def _cohorts(path: Path) -> dict[str, str]:
 
 
 def _finish(folder: RunFolder, tasks: list[str], found: list[RankingPieces]) -> None:
-    sections, tiles, numbers, told = [], [], {}, []
+    sections, tiles, told = [], [], []
+    numbers: dict[str, float | int] = {}
     for task, pieces in zip(tasks, found, strict=True):
         mark = f" ({task})" if len(tasks) > 1 else ""
         sections += [replace(section, title=section.title + mark) for section in pieces.sections]
@@ -128,7 +129,7 @@ def _finish(folder: RunFolder, tasks: list[str], found: list[RankingPieces]) -> 
         told.append(f"{winners} {'is' if len(pieces.ranking.winners) == 1 else 'are'} first{mark}.")
     first = found[0].ranking
     lead = (
-        f"{len(first.teams)} teams were ranked by {first.scheme.title} from scores that had been measured before. "
+        f"{len(first.teams)} teams were ranked by {first.scheme.title} from scores measured before. "
         + " ".join(told)
     )
     measured = "Scores were read from tables; nothing was segmented or scored in this run."
