@@ -47,7 +47,8 @@ class Overlay:
 def overlays(cases: Sequence[Overlay], *, columns: int = 3, margin_mm: float = 15.0) -> Picture:
     """A panel for each case: the slice on which reference and prediction differ most, cut around both.
 
-    ValueError for no case, arrays of different shapes or of other than three axes, spacing that is not positive.
+    ValueError for no case, arrays of different shapes or of other than three axes, spacing that is not
+    positive.
     """
     if not cases:
         fail(ValueError, "cases", "at least one", "none")
@@ -55,9 +56,8 @@ def overlays(cases: Sequence[Overlay], *, columns: int = 3, margin_mm: float = 1
         _check(f"cases[{k}]", case)
     across = min(columns, len(cases))
     down = -(-len(cases) // across)
-    figure, panels = figures.figure(
-        2.75 * across + 0.3, 3.15 * down + 0.4, nrows=down, ncols=across, squeeze=False
-    )
+    size = (2.75 * across + 0.3, 3.15 * down + 0.4)
+    figure, panels = figures.figure(*size, nrows=down, ncols=across, squeeze=False)
     flat = list(panels.flat)
     told = []
     for axes, case in zip(flat, cases, strict=False):

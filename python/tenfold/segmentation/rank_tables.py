@@ -40,7 +40,7 @@ def rank_rows(
     beaten.
     """
     table = ranking.table
-    means = {} if table is None else _means(table, ranking)
+    means = {} if table is None else _means(ranking, table)
     interval = None if bootstrap is None else bootstrap.interval()
     rows = []
     for t in ranking.order:
@@ -79,7 +79,8 @@ def significance_rows(found: Significance) -> list[Row]:
     adjusted = f"p_{found.adjust}"
     return [
         {
-            "metric": found.metric, "team": found.teams[i], "against": found.teams[j], "p": _number(found.p[i, j]),
+            "metric": found.metric, "team": found.teams[i], "against": found.teams[j],
+            "p": _number(found.p[i, j]),
             **({} if found.adjust == "none" else {adjusted: _number(found.adjusted[i, j])}),
             "significant": bool(found.better[i, j]),
         }
@@ -209,14 +210,18 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     return head, body
 
 
-def _means(table: ScoreTable, ranking: Ranking) -> dict[str, Any]:
-    na = "drop" if ranking.scheme.na in ("worst", "error") else ranking.scheme.na
-    values = filled(table, na)
+def _means(ranking: Ranking, table: ScoreTable) -> dict[str, Any]:
+    """Metric -> mean over organs of the scores ranked, or of means over cases where ranks were averaged."""
+    if ranking.scheme.method in ("segrap", "aggregate-then-rank") and not ranking.scheme.statistical:
+        scores = ranking.column_scores
+    else:
+        na = "drop" if ranking.scheme.na in ("worst", "error") else ranking.scheme.na
+        sign = np.array([-1.0 if column.metric in table.smaller else 1.0 for column in table.columns])
+        scores = mean_of_finite(filled(table, na), axis=1) * sign
     found = {}
     for metric in table.metrics:
         k = [i for i, column in enumerate(table.columns) if column.metric == metric]
-        sign = -1.0 if metric in table.smaller else 1.0
-        found[metric] = sign * mean_of_finite(mean_of_finite(values[:, :, k], axis=1), axis=1)
+        found[metric] = mean_of_finite(scores[:, k], axis=1)
     return found
 
 

@@ -1,0 +1,64 @@
+"""`tenfold segrap`: what there is to do with scores of segmentations besides `tenfold run segrap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tenfold.cli import did_you_mean
+from tenfold.cli.parsing import make_parser, parse, with_config
+
+__all__ = ["segrap"]
+
+_USAGE = """usage: tenfold segrap rank ...
+
+  rank TABLE.csv ... [--out DIR]    rank teams by scores in tables: leaderboard, tests, bootstrap, pictures
+
+tenfold segrap COMMAND --help explains the settings.
+"""
+
+
+def segrap(arguments: Sequence[str]) -> int:
+    """Exit code of `tenfold segrap`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in _COMMANDS:
+        known = ", ".join(_COMMANDS)
+        raise ValueError(f"expected a command of {known}, got {name!r}{did_you_mean(name, _COMMANDS)}")
+    return _COMMANDS[name](arguments[1:])
+
+
+def _rank(arguments: Sequence[str]) -> int:
+    from tenfold.runs import RunFolder
+    from tenfold.segmentation.rank_task import RankConfig, run
+
+    parser = make_parser("tenfold segrap rank", "Rank teams by scores that stand in CSV files.")
+    parser.add_argument(
+        "files", metavar="TABLE", type=str, nargs="*", help="CSV file, or TEAM=FILE; as --tables"
+    )
+    with_config(parser, RankConfig)
+    parser.add_argument(
+        "--out", metavar="DIR", type=str, help="folder to write (default: runs/segrap-rank-DATE-TIME)"
+    )
+    values = parse(parser, arguments)
+    out, files = values.pop("out"), values.pop("files")
+    values.pop("config", None)
+    config = RankConfig(**values)
+    config.tables = [*config.tables, *files]
+    config.scheme()  # refuse before a folder is made
+    folder = RunFolder.create("segrap-rank", config, out)
+    try:
+        found = run(config, folder)
+    except Exception:
+        folder.discard()
+        raise
+    for pieces in found:
+        ranking = pieces.ranking
+        for t in ranking.order:
+            print(f"{ranking.rank[t]:>4g}  {ranking.teams[t]:<24} {ranking.score[t]:.4f}")
+    print(f"leaderboard: {folder.path}\nreport: {folder.path / 'report.html'}")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"rank": _rank}
