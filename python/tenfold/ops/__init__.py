@@ -6,6 +6,8 @@ from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .overlap import overlap_counts
+from .softdice import SoftOverlap, soft_overlap
+from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -50,9 +52,13 @@ __all__ = [
     "OptionLoss",
     "RandomMask",
     "ReplayPass",
+    "SoftOverlap",
     "SurfaceMetrics",
     "Term",
     "count_within",
+    "dice_ce_loss",
+    "dice_loss",
+    "generalized_dice_loss",
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
@@ -69,6 +75,7 @@ __all__ = [
     "quantile_abs",
     "random_words",
     "segment_nll",
+    "soft_overlap",
     "sophia8_dequantize",
     "sophia8_quantize",
     "sophia_hessian_",
@@ -76,6 +83,7 @@ __all__ = [
     "stochastic_round",
     "surface_metrics",
     "token_logprobs",
+    "tversky_loss",
     "verbalizer_loss",
     "zo_adam_",
     "zo_chain_",

@@ -1,0 +1,67 @@
+// The CPU door of the soft-overlap kernels, included by cpu_module.cpp; softdice_cuda_door.hpp has the same names and arguments for CUDA.
+#pragma once
+
+#include "args.hpp"
+#include "softdice/softdice_api.hpp"
+
+namespace tenfold {
+
+// (address, dtype, stride of batch items, of classes, of voxels)
+using PyOverlapMap = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
+// (batches, classes, voxels, dense)
+using PyOverlapShape = std::tuple<int64_t, int64_t, int64_t, bool>;
+// (has ignore, ignore, activation, gamma, squares, logs)
+using PyOverlapOptions = std::tuple<bool, int64_t, int, double, bool, bool>;
+
+inline OverlapMap overlap_map(const PyOverlapMap& from) {
+  const auto& [address, dtype, batch, label, voxel] = from;
+  return {reinterpret_cast<void*>(address), dtype, batch, label, voxel};
+}
+
+inline OverlapArgs overlap_args(const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask,
+                                const PyOverlapShape& shape, const PyOverlapOptions& options, uintptr_t lse, uintptr_t sums) {
+  const auto& [batches, classes, voxels, dense] = shape;
+  const auto& [has_ignore, ignore, activation, gamma, squares, logs] = options;
+  if (classes < 1) throw std::invalid_argument("classes: expected at least one");
+  OverlapArgs a = {};
+  a.logits = overlap_map(logits);
+  a.target = overlap_map(target);
+  a.mask = overlap_map(mask);
+  a.batches = batches;
+  a.classes = classes;
+  a.voxels = voxels;
+  a.dense = dense;
+  a.has_ignore = has_ignore;
+  a.ignore = ignore;
+  a.activation = activation;
+  a.gamma = gamma;
+  a.squares = squares;
+  a.logs = logs;
+  a.lse = reinterpret_cast<void*>(lse);
+  a.sums = reinterpret_cast<double*>(sums);
+  return a;
+}
+
+// `table` is the module's pointer to the kernels of the instruction set in use.
+inline void bind_softdice(pybind11::module_& m, const SoftdiceKernels* const& table) {
+  m.def("soft_overlap",
+        [&table](const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask, const PyOverlapShape& shape,
+                 const PyOverlapOptions& options, uintptr_t lse, uintptr_t sums, uintptr_t bad, int threads) {
+          OverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, sums);
+          a.bad = reinterpret_cast<int64_t*>(bad);
+          a.threads = threads;
+          pybind11::gil_scoped_release unlocked;
+          table->forward(a);
+        });
+  m.def("soft_overlap_backward",
+        [&table](const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask, const PyOverlapShape& shape,
+                 const PyOverlapOptions& options, uintptr_t lse, uintptr_t grad, const PyOverlapMap& out, int threads) {
+          OverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, grad);
+          a.out = overlap_map(out);
+          a.threads = threads;
+          pybind11::gil_scoped_release unlocked;
+          table->backward(a);
+        });
+}
+
+}  // namespace tenfold
