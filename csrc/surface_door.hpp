@@ -71,4 +71,25 @@ inline void bind_surface(pybind11::module_& m, const SurfaceKernels* const& tabl
   });
 }
 
+// features and out are row-major; index is 0 or the address of int32 [batch, 3, voxels].
+inline void bind_edt(pybind11::module_& m, const EdtKernels* const& table) {
+  const EdtKernels* const* kernels = &table;
+  m.def("edt", [kernels](uintptr_t features, int64_t batch, const std::vector<int64_t>& sizes, const std::vector<double>& spacing,
+                         bool wide, bool squared, uintptr_t out, uintptr_t index, int threads) {
+    require_length("sizes", sizes.size(), 3);
+    require_length("spacing", spacing.size(), 3);
+    const EdtArgs args = {overlap_pointer<const uint8_t>(features),
+                          batch,
+                          {sizes[0], sizes[1], sizes[2]},
+                          {spacing[0], spacing[1], spacing[2]},
+                          wide,
+                          squared,
+                          overlap_pointer<void>(out),
+                          overlap_pointer<int32_t>(index),
+                          threads};
+    pybind11::gil_scoped_release unlocked;
+    (*kernels)->edt(args);
+  });
+}
+
 }  // namespace tenfold

@@ -100,8 +100,9 @@ def pack_bits(masks: Tensor, threads: int) -> Tensor:
     """bool [C, ...] -> int64 [C, ceil(N / 64)]: voxel i (row-major) is bit i % 64 of word i // 64."""
     del threads
     channels = masks.shape[0]
-    flat = masks.reshape(channels, -1).to(torch.int64)
-    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 64)).reshape(channels, -1, 64)
+    flat = (masks != 0).flatten(1).to(torch.int64)
+    words = (flat.shape[1] + 63) // 64
+    flat = torch.nn.functional.pad(flat, (0, 64 * words - flat.shape[1])).reshape(channels, words, 64)
     shifts = torch.arange(64, device=masks.device)
     return (flat << shifts).sum(2)  # disjoint bits: the sum is their union, bit 63 the sign
 
@@ -110,7 +111,7 @@ def unpack_bits(words: Tensor, count: int, threads: int) -> Tensor:
     """int64 [C, W] -> bool [C, count], the inverse of pack_bits."""
     del threads
     shifts = torch.arange(64, device=words.device)
-    return ((words[:, :, None] >> shifts) & 1).bool().reshape(words.shape[0], -1)[:, :count]
+    return ((words[:, :, None] >> shifts) & 1).bool().flatten(1)[:, :count].contiguous()
 
 
 def multihot_counts(a: Tensor, b: Tensor, threads: int) -> Tensor:

@@ -25,7 +25,7 @@ def metrics(
     flip_pred: Sequence[int],
     threads: int,
 ) -> tuple[Tensor, ...]:
-    """See surface_reference.metrics. One pass counts all labels and finds their boxes; then organ by organ."""
+    """See surface_reference.metrics. One pass for counts and boxes; then organ by organ."""
     num_labels = max(organ_labels, default=0) + 2  # and one for whatever no organ has
     joint, box_target, box_pred = overlap_native.counts(
         target, pred, num_labels, flip_target, flip_pred, True, threads, clamp=True
@@ -39,7 +39,7 @@ def metrics(
         overlap_native.labels(target, flip_target), overlap_native.labels(pred, flip_pred), num_labels,
         joint.data_ptr(), box_target.data_ptr(), box_pred.data_ptr(), list(organ_labels), list(organ_starts),
         _three(spacing), area_table(spacing), list(tolerances), list(percentiles), edge,
-        [out.data_ptr() for out in outs], threads,
+        [out.data_ptr() for out in outs], overlap_native.pool(threads),
     )  # fmt: skip
     return tuple(outs)
 
@@ -50,7 +50,7 @@ def _three(spacing: Sequence[float]) -> list[float]:
 
 
 def surfels(
-    mask: Tensor, spacing: Sequence[float], edge: bool, flips: Sequence[int] = ()
+    mask: Tensor, spacing: Sequence[float], edge: bool, flips: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See surface_reference.surfels."""
     view = overlap_native.labels(mask, flips)
@@ -61,3 +61,18 @@ def surfels(
     codes, area = torch.empty(n, dtype=torch.uint8), torch.empty(n, dtype=torch.float64)
     _native.cpu.surfels(view, box, areas, edge, at.data_ptr(), codes.data_ptr(), area.data_ptr())
     return at, codes, area
+
+
+def edt(
+    features: Tensor, spacing: Sequence[float], squared: bool, wide: bool, index: bool, threads: int
+) -> tuple[Tensor, Tensor]:
+    """See surface_reference.edt."""
+    features = features.contiguous()
+    out = torch.empty(features.shape, dtype=torch.float64 if wide else torch.float32)
+    shape = (features.shape[0], 3, *features.shape[1:]) if index else (0,)
+    where = torch.empty(shape, dtype=torch.int32)
+    _native.cpu.edt(
+        features.data_ptr(), features.shape[0], list(features.shape[1:]), list(spacing), wide, squared,
+        out.data_ptr(), where.data_ptr() if index else 0, overlap_native.pool(threads),
+    )  # fmt: skip
+    return out, where

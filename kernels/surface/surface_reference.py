@@ -155,10 +155,45 @@ def metrics(
     return tuple(out.to(target.device) for out in outs)
 
 
-def surfels(mask: Tensor, spacing: Sequence[float], edge: bool) -> tuple[Tensor, Tensor, Tensor]:
+def surfels(
+    mask: Tensor, spacing: Sequence[float], edge: bool, flips: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Coordinates int64 [n, ndim], codes uint8 [n], areas float64 [n], row-major."""
+    mask = unflipped(mask, flips)
     areas = torch.tensor(area_table(spacing), dtype=torch.float64, device=mask.device)
     at, weights = elements(mask, areas, edge)
     if edge:
         return at, torch.zeros(len(at), dtype=torch.uint8, device=mask.device), weights
     return at, codes(mask)[tuple(at.T)], weights
+
+
+def edt(
+    features: Tensor, spacing: Sequence[float], squared: bool, wide: bool, index: bool, threads: int
+) -> tuple[Tensor, Tensor]:
+    """Distance [B, n0, n1, n2] of each voxel to the nearest non-zero one of its volume, and, with `index`,
+    where that is: int32 [B, 3, n0, n1, n2], -1 where there is none. One axis after the other, each the
+    minimum over all pairs of places along it."""
+    del threads
+    dtype = torch.float64 if wide else torch.float32
+    out = torch.where(features != 0, 0.0, math.inf).to(dtype)
+    places: list[Tensor] = []
+    for axis in (2, 1, 0):
+        n = out.shape[axis + 1]
+        at = torch.arange(n, device=out.device)
+        steps = ((at[:, None] - at).double() * spacing[axis]).square().to(dtype)  # [q, v]
+        lines = out.movedim(axis + 1, -1)
+        flat = lines.reshape(-1, n)
+        best = torch.empty_like(flat)
+        which = torch.empty(flat.shape, dtype=torch.int64, device=out.device)
+        for start in range(0, len(flat), max(1, PAIRS // max(1, n * n))):
+            part = slice(start, start + max(1, PAIRS // max(1, n * n)))
+            best[part], which[part] = (flat[part, None, :] + steps).min(2)
+        out = best.reshape(lines.shape).movedim(-1, axis + 1)
+        if index:
+            came = which.reshape(lines.shape).movedim(-1, axis + 1)
+            places = [came, *(place.gather(axis + 1, came) for place in places)]
+    none = torch.empty(0, dtype=torch.int32, device=out.device)
+    where = torch.stack(places, 1).to(torch.int32) if index else none
+    if index:
+        where = torch.where(out[:, None].isinf(), -1, where)
+    return (out if squared else out.sqrt()).contiguous(), where

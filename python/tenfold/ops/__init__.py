@@ -5,7 +5,16 @@ from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
-from .overlap import overlap_counts
+from .overlap import (
+    label_lut,
+    labels_of_owners,
+    multihot_counts,
+    overlap_counts,
+    owner_counts,
+    owner_words,
+    pack_bits,
+    unpack_bits,
+)
 from .softdice import SoftOverlap, soft_overlap
 from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
 from .sophia import (
@@ -16,7 +25,15 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
-from .surface import SurfaceMetrics, surface_metrics
+from .surface import (
+    SurfaceMetrics,
+    Surfels,
+    edt,
+    signed_distance,
+    surface_dice,
+    surface_metrics,
+    surfels,
+)
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -54,14 +71,18 @@ __all__ = [
     "ReplayPass",
     "SoftOverlap",
     "SurfaceMetrics",
+    "Surfels",
     "Term",
     "count_within",
     "dice_ce_loss",
     "dice_loss",
+    "edt",
     "generalized_dice_loss",
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "label_lut",
+    "labels_of_owners",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -70,20 +91,28 @@ __all__ = [
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "multihot_counts",
     "option_loss",
     "overlap_counts",
+    "owner_counts",
+    "owner_words",
+    "pack_bits",
     "quantile_abs",
     "random_words",
     "segment_nll",
+    "signed_distance",
     "soft_overlap",
     "sophia8_dequantize",
     "sophia8_quantize",
     "sophia_hessian_",
     "sophia_step_",
     "stochastic_round",
+    "surface_dice",
     "surface_metrics",
+    "surfels",
     "token_logprobs",
     "tversky_loss",
+    "unpack_bits",
     "verbalizer_loss",
     "zo_adam_",
     "zo_chain_",

@@ -97,5 +97,5 @@ def spacing(value: Any, ndim: int) -> list[float]:
 
 
 def threads(value: int | None) -> int:
-    """The number of threads to use: torch's own by default."""
-    return torch.get_num_threads() if value is None else _checks.integer("num_threads", value, 1, 4096)
+    """The number of threads to use; 0 stands for torch's own number, which is asked for when an op runs."""
+    return 0 if value is None else _checks.integer("num_threads", value, 1, 4096)

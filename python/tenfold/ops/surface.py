@@ -20,13 +20,18 @@ from . import _volumes
 from .overlap import MAX_LABELS
 
 DEFINITIONS = ("area", "edge")
-OPS |= dict.fromkeys(("surface_metrics", "surfels"), ("cpu", "reference"))
+_FLOATS = (torch.float32, torch.float64)
+OPS |= dict.fromkeys(("surface_metrics", "surfels", "edt"), ("cpu", "reference"))
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
     "surface_metrics(Tensor target, Tensor pred, int[] organ_labels, int[] organ_starts, float[] spacing, "
     "float[] tolerances, float[] percentiles, bool edge, int[] flip_target, int[] flip_pred, int threads) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "edt(Tensor features, float[] spacing, bool squared, bool wide, bool index, int threads) "
+    "-> (Tensor, Tensor)"
 )
 
 
@@ -96,12 +101,17 @@ def _ratio(above: Any, below: Any) -> Any:
 # ---- the dispatcher's side --------------------------------------------------------------------------------
 
 
-def _surface_metrics(target: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    if chosen_backend("surface_metrics", target.device.type) == "reference":
+def _kernels(op: str, device: torch.device) -> Any:
+    """The module that implements `op` for the chosen backend; they share their signatures."""
+    if chosen_backend(op, device.type) == "reference":
         from tenfold.kernels.surface import surface_reference as module
     else:
         from tenfold.kernels.surface import surface_native as module  # type: ignore[no-redef]
-    found: tuple[Tensor, ...] = module.metrics(target, *arguments)
+    return module
+
+
+def _surface_metrics(target: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = _kernels("surface_metrics", target.device).metrics(target, *arguments)
     return found
 
 
@@ -122,9 +132,28 @@ def _surface_metrics_fake(
     return (*whole, *(target.new_empty(shape, dtype=torch.float64) for shape in shapes))
 
 
+def _edt(
+    features: Tensor, spacing: list[float], squared: bool, wide: bool, index: bool, threads: int
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _kernels("edt", features.device).edt(
+        features, spacing, squared, wide, index, threads
+    )
+    return found
+
+
+def _edt_fake(
+    features: Tensor, spacing: list[float], squared: bool, wide: bool, index: bool, threads: int
+) -> tuple[Tensor, Tensor]:
+    shape = (features.shape[0], 3, *features.shape[1:]) if index else (0,)
+    out = features.new_empty(features.shape, dtype=torch.float64 if wide else torch.float32)
+    return out, features.new_empty(shape, dtype=torch.int32)
+
+
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("surface_metrics", _surface_metrics, _device)
+    _LIBRARY.impl("edt", _edt, _device)
 torch.library.register_fake("tenfold::surface_metrics", _surface_metrics_fake, lib=_LIBRARY)
+torch.library.register_fake("tenfold::edt", _edt_fake, lib=_LIBRARY)
 
 
 # ---- the public side --------------------------------------------------------------------------------------
@@ -180,13 +209,153 @@ def surface_metrics(
     return SurfaceMetrics(sets, *map(back, found))
 
 
+def surface_dice(
+    target: Any,
+    pred: Any,
+    spacing: Any,
+    tolerances: Any = (1.0,),
+    *,
+    organs: Sequence[Sequence[int]] | None = ((1,),),
+    definition: str = "area",
+    num_threads: int | None = None,
+) -> Any:
+    """Normalised surface distance (surface Dice) [organs, tolerances]; NaN where both masks are empty.
+
+    The share of both surfaces that lies within the tolerance of the other; arguments and errors as
+    `surface_metrics`. By default target and pred are masks.
+    """
+    return surface_metrics(
+        target, pred, organs, spacing, tolerances=tolerances, percentiles=(), definition=definition,
+        num_threads=num_threads,
+    ).nsd()  # fmt: skip
+
+
+class Surfels(NamedTuple):
+    """The elements of one surface, in row-major order of their places."""
+
+    at: Any
+    """int64 [n, ndim]: the lattice point (its voxels are at - 1 and at along each axis), or the voxel."""
+    codes: Any
+    """uint8 [n]: which of the 8 voxels around are set, bit 7 - (4 i + 2 j + k) for at - 1 + (i, j, k); in
+    2-D bit 3 - (2 j + k), times 17. 0 for "edge"."""
+    area: Any
+    """float64 [n]: area in mm^2, length in mm in 2-D; 1 for "edge"."""
+
+
+def surfels(mask: Any, spacing: Any = 1.0, *, definition: str = "area") -> Surfels:
+    """The surface elements of a mask: where they are and how large.
+
+    Args:
+        mask: 2-D or 3-D, of bool or an integer dtype; 0 is outside, and so is everything beyond the array.
+        spacing: size of a voxel along each array axis in mm, or one number for all.
+        definition: "area" or "edge", as `surface_metrics`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range; labels other than 0 and 1.
+    """
+    m = _volumes.volume("mask", mask, (2, 3))
+    sizes = _volumes.spacing(spacing, m.data.ndim)
+    edge = _checks.choice("definition", definition, DEFINITIONS) == "edge"
+    data = m.data if m.data.dtype == torch.bool else _zero_one(m.data)
+    found = _kernels("surfels", data.device).surfels(data, sizes, edge, m.flips)
+    return Surfels(*map(_arrays.kind_of(mask), found))
+
+
+def _zero_one(data: Tensor) -> Tensor:
+    wide = data.long() if data.dtype in (torch.uint16, torch.uint32) else data
+    if bool(((wide != 0) & (wide != 1)).any()):
+        _checks.fail(ValueError, "mask", "labels 0 and 1", sorted(set(wide.unique().tolist()) - {0, 1})[0])
+    return data
+
+
+def edt(
+    features: Any,
+    spacing: Any = 1.0,
+    *,
+    squared: bool = False,
+    dtype: torch.dtype | None = None,
+    return_indices: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """Exact Euclidean distance of every voxel to the nearest feature, in 1 to 3 dimensions, anisotropic.
+
+    Args:
+        features: bool or integers, non-zero = feature; [..., D0, D1, D2]. Axes before those that `spacing`
+            has entries for are a batch. (`scipy.ndimage.distance_transform_edt(x)` is `edt(x == 0)`.)
+        spacing: 1 to 3 numbers, mm along the last axes; one number stands for all axes, and then there is no
+            batch.
+        squared: return the square of the distance.
+        dtype: torch.float32 (default; relative error about 1e-7) or torch.float64.
+        return_indices: also return where the nearest feature is (one of them, where several are as near).
+        num_threads: default `torch.get_num_threads()`. Results do not depend on it.
+
+    Returns:
+        distances of the shape of `features`, +inf where a volume has no feature; with `return_indices` also
+        int32 [..., ndim, D0, D1, D2], -1 there.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range.
+
+    Method: Meijster et al. (2000), Felzenszwalb and Huttenlocher (Theory of Computing 8, 2012), Saito and
+    Toriwaki (1994); see kernels/surface/README.md.
+    """
+    f = _volumes.volume("features", features)
+    flat = isinstance(spacing, (int, float))
+    ndim = f.data.ndim if flat else len(_list("spacing", spacing))
+    if not 1 <= ndim <= 3 or f.data.ndim < ndim:
+        _checks.fail(ValueError, "features", "1 to 3 axes with a spacing each", tuple(f.data.shape))
+    sizes = [1.0] * (3 - ndim) + _volumes.spacing(spacing, ndim)
+    wide = dtype is not None and _checks.dtype("dtype", dtype, _FLOATS) == torch.float64
+    data = f.data.flip(f.flips) if f.flips else f.data
+    if data.dtype not in (torch.bool, torch.uint8):
+        data = data != 0
+    shape = data.shape
+    batch, own = shape[: data.ndim - ndim], shape[data.ndim - ndim :]
+    boxes = data.reshape(-1 if data.numel() else _product(batch), *[1] * (3 - ndim), *own)
+    out, index = torch.ops.tenfold.edt(
+        boxes, sizes, squared, wide, return_indices, _volumes.threads(num_threads)
+    )
+    back = _arrays.kind_of(features)
+    out = out.reshape(shape)
+    if not return_indices:
+        return back(out)
+    return back(out), back(index[:, 3 - ndim :].reshape(*batch, ndim, *own))
+
+
+def _product(sizes: Sequence[int]) -> int:
+    out = 1
+    for size in sizes:
+        out *= size
+    return out
+
+
+def signed_distance(masks: Any, spacing: Any = 1.0, *, num_threads: int | None = None) -> Any:
+    """Distance of each voxel to the boundary of its mask: positive outside, negative inside, float32.
+
+    Outside it is the distance to the nearest voxel of the mask; inside, minus the distance to the nearest
+    voxel outside, plus one voxel along the finest axis: the map of the boundary loss (Kervadec et al., arXiv
+    1812.07032), which takes -(d - 1) for unit spacing. A mask that is empty or full has distance 0.
+
+    Args:
+        masks: [..., D0, D1, D2], bool or integers; batch and `spacing` as `edt`, the batch often the labels.
+
+    Raises:
+        TypeError, ValueError: as `edt`.
+    """
+    m = _volumes.volume("masks", masks)
+    data = (m.data.flip(m.flips) if m.flips else m.data) != 0
+    outside = edt(data, spacing, num_threads=num_threads)
+    inside = edt(~data, spacing, num_threads=num_threads)
+    finest = min([spacing] if isinstance(spacing, (int, float)) else _list("spacing", spacing))
+    out = torch.where(data, finest - inside, outside)
+    return _arrays.kind_of(masks)(torch.where(out.isinf(), 0.0, out))
+
+
 def _present_labels(a: _volumes.Volume, b: _volumes.Volume) -> list[tuple[int, ...]]:
     if a.data.numel() == 0:
         return []
     highest = max(_highest("target", a.data), _highest("pred", b.data))
-    counts = torch.ops.tenfold.overlap_counts(
-        a.data, b.data, highest + 1, a.flips, b.flips, False, torch.get_num_threads()
-    )[0]
+    counts = torch.ops.tenfold.overlap_counts(a.data, b.data, highest + 1, a.flips, b.flips, False, 0)[0]
     present = (counts.sum(0) + counts.sum(1)) > 0
     return [(label,) for label in present.nonzero().flatten().tolist() if label > 0]
 
