@@ -18,12 +18,12 @@ inline OverlapMap overlap_map(const PyOverlapMap& from) {
   return {reinterpret_cast<void*>(address), dtype, batch, label, voxel};
 }
 
-inline OverlapArgs overlap_args(const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask,
-                                const PyOverlapShape& shape, const PyOverlapOptions& options, uintptr_t lse, uintptr_t sums) {
+inline SoftOverlapArgs overlap_args(const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask,
+                                    const PyOverlapShape& shape, const PyOverlapOptions& options, uintptr_t lse, uintptr_t sums) {
   const auto& [batches, classes, voxels, dense] = shape;
   const auto& [has_ignore, ignore, activation, gamma, squares, logs] = options;
   if (classes < 1) throw std::invalid_argument("classes: expected at least one");
-  OverlapArgs a = {};
+  SoftOverlapArgs a = {};
   a.logits = overlap_map(logits);
   a.target = overlap_map(target);
   a.mask = overlap_map(mask);
@@ -47,7 +47,7 @@ inline void bind_softdice(pybind11::module_& m, const SoftdiceKernels* const& ta
   m.def("soft_overlap",
         [&table](const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask, const PyOverlapShape& shape,
                  const PyOverlapOptions& options, uintptr_t lse, uintptr_t sums, uintptr_t bad, int threads) {
-          OverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, sums);
+          SoftOverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, sums);
           a.bad = reinterpret_cast<int64_t*>(bad);
           a.threads = threads;
           pybind11::gil_scoped_release unlocked;
@@ -56,7 +56,7 @@ inline void bind_softdice(pybind11::module_& m, const SoftdiceKernels* const& ta
   m.def("soft_overlap_backward",
         [&table](const PyOverlapMap& logits, const PyOverlapMap& target, const PyOverlapMap& mask, const PyOverlapShape& shape,
                  const PyOverlapOptions& options, uintptr_t lse, uintptr_t grad, const PyOverlapMap& out, int threads) {
-          OverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, grad);
+          SoftOverlapArgs a = overlap_args(logits, target, mask, shape, options, lse, grad);
           a.out = overlap_map(out);
           a.threads = threads;
           pybind11::gil_scoped_release unlocked;

@@ -22,7 +22,7 @@ struct OverlapMap {
   int64_t voxel_stride;
 };
 
-struct OverlapArgs {
+struct SoftOverlapArgs {
   OverlapMap logits;
   OverlapMap target;  // labels, or a map with `dense`
   OverlapMap mask;    // uint8; data null: every voxel counts
@@ -46,8 +46,8 @@ struct OverlapArgs {
 };
 
 struct SoftdiceKernels {
-  void (*forward)(const OverlapArgs&);
-  void (*backward)(const OverlapArgs&);
+  void (*forward)(const SoftOverlapArgs&);
+  void (*backward)(const SoftOverlapArgs&);
 };
 
 }  // namespace tenfold

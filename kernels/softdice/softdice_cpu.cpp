@@ -93,7 +93,7 @@ void focal_values(const M* p, M* loss, int64_t padded, M gamma) {
 }
 
 template <class T>
-void softmax_labels(Tile<T>& t, const OverlapArgs& a, LaneSums<math_t<T>>& lanes, double* sums) {
+void softmax_labels(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lanes, double* sums) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   for (int64_t c = 0; c < t.classes; ++c) {
@@ -132,7 +132,7 @@ void softmax_labels(Tile<T>& t, const OverlapArgs& a, LaneSums<math_t<T>>& lanes
 
 // Any activation with a map of labels, and the sigmoid or none with integer labels.
 template <class T>
-void general_sums(Tile<T>& t, const OverlapArgs& a, LaneSums<math_t<T>>& lanes) {
+void general_sums(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lanes) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -170,7 +170,7 @@ void general_sums(Tile<T>& t, const OverlapArgs& a, LaneSums<math_t<T>>& lanes) 
 }
 
 template <class T>
-void forward_of(const OverlapArgs& a) {
+void forward_of(const SoftOverlapArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
@@ -279,7 +279,7 @@ void finish_softmax(Tile<T>& t, const Slopes<math_t<T>>& g) {
 }
 
 template <class T>
-void backward_labels(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_labels(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   probabilities(t, g);
@@ -308,7 +308,7 @@ void backward_labels(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>& 
 
 // Softmax with a map of labels.
 template <class T>
-void backward_map(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_map(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -338,7 +338,7 @@ void backward_map(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>& g) 
 
 // Sigmoid or none: every element for itself.
 template <class T>
-void backward_elements(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_elements(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -366,7 +366,7 @@ void backward_elements(Tile<T>& t, const OverlapArgs& a, const Slopes<math_t<T>>
 }
 
 template <class T>
-void backward_of(const OverlapArgs& a) {
+void backward_of(const SoftOverlapArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
@@ -410,11 +410,11 @@ void by_dtype(int dtype, const Run& run) {
   }
 }
 
-void forward(const OverlapArgs& a) {
+void forward(const SoftOverlapArgs& a) {
   by_dtype(a.logits.dtype, [&](auto zero) { forward_of<decltype(zero)>(a); });
 }
 
-void backward(const OverlapArgs& a) {
+void backward(const SoftOverlapArgs& a) {
   by_dtype(a.logits.dtype, [&](auto zero) { backward_of<decltype(zero)>(a); });
 }
 

@@ -122,7 +122,7 @@ class Tile {
   std::vector<int32_t> label;                         // -1: left out, or behind the end; only without `dense`
   std::vector<M> extra;
 
-  Tile(const OverlapArgs& a, int64_t tile_size)
+  Tile(const SoftOverlapArgs& a, int64_t tile_size)
       : classes(a.classes), tile(tile_size), dense(a.dense), label(static_cast<size_t>(tile_size)), a_(a) {
     storage_.resize(static_cast<size_t>((classes + 9) * tile) + 64 / sizeof(M));
     M* at = storage_.data();
@@ -235,7 +235,7 @@ class Tile {
     return bad;
   }
 
-  const OverlapArgs& a_;
+  const SoftOverlapArgs& a_;
   int64_t b_ = 0, first_ = 0;
   std::vector<M> storage_;
   std::vector<int64_t> left_out_;

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from tenfold.ops import edt
+
 __all__ = ["PREDICTORS", "Affine", "align_box", "align_moments", "fit_outline", "predict", "vote", "warp"]
 
 Labels = NDArray[np.uint8]
@@ -153,9 +155,7 @@ def vote(maps: Sequence[Labels], weights: Sequence[float] | None = None) -> Labe
 
 def dense(atlas: Labels) -> Labels:
     """Every voxel with the nearest label: what an outline that is filled from the atlas needs."""
-    from scipy.ndimage import distance_transform_edt
-
-    where = distance_transform_edt(atlas == 0, return_distances=False, return_indices=True)
+    _, where = edt(atlas != 0, 1.0, return_indices=True)
     return np.asarray(atlas[tuple(where)])
 
 
