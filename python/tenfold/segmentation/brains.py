@@ -84,8 +84,6 @@ def donor_jobs(folder: Path) -> list[DonorJob]:
 def submissions(folder: Path) -> list[Submission]:
     """A team for each predictor, with the maps that `predict_donor` has written to `folder`."""
     return [
-        Submission(
-            name, {d: CaseFiles(d, volume=Place(folder / name / f"{d}.nii.gz")) for d in DONORS}
-        )
+        Submission(name, {d: CaseFiles(d, volume=Place(folder / name / f"{d}.nii.gz")) for d in DONORS})
         for name in PREDICTORS
     ]

@@ -176,8 +176,7 @@ def predict(atlases: Sequence[Labels], target: NDArray[np.bool_]) -> dict[str, L
     by_moments = [_inside(f, m, outline) for f, m in zip(filled, moments, strict=True)]
     by_fit = [_inside(f, m, outline) for f, m in zip(filled, fitted, strict=True)]
     overlaps = [
-        [_overlap(a, m, outline) for a, m in zip(atlases, maps, strict=True)]
-        for maps in (moments, fitted)
+        [_overlap(a, m, outline) for a, m in zip(atlases, maps, strict=True)] for maps in (moments, fitted)
     ]
     alike = int(np.argmin([_shape_difference(atlas, outline) for atlas in atlases]))
     voted = vote(by_fit)

@@ -99,7 +99,9 @@ class SegrapConfig:
 
 def _check(config: SegrapConfig) -> None:
     if bool(config.predictions) != bool(config.ground_truth):
-        given, other = ("predictions", "ground_truth") if config.predictions else ("ground_truth", "predictions")
+        given, other = (
+            ("predictions", "ground_truth") if config.predictions else ("ground_truth", "predictions")
+        )
         raise ValueError(f"{other}: expected a folder with --{given}, got nothing")
     if config.predictions and config.archive:
         raise ValueError("archive: expected nothing beside --predictions, got " + repr(config.archive))

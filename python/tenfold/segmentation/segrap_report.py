@@ -31,13 +31,17 @@ RANKED = ("dsc", "nsd_dm")
 """The metrics that teams are ranked by, as the challenge does."""
 
 
-def write(config: SegrapConfig, source: Source, found: Evaluation, folder: RunFolder) -> dict[str, float | int]:
+def write(
+    config: SegrapConfig, source: Source, found: Evaluation, folder: RunFolder
+) -> dict[str, float | int]:
     """Everything that the run leaves; returns the numbers of metrics.json."""
     folder.log("tables and pictures")
     _write_tables(found, folder)
     table = score_table(found, read_cohorts(config.cohorts))
     scheme = Scheme("segrap", ties=config.ties, na="drop", statistical=config.statistical)
-    pieces = write_ranking(folder, table, scheme, samples=config.bootstrap, seed=config.seed, title=found.task.title)
+    pieces = write_ranking(
+        folder, table, scheme, samples=config.bootstrap, seed=config.seed, title=found.task.title
+    )
     best = pieces.ranking.teams[int(pieces.ranking.order[0])]
     names = _write_teams(source, found, pieces, folder)
     sections = [_teams_section(source, names), *pieces.sections]
@@ -68,7 +72,9 @@ def score_table(found: Evaluation, cohorts: dict[str, str] | None = None) -> Sco
     ]  # fmt: skip
     if not any(record["value"] is not None for record in records):
         first = found.faults[0] if found.faults else "no reason known"
-        raise ValueError(f"predictions: expected at least one structure that can be scored, got none ({first})")
+        raise ValueError(
+            f"predictions: expected at least one structure that can be scored, got none ({first})"
+        )
     return ScoreTable.from_records(records, cohorts=cohorts or None)
 
 
@@ -78,7 +84,9 @@ def _write_tables(found: Evaluation, folder: RunFolder) -> None:
     for team in found.teams:
         end = f"-{_name(team)}" if len(found.teams) > 1 else ""
         folder.write_table(f"segrap{end}", tables.challenge_rows(found, team))
-        write_json(folder.path / "grand_challenge" / f"metrics{end}.json", tables.grand_challenge(found, team))
+        write_json(
+            folder.path / "grand_challenge" / f"metrics{end}.json", tables.grand_challenge(found, team)
+        )
     tables.write_run_json(folder.path / "run.json", found)
 
 
@@ -95,8 +103,15 @@ def _write_teams(source: Source, found: Evaluation, pieces: RankingPieces, folde
     rows = []
     for t in pieces.ranking.order:
         team = pieces.ranking.teams[int(t)]
-        row: Row = {"team": team, "DSC": tables.means(found, "dsc", team), "NSD": tables.means(found, "nsd_dm", team)}
-        row |= {"HD95 mm": tables.means(found, "hd95_dm", team), "sides swapped": _flagged(found, team, "swapped")}
+        row: Row = {
+            "team": team,
+            "DSC": tables.means(found, "dsc", team),
+            "NSD": tables.means(found, "nsd_dm", team),
+        }
+        row |= {
+            "HD95 mm": tables.means(found, "hd95_dm", team),
+            "sides swapped": _flagged(found, team, "swapped"),
+        }
         row |= {"missing": _flagged(found, team, "missing"), "failed": _flagged(found, team, "failed")}
         if source.descriptions:
             row["what it does"] = source.descriptions.get(team, "")
@@ -171,11 +186,15 @@ def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list
 
 
 def _volumes_section(found: Evaluation, best: str, folder: RunFolder) -> list[Section]:
-    rows = [r for r in found.rows if r["team"] == best and r.get("ml_target", 0) > 0 and r.get("ml_pred", 0) > 0]
+    rows = [
+        r for r in found.rows if r["team"] == best and r.get("ml_target", 0) > 0 and r.get("ml_pred", 0) > 0
+    ]
     if len(rows) < 3:
         return []
     picture = bland_altman(
-        [r["ml_target"] for r in rows], [r["ml_pred"] for r in rows], title=f"Volumes of {best} against the reference"
+        [r["ml_target"] for r in rows],
+        [r["ml_pred"] for r in rows],
+        title=f"Volumes of {best} against the reference",
     )
     folder.write_figure("volumes", *picture)
     bias = float(np.mean([r["rvd"] for r in rows]))
@@ -186,7 +205,12 @@ def _volumes_section(found: Evaluation, best: str, folder: RunFolder) -> list[Se
 def _definitions_section(found: Evaluation, best: str, folder: RunFolder) -> list[Section]:
     if not found.options.edge:
         return []
-    pairs = (("nsd_dm", "nsd_edge"), ("hd95_dm", "hd95_edge_max"), ("hd95_dm", "hd95_edge_pooled"), ("assd_dm", "assd_edge"))
+    pairs = (
+        ("nsd_dm", "nsd_edge"),
+        ("hd95_dm", "hd95_edge_max"),
+        ("hd95_dm", "hd95_edge_pooled"),
+        ("assd_dm", "assd_edge"),
+    )
     rows = []
     for area, edge in pairs:
         values = [
@@ -253,7 +277,9 @@ def _lead(source: Source, found: Evaluation, best: str) -> str:
 def _headlines(found: Evaluation, pieces: RankingPieces, best: str) -> list[Headline]:
     tiles = list(pieces.headlines)
     tiles.append(Headline("DSC", f"{tables.means(found, 'dsc', best):.3f}", f"{best}, mean over structures"))
-    tiles.append(Headline("NSD", f"{tables.means(found, 'nsd_dm', best):.3f}", "surface Dice at the tolerance"))
+    tiles.append(
+        Headline("NSD", f"{tables.means(found, 'nsd_dm', best):.3f}", "surface Dice at the tolerance")
+    )
     if found.flagged:
         tiles.append(Headline("Faults", len(found.faults), "named in the report; the rest was scored"))
     return tiles
