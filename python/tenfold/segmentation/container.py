@@ -56,7 +56,8 @@ class ContainerConfig:
 def run(config: ContainerConfig) -> Path:
     """Segment the case in `config.input`; the path of the written file.
 
-    Raises ValueError for inputs that are missing, not alone or not on one grid, and for a network of another task.
+    Raises ValueError for inputs that are missing, not alone or not on one grid, and for a network of
+    another task.
     """
     files = [_only_file(Path(config.input) / "images" / name) for name in INPUTS]
     network, recipe = load_network(Path(config.model))

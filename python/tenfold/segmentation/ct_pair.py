@@ -114,8 +114,8 @@ def train_and_predict(config: SegrapConfig, folder: RunFolder, files: dict[str, 
         for part in (slice(0, start), slice(stop, None))
         if len(ct.array[part]) >= 8
     ]
-    plan = Plan(steps=config.train_steps, batch=1, lr=3e-3, foreground=0.7, halve_every=10**9, seed=config.seed,
-                save_every=50)  # fmt: skip
+    plan = Plan(steps=config.train_steps, batch=1, lr=3e-3, foreground=0.7, halve_every=10**9,
+                seed=config.seed, save_every=50)  # fmt: skip
     store = Store(
         lambda: folder.load_state("training"),
         lambda data, tensors: folder.save_state("training", data, tensors),

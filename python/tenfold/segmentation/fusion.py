@@ -25,14 +25,14 @@ __all__ = ["PREDICTORS", "Affine", "align_box", "align_moments", "fit_outline", 
 Labels = NDArray[np.uint8]
 
 PREDICTORS: dict[str, str] = {
-    "vote-clean": "as vote-fitted, then smoothed within the outline, and the largest part of each structure kept",
+    "vote-clean": "as vote-fitted, then smoothed in the outline, the largest part of each structure kept",
     "vote-weighted": "five atlases fitted, votes weighted by how well each one's outline overlaps",
     "vote-fitted": "five atlases fitted to the outline by gradient descent, majority vote",
     "vote-moments": "five atlases laid over the outline by its mean and covariance, majority vote",
     "one-fitted": "the atlas whose outline overlaps best after fitting",
     "one-moments": "the atlas whose outline overlaps best, laid over by mean and covariance",
     "one-box": "the atlas whose bounding box is most alike, stretched to the target's",
-    "vote-mirrored": "as vote-moments from atlases mirrored left to right, the sides of their labels not exchanged",
+    "vote-mirrored": "as vote-moments from mirrored atlases, the sides of their labels not exchanged",
 }
 """Predictor -> what it does."""
 
@@ -55,7 +55,8 @@ def align_box(atlas: Labels, target: NDArray[np.bool_]) -> Affine:
 def align_moments(atlas: Labels, target: NDArray[np.bool_]) -> Affine:
     """The affine map that turns the target's mean and covariance into the atlas's with least movement.
 
-    It is the optimal transport between normal distributions, a symmetric matrix: axes are neither exchanged nor
+    It is the optimal transport between normal distributions, a symmetric matrix: axes are neither
+    exchanged nor
     flipped.
     """
     mean_t, cov_t = _moments(target)
@@ -163,7 +164,8 @@ def predict(atlases: Sequence[Labels], target: NDArray[np.bool_]) -> dict[str, L
     """The label maps of all `PREDICTORS` for a target of which only the outline is known.
 
     Args:
-        atlases: label maps of the other brains, each (z, y, x), axes running as the target's, the last one from
+        atlases: label maps of the other brains, each (z, y, x), axes running as the target's, the last one
+            from
             one side of the head to the other.
         target: bool, the union of the structures to find.
     """
@@ -219,7 +221,8 @@ def _shape_difference(atlas: Labels, outline: NDArray[np.bool_]) -> float:
 
 
 def clean(labels: Labels, outline: NDArray[np.bool_]) -> Labels:
-    """Smooth by a vote of each voxel and its six neighbours, keep the largest part of each structure, fill again."""
+    """Smooth by a vote of each voxel and its six neighbours, keep the largest part of each structure, fill
+    again."""
     smooth = vote([labels, *(_shifted(labels, axis, step) for axis in range(3) for step in (-1, 1))])
     smooth = np.where(outline & (smooth == 0), labels, smooth)
     kept = _largest(np.where(outline, smooth, np.uint8(0)))
@@ -240,7 +243,7 @@ def _largest(labels: Labels) -> Labels:
     found = np.zeros_like(labels)
     for value, box in enumerate(find_objects(labels), start=1):
         if box is not None:
-            parts, count = label(labels[box] == value, np.ones((3, 3, 3)))
+            parts, _ = label(labels[box] == value, np.ones((3, 3, 3)))
             sizes = np.bincount(parts.ravel())[1:]
             found[box][parts == 1 + int(sizes.argmax())] = value
     return found

@@ -1,7 +1,9 @@
 """Label maps of whole volumes from a network that sees windows.
 
-Windows are weighted by a Gaussian and run along z. A slab of logits as thick as one window is kept, and slices
-that no later window touches become labels at once: memory is classes x window depth x Y x X instead of classes
+Windows are weighted by a Gaussian and run along z. A slab of logits as thick as one window is kept, and
+slices
+that no later window touches become labels at once: memory is classes x window depth x Y x X instead of
+classes
 x Z x Y x X.
 """
 

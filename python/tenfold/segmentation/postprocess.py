@@ -13,7 +13,8 @@ __all__ = ["fill_holes", "keep_largest_parts", "split_sides"]
 
 
 def keep_largest_parts(labels: NDArray[Any], min_size: int = 0) -> NDArray[Any]:
-    """Of each label only its largest 26-connected component; none, where that has fewer voxels than `min_size`."""
+    """Of each label only its largest 26-connected component; none, where that has fewer voxels than
+    `min_size`."""
     from scipy.ndimage import find_objects, label
 
     found = np.zeros_like(labels)

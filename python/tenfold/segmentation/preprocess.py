@@ -1,7 +1,9 @@
 """From the challenge's files to what a network is trained on, and back: statistics, resampling, body crop.
 
-As the challenge's tutorial does it: resample to 3 x 1 x 1 mm (z, y, x; cubic for images, nearest for labels), cut
-to the largest component above -500 HU, clip to the percentiles 0.5 and 99.5 of the foreground, subtract its mean
+As the challenge's tutorial does it: resample to 3 x 1 x 1 mm (z, y, x; cubic for images, nearest for
+labels), cut
+to the largest component above -500 HU, clip to the percentiles 0.5 and 99.5 of the foreground, subtract
+its mean
 and divide by its deviation. What is needed for the way back is kept with each case.
 """
 
@@ -30,8 +32,8 @@ from tenfold.segmentation.files import (
 )
 
 __all__ = [
-    "MODALITIES", "Statistics", "Way", "body_box", "crop_and_scale", "prepare_case", "prepare_folder", "restore",
-    "split_cases", "statistics_of",
+    "MODALITIES", "Statistics", "Way", "body_box", "crop_and_scale", "prepare_case", "prepare_folder",
+    "restore", "split_cases", "statistics_of",
 ]  # fmt: skip
 
 MODALITIES = ("image", "image_contrast")
@@ -111,8 +113,9 @@ class Way:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Way:
         """The record of `to_json`."""
-        raw = {k: tuple(map(tuple, v)) if k == "affine" else tuple(v) if isinstance(v, list) else v
-               for k, v in data["raw"].items()}  # fmt: skip
+        raw = dict(data["raw"])
+        raw["affine"] = tuple(map(tuple, raw["affine"]))
+        raw |= {name: tuple(raw[name]) for name in ("shape", "spacing")}
         z, y, x = (tuple(part) for part in data["box"])
         return cls(Header(**raw), tuple(data["resampled_shape"]), (z, y, x))
 
@@ -140,7 +143,8 @@ def resample(array: NDArray[Any], shape: tuple[int, int, int], order: int) -> ND
 
 
 def body_box(ct: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Box (z, y, x) of the largest 26-connected component above -500 HU; the whole volume if there is none."""
+    """Box (z, y, x) of the largest 26-connected component above -500 HU; the whole volume if there is
+    none."""
     from scipy.ndimage import find_objects, label
 
     parts, count = label(ct > BODY, np.ones((3, 3, 3)))
@@ -156,7 +160,8 @@ def crop_and_scale(
     volumes: Sequence[NDArray[Any]], header: Header, statistics: Sequence[Statistics],
     spacing: Sequence[float] = SPACING, labels: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[Any] | None, Way]:  # fmt: skip
-    """Channels [C, z, y, x], the labels on the same grid, and the way back. The first volume decides the box."""
+    """Channels [C, z, y, x], the labels on the same grid, and the way back. The first volume decides the
+    box."""
     shape = resampled_shape(header, spacing)
     moved = [resample(volume, shape, 3) for volume in volumes]
     box = body_box(moved[0])
@@ -225,7 +230,8 @@ def prepare_folder(
     root: Path, labels: Path, out: Path, modalities: Sequence[str] = MODALITIES,
     spacing: Sequence[float] = SPACING, seed: int = 2023,
 ) -> list[str]:  # fmt: skip
-    """All cases of `root`/<case>/ with `labels`/<case>.nii.gz; statistics.json and train, valid, test.csv as well.
+    """All cases of `root`/<case>/ with `labels`/<case>.nii.gz; statistics.json and train, valid, test.csv
+    as well.
 
     Statistics are taken over the training cases of the split alone, so that nothing of the test cases leaks.
     Returns the names of the cases. ValueError names what is missing.

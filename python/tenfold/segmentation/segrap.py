@@ -2,7 +2,8 @@
 
     tenfold run segrap                                                   the embedded default
     tenfold run segrap --predictions DIR --ground_truth DIR --task 1     yours
-    tenfold run segrap --archive totalsegmentator-2.18.0.tar.gz --train  a real CT, two models and a small network
+    tenfold run segrap --archive totalsegmentator-2.18.0.tar.gz --train  a real CT, two models and a small
+    network
 
 Papers: Luo et al. 2025 (SegRap2023, arXiv 2312.09576), Nikolov et al. 2018 (surface Dice, arXiv 1809.04430),
 Wiesenfarth et al. 2021 (challengeR, arXiv 1910.05121).
@@ -28,7 +29,8 @@ __all__ = ["Result", "SegrapConfig", "run", "score"]
 
 @dataclass
 class Result:
-    """What a run found: flat numbers (also in ``metrics.json``), the folder that holds everything else, and the
+    """What a run found: flat numbers (also in ``metrics.json``), the folder that holds everything else,
+    and the
     exit code: 1 if something was wrong with the files of a case, else 0."""
 
     metrics: dict[str, float | int]
@@ -63,7 +65,8 @@ def run(config: SegrapConfig, folder: RunFolder) -> Result:
     Raises:
         ValueError, FileNotFoundError: a folder holds no cases, or the same twice, or a label table is wrong.
         RuntimeError: a worker died, or the cluster cannot be reached.
-        tenfold.assets.AssetError: an embedded file is missing; the message holds the command that installs it.
+        tenfold.assets.AssetError: an embedded file is missing; the message holds the command that installs
+        it.
 
     What is wrong with single files is in the result and the report, and makes the exit code 1.
     """
@@ -128,7 +131,7 @@ def _brains(config: SegrapConfig, folder: RunFolder) -> Source:
     with folder.progress(len(brains.DONORS), "predict", done=len(brains.DONORS) - len(jobs)) as progress:
         for _ in run_jobs(brains.predict_donor, jobs, workers=config.workers, cluster=config.cluster):
             progress.advance()
-    about = "82 structures of six human brains, each predicted from the label maps of the other five in eight ways"
+    about = "82 structures of six human brains, each predicted from the other five in eight ways"
     return Source(brains.brain_task(), reference, brains.submissions(place), about, {}, PREDICTORS)
 
 

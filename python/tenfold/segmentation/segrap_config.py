@@ -15,24 +15,28 @@ __all__ = ["SegrapConfig"]
 class SegrapConfig:
     """Score and rank segmentations as SegRap2023 does (arXiv 2312.09576).
 
-    The embedded default predicts 82 structures of six human brains from each other's label maps, in eight ways,
+    The embedded default predicts 82 structures of six human brains from each other's label maps, in eight
+    ways,
     and ranks the eight. With --predictions and --ground_truth it scores yours; with --archive it scores a
     genuine pair of networks on a real CT, and with --train as well, trains a small network on one.
     """
 
     predictions: str = ""
-    """Folder or zip archive: <case>/<Organ>.nii.gz, <case>.nii.gz or <case>.mha, with or without a folder for each
+    """Folder or zip archive: <case>/<Organ>.nii.gz, <case>.nii.gz or <case>.mha, with or without a folder
+    for each
     team above; several with commas, each PATH or TEAM=PATH. Left empty: the embedded brains."""
 
     ground_truth: str = ""
     """Folder or zip archive with the references, in any of the same layouts."""
 
     task: str = "1"
-    """1 (45 organs at risk), 2 (two tumour volumes), or a label table: a CSV with columns id and label, or a JSON
+    """1 (45 organs at risk), 2 (two tumour volumes), or a label table: a CSV with columns id and label, or
+    a JSON
     object of name to label."""
 
     images: str = ""
-    """Folder with the CT of each case (<case>/image.nii.gz, <case>.nii.gz or <case>_0000.nii.gz) to draw under
+    """Folder with the CT of each case (<case>/image.nii.gz, <case>.nii.gz or <case>_0000.nii.gz) to draw
+    under
     the outlines."""
 
     cohorts: str = ""
@@ -42,10 +46,12 @@ class SegrapConfig:
     """Tolerance of the surface Dice in mm, for label tables; tasks 1 and 2 have their own."""
 
     edge: bool | None = None
-    """Also the edge-voxel metrics of MONAI and MedPy. None: only in the embedded default and with --archive."""
+    """Also the edge-voxel metrics of MONAI and MedPy. None: only in the embedded default and with
+    --archive."""
 
     keep_going: bool = False
-    """Score a structure whose prediction cannot be used 0 and 0, as a missing one, instead of leaving it out."""
+    """Score a structure whose prediction cannot be used 0 and 0, as a missing one, instead of leaving it
+    out."""
 
     reorient: bool = False
     """Flip and exchange axes of predictions that run otherwise than the reference's."""
@@ -60,7 +66,8 @@ class SegrapConfig:
     """Processes; 0 for one on each usable core."""
 
     cluster: str = ""
-    """Address of a dask scheduler (tcp://host:8786) whose workers see the same files; they do the work then."""
+    """Address of a dask scheduler (tcp://host:8786) whose workers see the same files; they do the work
+    then."""
 
     ties: Literal["min", "average"] = "min"
     """Ranks of teams that tie: the best of their places, or the mean."""
@@ -75,10 +82,12 @@ class SegrapConfig:
     """Of the resamples and of the training."""
 
     archive: str = ""
-    """Source archive of TotalSegmentator 2.18.0 (totalsegmentator-2.18.0.tar.gz): a real CT, two models' labels."""
+    """Source archive of TotalSegmentator 2.18.0 (totalsegmentator-2.18.0.tar.gz): a real CT, two models'
+    labels."""
 
     train: bool = False
-    """With --archive: train a small 3-D UNet on a part of the CT and score it on the rest, slices it never saw."""
+    """With --archive: train a small 3-D UNet on a part of the CT and score it on the rest, slices it never
+    saw."""
 
     train_steps: int = 400
     """Optimizer steps of --train."""

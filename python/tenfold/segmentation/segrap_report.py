@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,16 +43,18 @@ def write(
     )
     best = pieces.ranking.teams[int(pieces.ranking.order[0])]
     names = _write_teams(source, found, pieces, folder)
-    sections = [_teams_section(source, names), *pieces.sections]
+    sections = [_teams_section(source, names), pieces.sections[0]]
     sections += _worst_section(source, found, table, best, folder)
     sections += _sides_section(source, found, folder)
+    sections += pieces.sections[1:]
     sections += _volumes_section(found, best, folder)
+    sections += _training_section(folder)
     sections += _definitions_section(found, best, folder)
     sections += _faults_section(found, folder)
     sections += _files_section(source, found, folder)
     numbers = _numbers(found, pieces)
     report = Report(
-        title=f"{source.task.title}: {len(found.teams)} {'team' if len(found.teams) == 1 else 'teams'} scored",
+        title=f"{source.task.title}: {_count(len(found.teams), 'team')} scored",
         lead=_lead(source, found, best), headlines=_headlines(found, pieces, best), sections=sections,
         claims=_claims(config, source, found, best), measured=_measured(config, found),
     )  # fmt: skip
@@ -64,8 +65,8 @@ def write(
 def score_table(found: Evaluation, cohorts: dict[str, str] | None = None) -> ScoreTable:
     """The ranked metrics of all rows; what could not be scored is missing."""
     records = [
-        {"team": row["team"], "case": row["case"], "task": row["task"], "organ": row["organ"], "metric": metric,
-         "value": row.get(metric)}
+        {"team": row["team"], "case": row["case"], "task": row["task"], "organ": row["organ"],
+         "metric": metric, "value": row.get(metric)}
         for row in found.rows
         if "no_reference" not in row["flags"]
         for metric in RANKED
@@ -120,20 +121,28 @@ def _write_teams(source: Source, found: Evaluation, pieces: RankingPieces, folde
     return ["teams"]
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _blank(value: Any) -> Any:
     return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _teams_section(source: Source, names: list[str]) -> Section:
     text = (
-        "Means over structures of the means over cases. NSD is the share of both surfaces that lies within the "
-        "tolerance of the other (surface elements weighted by area, as the challenge defines it); HD95 is in mm, "
+        "Means over structures of the means over cases. NSD is the share of both surfaces that lies "
+        "within the "
+        "tolerance of the other (surface elements weighted by area, as the challenge defines it); HD95 "
+        "is in mm, "
         "over the structures that both sides hold."
     )
     if source.task.name == "brains":
         text += (
-            "\n\nNo prediction has seen its target's labels. What each has seen of the target is the outline of its "
-            "grey matter, the union of all 82 structures, which atlases are laid over and predictions are cut to: "
+            "\n\nNo prediction has seen its target's labels. What each has seen of the target is the "
+            "outline of its "
+            "grey matter, the union of all 82 structures, which atlases are laid over and predictions "
+            "are cut to: "
             "that the outline is right is given, how it is divided is predicted."
         )
     return Section("What was compared", text, [], names)
@@ -148,7 +157,7 @@ def _worst_section(
     if not panels:
         return []
     folder.write_figure("worst", *overlays(panels))
-    text = f"The structures with the lowest DSC of **{best}**, each at most once, on the slice that differs most."
+    text = f"The structures with the lowest DSC of **{best}**, each once, on the slice that differs most."
     return [Section("Where the first team fails", text, ["worst"])]
 
 
@@ -170,8 +179,10 @@ def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list
     counts = {team: _flagged(found, team, "swapped") for team in found.teams}
     told = ", ".join(f"**{team}** in {count:,}" for team, count in counts.items() if count)
     text = (
-        "A structure that lies where the reference has its partner of the other side is flagged: its DSC with the "
-        f"partner is above 0.5 and above its own. That is so for {told} rows of {len(found.rows):,}. The usual "
+        "A structure that lies where the reference has its partner of the other side is flagged: its DSC "
+        "with the "
+        f"partner is above 0.5 and above its own. That is so for {told} rows of {len(found.rows):,}. The "
+        f"usual "
         "cause is training with mirrored images without exchanging the labels of the two sides."
     )
     seen: dict[str, Row] = {}
@@ -183,6 +194,16 @@ def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list
     if panels:
         folder.write_figure("sides", *overlays(panels, margin_mm=25.0))
     return [Section("Sides exchanged", text, ["sides"] if panels else [])]
+
+
+def _training_section(folder: RunFolder) -> list[Section]:
+    if not (folder.path / "figures" / "training.svg").exists():
+        return []
+    text = (
+        "The small U-Net has seen one CT and no slice of the piece that it is scored on; its teacher is the fast "
+        "model, not the reference. Weights: `checkpoints/small-unet.safetensors`."
+    )
+    return [Section("Training of the small U-Net", text, ["training"])]
 
 
 def _volumes_section(found: Evaluation, best: str, folder: RunFolder) -> list[Section]:
@@ -198,7 +219,8 @@ def _volumes_section(found: Evaluation, best: str, folder: RunFolder) -> list[Se
     )
     folder.write_figure("volumes", *picture)
     bias = float(np.mean([r["rvd"] for r in rows]))
-    text = f"On average a structure of **{best}** is {abs(bias):.1%} {'larger' if bias > 0 else 'smaller'} than the reference."
+    way = "larger" if bias > 0 else "smaller"
+    text = f"On average a structure of **{best}** is {abs(bias):.1%} {way} than the reference."
     return [Section("Volumes", text, ["volumes"])]
 
 
@@ -215,7 +237,7 @@ def _definitions_section(found: Evaluation, best: str, folder: RunFolder) -> lis
     for area, edge in pairs:
         values = [
             (float(r[area]), float(r[edge])) for r in found.rows
-            if r["team"] == best and math.isfinite(r.get(area, math.nan)) and math.isfinite(r.get(edge, math.nan))
+            if r["team"] == best and all(math.isfinite(r.get(name, math.nan)) for name in (area, edge))
         ]  # fmt: skip
         if not values:
             continue
@@ -226,8 +248,10 @@ def _definitions_section(found: Evaluation, best: str, folder: RunFolder) -> lis
         )  # fmt: skip
     folder.write_table("definitions", rows)
     text = (
-        "The same predictions under the two definitions of a surface in use: surface elements weighted by area "
-        "(the challenge, surface-distance) and edge voxels (MONAI's default, MedPy). They are different metrics; "
+        "The same predictions under the two definitions of a surface in use: surface elements weighted "
+        "by area "
+        "(the challenge, surface-distance) and edge voxels (MONAI's default, MedPy). They are different "
+        "metrics; "
         "columns carry the definition in their name."
     )
     return [Section("The definition decides", text, [], ["definitions"])] if rows else []
@@ -239,7 +263,9 @@ def _faults_section(found: Evaluation, folder: RunFolder) -> list[Section]:
     if not rows:
         return []
     folder.write_table("faults", rows)
-    text = f"{len(found.faults):,} faults and {len(found.notes):,} notes. Everything that they do not name was scored."
+    text = (
+        f"{_count(len(found.faults), 'fault')} and {_count(len(found.notes), 'note')}; all else was scored."
+    )
     return [Section("What was wrong with the files", text, [], ["faults"])]
 
 
@@ -250,8 +276,10 @@ def _files_section(source: Source, found: Evaluation, folder: RunFolder) -> list
         folder.write_table("published", rows)
         listed.insert(0, "published")
     text = (
-        "`tables/per_case.csv` holds every score with its convention, `tables/segrap.csv` the challenge's own table, "
-        "`grand_challenge/metrics.json` the form of Grand Challenge, `run.json` tolerances, conventions and the "
+        "`tables/per_case.csv` holds every score with its convention, `tables/segrap.csv` the "
+        "challenge's own table, "
+        "`grand_challenge/metrics.json` the form of Grand Challenge, `run.json` tolerances, conventions "
+        "and the "
         "SHA-256 of every file that was read."
     )
     return [Section("All numbers", text, [], listed)]
@@ -292,7 +320,8 @@ def _claims(config: SegrapConfig, source: Source, found: Evaluation, best: str) 
         low, high = RANGES[task]
         claims.append(
             Claim(f"Mean DSC of the teams on the test cases: {low:.2%} to {high:.2%}",
-                  f"{tables.means(found, 'dsc', best):.2%} ({best}, on the cases given here)", "arXiv 2312.09576, abstract")
+                  f"{tables.means(found, 'dsc', best):.2%} ({best}, on the cases given here)",
+                  "arXiv 2312.09576, abstract")
         )  # fmt: skip
     if config.embedded:
         plain, mirrored = (tables.means(found, "dsc", team) for team in ("vote-moments", "vote-mirrored"))
@@ -309,9 +338,12 @@ def _claims(config: SegrapConfig, source: Source, found: Evaluation, best: str) 
 def _measured(config: SegrapConfig, found: Evaluation) -> str:
     workers = f"a dask cluster at {config.cluster}" if config.cluster else "joblib on this machine"
     return (
-        "All structures of a pair of label maps are counted in one pass; surface distances are exact. Tolerances are "
-        "inclusive and in mm of the reference's spacing. Where both masks are empty DSC and NSD are 1, where one is "
-        f"or a prediction is missing they are 0. Cases were spread by {workers}; the memory above is that of the main "
+        "All structures of a pair of label maps are counted in one pass; surface distances are exact. "
+        "Tolerances are "
+        "inclusive and in mm of the reference's spacing. Where both masks are empty DSC and NSD are 1, "
+        "where one is "
+        f"or a prediction is missing they are 0. Cases were spread by {workers}; the memory above is that "
+        f"of the main "
         f"process."
     )
 

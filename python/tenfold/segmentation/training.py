@@ -75,7 +75,8 @@ def train(
     Args:
         cases: at least one, each with the recipe's channels and labels below its classes.
         task: needed with `plan.mirror`: which labels are each other's sides.
-        store: for resuming; a resumed run takes the same patches, so it ends at the same weights (up to dropout).
+        store: for resuming; a resumed run takes the same patches, so it ends at the same weights (up to
+            dropout).
         advance: told the number of steps done and the last loss.
 
     Raises ValueError for what does not fit, RuntimeError if a loss is not finite.
@@ -174,7 +175,7 @@ def _patch(
     else:
         start = [int(rng.integers(max(n - p, 0) + 1)) for p, n in zip(patch, size, strict=True)]
     inner = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
-    image, label = case.image[(slice(None), *inner)], case.label[inner]
+    image, label = case.image[(slice(None),) + inner], case.label[inner]
     short = [(0, p - n) for p, n in zip(patch, label.shape, strict=True)]
     if any(after for _, after in short):
         image = np.pad(image, [(0, 0), *short], constant_values=float(case.image.min()))
