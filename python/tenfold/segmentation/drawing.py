@@ -18,8 +18,8 @@ __all__ = ["Picture", "cell_text", "labels", "painted", "robust_limits", "styled
 
 MARKERS = "osD^vPX<>ph*"
 COLOUR_MAP = "cividis"  # reads the same with and without colour vision
-FIXED_DARK, FIXED_LIGHT = "#11151a", "#fdfdfd"
-"""Text on a colour map: the report's dark page exchanges the house's ink and paper, but no colour map."""
+FIXED_DARK, FIXED_LIGHT = "#000001", "#fefefe"
+"""Text on a colour map. The report's dark page exchanges black and white but no colour map; it leaves these."""
 
 P = ParamSpec("P")
 
@@ -92,11 +92,16 @@ def painted(
     """
     rows, columns = values.shape
     name = COLOUR_MAP + ("_r" if turned else "")
-    edge = figures.PAPER if rows * columns <= 900 else "none"
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=name, vmin=low, vmax=high, edgecolors=edge, linewidth=0.6,
-        rasterized=rows * columns > 4000,
-    )  # fmt: skip
+    masked = np.ma.masked_invalid(values)
+    if rows * columns > 900:  # one image of as many pixels, drawn sharp
+        mesh = axes.imshow(
+            masked, cmap=name, vmin=low, vmax=high, extent=(0, columns, rows, 0), aspect="auto",
+            interpolation="none",
+        )  # fmt: skip
+    else:
+        mesh = axes.pcolormesh(
+            masked, cmap=name, vmin=low, vmax=high, edgecolors=figures.PAPER, linewidth=0.6
+        )
     for r, c in np.argwhere(~np.isfinite(values)):
         axes.add_patch(_hatched(c, r))
     axes.set(xlim=(0, columns), ylim=(rows, 0))
@@ -117,7 +122,7 @@ def painted(
 def cell_text(fill: tuple[float, float, float, float]) -> str:
     """The colour of text on a cell, by WCAG's relative luminance."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in fill[:3]]
-    return FIXED_DARK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.2 else FIXED_LIGHT
+    return FIXED_DARK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 else FIXED_LIGHT
 
 
 def _hatched(x: float, y: float) -> Any:

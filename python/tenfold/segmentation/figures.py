@@ -124,7 +124,11 @@ def podium(table: ScoreTable, metric: str, *, order: Sequence[int] | None = None
     places = np.argsort(np.argsort(keys, axis=0, kind="stable"), axis=0)  # [team, case], 0 is first
     styles = team_styles(table.teams)
     figure, (upper, lower) = figures.figure(
-        max(6.0, 2.6 + 0.9 * number), 5.2, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3, 1.15]}
+        max(6.0, 1.6 + 0.9 * number),
+        5.4 + 0.2 * (-(-number // 5)),
+        nrows=2,
+        sharex=True,
+        gridspec_kw={"height_ratios": [3, 1.15]},
     )
     offset = 0.8 * ((np.arange(number) + 0.5) / number - 0.5)
     x = places + offset[:, None]
@@ -149,7 +153,7 @@ def podium(table: ScoreTable, metric: str, *, order: Sequence[int] | None = None
     lower.set(xlabel="place in the case", ylabel="cases, %", xlim=(-0.5, number - 0.5))
     upper.set_ylabel(titled(metric))
     upper.set_title(f"Podium: {titled(metric)} of each case, mean over organs")
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=min(number, 5), fontsize=8, markerscale=1.4)
     wins = {table.teams[t]: int((places[row] == 0).sum()) for row, t in enumerate(teams)}
     told = "; ".join(f"{team} {count}" for team, count in wins.items() if count)
     return Picture(
