@@ -19,7 +19,7 @@ __all__ = ["Picture", "cell_text", "labels", "painted", "robust_limits", "styled
 MARKERS = "osD^vPX<>ph*"
 COLOUR_MAP = "cividis"  # reads the same with and without colour vision
 FIXED_DARK, FIXED_LIGHT = "#000001", "#fefefe"
-"""Text on a colour map. The report's dark page exchanges black and white but no colour map; it leaves these."""
+"""Text on a colour map: the dark page exchanges black and white but no colour map, and leaves these."""
 
 P = ParamSpec("P")
 
