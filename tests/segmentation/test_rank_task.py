@@ -154,6 +154,17 @@ def test_refused_without_a_trace(
     assert not out.exists()
 
 
+def test_the_documented_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    per_case(tmp_path / "per_case.csv", challenge(teams=2, cases=4, organs=2))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "segmentation_ranking.md").read_text(encoding="utf-8")
+    code = page.split("```python\n", 1)[1].split("```", 1)[0]
+    exec(compile(code, "segmentation_ranking.md", "exec"), {})
+    assert "UniSeg" in capsys.readouterr().out
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["segrap"]) == 2
     assert cli.main(["segrap", "--help"]) == 0

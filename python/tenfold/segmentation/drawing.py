@@ -14,7 +14,17 @@ from tenfold.runs import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "cell_text", "labels", "painted", "robust_limits", "styled", "team_styles", "titled"]
+__all__ = [
+    "Picture",
+    "cell_text",
+    "joined",
+    "labels",
+    "painted",
+    "robust_limits",
+    "styled",
+    "team_styles",
+    "titled",
+]
 
 MARKERS = "osD^vPX<>ph*"
 COLOUR_MAP = "cividis"  # reads the same with and without colour vision
@@ -57,6 +67,11 @@ def titled(metric: str) -> str:
     stem, _, rest = metric.removesuffix("@tolerance").removesuffix("_mm").partition("_")
     convention = f" ({rest.replace('_', ' ')})" if rest else ""
     return stem.upper() + convention + (", mm" if metric.endswith("_mm") else "")
+
+
+def joined(names: Sequence[str]) -> str:
+    """A, B and C."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def labels(names: Sequence[str], limit: int = 18) -> list[str]:

@@ -18,7 +18,7 @@ from tenfold.segmentation.bootstrap import (
     compare_methods,
     leave_one_out,
 )
-from tenfold.segmentation.drawing import Picture, titled
+from tenfold.segmentation.drawing import Picture, joined, titled
 from tenfold.segmentation.rank_tables import (
     column_rows,
     leaderboard_html,
@@ -258,7 +258,7 @@ def _headlines(pieces: RankingPieces) -> list[Headline]:
     ranking = pieces.ranking
     if len(ranking.teams) < 2:
         return []
-    best = " and ".join(ranking.winners) if len(ranking.winners) < 4 else f"{len(ranking.winners)} teams tie"
+    best = joined(ranking.winners) if len(ranking.winners) < 4 else f"{len(ranking.winners)} teams tie"
     tiles = [Headline("First", best, f"score {ranking.score.min():.4f}, {ranking.scheme.title}")]
     if pieces.bootstrap is not None:
         share = pieces.bootstrap.winner[ranking.order[0]]
