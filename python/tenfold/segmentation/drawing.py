@@ -14,12 +14,22 @@ from tenfold.runs import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "cell_text", "labels", "painted", "robust_limits", "styled", "team_styles", "titled"]
+__all__ = [
+    "Picture",
+    "cell_text",
+    "joined",
+    "labels",
+    "painted",
+    "robust_limits",
+    "styled",
+    "team_styles",
+    "titled",
+]
 
 MARKERS = "osD^vPX<>ph*"
 COLOUR_MAP = "cividis"  # reads the same with and without colour vision
-FIXED_DARK, FIXED_LIGHT = "#11151a", "#fdfdfd"
-"""Text on a colour map: the report's dark page exchanges the house's ink and paper, but no colour map."""
+FIXED_DARK, FIXED_LIGHT = "#000001", "#fefefe"
+"""Text on a colour map: the dark page exchanges black and white but no colour map, and leaves these."""
 
 P = ParamSpec("P")
 
@@ -59,6 +69,11 @@ def titled(metric: str) -> str:
     return stem.upper() + convention + (", mm" if metric.endswith("_mm") else "")
 
 
+def joined(names: Sequence[str]) -> str:
+    """A, B and C."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def labels(names: Sequence[str], limit: int = 18) -> list[str]:
     """Names that fit on an axis: long ones lose their middle."""
     return [name if len(name) <= limit else f"{name[: limit - 6]}…{name[-5:]}" for name in names]
@@ -92,11 +107,16 @@ def painted(
     """
     rows, columns = values.shape
     name = COLOUR_MAP + ("_r" if turned else "")
-    edge = figures.PAPER if rows * columns <= 900 else "none"
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=name, vmin=low, vmax=high, edgecolors=edge, linewidth=0.6,
-        rasterized=rows * columns > 4000,
-    )  # fmt: skip
+    masked = np.ma.masked_invalid(values)
+    if rows * columns > 900:  # one image of as many pixels, drawn sharp
+        mesh = axes.imshow(
+            masked, cmap=name, vmin=low, vmax=high, extent=(0, columns, rows, 0), aspect="auto",
+            interpolation="none",
+        )  # fmt: skip
+    else:
+        mesh = axes.pcolormesh(
+            masked, cmap=name, vmin=low, vmax=high, edgecolors=figures.PAPER, linewidth=0.6
+        )
     for r, c in np.argwhere(~np.isfinite(values)):
         axes.add_patch(_hatched(c, r))
     axes.set(xlim=(0, columns), ylim=(rows, 0))
@@ -117,7 +137,7 @@ def painted(
 def cell_text(fill: tuple[float, float, float, float]) -> str:
     """The colour of text on a cell, by WCAG's relative luminance."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in fill[:3]]
-    return FIXED_DARK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.2 else FIXED_LIGHT
+    return FIXED_DARK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 else FIXED_LIGHT
 
 
 def _hatched(x: float, y: float) -> Any:

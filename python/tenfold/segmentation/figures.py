@@ -31,7 +31,7 @@ def box_strip(table: ScoreTable, metric: str, *, order: Sequence[int] | None = N
     _names_below(axes, names)
     axes.set(ylabel=titled(metric), xlim=(-0.6, len(teams) - 0.4))
     axes.grid(axis="x", visible=False)
-    axes.set_title(f"{titled(metric)} of each case, mean over {len(_organs(table, metric))} organs")
+    axes.set_title(_of_each_case(table, metric))
     told = "; ".join(f"{table.teams[t]} {_median(values[t])}" for t in teams)
     return Picture(
         figure,
@@ -124,7 +124,11 @@ def podium(table: ScoreTable, metric: str, *, order: Sequence[int] | None = None
     places = np.argsort(np.argsort(keys, axis=0, kind="stable"), axis=0)  # [team, case], 0 is first
     styles = team_styles(table.teams)
     figure, (upper, lower) = figures.figure(
-        max(6.0, 2.6 + 0.9 * number), 5.2, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3, 1.15]}
+        max(6.0, 1.6 + 0.9 * number),
+        5.4 + 0.2 * (-(-number // 5)),
+        nrows=2,
+        sharex=True,
+        gridspec_kw={"height_ratios": [3, 1.15]},
     )
     offset = 0.8 * ((np.arange(number) + 0.5) / number - 0.5)
     x = places + offset[:, None]
@@ -148,8 +152,8 @@ def podium(table: ScoreTable, metric: str, *, order: Sequence[int] | None = None
     lower.set_xticks(range(number), [str(place + 1) for place in range(number)])
     lower.set(xlabel="place in the case", ylabel="cases, %", xlim=(-0.5, number - 0.5))
     upper.set_ylabel(titled(metric))
-    upper.set_title(f"Podium: {titled(metric)} of each case, mean over organs")
-    figure.legend(loc="outside right upper", fontsize=8)
+    upper.set_title(f"Podium: {_of_each_case(table, metric)}")
+    figure.legend(loc="outside lower center", ncols=min(number, 5), fontsize=8, markerscale=1.4)
     wins = {table.teams[t]: int((places[row] == 0).sum()) for row, t in enumerate(teams)}
     told = "; ".join(f"{team} {count}" for team, count in wins.items() if count)
     return Picture(
@@ -270,6 +274,12 @@ def _worst_first(values: NDArray[np.float64], better: bool) -> NDArray[np.int64]
     """Rows by their means; a row without a number comes first."""
     means = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else np.nan for row in values])
     return np.argsort(-rank_values(means, larger_better=better, ties="average"), kind="stable")
+
+
+def _of_each_case(table: ScoreTable, metric: str) -> str:
+    organs = _organs(table, metric)
+    what = f"mean over {len(organs)} organs" if len(organs) > 1 else organs[0]
+    return f"{titled(metric)} of each case, {what}"
 
 
 def _organs(table: ScoreTable, metric: str) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tenfold._checks import choice, fail
 from tenfold.runs import figures
-from tenfold.segmentation.drawing import FIXED_DARK, Picture, styled
+from tenfold.segmentation.drawing import FIXED_DARK, FIXED_LIGHT, Picture, styled
 
 __all__ = ["SOFT_TISSUE", "Overlay", "outline", "overlays", "worst_slice"]
 
@@ -178,7 +178,7 @@ def _bar(axes: Any) -> None:
     """Ten millimetres, in the lower left corner."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
-    for width, colour in ((4.0, FIXED_DARK), (2.2, "#fdfdfd")):
+    for width, colour in ((4.0, FIXED_DARK), (2.2, FIXED_LIGHT)):
         axes.plot([x, x + 10], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
 
 

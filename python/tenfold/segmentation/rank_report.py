@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,12 @@ from tenfold.segmentation.bootstrap import (
     compare_methods,
     leave_one_out,
 )
-from tenfold.segmentation.drawing import Picture, titled
+from tenfold.segmentation.drawing import Picture, joined, titled
 from tenfold.segmentation.rank_tables import (
     column_rows,
     leaderboard_html,
     leaderboard_markdown,
+    leaderboard_rows,
     left_out_rows,
     rank_rows,
     significance_rows,
@@ -60,10 +61,11 @@ def write_ranking(
 ) -> RankingPieces:
     """Rank one task, test and resample the ranking, and write what there is to see into `folder`.
 
-    Tables: ranks, column_ranks, significance_dsc, significance_nsd ..., rank_frequencies, methods,
-    leave_one_organ_out. Files: leaderboard.md and leaderboard.html. `prefix` goes before every name, where a
-    run ranks several tasks. `scheme` defaults to the challenge's; a bootstrap needs two cases, whatever compares
-    teams needs two of them. The pieces' sections are for the report that the caller finishes.
+    Tables: ranks, leaderboard (the same, to be read), column_ranks, significance_dsc, significance_nsd ...,
+    rank_frequencies, methods, leave_one_organ_out. Files: leaderboard.md and leaderboard.html. `prefix` goes
+    before every name, where a run ranks several tasks. `scheme` defaults to the challenge's; a bootstrap
+    needs two cases, whatever compares teams needs two of them. The pieces' sections are for the report that
+    the caller finishes.
     """
     made = Scheme() if scheme is None else scheme
     ranking = rank_by(table, made)
@@ -89,7 +91,9 @@ def _others(mine: Scheme, found: Sequence[Ranking]) -> list[Ranking]:
 
 def _write_tables(folder: RunFolder, pieces: RankingPieces, title: str, prefix: str) -> dict[str, str]:
     rows = rank_rows(pieces.ranking, pieces.bootstrap, pieces.significances)
-    tables: dict[str, list[dict[str, Any]]] = {"ranks": rows, "column_ranks": column_rows(pieces.ranking)}
+    tables: dict[str, list[dict[str, Any]]] = {
+        "ranks": rows, "leaderboard": leaderboard_rows(rows), "column_ranks": column_rows(pieces.ranking)
+    }  # fmt: skip
     for found in pieces.significances:
         tables[f"significance_{_stem(found.metric, pieces.ranking)}"] = significance_rows(found)
     if pieces.bootstrap is not None:
@@ -156,12 +160,10 @@ def _sections(pieces: RankingPieces, tables: dict[str, str], pictures: dict[str,
         return [full for stem in stems for name, full in tables.items() if name.startswith(stem)]
 
     best = pieces.ranking.teams[pieces.ranking.order[0]]
-    sections = [Section("Ranking", _how(pieces), shown("podium", "boxes"), listed("ranks"))]
+    sections = [Section("Ranking", _how(pieces), shown("podium", "boxes"), listed("leaderboard"))]
     if pieces.significances:
         text = _significance_text(pieces)
-        sections.append(
-            Section("Who is better than whom", text, shown("significance"), listed("significance"))
-        )
+        sections.append(Section("Who is better than whom", text, shown("significance")))
     if pieces.bootstrap is not None:
         text = _stability_text(pieces)
         names = listed("rank_frequencies", "methods", "leave_one_organ_out")
@@ -191,20 +193,24 @@ def _how(pieces: RankingPieces) -> str:
     if scheme.statistical:
         how = (
             "On each organ and metric a team's rank is one more than the number of teams that are "
-            "significantly better. The score is the mean rank divided by the number of teams, the smaller the better"
+            "significantly better. The score is the mean rank divided by the number of teams, the "
+            "smaller the better"
         )
     cohorts = len(set(table.cohorts)) if table.cohorts is not None and scheme.method == "segrap" else 1
     averaged = f" Cases are averaged within each of {cohorts} cohorts first." if cohorts > 1 else ""
     gone = int(table.missing.sum())
-    said = {"error": "", "drop": "left out", "worst": "ranked last"}.get(
-        str(scheme.na), f"taken as {scheme.na}"
-    )
+    words = {"error": "", "drop": "left out", "worst": "ranked last"}
+    said = words[scheme.na] if isinstance(scheme.na, str) else _filling(scheme.na)
     left = f" {gone:,} missing scores of {table.values.size:,} are {said}." if gone and said else ""
     ties = "the better rank" if scheme.ties == "min" else "the mean of their ranks"
     return (
         f"{len(table.teams)} teams, {len(table.cases)} cases, {len(table.organs)} organs; {metrics}. {how}."
         f"{averaged} Teams that tie share {ties}.{left}"
     )
+
+
+def _filling(na: float | Callable[..., float]) -> str:
+    return "filled in by a function" if callable(na) else f"taken as {na:g}"
 
 
 def _significance_text(pieces: RankingPieces) -> str:
@@ -221,8 +227,9 @@ def _significance_text(pieces: RankingPieces) -> str:
         )
         lines.append(f"- {titled(found.metric)}: **{teams[first]}** {verdict} {teams[second]} ({told}).")
     return (
-        "Every ordered pair of teams is compared by a one-sided Wilcoxon signed-rank test on the mean over organs "
-        "of each case; p-values are adjusted after Holm over all pairs.\n\n" + "\n".join(lines)
+        "Every ordered pair of teams is compared by a one-sided Wilcoxon signed-rank test on the mean over "
+        "organs of each case; p-values are adjusted after Holm over all pairs. All of them stand in "
+        "`tables/significance_*.csv`.\n\n" + "\n".join(lines)
     )
 
 
@@ -233,11 +240,10 @@ def _stability_text(pieces: RankingPieces) -> str:
     low, high = boot.interval()[best]
     agree = sum(set(r.winners) == set(ranking.winners) for r in pieces.methods)
     text = (
-        f"The cases were drawn again with replacement {boot.samples:,} times and the whole ranking was made "
-        "anew. "
-        f"{ranking.teams[best]} came first in {100 * boot.winner[best]:.1f} % of the resamples (ties counted); "
-        f"95 % of its ranks lie between {low:g} and {high:g}. Resampling says how much of a ranking hangs on which "
-        "cases were chosen; it says nothing of other hospitals or scanners.\n\n"
+        f"The cases were drawn again with replacement {boot.samples:,} times, and the ranking was made anew. "
+        f"{ranking.teams[best]} came first in {100 * boot.winner[best]:.1f} % of the resamples (ties "
+        f"counted); 95 % of its ranks lie between {low:g} and {high:g}. Resampling says how much of a "
+        "ranking hangs on which cases were chosen; it says nothing of other hospitals or scanners.\n\n"
         f"{agree} of {len(pieces.methods)} methods of ranking have the same winner."
     )
     if pieces.left_out is not None:
@@ -252,7 +258,7 @@ def _headlines(pieces: RankingPieces) -> list[Headline]:
     ranking = pieces.ranking
     if len(ranking.teams) < 2:
         return []
-    best = " and ".join(ranking.winners) if len(ranking.winners) < 4 else f"{len(ranking.winners)} teams tie"
+    best = joined(ranking.winners) if len(ranking.winners) < 4 else f"{len(ranking.winners)} teams tie"
     tiles = [Headline("First", best, f"score {ranking.score.min():.4f}, {ranking.scheme.title}")]
     if pieces.bootstrap is not None:
         share = pieces.bootstrap.winner[ranking.order[0]]

@@ -20,6 +20,7 @@ __all__ = [
     "column_rows",
     "leaderboard_html",
     "leaderboard_markdown",
+    "leaderboard_rows",
     "left_out_rows",
     "rank_rows",
     "significance_rows",
@@ -136,6 +137,12 @@ def worst_scores(
     return found
 
 
+def leaderboard_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of `rank_rows` as they are read: titles for names, shares in percent, intervals in a cell."""
+    head, body = _leaderboard(rows)
+    return [dict(zip(head, line, strict=True)) for line in body]
+
+
 def leaderboard_markdown(rows: Sequence[Mapping[str, Any]], title: str, note: str = "") -> str:
     """The rows of `rank_rows` as a Markdown table under a heading; `note` says how the ranking was made."""
     head, body = _leaderboard(rows)
@@ -195,7 +202,7 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     stable = "rank_low" in rows[0]
     head = ["Rank", "Team", "Score", *(titled(key.removeprefix("mean_")) for key in metrics)]
     head += ["95 % of ranks", "First in"] if stable else []
-    head += [f"Beats ({titled(key.removeprefix('wins_'))})" for key in wins]
+    head += [f"Beats by {titled(key.removeprefix('wins_'))}" for key in wins]
     missing = any(row.get("missing") for row in rows)
     head += ["Missing"] if missing else []
     body = []

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tenfold._checks import fail
 from tenfold.runs import Headline, Report, RunFolder
+from tenfold.segmentation.drawing import joined
 from tenfold.segmentation.rank_report import RankingPieces, write_ranking
 from tenfold.segmentation.ranking import Scheme
 from tenfold.segmentation.scores import Missing, ScoreTable, read_scores
@@ -125,7 +126,7 @@ def _finish(folder: RunFolder, tasks: list[str], found: list[RankingPieces]) -> 
         tiles += [Headline(t.label + mark, t.value, t.note) for t in pieces.headlines]
         front = f"{_file_name(task)}/" if len(tasks) > 1 else ""
         numbers |= {front + name: value for name, value in pieces.numbers.items()}
-        winners = " and ".join(pieces.ranking.winners)
+        winners = joined(pieces.ranking.winners)
         told.append(f"{winners} {'is' if len(pieces.ranking.winners) == 1 else 'are'} first{mark}.")
     first = found[0].ranking
     lead = (

@@ -11,14 +11,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tenfold._checks import choice, fail, real
 from tenfold.segmentation.scores import Missing, ScoreTable, filled, mean_of_finite
 
 __all__ = ["Significance", "holm", "kendall_tau", "pairwise_p", "significance", "wilcoxon_greater"]
-
-_erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
 def wilcoxon_greater(
@@ -50,38 +49,43 @@ def _upper_tail(above: NDArray[np.float64], deviation: NDArray[np.float64]) -> N
     """P of a rank sum at least so far above its mean, corrected by one half; NaN without a deviation."""
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(deviation > 0, (above - 0.5) / deviation, np.nan)
-    return 0.5 * np.asarray(_erfc(z / math.sqrt(2)), dtype=np.float64)
+    return 0.5 * torch.special.erfc(torch.from_numpy(z / math.sqrt(2))).numpy()
 
 
 def _signed_ranks(
     differences: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """[samples, pairs]: the positive ranks less their mean under the null, and the standard deviation."""
-    above = np.empty((len(counts), len(differences)))
+    above = np.empty((len(differences), len(counts)))
     deviation = np.empty_like(above)
+    times = np.ascontiguousarray(counts.T)  # one pass over all samples per case
     for k, row in enumerate(differences):
-        above[:, k], deviation[:, k] = _signed_rank(row, counts)
-    return above, deviation
+        above[k], deviation[k] = _signed_rank(row, times)
+    return above.T, deviation.T
 
 
 def _signed_rank(
-    differences: NDArray[np.float64], counts: NDArray[np.float64]
+    differences: NDArray[np.float64], times: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[samples]; one pair of teams."""
+    """[samples] of one pair of teams; `times` is [cases, samples]."""
     used = np.flatnonzero(~np.isnan(differences) & (differences != 0))
+    if not len(used):
+        return np.zeros(times.shape[1]), np.zeros(times.shape[1])
     used = used[np.argsort(np.abs(differences[used]), kind="stable")]
     size = np.abs(differences[used])
-    weight = counts[:, used]
-    ends = np.flatnonzero(np.append(size[1:] != size[:-1], True)) if len(size) else np.zeros(0, int)
-    up_to = np.cumsum(weight, axis=1)[:, ends]  # draws up to the end of each group of equal sizes
-    group = np.diff(up_to, axis=1, prepend=0.0)
+    positive = (differences[used] > 0).astype(np.float64)[:, None]
+    group = times[used]
+    wins = group * positive
+    starts = np.flatnonzero(np.append(True, size[1:] != size[:-1]))
+    if len(starts) < len(size):  # equal sizes share the mean of their ranks
+        group = np.add.reduceat(group, starts, axis=0)
+        wins = np.add.reduceat(wins, starts, axis=0)
+    up_to = np.cumsum(group, axis=0)
+    n = up_to[-1]
     rank = up_to - (group - 1) / 2
-    positive = weight * (differences[used] > 0)
-    if len(ends):
-        positive = np.add.reduceat(positive, np.concatenate(([0], ends[:-1] + 1)), axis=1)
-    n = weight.sum(axis=1)
-    variance = n * (n + 1) * (2 * n + 1) / 24 - (group**3 - group).sum(axis=1) / 48
-    return (positive * rank).sum(axis=1) - n * (n + 1) / 4, np.sqrt(variance)
+    variance = n * (n + 1) * (2 * n + 1) / 24 - (group * (group * group - 1)).sum(axis=0) / 48
+    above = np.einsum("cs,cs->s", wins, rank) - n * (n + 1) / 4
+    return above, np.sqrt(variance)
 
 
 def pairwise_p(scores: NDArray[np.float64], counts: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
