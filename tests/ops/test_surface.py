@@ -66,7 +66,7 @@ def test_lengths_of_pictures():
 CUBE = box((5, 5, 5), (6, 6, 6))
 H = [ball((24, 24, 24), (12, 12, 12), r) for r in (6, 7)]
 I = [ball((16, 32, 32), (8, 16, 16), r, (3, 1, 1)) for r in (9, 10.5)]  # noqa: E741
-# target, pred, spacing, tolerance, then Dice; NSD area, edge; HD95 area, edge, edge pooled; ASD area; ASSD edge
+# target, pred, spacing, tolerance; Dice; NSD area, edge; HD95 area, edge, edge pooled; ASD area; ASSD edge
 KNOWN = {
     "shifted": (
         CUBE,
