@@ -21,6 +21,8 @@ FAMILIES: dict[str, str] = {
     "dual": "dual",
     "logprob": "logprob",
     "sophia": "sophia",
+    "overlap": "softdice",
+    "volume": "volume",
 }
 
 

@@ -11,19 +11,22 @@
 #include "softdice_door.hpp"
 #include "sophia_door.hpp"
 #include "surface_door.hpp"
+#include "volume_door.hpp"
 
-#define TF_DECLARE_ISA(NS)                                \
-  namespace NS {                                          \
-  extern const tenfold::ZoKernels zo_kernels;             \
-  extern const tenfold::LogprobKernels logprob_kernels;   \
-  extern const tenfold::RowKernels row_kernels;           \
-  extern const tenfold::LowRankKernels lowrank_kernels;   \
-  extern const tenfold::DualKernels dual_kernels;         \
-  extern const tenfold::SophiaKernels sophia_kernels;     \
-  extern const tenfold::OverlapKernels overlap_kernels;   \
-  extern const tenfold::SurfaceKernels surface_kernels;   \
-  extern const tenfold::SoftdiceKernels softdice_kernels; \
-  extern const tenfold::EdtKernels edt_kernels;           \
+#define TF_DECLARE_ISA(NS)                                  \
+  namespace NS {                                            \
+  extern const tenfold::ZoKernels zo_kernels;               \
+  extern const tenfold::LogprobKernels logprob_kernels;     \
+  extern const tenfold::RowKernels row_kernels;             \
+  extern const tenfold::LowRankKernels lowrank_kernels;     \
+  extern const tenfold::DualKernels dual_kernels;           \
+  extern const tenfold::SophiaKernels sophia_kernels;       \
+  extern const tenfold::OverlapKernels overlap_kernels;     \
+  extern const tenfold::SurfaceKernels surface_kernels;     \
+  extern const tenfold::SoftdiceKernels softdice_kernels;   \
+  extern const tenfold::EdtKernels edt_kernels;             \
+  extern const tenfold::VolumeKernels volume_kernels;       \
+  extern const tenfold::ComponentKernels component_kernels; \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -52,6 +55,8 @@ struct Kernels {
   const SurfaceKernels* surface;
   const SoftdiceKernels* softdice;
   const EdtKernels* edt;
+  const VolumeKernels* volume;
+  const ComponentKernels* components;
 };
 
 const std::map<std::string, Kernels>& tables() {
@@ -59,22 +64,24 @@ const std::map<std::string, Kernels>& tables() {
       {"baseline",
        {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
         &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels,
-        &tf_baseline::softdice_kernels, &tf_baseline::edt_kernels}},
+        &tf_baseline::softdice_kernels, &tf_baseline::edt_kernels, &tf_baseline::volume_kernels, &tf_baseline::component_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2",
        {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::sophia_kernels,
-        &tf_avx2::row_kernels, &tf_avx2::overlap_kernels, &tf_avx2::surface_kernels, &tf_avx2::softdice_kernels, &tf_avx2::edt_kernels}},
+        &tf_avx2::row_kernels, &tf_avx2::overlap_kernels, &tf_avx2::surface_kernels, &tf_avx2::softdice_kernels, &tf_avx2::edt_kernels,
+        &tf_avx2::volume_kernels, &tf_avx2::component_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512",
        {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels,
         &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels,
-        &tf_avx512::softdice_kernels, &tf_avx512::edt_kernels}},
+        &tf_avx512::softdice_kernels, &tf_avx512::edt_kernels, &tf_avx512::volume_kernels, &tf_avx512::component_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon",
        {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels, &tf_neon::sophia_kernels,
-        &tf_neon::row_kernels, &tf_neon::overlap_kernels, &tf_neon::surface_kernels, &tf_neon::softdice_kernels, &tf_neon::edt_kernels}},
+        &tf_neon::row_kernels, &tf_neon::overlap_kernels, &tf_neon::surface_kernels, &tf_neon::softdice_kernels, &tf_neon::edt_kernels,
+        &tf_neon::volume_kernels, &tf_neon::component_kernels}},
 #endif
   };
   return all;
@@ -439,4 +446,5 @@ PYBIND11_MODULE(_cpu, m) {
   bind_surface(m, kernels.surface);
   bind_softdice(m, kernels.softdice);
   bind_edt(m, kernels.edt);
+  bind_volume(m, kernels.volume, kernels.components);
 }

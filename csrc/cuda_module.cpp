@@ -11,6 +11,7 @@
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
+#include "softdice_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
 
@@ -389,4 +390,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_dual_cuda(m, on_device);
   bind_sophia_cuda(m, on_device);
   bind_rows_cuda(m, on_device);
+  bind_softdice_cuda(m, on_device);
 }

@@ -26,6 +26,14 @@ BLOCKS = 1024
 _Map = tuple[int, int, int, int, int]
 
 
+def _on_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _stream(tensor: Tensor) -> int:
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
 def _view(value: Tensor | None) -> _Map:
     """(address, dtype, stride of batch items, of classes, of voxels) of [B, C, N] or [B, N]."""
     if value is None:
@@ -58,15 +66,14 @@ def forward(
     lse = torch.empty((batches, voxels) if softmax else (0,), dtype=math_dtype(logits), device=device)
     bad = torch.zeros(1, dtype=torch.int64, device=device)
     head = (*_head(logits, target, mask, options), lse.data_ptr())
-    if not logits.is_cuda:
+    if not _on_cuda(logits):
         _native.cpu.soft_overlap(*head, sums.data_ptr(), bad.data_ptr(), torch.get_num_threads())
         return sums, lse, bad
     blocks = max(1, min(BLOCKS, (voxels + 127) // 128))
     partial = torch.empty(batches, blocks, classes, len(SUMS), dtype=torch.float64, device=device)
     counts = torch.zeros(batches, blocks, dtype=torch.int64, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream
     assert _native.cuda is not None
-    _native.cuda.soft_overlap(*head, partial.data_ptr(), counts.data_ptr(), blocks, stream)
+    _native.cuda.soft_overlap(*head, partial.data_ptr(), counts.data_ptr(), blocks, _stream(logits))
     return partial.sum(1), lse, counts.sum().reshape(1)
 
 
@@ -81,8 +88,8 @@ def backward(
 ) -> None:
     """See softdice_reference.backward."""
     head = (*_head(logits, target, mask, options), lse.data_ptr(), grad.data_ptr(), _view(out))
-    if logits.is_cuda:
+    if _on_cuda(logits):
         assert _native.cuda is not None
-        _native.cuda.soft_overlap_backward(*head, torch.cuda.current_stream(logits.device).cuda_stream)
+        _native.cuda.soft_overlap_backward(*head, _stream(logits))
     else:
         _native.cpu.soft_overlap_backward(*head, torch.get_num_threads())

@@ -112,7 +112,7 @@ class FocalLoss(RegionLoss):
                 _checks.fail(
                     ValueError, "alpha", f"one number for each of {like.shape[1]} classes", alpha.numel()
                 )
-            return alpha, alpha
+            return alpha, (1.0 if self.use_softmax else 1 - alpha)
         if not self.use_softmax:
             return alpha, 1 - alpha
         if not self.include_background:

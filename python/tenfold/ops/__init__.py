@@ -1,6 +1,7 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
+from .intensity import IntensityHistogram
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
@@ -15,6 +16,7 @@ from .overlap import (
     pack_bits,
     unpack_bits,
 )
+from .sliding_window import gaussian_weights, mirrored, sliding_window, sliding_window_slabs, window_starts
 from .softdice import SoftOverlap, soft_overlap
 from .softdice_losses import dice_ce_loss, dice_loss, generalized_dice_loss, tversky_loss
 from .sophia import (
@@ -34,6 +36,7 @@ from .surface import (
     surface_metrics,
     surfels,
 )
+from .volume import Components, body_box, connected_components, fill_holes, keep_largest, resample_argmax
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -61,7 +64,9 @@ from .zo_state import (
 
 __all__ = [
     "BitMask",
+    "Components",
     "GNBSample",
+    "IntensityHistogram",
     "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
@@ -73,14 +78,19 @@ __all__ = [
     "SurfaceMetrics",
     "Surfels",
     "Term",
+    "body_box",
+    "connected_components",
     "count_within",
     "dice_ce_loss",
     "dice_loss",
     "edt",
+    "fill_holes",
+    "gaussian_weights",
     "generalized_dice_loss",
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "keep_largest",
     "label_lut",
     "labels_of_owners",
     "linear_ceu",
@@ -91,6 +101,7 @@ __all__ = [
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "mirrored",
     "multihot_counts",
     "option_loss",
     "overlap_counts",
@@ -99,8 +110,11 @@ __all__ = [
     "pack_bits",
     "quantile_abs",
     "random_words",
+    "resample_argmax",
     "segment_nll",
     "signed_distance",
+    "sliding_window",
+    "sliding_window_slabs",
     "soft_overlap",
     "sophia8_dequantize",
     "sophia8_quantize",
@@ -114,6 +128,7 @@ __all__ = [
     "tversky_loss",
     "unpack_bits",
     "verbalizer_loss",
+    "window_starts",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",
