@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tenfold import ops
 from tenfold.segmentation.files import compare, ending, read_volume, write_mha
-from tenfold.segmentation.inference import flipped, predict_labels
-from tenfold.segmentation.labels import TASKS, Task
-from tenfold.segmentation.postprocess import keep_largest_parts
+from tenfold.segmentation.labels import TASKS, Task, swap_labels
 from tenfold.segmentation.preprocess import crop_and_scale, restore
 from tenfold.segmentation.unet import load_network
 
@@ -87,10 +86,15 @@ def segment(
     del volumes
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
-    both = flipped(network, TASKS[recipe.task]) if config.mirror else network
-    labels = predict_labels(both, image, recipe.patch, recipe.classes, step=config.step, device=device)
+    if config.mirror:
+        pairs = [(a, b) for a, b in swap_labels(TASKS[recipe.task]).items() if a < b]
+        network = ops.mirrored(network, (2,), left_right_axis=2, swap=pairs)
+    found = ops.sliding_window(
+        torch.from_numpy(image), network, recipe.patch, step=config.step, device=device
+    )
     if config.largest:
-        labels = keep_largest_parts(labels)
+        found = ops.keep_largest(found)
+    labels = found.numpy()
     return restore(labels, way), header
 
 

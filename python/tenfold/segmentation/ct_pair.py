@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from tenfold import ops
 from tenfold.runs import RunFolder, figure, style
 from tenfold.segmentation.files import Place, Volume, read_labels, read_volume, write_nifti
 from tenfold.segmentation.labels import Task
@@ -90,7 +92,6 @@ def source(config: SegrapConfig, folder: RunFolder) -> Any:
 
 def train_and_predict(config: SegrapConfig, folder: RunFolder, files: dict[str, Path]) -> Path:
     """Train on the slices outside of the piece, label the piece; the label map's file."""
-    from tenfold.segmentation.inference import predict_labels
     from tenfold.segmentation.training import Case, Plan, Store, train
     from tenfold.segmentation.unet import Recipe, save_network
 
@@ -128,7 +129,8 @@ def train_and_predict(config: SegrapConfig, folder: RunFolder, files: dict[str, 
         network, losses = train(cases, recipe, plan, store=store, advance=advance)
     save_network(folder.path / "checkpoints" / "small-unet.safetensors", network, recipe)
     _draw(folder, losses)
-    found = predict_labels(network, scale(piece.array)[None], recipe.patch, recipe.classes)
+    image = torch.from_numpy(scale(piece.array)[None])
+    found = ops.keep_largest(ops.sliding_window(image, network, recipe.patch)).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_nifti(path, known[found].astype(np.uint8), piece.header)
     return path

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tenfold.ops import edt
+from tenfold.ops import edt, keep_largest
 
 __all__ = ["PREDICTORS", "Affine", "align_box", "align_moments", "fit_outline", "predict", "vote", "warp"]
 
@@ -225,7 +225,7 @@ def clean(labels: Labels, outline: NDArray[np.bool_]) -> Labels:
     again."""
     smooth = vote([labels, *(_shifted(labels, axis, step) for axis in range(3) for step in (-1, 1))])
     smooth = np.where(outline & (smooth == 0), labels, smooth)
-    kept = _largest(np.where(outline, smooth, np.uint8(0)))
+    kept = np.asarray(keep_largest(np.where(outline, smooth, np.uint8(0))))
     return np.where(outline, dense(kept), np.uint8(0))
 
 
@@ -234,16 +234,4 @@ def _shifted(labels: Labels, axis: int, step: int) -> Labels:
     edge = [slice(None)] * 3
     edge[axis] = slice(0, 1) if step > 0 else slice(-1, None)
     found[tuple(edge)] = 0
-    return found
-
-
-def _largest(labels: Labels) -> Labels:
-    from scipy.ndimage import find_objects, label
-
-    found = np.zeros_like(labels)
-    for value, box in enumerate(find_objects(labels), start=1):
-        if box is not None:
-            parts, _ = label(labels[box] == value, np.ones((3, 3, 3)))
-            sizes = np.bincount(parts.ravel())[1:]
-            found[box][parts == 1 + int(sizes.argmax())] = value
     return found

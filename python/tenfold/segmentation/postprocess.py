@@ -1,4 +1,7 @@
-"""What is done to a predicted label map before it is handed in: largest components, holes, sides."""
+"""What is done to a predicted label map before it is handed in: the sides.
+
+Largest components and holes are `tenfold.ops.keep_largest` and `tenfold.ops.fill_holes`.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,7 @@ from numpy.typing import NDArray
 
 from tenfold.segmentation.labels import Task, swap_labels
 
-__all__ = ["fill_holes", "keep_largest_parts", "split_sides"]
-
-
-def keep_largest_parts(labels: NDArray[Any], min_size: int = 0) -> NDArray[Any]:
-    """Of each label only its largest 26-connected component; none, where that has fewer voxels than
-    `min_size`."""
-    from scipy.ndimage import find_objects, label
-
-    found = np.zeros_like(labels)
-    for value, box in enumerate(find_objects(labels.astype(np.int32, copy=False)), start=1):
-        if box is not None:
-            parts, _ = label(labels[box] == value, np.ones((3, 3, 3)))
-            sizes = np.bincount(parts.ravel())[1:]
-            if sizes.max() >= min_size:
-                found[box][parts == 1 + int(sizes.argmax())] = value
-    return found
-
-
-def fill_holes(labels: NDArray[Any]) -> NDArray[Any]:
-    """Background that is enclosed by one label (6-connected, in 3-D) becomes that label."""
-    from scipy.ndimage import binary_fill_holes, find_objects
-
-    found = labels.copy()
-    for value, box in enumerate(find_objects(labels.astype(np.int32, copy=False)), start=1):
-        if box is not None:
-            inside = binary_fill_holes(labels[box] == value)
-            found[box][inside & (labels[box] == 0)] = value
-    return found
+__all__ = ["split_sides"]
 
 
 def split_sides(

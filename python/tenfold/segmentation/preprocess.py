@@ -10,7 +10,6 @@ and divide by its deviation. What is needed for the way back is kept with each c
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold import ops
+from tenfold.ops.intensity import IntensityHistogram
 from tenfold.runs.files import write_json, write_text
 from tenfold.segmentation.files import (
     Header,
@@ -62,39 +63,22 @@ class Statistics:
 def statistics_of(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Statistics:
     """Of all voxels of images whose label is not 0; `pairs` are (image, label map), one case at a time.
 
-    Exact and in bounded memory for whole numbers within [-32768, 32767], which CT is: counted, not collected.
+    Exact and in bounded memory for whole numbers within [-32768, 65535], which CT is: counted, not collected.
     ValueError for other values, or if there is no foreground.
     """
-    counts = np.zeros(1 << 16, np.int64)
+    counted = IntensityHistogram()
     for image, label in pairs:
         if image.shape != label.shape:
             raise ValueError(f"label: expected the image's shape {image.shape}, got {label.shape}")
-        values = image[label != 0]
-        whole = np.rint(values)
-        if values.size and (
-            np.abs(whole - values).max() > 1e-3 or whole.min() < -32768 or whole.max() > 32767
-        ):
-            raise ValueError("image: expected whole numbers in [-32768, 32767] (HU), got others")
-        counts += np.bincount(whole.astype(np.int64) + 32768, minlength=1 << 16)
-    total = int(counts.sum())
-    if not total:
+        whole = np.rint(image).astype(np.int32)
+        if image.dtype.kind == "f" and image.size and np.abs(whole - image).max() > 1e-3:
+            raise ValueError("image: expected whole numbers (HU), got fractions")
+        counted.update(whole, label != 0)
+    if not len(counted):
         raise ValueError("label: expected at least one voxel of foreground, got none")
-    there = np.flatnonzero(counts)
-    levels, weights = there - 32768.0, counts[there]
-    mean = float((levels * weights).sum() / total)
-    std = math.sqrt(float((weights * (levels - mean) ** 2).sum() / total))
-    below = np.cumsum(weights)
-
-    def percentile(share: float) -> float:
-        at = share * (total - 1)
-        low, high = (
-            levels[int(np.searchsorted(below, i, side="right"))] for i in (math.floor(at), math.ceil(at))
-        )
-        return float(low + (high - low) * (at - math.floor(at)))
-
-    return Statistics(
-        percentile(0.5), mean, std, float(levels[0]), float(levels[-1]), percentile(0.995), percentile(0.005)
-    )
+    found = counted.statistics()
+    names = ("median", "mean", "std", "min", "max", "percentile_99_5", "percentile_00_5")
+    return Statistics(*(float(found[name]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -145,14 +129,10 @@ def resample(array: NDArray[Any], shape: tuple[int, int, int], order: int) -> ND
 def body_box(ct: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Box (z, y, x) of the largest 26-connected component above -500 HU; the whole volume if there is
     none."""
-    from scipy.ndimage import find_objects, label
-
-    parts, count = label(ct > BODY, np.ones((3, 3, 3)))
-    if not count:
+    if not (ct > BODY).any():
         z, y, x = ((0, n) for n in ct.shape)
-        return z, y, x
-    largest = int(np.bincount(parts.ravel())[1:].argmax())
-    z, y, x = ((part.start, part.stop) for part in find_objects(parts)[largest])
+    else:
+        z, y, x = ((part.start, part.stop) for part in ops.body_box(ct, BODY))
     return z, y, x
 
 

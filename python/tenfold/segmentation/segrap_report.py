@@ -200,8 +200,8 @@ def _training_section(folder: RunFolder) -> list[Section]:
     if not (folder.path / "figures" / "training.svg").exists():
         return []
     text = (
-        "The small U-Net has seen one CT and no slice of the piece that it is scored on; its teacher is the fast "
-        "model, not the reference. Weights: `checkpoints/small-unet.safetensors`."
+        "The small U-Net has seen one CT and no slice of the piece that it is scored on; its teacher is the "
+        "fast model, not the reference. Weights: `checkpoints/small-unet.safetensors`."
     )
     return [Section("Training of the small U-Net", text, ["training"])]
 

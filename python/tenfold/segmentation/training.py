@@ -175,7 +175,7 @@ def _patch(
     else:
         start = [int(rng.integers(max(n - p, 0) + 1)) for p, n in zip(patch, size, strict=True)]
     inner = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
-    image, label = case.image[(slice(None),) + inner], case.label[inner]
+    image, label = case.image[:, inner[0], inner[1], inner[2]], case.label[inner]
     short = [(0, p - n) for p, n in zip(patch, label.shape, strict=True)]
     if any(after for _, after in short):
         image = np.pad(image, [(0, 0), *short], constant_values=float(case.image.min()))
