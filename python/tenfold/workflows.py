@@ -121,7 +121,7 @@ _ALL = (
         paper="SegRap2023: A Benchmark of Organs-at-Risk and Gross Tumor Volume Segmentation for "
         "Radiotherapy Planning of Nasopharyngeal Carcinoma (arXiv 2312.09576)",
         families=("overlap", "surface", "softdice", "volume"),
-        default="82 structures of six real brains, predicted from each other in eight ways, scored and ranked",
+        default="82 structures of six real brains, each predicted in eight ways, scored and ranked",
         config="tenfold.segmentation.segrap_config:SegrapConfig",
         target="tenfold.segmentation.segrap:run",
         ready=True,

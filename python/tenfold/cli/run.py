@@ -23,7 +23,7 @@ tenfold run NAME --help shows the settings of a workflow.
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Exit code of `tenfold run`: 0 only if the run finished, 1 if it did and says that something was wrong."""
+    """Exit code of `tenfold run`: 0 only if the run finished, 1 if it did and flagged faults of its input."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{_USAGE}\nReady: {', '.join(_ready())} (tenfold list shows all)")
         return 0 if arguments else 2

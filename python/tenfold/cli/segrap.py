@@ -1,4 +1,4 @@
-"""`tenfold segrap`: what there is to do with scores of segmentations besides `tenfold run segrap`."""
+"""`tenfold segrap`: what there is to do with segmentations besides `tenfold run segrap`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from tenfold.cli.parsing import make_parser, parse, with_config
 
 __all__ = ["segrap"]
 
-_USAGE = """usage: tenfold segrap rank ...
+_USAGE = """usage: tenfold segrap COMMAND ...
 
   rank TABLE.csv ... [--out DIR]    rank teams by scores in tables: leaderboard, tests, bootstrap, pictures
+  convert --source DIR --out DIR    write cases in another layout: masks, label maps, 4-D stacks
+  prepare, nnunet, train            training data for the small U-Net and for nnU-Net; train the first
+  container --model FILE            segment one case as the challenge runs containers
 
 tenfold segrap COMMAND --help explains the settings.
 """
@@ -61,4 +64,32 @@ def _rank(arguments: Sequence[str]) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"rank": _rank}
+def _tool(name: str, about: str, function: str, config: str) -> Callable[[Sequence[str]], int]:
+    """A command that calls `function(config)` of `tenfold.segmentation.tools` and prints what it says."""
+
+    def run(arguments: Sequence[str]) -> int:
+        from tenfold.segmentation import tools
+
+        kind = getattr(tools, config)
+        values = parse(with_config(make_parser(f"tenfold segrap {name}", about), kind), arguments)
+        values.pop("config", None)
+        print(getattr(tools, function)(kind(**values)))
+        return 0
+
+    return run
+
+
+def _container(arguments: Sequence[str]) -> int:
+    from tenfold.segmentation.container import main
+
+    return main(arguments)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "rank": _rank,
+    "convert": _tool("convert", "Write cases in another layout.", "convert", "ConvertConfig"),
+    "prepare": _tool("prepare", "Resample, crop and normalise training cases.", "prepare", "PrepareConfig"),
+    "nnunet": _tool("nnunet", "Export training data for nnU-Net.", "nnunet", "NnunetConfig"),
+    "train": _tool("train", "Train a 3-D U-Net on prepared cases.", "train_network", "TrainConfig"),
+    "container": _container,
+}

@@ -31,7 +31,7 @@ from tenfold.segmentation.labels import Task, check_labels
 from tenfold.segmentation.layouts import CaseFiles
 from tenfold.segmentation.scoring import dice, empty_scores, measure, measure_crops
 
-__all__ = ["CaseJob", "CaseResult", "Options", "load_pair", "score_case"]
+__all__ = ["CaseJob", "CaseResult", "Options", "load_pair", "read_structures", "score_case"]
 
 Row = dict[str, Any]
 
@@ -102,7 +102,7 @@ def load_pair(job: CaseJob, organ: str) -> tuple[NDArray[np.uint8], NDArray[np.u
     pair = []
     for files in (job.target, job.pred):
         only = replace(files, organs={o: place for o, place in files.organs.items() if o == organ})
-        found = next(mask for name, mask in _masks(only, job.task, scratch) if name == organ)
+        found = next(mask for name, mask in read_structures(only, job.task, scratch) if name == organ)
         if not isinstance(found, Crop):
             return None
         pair.append(found)
@@ -164,8 +164,8 @@ def _swapped_maps(
 def _score_masks(job: CaseJob, result: CaseResult) -> None:
     """One structure after the other, whatever the two sides are."""
     sides: dict[str, tuple[Crop, Crop]] = {}
-    preds = _masks(job.pred, job.task, result) if job.pred else ((o, None) for o in job.task.organs)
-    for (organ, target), (_, pred) in zip(_masks(job.target, job.task, result), preds, strict=True):
+    preds = read_structures(job.pred, job.task, result) if job.pred else ((o, None) for o in job.task.organs)
+    for (organ, target), (_, pred) in zip(read_structures(job.target, job.task, result), preds, strict=True):
         result.rows.append(_mask_row(job, organ, target, pred, sides, result))
 
 
@@ -230,8 +230,8 @@ def _mark_swapped(
             its_row["flags"] = " ".join(filter(None, (its_row["flags"], "swapped")))
 
 
-def _masks(files: CaseFiles, task: Task, result: CaseResult) -> Iterator[tuple[str, Found]]:
-    """(structure, its mask, what is wrong, or None), in channel order."""
+def read_structures(files: CaseFiles, task: Task, result: CaseResult) -> Iterator[tuple[str, Found]]:
+    """(structure, and its mask, or what is wrong with it, or None if there is none), in channel order."""
     if files.volume is None:
         for organ in task.organs:
             place = files.organs.get(organ)
