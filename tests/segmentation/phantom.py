@@ -50,7 +50,9 @@ def write_organs(
     folder.mkdir(parents=True, exist_ok=True)
     for organ, mask in zip(task.organs, merge(volume, task), strict=True):
         if names is None or organ in names:
-            write_nifti(folder / f"{organ}.nii.gz", mask.astype(np.uint8), head or header(volume.shape), level=1)
+            write_nifti(
+                folder / f"{organ}.nii.gz", mask.astype(np.uint8), head or header(volume.shape), level=1
+            )
 
 
 def write_stack(path: Path, volume: NDArray[np.uint8], task: Task = TASKS["1"]) -> None:
