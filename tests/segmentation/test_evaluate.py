@@ -293,10 +293,11 @@ def test_a_cluster_gives_the_same(data: Path, plain: Evaluation) -> None:
     assert found.rows == plain.rows
 
 
-def test_no_cluster_there(data: Path) -> None:
+def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     from tenfold.segmentation import executor
 
+    monkeypatch.setattr(executor, "CONNECT", 0.5)
     with pytest.raises(RuntimeError, match="cluster: expected a dask scheduler at"):
         list(executor.run_jobs(len, ["a"], cluster="tcp://127.0.0.1:9"))
 

@@ -168,6 +168,6 @@ def test_the_documented_lines_run(
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["segrap"]) == 2
     assert cli.main(["segrap", "--help"]) == 0
-    assert "tenfold segrap rank" in capsys.readouterr().out
+    assert "rank TABLE.csv" in capsys.readouterr().out
     assert cli.main(["segrap", "rnak"]) == 2
     assert "did you mean 'rank'?" in capsys.readouterr().err

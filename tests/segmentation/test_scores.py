@@ -146,7 +146,9 @@ def test_per_case_layout(tmp_path: Path) -> None:
 
 
 def test_a_choice_of_surface_dice_has_to_be_made(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", "case,organ,dsc,nsd_dm@1.0,nsd_edge@1.0\nc1,Brain,1,1,0.5\n")
+    both = write(tmp_path / "u.csv", "case,organ,dsc,nsd_dm@1.0,nsd_edge@1.0\nc1,Brain,1,1,0.5\n")
+    assert read_scores(both).metrics == ("dsc", "nsd_dm@1.0")  # the challenge's
+    path = write(tmp_path / "t.csv", "case,organ,dsc,nsd_edge@1.0,nsd_edge@2.0\nc1,Brain,1,0.5,1\n")
     with pytest.raises(ValueError, match=r"metrics: expected `metrics`, as .* has not one column 'dsc'"):
         read_scores(path)
     assert read_scores(path, ["dsc", "nsd_edge@1.0"]).teams == ("t",)

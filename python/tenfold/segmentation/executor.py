@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 __all__ = ["run_jobs", "usable_cores"]
 
+CONNECT = 10.0
+"""Seconds to wait for a cluster's scheduler."""
+
 Job = TypeVar("Job")
 Done = TypeVar("Done")
 
@@ -65,7 +68,7 @@ def _on_cluster(function: Callable[[Job], Done], jobs: Sequence[Job], address: s
     from distributed import Client
 
     try:
-        client = Client(address, timeout=10, set_as_default=True)
+        client = Client(address, timeout=CONNECT, set_as_default=True)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"cluster: expected a dask scheduler at {address}, got none ({error})") from error
     with client:
