@@ -14,9 +14,11 @@ from tenfold.segmentation.scores import ScoreTable
 from tenfold.segmentation.statistics import (
     holm,
     kendall_tau,
+    lowest_p,
     pairwise_p,
     significance,
     wilcoxon_greater,
+    within_reach,
 )
 
 A = np.array([0.91, 0.88, 0.93, 0.90, 0.85, 0.95, 0.89, 0.92])
@@ -173,3 +175,14 @@ def test_significance_refuses() -> None:
         significance(three_teams(), "dsc", adjust="bh")
     with pytest.raises(ValueError, match=r"alpha: expected a finite number > 0 < 1"):
         significance(three_teams(), "dsc", alpha=1.5)
+
+
+def test_the_smallest_p_of_so_many_cases() -> None:
+    rng = np.random.default_rng(0)
+    for cases in (1, 3, 6, 10):
+        least = lowest_p(cases)
+        assert (np.nan_to_num(pairwise_p(rng.integers(0, 4, (20, cases)).astype(float)), nan=1) >= least).all()
+    assert lowest_p(6) < 0.05 < lowest_p(3)
+    assert within_reach(2, 6, 0.05)
+    assert not within_reach(8, 6, 0.05)
+    assert within_reach(8, 20, 0.05)

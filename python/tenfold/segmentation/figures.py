@@ -28,7 +28,7 @@ def box_strip(table: ScoreTable, metric: str, *, order: Sequence[int] | None = N
     for position, t in enumerate(teams):
         _box(axes, values[t], position, styles[table.teams[t]][0], styles[table.teams[t]][1], vertical=True)
     names = [table.teams[t] for t in teams]
-    _names_below(axes, names)
+    _names_below(axes, names, (float(figure.get_figwidth()) - 0.8) / len(teams))
     axes.set(ylabel=titled(metric), xlim=(-0.6, len(teams) - 0.4))
     axes.grid(axis="x", visible=False)
     axes.set_title(_of_each_case(table, metric))
@@ -219,7 +219,12 @@ def bland_altman(
             f"{text} {value:+.1f} {unit}".replace("-", "−"), (1.005, value),
             xycoords=("axes fraction", "data"), fontsize=8, va="center", color=figures.INK,
         )  # fmt: skip
-    axes.set_xscale("log" if relative else "linear")
+    if relative:
+        from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set(xlabel="mean of reference and prediction, ml", ylabel=f"prediction − reference, {unit}")
     axes.set_title(title)
     if apart:
@@ -257,9 +262,10 @@ def _jitter(number: int) -> NDArray[np.float64]:
     return 2 * np.modf(np.arange(number) * 0.6180339887)[0] - 1
 
 
-def _names_below(axes: Any, names: Sequence[str]) -> None:
+def _names_below(axes: Any, names: Sequence[str], room: float) -> None:
+    """`room` is the width in inches that each name has."""
     shown = labels(names, 20)
-    turned = sum(map(len, shown)) > 11 * len(shown) or len(shown) > 8
+    turned = max(map(len, shown)) * 0.085 > room
     axes.set_xticks(
         range(len(shown)), shown, rotation=35 if turned else 0, ha="right" if turned else "center"
     )

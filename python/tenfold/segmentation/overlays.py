@@ -13,7 +13,7 @@ from tenfold._checks import choice, fail
 from tenfold.runs import figures
 from tenfold.segmentation.drawing import FIXED_DARK, FIXED_LIGHT, Picture, styled
 
-__all__ = ["SOFT_TISSUE", "Overlay", "outline", "overlays", "worst_slice"]
+__all__ = ["SOFT_TISSUE", "Overlay", "outline", "overlays", "shades", "worst_slice"]
 
 REFERENCE, PREDICTION = "#58c8ff", "#ff9a1f"
 """Light blue and orange: bright on a grey image on any page, and apart for every kind of colour vision. The
@@ -44,9 +44,12 @@ class Overlay:
 
 
 @styled
-def overlays(cases: Sequence[Overlay], *, columns: int = 3, margin_mm: float = 15.0) -> Picture:
+def overlays(
+    cases: Sequence[Overlay], *, columns: int = 3, margin_mm: float = 15.0, behind: str = ""
+) -> Picture:
     """A panel for each case: the slice on which reference and prediction differ most, cut around both.
 
+    `behind` is a sentence for the caption that says what the images are.
     ValueError for no case, arrays of different shapes or of other than three axes, spacing that is not
     positive.
     """
@@ -68,9 +71,15 @@ def overlays(cases: Sequence[Overlay], *, columns: int = 3, margin_mm: float = 1
     return Picture(
         figure,
         "The slice on which reference and prediction differ most. Wide light blue line: the reference; thin "
-        "orange line: the prediction. The bar is 10 mm.",
+        "orange line: the prediction. The bar is 10 mm." + (f" {behind}" if behind else ""),
         "Outlines of reference and prediction on slices. " + " ".join(told),
     )
+
+
+def shades(labels: NDArray[Any]) -> NDArray[np.float32]:
+    """An image of a label map for the window (0, 1): background 0, each label a grey."""
+    values = np.modf(np.asarray(labels) * 0.6180339887)[0] * 0.4 + 0.3
+    return np.where(np.asarray(labels) != 0, values, 0).astype(np.float32)
 
 
 def worst_slice(reference: NDArray[Any], prediction: NDArray[Any], axis: int = 0) -> int:

@@ -30,7 +30,7 @@ from tenfold.segmentation.rank_tables import (
 )
 from tenfold.segmentation.ranking import Ranking, Scheme, rank_by
 from tenfold.segmentation.scores import ScoreTable
-from tenfold.segmentation.statistics import Significance, significance
+from tenfold.segmentation.statistics import Significance, lowest_p, significance, within_reach
 
 __all__ = ["RankingPieces", "write_ranking"]
 
@@ -64,8 +64,9 @@ def write_ranking(
     Tables: ranks, leaderboard (the same, to be read), column_ranks, significance_dsc, significance_nsd ...,
     rank_frequencies, methods, leave_one_organ_out. Files: leaderboard.md and leaderboard.html. `prefix` goes
     before every name, where a run ranks several tasks. `scheme` defaults to the challenge's; a bootstrap
-    needs two cases, whatever compares teams needs two of them. The pieces' sections are for the report that
-    the caller finishes.
+    needs two cases, whatever compares teams needs two of them. p-values are adjusted after Holm unless there
+    are too few cases for any adjusted p to reach the level; what was done is said beside them. The pieces'
+    sections are for the report that the caller finishes.
     """
     made = Scheme() if scheme is None else scheme
     ranking = rank_by(table, made)
@@ -73,7 +74,8 @@ def write_ranking(
     many = teams > 1
     boot = bootstrap_ranking(ranking, samples, seed=seed) if many and cases > 1 else None
     na = "drop" if made.na == "worst" else made.na
-    tests = [significance(table, m, alpha=made.alpha, na=na) for m in table.metrics] if many else []
+    adjust = "holm" if within_reach(teams, cases, made.alpha) else "none"
+    tests = [significance(table, m, alpha=made.alpha, adjust=adjust, na=na) for m in table.metrics if many]
     methods = [ranking, *_others(made, compare_methods(table, na=na, ties=made.ties))] if many else [ranking]
     left = leave_one_out(ranking) if many and len(table.organs) > 1 else None
     pieces = RankingPieces(ranking, boot, tests, methods, left)
@@ -132,7 +134,9 @@ def _write_pictures(folder: RunFolder, pieces: RankingPieces, prefix: str) -> di
         made["ranks-in-cases"] = rank_figures.ranking_heat_map(ranking)
     if pieces.bootstrap is not None:
         made["blob"] = rank_figures.blob(pieces.bootstrap)
-        made["stability"] = rank_figures.tau_violin(_taus(pieces.bootstrap))
+        shown = _taus(pieces.bootstrap)
+        few = f", and of the {SHOWN} least stable organs" if len(table.organs) > SHOWN else ""
+        made["stability"] = rank_figures.tau_violin(shown, title=f"Stability of the ranking{few}")
     if len(pieces.methods) > 1:
         made["methods"] = rank_figures.rank_lines(pieces.methods)
     for name, picture in made.items():
@@ -140,8 +144,13 @@ def _write_pictures(folder: RunFolder, pieces: RankingPieces, prefix: str) -> di
     return {name: prefix + name for name in made}
 
 
+SHOWN = 20
+"""Organs in the picture of stability, the least stable ones; the tables hold all."""
+
+
 def _taus(found: Bootstrap) -> dict[str, Any]:
-    """The whole ranking, then each organ's own, the metrics of an organ pooled."""
+    """The whole ranking, then each organ's own (of many, the least stable), the metrics of an organ
+    pooled."""
     columns = found.ranking.columns
     tau = found.column_tau
     taus: dict[str, Any] = {"whole ranking": found.tau}
@@ -149,6 +158,10 @@ def _taus(found: Bootstrap) -> dict[str, Any]:
         for organ in dict.fromkeys(column.organ for column in columns):
             mine = [k for k, column in enumerate(columns) if column.organ == organ]
             taus[organ or "structure"] = tau[:, mine].ravel()
+    if len(taus) > SHOWN + 1:
+        whole, *organs = taus
+        organs.sort(key=lambda organ: float(np.nanmean(taus[organ])))
+        return {name: taus[name] for name in (whole, *organs[:SHOWN])}
     return taus
 
 
@@ -166,7 +179,9 @@ def _sections(pieces: RankingPieces, tables: dict[str, str], pictures: dict[str,
         sections.append(Section("Who is better than whom", text, shown("significance")))
     if pieces.bootstrap is not None:
         text = _stability_text(pieces)
-        names = listed("rank_frequencies", "methods", "leave_one_organ_out")
+        names = listed("rank_frequencies")
+        if pieces.left_out is not None and len(pieces.left_out.names) <= 12:
+            names += listed("leave_one_organ_out")
         sections.append(
             Section("How sure is the ranking", text, shown("blob", "methods", "stability"), names)
         )
@@ -219,7 +234,8 @@ def _significance_text(pieces: RankingPieces) -> str:
     lines = []
     for found in pieces.significances:
         p = found.adjusted[first, second]
-        told = "they do not differ in any case" if np.isnan(p) else f"adjusted p {p:.2g}"
+        kind = "adjusted p" if found.adjust == "holm" else "p"
+        told = "they do not differ in any case" if np.isnan(p) else f"{kind} {p:.2g}"
         verdict = (
             "is significantly better than"
             if found.better[first, second]
@@ -228,8 +244,19 @@ def _significance_text(pieces: RankingPieces) -> str:
         lines.append(f"- {titled(found.metric)}: **{teams[first]}** {verdict} {teams[second]} ({told}).")
     return (
         "Every ordered pair of teams is compared by a one-sided Wilcoxon signed-rank test on the mean over "
-        "organs of each case; p-values are adjusted after Holm over all pairs. All of them stand in "
+        f"organs of each case; {_adjustment(pieces.significances[0])}. All of them stand in "
         "`tables/significance_*.csv`.\n\n" + "\n".join(lines)
+    )
+
+
+def _adjustment(found: Significance) -> str:
+    if found.adjust == "holm":
+        return "p-values are adjusted after Holm over all pairs"
+    pairs = len(found.teams) * (len(found.teams) - 1)
+    return (
+        f"p-values are not adjusted for the {pairs} pairs: with {found.cases} cases none is below "
+        f"{lowest_p(found.cases):.2g}, and none adjusted after Holm could reach {found.alpha:g}. Of so many "
+        "comparisons some come out by chance"
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section
 from tenfold.runs.files import write_json
@@ -14,8 +16,8 @@ from tenfold.segmentation import tables
 from tenfold.segmentation.cases import Row, load_pair
 from tenfold.segmentation.evaluate import Evaluation
 from tenfold.segmentation.figures import bland_altman
-from tenfold.segmentation.files import read_volume
-from tenfold.segmentation.overlays import Overlay, overlays
+from tenfold.segmentation.files import read_header, read_labels, read_volume
+from tenfold.segmentation.overlays import SOFT_TISSUE, Overlay, overlays, shades
 from tenfold.segmentation.rank_report import RankingPieces, write_ranking
 from tenfold.segmentation.rank_tables import worst_scores
 from tenfold.segmentation.ranking import Scheme
@@ -109,11 +111,10 @@ def _write_teams(source: Source, found: Evaluation, pieces: RankingPieces, folde
             "DSC": tables.means(found, "dsc", team),
             "NSD": tables.means(found, "nsd_dm", team),
         }
-        row |= {
-            "HD95 mm": tables.means(found, "hd95_dm", team),
-            "sides swapped": _flagged(found, team, "swapped"),
-        }
-        row |= {"missing": _flagged(found, team, "missing"), "failed": _flagged(found, team, "failed")}
+        row["HD95 mm"] = tables.means(found, "hd95_dm", team)
+        for flag, name in (("swapped", "sides swapped"), ("missing", "missing"), ("failed", "failed")):
+            if any(flag in r["flags"].split() for r in found.rows):
+                row[name] = _flagged(found, team, flag)
         if source.descriptions:
             row["what it does"] = source.descriptions.get(team, "")
         rows.append({name: _blank(value) for name, value in row.items()})
@@ -152,24 +153,51 @@ def _worst_section(
     source: Source, found: Evaluation, table: ScoreTable, best: str, folder: RunFolder
 ) -> list[Section]:
     shown = worst_scores(table, "dsc", 6, teams=[best])
-    panels = [_panel(source, found, w.team, w.case, w.organ) for w in shown]
-    panels = [p for p in panels if p is not None]
+    drawn = [_panel(source, found, w.team, w.case, w.organ) for w in shown]
+    panels = [panel for panel in drawn if panel is not None]
     if not panels:
         return []
-    folder.write_figure("worst", *overlays(panels))
+    folder.write_figure("worst", *overlays(panels, behind=_behind(source, panels)))
     text = f"The structures with the lowest DSC of **{best}**, each once, on the slice that differs most."
     return [Section("Where the first team fails", text, ["worst"])]
 
 
-def _panel(source: Source, found: Evaluation, team: str, case: str, organ: str) -> Any:
+def _panel(source: Source, found: Evaluation, team: str, case: str, organ: str) -> Overlay | None:
     job = next(j for j in found.jobs if (j.team, j.case) == (team, case))
     pair = load_pair(job, organ)
     if pair is None or not pair[0].any():
         return None
     row = next(r for r in found.rows if (r["team"], r["case"], r["organ"]) == (team, case, organ))
-    image = read_volume(source.images[case]).array if case in source.images else None
     note = f"DSC {row['dsc']:.2f}, NSD {row['nsd_dm']:.2f}"
-    return Overlay(*pair[:2], pair[2].spacing, f"{case}, {organ}", note, image)
+    image, window = _image(source, found, case, pair[0].shape), SOFT_TISSUE
+    if image is None and job.target.volume is not None and read_header(job.target.volume).channels == 1:
+        image, window = shades(read_labels(job.target.volume).array), (0.0, 1.0)
+    return Overlay(*pair[:2], pair[2].spacing, f"{case}, {organ}", note, image, window)
+
+
+def _image(source: Source, found: Evaluation, case: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """The CT of a case, if there is one that can be read and lies on the reference's grid."""
+    if case not in source.images:
+        return None
+    try:
+        image = read_volume(source.images[case]).array
+    except (ValueError, OSError) as error:
+        wrong = str(error)
+    else:
+        if image.shape == shape:
+            return image
+        wrong = f"{source.images[case]}: expected shape {shape} (z, y, x), got {image.shape}"
+    note = f"{case}: {wrong}; drawn without it"
+    if note not in found.notes:
+        found.notes.append(note)
+    return None
+
+
+def _behind(source: Source, panels: Sequence[Overlay]) -> str:
+    """What is drawn under the outlines."""
+    if all(panel.window == SOFT_TISSUE for panel in panels):
+        return ""
+    return "Grey: the structures of the reference, where there is no image."
 
 
 def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list[Section]:
@@ -189,10 +217,10 @@ def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list
     for row in swapped:
         seen.setdefault(row["organ"], row)
     largest = sorted(seen.values(), key=lambda r: -r.get("ml_target", 0.0))[:3]
-    panels = [_panel(source, found, row["team"], row["case"], row["organ"]) for row in largest]
-    panels = [p for p in panels if p is not None]
+    drawn = [_panel(source, found, row["team"], row["case"], row["organ"]) for row in largest]
+    panels = [panel for panel in drawn if panel is not None]
     if panels:
-        folder.write_figure("sides", *overlays(panels, margin_mm=25.0))
+        folder.write_figure("sides", *overlays(panels, margin_mm=25.0, behind=_behind(source, panels)))
     return [Section("Sides exchanged", text, ["sides"] if panels else [])]
 
 

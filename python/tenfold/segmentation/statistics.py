@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from tenfold._checks import choice, fail, real
 from tenfold.segmentation.scores import Missing, ScoreTable, filled, mean_of_finite
 
-__all__ = ["Significance", "holm", "kendall_tau", "pairwise_p", "significance", "wilcoxon_greater"]
+__all__ = [
+    "Significance", "holm", "kendall_tau", "lowest_p", "pairwise_p", "significance", "wilcoxon_greater",
+    "within_reach",
+]  # fmt: skip
 
 
 def wilcoxon_greater(
@@ -116,6 +119,16 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     result = np.empty_like(data)
     np.put_along_axis(result, order, np.where(np.isnan(ordered), np.nan, adjusted), axis=-1)
     return result
+
+
+def lowest_p(cases: int) -> float:
+    """The smallest p that `cases` pairs can give: all differ by the same, in one direction."""
+    return float(pairwise_p(np.stack([np.ones(cases), np.zeros(cases)]))[0, 1])
+
+
+def within_reach(teams: int, cases: int, alpha: float) -> bool:
+    """Whether Holm's adjustment over all ordered pairs of `teams` leaves any p at or below `alpha`."""
+    return teams < 2 or lowest_p(cases) * teams * (teams - 1) <= alpha
 
 
 def adjusted_p(p: NDArray[np.float64], adjust: str) -> NDArray[np.float64]:
