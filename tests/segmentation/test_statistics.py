@@ -181,7 +181,9 @@ def test_the_smallest_p_of_so_many_cases() -> None:
     rng = np.random.default_rng(0)
     for cases in (1, 3, 6, 10):
         least = lowest_p(cases)
-        assert (np.nan_to_num(pairwise_p(rng.integers(0, 4, (20, cases)).astype(float)), nan=1) >= least).all()
+        assert (
+            np.nan_to_num(pairwise_p(rng.integers(0, 4, (20, cases)).astype(float)), nan=1) >= least
+        ).all()
     assert lowest_p(6) < 0.05 < lowest_p(3)
     assert within_reach(2, 6, 0.05)
     assert not within_reach(8, 6, 0.05)

@@ -11,6 +11,8 @@ __all__ = ["segrap"]
 
 _USAGE = """usage: tenfold segrap COMMAND ...
 
+  evaluate --predictions DIR --ground_truth DIR
+                                    score cases, without ranking and pictures
   rank TABLE.csv ... [--out DIR]    rank teams by scores in tables: leaderboard, tests, bootstrap, pictures
   convert --source DIR --out DIR    write cases in another layout: masks, label maps, 4-D stacks
   prepare, nnunet, train            training data for the small U-Net and for nnU-Net; train the first
@@ -30,6 +32,17 @@ def segrap(arguments: Sequence[str]) -> int:
         known = ", ".join(_COMMANDS)
         raise ValueError(f"expected a command of {known}, got {name!r}{did_you_mean(name, _COMMANDS)}")
     return _COMMANDS[name](arguments[1:])
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    """Exit code 1 if something was wrong with the files of a case; all else is scored."""
+    from tenfold.cli.run import run_workflow
+    from tenfold.workflows import Workflow
+
+    target = "tenfold.segmentation.evaluate_task:"
+    about = "Score predictions against references as SegRap2023 does (arXiv 2312.09576)"
+    whole = Workflow("segrap-evaluate", about, (), "", f"{target}EvaluateConfig", f"{target}run", ready=True)
+    return run_workflow(whole, arguments)
 
 
 def _rank(arguments: Sequence[str]) -> int:
@@ -86,6 +99,7 @@ def _container(arguments: Sequence[str]) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "evaluate": _evaluate,
     "rank": _rank,
     "convert": _tool("convert", "Write cases in another layout.", "convert", "ConvertConfig"),
     "prepare": _tool("prepare", "Resample, crop and normalise training cases.", "prepare", "PrepareConfig"),

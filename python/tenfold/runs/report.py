@@ -19,7 +19,10 @@ __all__ = ["SCHEMA", "Claim", "Headline", "Report", "Section", "command", "rende
 
 SCHEMA = "tenfold.report/1"
 
-_COMMANDS = {"segrap-rank": "tenfold segrap rank"}
+_COMMANDS = {
+    "segrap-rank": "tenfold segrap rank",
+    "segrap-evaluate": "tenfold segrap evaluate",
+}
 """Runs that are no workflow's."""
 _ROWS_SHOWN = 40
 _LARGEST_SVG = 1_500_000  # bytes; a scatter of a million points is shown as its PNG

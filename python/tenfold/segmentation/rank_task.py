@@ -41,7 +41,8 @@ class RankConfig:
     alpha: float = 0.05
     """Level of significance."""
     adjust: Literal["none", "holm"] = "none"
-    """test-then-rank: adjustment of p-values. The significance maps are always adjusted after Holm."""
+    """test-then-rank: adjustment of p-values. The significance maps are adjusted after Holm wherever there
+    are cases enough for any adjusted p to reach `alpha`."""
     cohorts: str | None = None
     """CSV file with columns case and cohort: segrap averages within each cohort first (SegRap2025)."""
     smaller_better: list[str] = field(default_factory=list)

@@ -71,17 +71,16 @@ def run(config: SegrapConfig, folder: RunFolder) -> Result:
     What is wrong with single files is in the result and the report, and makes the exit code 1.
     """
     config = config.resolved()
-    source = _source(config, folder)
-    found = _evaluated(config, folder, source)
-    for fault in found.faults:
-        folder.log(fault)
+    source = source_of(config, folder)
+    found = evaluated(config, folder, source)
     from tenfold.segmentation.segrap_report import write
 
     numbers = write(config, source, found, folder)
     return Result(numbers, folder.path, 1 if found.flagged else 0)
 
 
-def _source(config: SegrapConfig, folder: RunFolder) -> Source:
+def source_of(config: SegrapConfig, folder: RunFolder) -> Source:
+    """What the settings say to compare; the embedded default predicts first."""
     if config.archive:
         from tenfold.segmentation import ct_pair
 
@@ -135,7 +134,8 @@ def _brains(config: SegrapConfig, folder: RunFolder) -> Source:
     return Source(brains.brain_task(), reference, brains.submissions(place), about, {}, PREDICTORS)
 
 
-def _evaluated(config: SegrapConfig, folder: RunFolder, source: Source) -> Evaluation:
+def evaluated(config: SegrapConfig, folder: RunFolder, source: Source) -> Evaluation:
+    """Every case scored or taken from the folder's state; faults are logged, one line each."""
     options = Options(
         keep_going=config.keep_going, reorient=config.reorient, edge=bool(config.edge),
         empty_distance=config.empty_distance, geometry_tolerance=config.geometry_tolerance,
@@ -148,11 +148,14 @@ def _evaluated(config: SegrapConfig, folder: RunFolder, source: Source) -> Evalu
     store = Store(load, folder.save_state)
     count = len(source.teams) * len(source.reference.cases)
     with folder.progress(count, "score") as progress:
-        return evaluate(
+        found = evaluate(
             source.teams, source.reference, source.task, options, workers=config.workers,
             cluster=config.cluster, store=store, advance=progress.advance,
             begin=lambda total, done: progress.advance(done),
         )  # fmt: skip
+    for fault in found.faults:
+        folder.log(fault)
+    return found
 
 
 def read_cohorts(path: str) -> dict[str, str]:

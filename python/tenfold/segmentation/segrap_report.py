@@ -44,7 +44,8 @@ def write(
         folder, table, scheme, samples=config.bootstrap, seed=config.seed, title=found.task.title
     )
     best = pieces.ranking.teams[int(pieces.ranking.order[0])]
-    names = _write_teams(source, found, pieces, folder)
+    ordered = [pieces.ranking.teams[int(t)] for t in pieces.ranking.order]
+    names = _write_teams(source, found, ordered, folder)
     sections = [_teams_section(source, names), pieces.sections[0]]
     sections += _worst_section(source, found, table, best, folder)
     sections += _sides_section(source, found, folder)
@@ -62,6 +63,41 @@ def write(
     )  # fmt: skip
     folder.finish(numbers, report)
     return numbers
+
+
+def write_scores(
+    config: SegrapConfig, source: Source, found: Evaluation, folder: RunFolder
+) -> dict[str, float | int]:
+    """The same without ranking and pictures."""
+    _write_tables(found, folder)
+    score_table(found)  # refuses if nothing could be scored
+    best = max(found.teams, key=lambda team: _finite(tables.means(found, "dsc", team)))
+    numbers = _counts(found)
+    for team in found.teams:
+        numbers |= _team_numbers(found, team)
+    sections = [_teams_section(source, _write_teams(source, found, found.teams, folder))]
+    sections += _faults_section(found, folder) + _files_section(source, found, folder)
+    tiles = [
+        Headline(f"{name}, {team}" if len(found.teams) > 1 else name, f"{value:.4f}", "mean over structures")
+        for team in found.teams
+        for name, value in (
+            ("DSC", tables.means(found, "dsc", team)),
+            ("NSD", tables.means(found, "nsd_dm", team)),
+        )
+    ]
+    if found.flagged:
+        tiles.append(Headline("Faults", len(found.faults), "named in the report; the rest was scored"))
+    report = Report(
+        title=f"{source.task.title}: {_count(len(found.teams), 'team')} scored",
+        lead=_lead(source, found, best), headlines=tiles, sections=sections,
+        claims=_claims(config, source, found, best), measured=_measured(config, found),
+    )  # fmt: skip
+    folder.finish(numbers, report)
+    return numbers
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else -1.0
 
 
 def score_table(found: Evaluation, cohorts: dict[str, str] | None = None) -> ScoreTable:
@@ -102,10 +138,9 @@ def _flagged(found: Evaluation, team: str, flag: str) -> int:
     return sum(flag in row["flags"].split() for row in found.rows if row["team"] == team)
 
 
-def _write_teams(source: Source, found: Evaluation, pieces: RankingPieces, folder: RunFolder) -> list[str]:
+def _write_teams(source: Source, found: Evaluation, teams: list[str], folder: RunFolder) -> list[str]:
     rows = []
-    for t in pieces.ranking.order:
-        team = pieces.ranking.teams[int(t)]
+    for team in teams:
         row: Row = {
             "team": team,
             "DSC": tables.means(found, "dsc", team),
@@ -157,7 +192,7 @@ def _worst_section(
     panels = [panel for panel in drawn if panel is not None]
     if not panels:
         return []
-    folder.write_figure("worst", *overlays(panels, behind=_behind(source, panels)))
+    folder.write_figure("worst", *overlays(panels, margin_mm=25.0, behind=_behind(source, panels)))
     text = f"The structures with the lowest DSC of **{best}**, each once, on the slice that differs most."
     return [Section("Where the first team fails", text, ["worst"])]
 
@@ -376,15 +411,24 @@ def _measured(config: SegrapConfig, found: Evaluation) -> str:
     )
 
 
+def _counts(found: Evaluation) -> dict[str, float | int]:
+    counts: dict[str, float | int] = {
+        "rows": len(found.rows),
+        "faults": len(found.faults),
+        "notes": len(found.notes),
+    }
+    return counts | {"swapped": sum("swapped" in row["flags"].split() for row in found.rows)}
+
+
+def _team_numbers(found: Evaluation, team: str) -> dict[str, float | int]:
+    means = {m: tables.means(found, m, team) for m in ("dsc", "nsd_dm", "hd95_dm", "assd_dm")}
+    return {f"{_name(team)}.{metric}": value for metric, value in means.items() if math.isfinite(value)}
+
+
 def _numbers(found: Evaluation, pieces: RankingPieces) -> dict[str, float | int]:
-    numbers = dict(pieces.numbers)
-    numbers |= {"rows": len(found.rows), "faults": len(found.faults), "notes": len(found.notes)}
-    numbers["swapped"] = sum("swapped" in row["flags"].split() for row in found.rows)
+    numbers = pieces.numbers | _counts(found)
     for team in found.teams:
-        for metric in ("dsc", "nsd_dm", "hd95_dm", "assd_dm"):
-            value = tables.means(found, metric, team)
-            if math.isfinite(value):
-                numbers[f"{_name(team)}.{metric}"] = value
+        numbers |= _team_numbers(found, team)
         at = pieces.ranking.teams.index(team)
         numbers[f"{_name(team)}.rank"] = float(pieces.ranking.rank[at])
     return numbers
