@@ -23,7 +23,7 @@ from tenfold.segmentation.streams import PIECE, Place, Stream
 
 __all__ = [
     "Crop", "Header", "Place", "Volume", "compare", "read_header", "read_labels", "read_mask", "read_masks",
-    "read_volume", "reoriented", "write_mha", "write_nifti",
+    "read_volume", "reoriented", "upright", "write_mha", "write_nifti",
 ]  # fmt: skip
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd")
@@ -40,6 +40,9 @@ _MET_NAMES = {
     "float32": "MET_FLOAT",
     "float64": "MET_DOUBLE",
 }  # fmt: skip
+
+
+_LPS = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -412,6 +415,11 @@ def reoriented(array: NDArray[Any], header: Header, target: Header) -> tuple[NDA
         header, shape=(z, y, x), spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         affine=tuple(tuple(float(v) for v in row) for row in affine),
     )  # fmt: skip
+
+
+def upright(array: NDArray[Any], header: Header) -> tuple[NDArray[Any], Header]:
+    """`array` as slices are looked at: from the feet up, front on top, the patient's left on the right."""
+    return reoriented(array, header, replace(header, affine=_LPS))
 
 
 def write_nifti(path: Path, array: NDArray[Any], header: Header, level: int = 6) -> None:

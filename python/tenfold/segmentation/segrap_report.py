@@ -16,7 +16,7 @@ from tenfold.segmentation import tables
 from tenfold.segmentation.cases import Row, load_pair
 from tenfold.segmentation.evaluate import Evaluation
 from tenfold.segmentation.figures import bland_altman
-from tenfold.segmentation.files import read_header, read_labels, read_volume
+from tenfold.segmentation.files import read_header, read_labels, read_volume, upright
 from tenfold.segmentation.overlays import SOFT_TISSUE, Overlay, overlays, shades
 from tenfold.segmentation.rank_report import RankingPieces, write_ranking
 from tenfold.segmentation.rank_tables import worst_scores
@@ -192,7 +192,7 @@ def _worst_section(
     panels = [panel for panel in drawn if panel is not None]
     if not panels:
         return []
-    folder.write_figure("worst", *overlays(panels, margin_mm=25.0, behind=_behind(source, panels)))
+    folder.write_figure("worst", *overlays(panels, margin_mm=25.0, behind=_behind(panels)))
     text = f"The structures with the lowest DSC of **{best}**, each once, on the slice that differs most."
     return [Section("Where the first team fails", text, ["worst"])]
 
@@ -207,7 +207,10 @@ def _panel(source: Source, found: Evaluation, team: str, case: str, organ: str) 
     image, window = _image(source, found, case, pair[0].shape), SOFT_TISSUE
     if image is None and job.target.volume is not None and read_header(job.target.volume).channels == 1:
         image, window = shades(read_labels(job.target.volume).array), (0.0, 1.0)
-    return Overlay(*pair[:2], pair[2].spacing, f"{case}, {organ}", note, image, window)
+    target, pred, header = pair
+    (a, here), (b, _) = upright(target, header), upright(pred, header)
+    behind = None if image is None else upright(image, header)[0]
+    return Overlay(a, b, here.spacing, f"{case}, {organ}", note, behind, window)
 
 
 def _image(source: Source, found: Evaluation, case: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
@@ -228,11 +231,12 @@ def _image(source: Source, found: Evaluation, case: str, shape: tuple[int, ...])
     return None
 
 
-def _behind(source: Source, panels: Sequence[Overlay]) -> str:
+def _behind(panels: Sequence[Overlay]) -> str:
     """What is drawn under the outlines."""
+    text = "The front is up, the patient's left on the right."
     if all(panel.window == SOFT_TISSUE for panel in panels):
-        return ""
-    return "Grey: the structures of the reference, where there is no image."
+        return text
+    return text + " Grey: the structures of the reference, where there is no image."
 
 
 def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list[Section]:
@@ -255,7 +259,7 @@ def _sides_section(source: Source, found: Evaluation, folder: RunFolder) -> list
     drawn = [_panel(source, found, row["team"], row["case"], row["organ"]) for row in largest]
     panels = [panel for panel in drawn if panel is not None]
     if panels:
-        folder.write_figure("sides", *overlays(panels, margin_mm=25.0, behind=_behind(source, panels)))
+        folder.write_figure("sides", *overlays(panels, margin_mm=25.0, behind=_behind(panels)))
     return [Section("Sides exchanged", text, ["sides"] if panels else [])]
 
 
