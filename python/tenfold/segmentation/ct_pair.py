@@ -10,6 +10,7 @@ model's labels on the rest of the same CT, and labels the piece, which it has no
 
 from __future__ import annotations
 
+import ast
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from tenfold.segmentation.labels import Task
 from tenfold.segmentation.layouts import CaseFiles, Submission
 from tenfold.segmentation.segrap_config import SegrapConfig
 
-__all__ = ["MEMBERS", "extract", "pair_task", "source", "train_and_predict"]
+__all__ = ["MEMBERS", "extract", "label_names", "pair_task", "source", "train_and_predict"]
 
 MEMBERS = ("example_ct", "example_ct_sm", "example_seg", "example_seg_fast", "example_seg_fast_force_split")
 """Volumes of the archive's tests/reference_files that are used."""
@@ -60,14 +61,31 @@ def extract(archive: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def pair_task(files: dict[str, Path]) -> Task:
-    """Every label that the reference or the fast model has, by its number."""
+NAMES = "/totalsegmentator/map_to_binary.py"
+"""Member of the archive that holds a literal `class_map = {"total": {label: name, ...}, ...}`."""
+
+
+def label_names(archive: Path) -> dict[int, str]:
+    """Label -> structure, read from the archive's table (nothing is run). ValueError if there is none."""
+    with tarfile.open(archive) as tar:
+        members = [n for n in tar.getnames() if n.endswith(NAMES) and n.count("/") == 2]
+        content = tar.extractfile(members[0]) if members else None
+        text = content.read().decode("utf-8") if content else ""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "class_map":
+            table = ast.literal_eval(node.value)["total"]
+            return {int(label): str(name) for label, name in table.items()}
+    raise ValueError(f"{archive}: expected a class_map in {NAMES[1:]}, got none")
+
+
+def pair_task(files: dict[str, Path], names: dict[int, str]) -> Task:
+    """Every label that the reference or the fast model has."""
     present = {
         int(v)
         for name in ("example_seg", "example_seg_fast")
         for v in np.unique(read_labels(files[name]).array)
     }
-    parts = {f"label_{label}": (label,) for label in sorted(present - {0})}
+    parts = {names.get(label, f"label_{label}"): (label,) for label in sorted(present - {0})}
     return Task("ct", f"{len(parts)} structures of a CT", parts, tolerance=TOLERANCE, official=False)
 
 
@@ -85,7 +103,7 @@ def source(config: SegrapConfig, folder: RunFolder) -> Any:
         about["small U-Net"] = (
             f"{config.train_steps} steps on the fast model's labels of the other slices of this one CT"
         )
-    task = pair_task(files)
+    task = pair_task(files, label_names(Path(config.archive)))
     lead = "the labels that TotalSegmentator's full model gives on a real CT, against those of other networks"
     return Source(task, reference, teams, lead, {CASE: files["example_ct_sm"]}, about)
 
