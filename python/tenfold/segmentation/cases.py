@@ -19,6 +19,7 @@ from tenfold.ops.overlap import overlap_counts
 from tenfold.segmentation.files import (
     Crop,
     Header,
+    Place,
     Volume,
     compare,
     read_header,
@@ -88,6 +89,7 @@ def score_case(job: CaseJob) -> CaseResult:
         _score_maps(job, result)
     if not result.rows:
         _score_masks(job, result)
+    result.faults = _folded(result.faults, job.case, job.task.organs)
     if job.pred is None:
         result.faults.append(f"{job.case}: no prediction; scored 0 and 0")
     result.seconds = time.perf_counter() - start
@@ -185,7 +187,7 @@ def _mask_row(
         try:
             pred = _fitted_crop(pred, target.header, job, result)
         except ValueError as error:
-            pred = error
+            pred = ValueError(f"{_place_of(job.pred, organ)}: {error}")
     if isinstance(pred, Crop):
         found = measure_crops(
             target,
@@ -207,6 +209,18 @@ def _mask_row(
     zero = empty_scores(1, 0, _diagonal(target.header), options.empty_distance, options.edge)
     counts = {"voxels_target": target.count, "voxels_pred": 0, "voxels_both": 0}
     return _row(job, organ, counts | zero, target.header, ["missing" if pred is None else "failed"], result)
+
+
+def _place_of(files: CaseFiles | None, organ: str) -> Place | None:
+    return None if files is None else files.volume or files.organs.get(organ)
+
+
+def _folded(faults: list[str], case: str, organs: tuple[str, ...]) -> list[str]:
+    """One line for what is wrong with all structures in the same words, as where they share a file."""
+    texts = {fault.removeprefix(f"{case}, {organ}") for organ, fault in zip(organs, faults, strict=False)}
+    if len(organs) > 1 and len(faults) == len(organs) and len(texts) == 1:
+        return [f"{case}, all {len(organs)} structures{texts.pop()}"]
+    return faults
 
 
 def _mark_swapped(

@@ -16,10 +16,10 @@ __all__ = ["EvaluateConfig", "run"]
 class EvaluateConfig:
     """Settings of an evaluation; each means what it means for `tenfold run segrap`."""
 
-    predictions: str
+    predictions: str = ""
     """Folder or zip archive: <case>/<Organ>.nii.gz, <case>.nii.gz or <case>.mha, with or without a folder for
     each team above; several with commas, each PATH or TEAM=PATH."""
-    ground_truth: str
+    ground_truth: str = ""
     """Folder or zip archive with the references, in any of the same layouts."""
     task: str = "1"
     """1 (45 organs at risk), 2 (two tumour volumes), or a label table."""

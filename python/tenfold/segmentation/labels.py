@@ -253,7 +253,8 @@ def check_labels(name: str, volume: NDArray[np.integer], task: Task) -> None:
     if high > task.highest:
         count = int((volume > task.highest).sum())
         raise ValueError(
-            f"{name}: expected labels up to {task.highest}, got {high} ({count:,} voxels beyond)"
+            f"{name}: expected labels up to {task.highest}, got {high} ({count:,} "
+            f"{'voxel' if count == 1 else 'voxels'} beyond)"
         )
 
 
