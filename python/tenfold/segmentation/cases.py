@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.ops.overlap import overlap_counts
+from tenfold.segmentation.crops import Crop, boxed, dice
 from tenfold.segmentation.files import (
-    Crop,
     Header,
     Place,
     Volume,
@@ -30,7 +30,7 @@ from tenfold.segmentation.files import (
 )
 from tenfold.segmentation.labels import Task, check_labels
 from tenfold.segmentation.layouts import CaseFiles
-from tenfold.segmentation.scoring import dice, empty_scores, measure, measure_crops
+from tenfold.segmentation.scoring import empty_scores, measure, measure_crops
 
 __all__ = ["CaseJob", "CaseResult", "Options", "load_pair", "read_structures", "score_case"]
 
@@ -271,7 +271,7 @@ def read_structures(files: CaseFiles, task: Task, result: CaseResult) -> Iterato
     if volume is not None:
         result.files[str(files.volume)] = volume.sha256
         for organ in task.organs:
-            yield organ, _crop_of(np.isin(volume.array, task.parts[organ]), volume.header)
+            yield organ, boxed(np.isin(volume.array, task.parts[organ]), volume.header)
         return
     yield from _stack(files, task, result)
 
@@ -316,7 +316,7 @@ def _fitted(pred: Volume, target: Header, job: CaseJob, result: CaseResult) -> V
 def _fitted_crop(pred: Crop, target: Header, job: CaseJob, result: CaseResult) -> Crop:
     if job.options.reorient and np.abs(pred.header.matrix - target.matrix).max() > 1e-6:
         array, header = reoriented(pred.whole(), pred.header, target)
-        pred = _crop_of(array != 0, header)
+        pred = boxed(array, header)
     errors, odd = compare(target, pred.header, job.options.geometry_tolerance)
     if errors:
         raise ValueError("; ".join(errors))
@@ -328,12 +328,6 @@ def _note(result: CaseResult, case: str, odd: list[str]) -> None:
     text = f"{case}: {', '.join(odd)}; compared voxel by voxel"
     if odd and text not in result.notes:
         result.notes.append(text)
-
-
-def _crop_of(mask: Any, header: Header) -> Crop:
-    filled = np.flatnonzero(mask.any(axis=(1, 2)))
-    start, stop = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
-    return Crop(mask[start:stop], start, header)
 
 
 def _flags(found: dict[str, float]) -> list[str]:

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.runs.files import replacing
+from tenfold.segmentation.crops import Crop, joined, piece_of
 from tenfold.segmentation.streams import PIECE, Place, Stream
 
 __all__ = [
@@ -89,40 +90,6 @@ class Volume:
     """Of the file as it is stored."""
 
 
-@dataclass
-class Crop:
-    """The slices of a mask that hold its voxels; everything outside is empty."""
-
-    array: NDArray[np.bool_]
-    """bool [slices, rows, columns]."""
-    start: int
-    """Slice of the volume that `array[0]` is."""
-    header: Header
-    sha256: str = ""
-
-    @cached_property
-    def count(self) -> int:
-        """Voxels of the mask."""
-        return int(np.count_nonzero(self.array))
-
-    @property
-    def stop(self) -> int:
-        """The slice behind the last one of `array`."""
-        return self.start + len(self.array)
-
-    def span(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Slices start..stop of the volume; they hold the whole crop."""
-        if (start, stop) == (self.start, self.stop):
-            return self.array.view(np.uint8)
-        found = np.zeros((stop - start, *self.header.shape[1:]), np.uint8)
-        found[self.start - start : self.stop - start] = self.array
-        return found
-
-    def whole(self) -> NDArray[np.uint8]:
-        """The mask over the whole volume."""
-        return self.span(0, self.header.shape[0])
-
-
 def read_header(place: Place | str | Path) -> Header:
     """The header alone. ValueError names the file if it is damaged or of an unknown kind."""
     with Stream(_place(place)) as stream:
@@ -145,19 +112,13 @@ def read_masks(place: Place | str | Path) -> Iterator[Crop]:
     with Stream(_place(place)) as stream:
         header, stream = _open(stream)
         for channel in range(header.channels):
-            kept: list[NDArray[np.bool_]] = []
-            start = 0
-            for z, values in _slabs(stream, header, skip_zeros=True):
-                if values is None:
-                    if kept:
-                        kept.append(np.zeros(z[1:], bool))
-                    continue
-                found = _checked(stream.place, values) != 0
-                if not kept:
-                    start = z[0]
-                kept.append(found)
+            pieces = []
+            for first, values in _slabs(stream, header, skip_zeros=True):
+                piece = None if values is None else piece_of(_checked(stream.place, values), first)
+                if piece is not None:
+                    pieces.append(piece)
             digest = stream.finish() if channel == header.channels - 1 else ""
-            yield _trimmed(kept, start, header, digest)
+            yield joined(pieces, header, digest)
 
 
 def read_labels(place: Place | str | Path) -> Volume:
@@ -207,22 +168,13 @@ def _checked(place: Place, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _trimmed(kept: list[NDArray[np.bool_]], start: int, header: Header, digest: str) -> Crop:
-    if not kept:
-        return Crop(np.zeros((0, *header.shape[1:]), bool), 0, header, digest)
-    array = np.concatenate(kept) if len(kept) > 1 else kept[0]
-    filled = np.flatnonzero(array.any(axis=(1, 2)))
-    first, last = int(filled[0]), int(filled[-1]) + 1
-    return Crop(array[first:last], start + first, header, digest)
-
-
 @lru_cache(maxsize=4)
 def _zeros(count: int) -> bytes:
     return bytes(count)
 
 
-def _slabs(stream: Stream, header: Header, *, skip_zeros: bool = False) -> Iterator[tuple[Any, Any]]:
-    """((first slice, ...shape), values) of slabs of about a megabyte, or None as values where all is 0."""
+def _slabs(stream: Stream, header: Header, *, skip_zeros: bool = False) -> Iterator[tuple[int, Any]]:
+    """(first slice, values) of slabs of about a megabyte, or None as values where all is 0."""
     depth, rows, columns = header.shape
     kind = np.dtype(header.dtype)
     size = rows * columns * kind.itemsize
@@ -231,14 +183,14 @@ def _slabs(stream: Stream, header: Header, *, skip_zeros: bool = False) -> Itera
         here = min(step, depth - first)
         data = stream.read(here * size)
         if skip_zeros and not header.inter and data == _zeros(len(data)):
-            yield (first, here, rows, columns), None
+            yield first, None
             continue
         values = np.frombuffer(data, kind).reshape(here, rows, columns)
         if header.scaled:
             values = values * header.slope + header.inter
         elif not kind.isnative:
             values = values.astype(kind.newbyteorder("="))
-        yield (first, here, rows, columns), values
+        yield first, values
 
 
 def _place(place: Place | str | Path) -> Place:

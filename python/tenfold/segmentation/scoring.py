@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.ops.surface import SurfaceMetrics, surface_metrics
-from tenfold.segmentation.files import Crop
+from tenfold.segmentation.crops import Crop, common_box
 
 __all__ = [
     "AREA_METRICS",
@@ -125,24 +125,10 @@ def measure_crops(
 ) -> dict[str, float]:
     """The scores of one structure from two masks of the same volume."""
     header = target.header
-    start = min((crop.start for crop in (target, pred) if crop.count), default=0)
-    stop = max((crop.stop for crop in (target, pred) if crop.count), default=0)
+    start, stop = common_box([target, pred])
     diagonal = float(np.linalg.norm(np.multiply(header.shape, header.spacing)))
     both = [(1,)]
     return measure(
         target.span(start, stop), pred.span(start, stop), both, header.spacing, [tolerance], edge=edge,
         empty_distance=empty_distance, diagonal=diagonal,
     )[0]  # fmt: skip
-
-
-def dice(a: Crop, b: Crop) -> float:
-    """DSC of two masks of the same volume; 0 if both are empty."""
-    start, stop = max(a.start, b.start), min(a.stop, b.stop)
-    both = 0
-    if start < stop:
-        both = int(
-            np.count_nonzero(
-                a.array[start - a.start : stop - a.start] & b.array[start - b.start : stop - b.start]
-            )
-        )
-    return 2 * both / (a.count + b.count) if a.count + b.count else 0.0

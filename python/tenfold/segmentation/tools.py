@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tenfold.segmentation.cases import CaseResult, read_structures
-from tenfold.segmentation.files import Crop, Place, read_labels, read_volume, write_mha, write_nifti
+from tenfold.segmentation.crops import Crop
+from tenfold.segmentation.files import Place, read_labels, read_volume, write_mha, write_nifti
 from tenfold.segmentation.labels import TASKS, Task, check_labels, unmerge
 from tenfold.segmentation.layouts import Submission, find_submissions
 
