@@ -75,8 +75,7 @@ def train(
     Args:
         cases: at least one, each with the recipe's channels and labels below its classes.
         task: needed with `plan.mirror`: which labels are each other's sides.
-        store: for resuming; a resumed run takes the same patches, so it ends at the same weights (up to
-            dropout).
+        store: for resuming; a resumed run draws the same patches and dropout, so it ends at the same weights.
         advance: told the number of steps done and the last loss.
 
     Raises ValueError for what does not fit, RuntimeError if a loss is not finite.
@@ -102,7 +101,9 @@ def train(
         outputs = network(images.to(device))
         loss = loss_of(outputs, labels[:, None].to(device))
         if not torch.isfinite(loss):
-            raise RuntimeError(f"loss: expected a finite number at step {step + 1}, got {float(loss)}")
+            raise RuntimeError(
+                f"loss: expected a finite number at step {step + 1}, got {float(loss.detach())}"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
