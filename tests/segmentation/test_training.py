@@ -186,7 +186,7 @@ def test_the_ct_pair_with_training(tmp_path: Path) -> None:
     from tenfold.segmentation.tables import means
 
     _archive(tmp_path / "x.tar.gz")
-    config = SegrapConfig(archive=str(tmp_path / "x.tar.gz"), train=True, train_steps=6, workers=1).resolved()
+    config = SegrapConfig(archive=str(tmp_path / "x.tar.gz"), train=True, train_steps=3, workers=1).resolved()
     folder = RunFolder.create("segrap", config, tmp_path / "out")
     source = source_of(config, folder)
     assert source.task.organs == ("kidney_left", "kidney_right", "label_3")

@@ -125,7 +125,7 @@ def train_and_predict(config: SegrapConfig, folder: RunFolder, files: dict[str, 
     classes = np.searchsorted(known, labels.array).astype(np.int64)
     scale, statistics = _scaling(ct.array[rest], labels.array[rest])
     recipe = Recipe(
-        classes=len(known), channels=1, features=[8, 16, 32, 64], dropout=[0.0] * 4, patch=[24, 64, 64],
+        classes=len(known), channels=1, features=[8, 16, 32, 64], dropout=[0.0] * 4, patch=[min(most, -(-n // 8) * 8) for most, n in zip((24, 64, 64), piece.array.shape, strict=True)],
         spacing=[3.0, 3.0, 3.0], statistics=[asdict(statistics)], task="ct",
     )  # fmt: skip
     cases = [
