@@ -21,8 +21,13 @@ FAMILIES: dict[str, str] = {
     "dual": "dual",
     "logprob": "logprob",
     "sophia": "sophia",
+<<<<<<< HEAD
     "overlap": "softdice",
     "volume": "volume",
+=======
+    "overlap": "overlap",
+    "surface": "surface",
+>>>>>>> gs
 }
 
 

@@ -10,6 +10,7 @@
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
+#include "overlap_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "softdice_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
@@ -390,5 +391,9 @@ PYBIND11_MODULE(_cuda, m) {
   bind_dual_cuda(m, on_device);
   bind_sophia_cuda(m, on_device);
   bind_rows_cuda(m, on_device);
+<<<<<<< HEAD
   bind_softdice_cuda(m, on_device);
+=======
+  bind_overlap_cuda(m, on_device);
+>>>>>>> gs
 }

@@ -107,27 +107,57 @@ inline uint64_t changes(const T* p) {
   return differs(p, p - 1);
 }
 
+// How far ahead memory is asked for: about what arrives while a block is worked on, and across the ends of pages, where processors stop by
+// themselves.
+constexpr int64_t kAheadBytes = 2048;
+constexpr int64_t kRunBlock = 2048;  // elements whose runs are listed before they are handed on
+
+// Appends base + i for each bit i of mask. Up to 4 are written whether there are as many or not: which branch comes next is then seldom a
+// surprise, and surprises are what runs cost.
+inline int32_t* list_bits(uint64_t mask, int32_t base, int32_t* out) {
+  const int n = __builtin_popcountll(mask);
+  const auto four = [&](int32_t* to) {
+    for (int k = 0; k < 4; ++k) {
+      to[k] = base + lowest_bit(mask | uint64_t{1} << 63);
+      mask &= mask - 1;
+    }
+  };
+  four(out);
+  for (int k = 4; k < n; k += 4) four(out + k);
+  return out + n;
+}
+
 // run(first, last) for each maximal run of equal pairs (a[i], b[i]) of n >= 1 elements, in order.
 template <class A, class B, class Run>
 inline void pair_runs(const A* a, const B* b, int64_t n, const Run& run) {
-  int64_t begin = 0, i = 1;
-  const auto take = [&](uint64_t mask, int64_t base) {
-    for (; mask != 0; mask &= mask - 1) {
-      const int64_t at = base + lowest_bit(mask);
-      run(begin, at);
-      begin = at;
+  int32_t begins[kRunBlock + 8];
+  int64_t begin = 0;
+  for (int64_t base = 0; base < n; base += kRunBlock) {
+    const int64_t count = n - base < kRunBlock ? n - base : kRunBlock;
+    int32_t* end = begins;
+    int64_t i = base == 0 ? 1 : 0;
+    const A* const x = a + base;
+    const B* const y = b + base;
+    for (; i + 64 <= count; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kAheadBytes);
+      __builtin_prefetch(reinterpret_cast<const char*>(y + i) + kAheadBytes);
+      if (sizeof(A) > 1) __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kAheadBytes + 64);
+      if (sizeof(B) > 1) __builtin_prefetch(reinterpret_cast<const char*>(y + i) + kAheadBytes + 64);
+      const uint64_t mask = changes(x + i) | changes(y + i);
+      if (mask != 0) end = list_bits(mask, static_cast<int32_t>(i), end);
     }
-  };
-  for (; i + 64 <= n; i += 64) take(changes(a + i) | changes(b + i), i);
-  if (i < n && n > 64) {  // the last 64 once more, without what has been seen
-    const int64_t base = n - 64;
-    take((changes(a + base) | changes(b + base)) & (~uint64_t{0} << (i - base)), base);
-    i = n;
-  }
-  for (; i < n; ++i) {
-    if (a[i] != a[i - 1] || b[i] != b[i - 1]) {
-      run(begin, i);
-      begin = i;
+    if (i < count && base + count >= 65) {  // the last 64 once more, without what has been seen
+      const int64_t last = count - 64;
+      const uint64_t mask = (changes(x + last) | changes(y + last)) & (~uint64_t{0} << (i - last));
+      end = list_bits(mask, static_cast<int32_t>(last), end);
+      i = count;
+    }
+    for (; i < count; ++i) {
+      if (x[i] != x[i - 1] || y[i] != y[i - 1]) *end++ = static_cast<int32_t>(i);
+    }
+    for (const int32_t* at = begins; at != end; ++at) {
+      run(begin, base + *at);
+      begin = base + *at;
     }
   }
   run(begin, n);

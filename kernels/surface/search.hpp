@@ -171,6 +171,10 @@ struct Weigher {
     count = 0;
     return out;
   }
+  // Of the one element `bit` of a word, past the histogram.
+  Record single(const Active& at, int bit, double square) const {
+    return {square, areas == nullptr ? 1.0 : areas[code_words(grid, voxels, at.a, at.b, at.w).code(bit)], 1};
+  }
 };
 
 inline void list_active(const Elements& e, Room<Active>& active) {

@@ -118,16 +118,16 @@ void fill_mask(const Labels& v, const Frame& f, const Grid& g, int side, Workspa
   }
 }
 
-// How many row offsets may be looked at, one by one, before the separable search is the cheaper way: about what that would cost.
-int64_t row_visits(const Room<Active>& active, const Extent& has, int64_t left) {
+// What the separable search costs per element, in row offsets looked at one by one: its passes over the planes that hold elements,
+// shared by the `left` elements, and the planes that each then compares.
+int64_t visits_worth(const Room<Active>& active, const Extent& has, int64_t left) {
   int64_t b0 = INT64_MAX, b1 = 0, w0 = INT64_MAX, w1 = 0;
   for (const Active& at : active) {
     b0 = std::min<int64_t>(b0, at.b), b1 = std::max<int64_t>(b1, at.b + 1);
     w0 = std::min<int64_t>(w0, at.w), w1 = std::max<int64_t>(w1, at.w + 1);
   }
-  if (left == 0) return 0;
   const int64_t planes = has.a1 - has.a0, rows = has.b1 - has.b0, columns = 64 * (w1 - w0);
-  return planes * columns * (2 * rows + (b1 - b0)) / 8 + left * (64 + planes / 8);
+  return planes * columns * (2 * rows + (b1 - b0)) / 8 / left + 16 + planes / 4;
 }
 
 // The elements that search_near left: one by one, and what is too far for that together.
@@ -135,17 +135,21 @@ void search_left(const Frame& f, const Elements& other, const Offsets& offsets, 
   w.far.clear();
   int64_t left = 0;
   for (const Active& at : w.active) left += __builtin_popcountll(at.bits);
-  int64_t visits = row_visits(w.active, extent_of(other), left);
+  if (left == 0) return;
+  // One by one goes on while it costs no more than the separable search would have for the elements so far, and a little in advance.
+  const int64_t worth = visits_worth(w.active, extent_of(other), left), most = 4096 + worth * std::min<int64_t>(64, left);
+  int64_t visits = most;
   Place nearest = {-1, 0, 0};
   for (const Active& at : w.active) {
     for (uint64_t bits = at.bits; bits != 0; bits &= bits - 1) {
-      const Place p = {at.a, at.b, at.w * 64 + lowest_bit(bits)};
-      if (visits > 0) {
+      const int bit = lowest_bit(bits);
+      const Place p = {at.a, at.b, at.w * 64 + bit};
+      if (visits >= 0) {
         double best = INFINITY;
         if (nearest.a >= 0) best = f.metric.square(nearest.a - p.a, nearest.b - p.b, nearest.c - p.c);
         if (search_rows(other, f.metric, offsets, p, best, nearest, visits)) {
-          weigher.add(at, bits & -bits);
-          records.push(weigher.take(best));
+          records.push(weigher.single(at, bit, best));
+          visits = std::min(visits + worth, most);
           continue;
         }
       }
@@ -166,8 +170,7 @@ void search_left(const Frame& f, const Elements& other, const Offsets& offsets, 
     search_far_block(other, f.metric, has, w.far.data() + i, end - i, w.far_room, squares);
     for (int64_t k = i; k < end; ++k) {
       const Place& p = w.far[k];
-      weigher.add({0, p.a, p.b, p.c / 64}, uint64_t{1} << (p.c % 64));
-      records.push(weigher.take(squares[k - i]));
+      records.push(weigher.single({0, p.a, p.b, p.c / 64}, p.c % 64, squares[k - i]));
     }
     i = end;
   }

@@ -26,7 +26,10 @@ def launches_as_calls(source: str) -> str:
 
 
 def build(
-    folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank", "dual", "sophia", "softdice")
+    folder: Path,
+    families: tuple[str, ...] = (
+        "zo", "logprob", "lowrank", "dual", "sophia", "softdice", "overlap", "surface",
+    ),  # fmt: skip
 ) -> ModuleType:
     """Compile into `folder` and import; RuntimeError with the compiler's words if that fails."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "c++"

@@ -113,9 +113,16 @@ def one_hot(mask):
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
 
 
-@pytest.mark.parametrize("ndims", [(3,), (2,)], ids=["volumes", "pictures"])
-def test_monai_on_random_masks(monai, ndims):
-    for i, a, b, spacing in pairs(3, CASES // 2, ndims=ndims):
+KINDS = [
+    pytest.param((3,), CASES // 2, 15, id="volumes"),
+    pytest.param((2,), CASES // 2, 15, id="pictures"),
+    pytest.param((3, 2), 200, 24, id="many", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("ndims", "cases", "most"), KINDS)
+def test_monai_on_random_masks(monai, ndims, cases, most):
+    for i, a, b, spacing in pairs(3, cases, most, ndims):
         y, p = one_hot(a), one_hot(b)
         both = {"include_background": True, "spacing": spacing}
         ours = {**both, "compat": "monai"}
@@ -161,10 +168,13 @@ def test_monai_reductions(monai):
 # ---- medpy, SimpleITK -------------------------------------------------------------------------------------
 
 
-def test_medpy_on_random_masks():
+@pytest.mark.parametrize(
+    ("cases", "most"), [(CASES, 15), pytest.param(300, 30, id="many", marks=pytest.mark.slow)]
+)
+def test_medpy_on_random_masks(cases, most):
     binary = pytest.importorskip("medpy.metric.binary")
     compared = 0
-    for _, a, b, spacing in pairs(5, CASES):
+    for _, a, b, spacing in pairs(5, cases, most):
         if not (a.any() and b.any()):
             continue
         got = surface_metrics(a, b, [(1,)], spacing, definition="edge")
@@ -174,7 +184,7 @@ def test_medpy_on_random_masks():
         assert np.allclose(have, want, rtol=1e-9)
         assert math.isclose(got.assd()[0], binary.assd(b, a, spacing), rel_tol=1e-9)
         compared += 1
-    assert compared > CASES // 2
+    assert compared > cases // 2
 
 
 def test_simpleitk_overlap():

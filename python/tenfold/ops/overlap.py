@@ -20,7 +20,7 @@ MAX_LABELS = 4096
 
 OPS |= dict.fromkeys(
     ("overlap_counts", "label_lut", "pack_bits", "unpack_bits", "multihot_counts", "lut_counts"),
-    ("cpu", "reference"),
+    ("cpu", "cuda", "reference"),
 )
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -32,8 +32,11 @@ _LIBRARY.define(
 
 def _kernels(op: str, device: torch.device) -> Any:
     """The module that implements `op` for the chosen backend; they share their signatures."""
-    if chosen_backend(op, device.type) == "reference":
+    backend = chosen_backend(op, device.type)
+    if backend == "reference":
         from tenfold.kernels.overlap import overlap_reference as module
+    elif backend == "cuda":
+        from tenfold.kernels.overlap import overlap_cuda as module  # type: ignore[no-redef]
     else:
         from tenfold.kernels.overlap import overlap_native as module
     return module
@@ -153,6 +156,9 @@ def overlap_counts(
         TypeError: an argument of the wrong kind or dtype.
         ValueError: shapes or devices that differ, a label outside [0, K) (with its value and first place),
             a value that is no whole number.
+
+    On a GPU the call waits for the stream to see whether a label was wrong, except while a CUDA graph is
+    captured: then wrong labels are not counted and nothing is raised.
     """
     a, b = _volumes.pair(target, pred, range(1, 9))
     num_labels = _checks.integer("num_labels", num_labels, 1, MAX_LABELS)

@@ -21,7 +21,7 @@ from .overlap import MAX_LABELS
 
 DEFINITIONS = ("area", "edge")
 _FLOATS = (torch.float32, torch.float64)
-OPS |= dict.fromkeys(("surface_metrics", "surfels", "edt"), ("cpu", "reference"))
+OPS |= dict.fromkeys(("surface_metrics", "surfels", "edt"), ("cpu", "cuda", "reference"))
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
@@ -103,8 +103,11 @@ def _ratio(above: Any, below: Any) -> Any:
 
 def _kernels(op: str, device: torch.device) -> Any:
     """The module that implements `op` for the chosen backend; they share their signatures."""
-    if chosen_backend(op, device.type) == "reference":
+    backend = chosen_backend(op, device.type)
+    if backend == "reference":
         from tenfold.kernels.surface import surface_reference as module
+    elif backend == "cuda":
+        from tenfold.kernels.surface import surface_cuda as module  # type: ignore[no-redef]
     else:
         from tenfold.kernels.surface import surface_native as module  # type: ignore[no-redef]
     return module

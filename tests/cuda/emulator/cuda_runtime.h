@@ -124,6 +124,21 @@ T atomicAdd(T* at, T value) {
   *at += value;
   return before;
 }
+template <class T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  if (value < before) *at = value;
+  return before;
+}
+template <class T>
+T atomicMax(T* at, T value) {
+  const T before = *at;
+  if (value > before) *at = value;
+  return before;
+}
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
 inline void __syncthreads() { emulator::wait(emulator::block_barrier, 0, static_cast<unsigned>(emulator::fibers.size())); }
 
 template <class P>

@@ -1,0 +1,177 @@
+"""Overlap counts of all structures of a pair of label volumes (benchmarks/ts512.py).
+
+One pass over both volumes is the work. Peers are given what they take, converted before the clock starts.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import ts512
+from .harness import Agreement, Case, Side, Work, Workload
+from .zo import _backend, _version
+
+Array = np.ndarray[Any, Any]
+
+
+def dice_of(counts: Array) -> Array:
+    """Dice of each label above 0 that is present, from a joint histogram."""
+    sizes = counts.sum(0) + counts.sum(1)
+    present = np.flatnonzero(sizes)
+    present = present[present > 0]
+    scores: Array = 2 * np.diag(counts)[present] / sizes[present]
+    return scores
+
+
+def close(ours: Array, theirs: Array, tolerance: float, how: str) -> Agreement:
+    """Largest difference of two arrays of scores."""
+    if ours.shape != theirs.shape:
+        return Agreement(False, float("inf"), tolerance, f"{how}: {ours.shape} and {theirs.shape} scores")
+    gap = float(np.abs(ours - theirs).max()) if ours.size else 0.0
+    return Agreement(gap <= tolerance, gap, tolerance, how)
+
+
+def package(name: str) -> str:
+    """Version of an installed distribution, or nothing."""
+    try:
+        return version(name)
+    except Exception:
+        return ""
+
+
+def absent(module: str) -> str | None:
+    """Why a peer cannot run, when it is not installed."""
+    return None if find_spec(module) else f"{module} is not installed"
+
+
+def dice_agrees(ours: Array, theirs: Array, tolerance: float = 1e-6) -> Agreement:
+    """A peer's Dice scores against those of our counts."""
+    return close(dice_of(ours), theirs, tolerance, "largest difference of the Dice of any structure")
+
+
+def _numpy_side(a: Array, b: Array, labels: int) -> Side:
+    def run() -> Array:
+        pairs = a.ravel().astype(np.int64) * labels + b.ravel()
+        return np.bincount(pairs, minlength=labels * labels).reshape(labels, labels)
+
+    def agree(ours: Array, theirs: Array) -> Agreement:
+        return close(ours, theirs, 0.0, "largest difference of a count")
+
+    return Side("numpy_bincount", run, version=np.__version__, agree=agree)
+
+
+def _simpleitk_side(a: Array, b: Array) -> Side:
+    held: dict[str, Any] = {}
+
+    def prepare() -> str | None:
+        why = absent("SimpleITK")
+        if why is None and not held:
+            import SimpleITK as sitk
+
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
+            held["images"] = (sitk.GetImageFromArray(a), sitk.GetImageFromArray(b))
+            held["filter"] = sitk.LabelOverlapMeasuresImageFilter()
+            held["labels"] = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
+        return why
+
+    def run() -> Array:
+        measures = held["filter"]
+        measures.Execute(*held["images"])
+        return np.array([measures.GetDiceCoefficient(label) for label in held["labels"]])
+
+    return Side("simpleitk", run, version=package("SimpleITK"), agree=dice_agrees, prepare=prepare)
+
+
+def _memory_needed(voxels: int, labels: int) -> str | None:
+    """Why one-hot tensors of int64, several at a time, do not fit, or None."""
+    need = 3 * 8 * voxels * labels
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need < 0.6 * have:
+        return None
+    return (
+        f"would hold one-hot tensors of about {need / 2**30:.0f} GiB; this machine has {have / 2**30:.0f} GiB"
+    )
+
+
+def _torchmetrics_side(a: Array, b: Array, labels: int) -> Side:
+    def prepare() -> str | None:
+        return absent("torchmetrics") or _memory_needed(a.size, labels)
+
+    def run() -> Array:
+        from torchmetrics.functional.segmentation import dice_score
+
+        tensors = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
+        scores = dice_score(*tensors, labels, include_background=True, input_format="index", average="none")
+        present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
+        return scores[0].numpy()[present]
+
+    return Side(
+        "torchmetrics", run, version=package("torchmetrics"), agree=dice_agrees, prepare=prepare, fewest=1
+    )
+
+
+def _monai_side(a: Array, b: Array, labels: int) -> Side:
+    def run() -> Array:
+        from monai.metrics import DiceHelper
+
+        tensors = (torch.from_numpy(x)[None, None] for x in (b, a))
+        helper = DiceHelper(
+            include_background=True,
+            get_not_nans=False,
+            ignore_empty=True,
+            num_classes=labels,
+            reduction="none",
+        )
+        scores = helper(*tensors)[0].numpy()
+        present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
+        return scores[present]
+
+    return Side(
+        "monai", run, version=package("monai"), agree=dice_agrees, prepare=partial(absent, "monai"), fewest=1
+    )
+
+
+def _counts(dtype: str, boxes: bool, device: torch.device, tiny: bool) -> Workload:
+    from tenfold.ops import overlap_counts
+
+    target, pred, note = ts512.volumes(tiny)
+    a, b = target.astype(dtype), pred.astype(dtype)
+    labels = int(max(a.max(), b.max())) + 1
+    x, y = (torch.from_numpy(v).to(device) for v in (a, b))
+
+    def ours() -> Any:
+        found = overlap_counts(x, y, labels, boxes=boxes)
+        return found[0] if boxes else found
+
+    peers = [_simpleitk_side(a, b), _numpy_side(a, b, labels)]
+    if dtype == "uint8" and not boxes:
+        peers += [_monai_side(a, b, labels), _torchmetrics_side(a, b, labels)]
+    return Workload(
+        ours=Side(
+            "tenfold",
+            ours,
+            version=_version(),
+            kind="ours",
+            backend=partial(_backend, "overlap_counts", device),
+        ),
+        others=peers,
+        work=Work(bytes=float(a.nbytes + b.nbytes)),
+        keep=lambda result: result.cpu().numpy() if isinstance(result, torch.Tensor) else result,
+        note=note + f"; joint histogram of {labels} labels" + (" and boxes" if boxes else ""),
+    )
+
+
+def cases() -> list[Case]:
+    """All cases of the family."""
+    return [
+        Case("overlap.counts.u8.ts512", partial(_counts, "uint8", False)),
+        Case("overlap.counts.i16.ts512", partial(_counts, "int16", False)),
+        Case("overlap.counts_boxes.u8.ts512", partial(_counts, "uint8", True)),
+    ]
