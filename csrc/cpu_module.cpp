@@ -21,12 +21,12 @@
   extern const tenfold::LowRankKernels lowrank_kernels;     \
   extern const tenfold::DualKernels dual_kernels;           \
   extern const tenfold::SophiaKernels sophia_kernels;       \
-  extern const tenfold::OverlapKernels overlap_kernels;     \
-  extern const tenfold::SurfaceKernels surface_kernels;     \
   extern const tenfold::SoftdiceKernels softdice_kernels;   \
-  extern const tenfold::EdtKernels edt_kernels;             \
   extern const tenfold::VolumeKernels volume_kernels;       \
   extern const tenfold::ComponentKernels component_kernels; \
+  extern const tenfold::OverlapKernels overlap_kernels;     \
+  extern const tenfold::SurfaceKernels surface_kernels;     \
+  extern const tenfold::EdtKernels edt_kernels;             \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -51,37 +51,37 @@ struct Kernels {
   const DualKernels* dual;
   const SophiaKernels* sophia;
   const RowKernels* rows;
-  const OverlapKernels* overlap;
-  const SurfaceKernels* surface;
   const SoftdiceKernels* softdice;
-  const EdtKernels* edt;
   const VolumeKernels* volume;
   const ComponentKernels* components;
+  const OverlapKernels* overlap;
+  const SurfaceKernels* surface;
+  const EdtKernels* edt;
 };
 
 const std::map<std::string, Kernels>& tables() {
   static const std::map<std::string, Kernels> all = {
       {"baseline",
        {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
-        &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels,
-        &tf_baseline::softdice_kernels, &tf_baseline::edt_kernels, &tf_baseline::volume_kernels, &tf_baseline::component_kernels}},
+        &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::softdice_kernels, &tf_baseline::volume_kernels,
+        &tf_baseline::component_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels, &tf_baseline::edt_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2",
        {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::sophia_kernels,
-        &tf_avx2::row_kernels, &tf_avx2::overlap_kernels, &tf_avx2::surface_kernels, &tf_avx2::softdice_kernels, &tf_avx2::edt_kernels,
-        &tf_avx2::volume_kernels, &tf_avx2::component_kernels}},
+        &tf_avx2::row_kernels, &tf_avx2::softdice_kernels, &tf_avx2::volume_kernels, &tf_avx2::component_kernels, &tf_avx2::overlap_kernels,
+        &tf_avx2::surface_kernels, &tf_avx2::edt_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512",
        {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels,
-        &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels,
-        &tf_avx512::softdice_kernels, &tf_avx512::edt_kernels, &tf_avx512::volume_kernels, &tf_avx512::component_kernels}},
+        &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::softdice_kernels, &tf_avx512::volume_kernels,
+        &tf_avx512::component_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels, &tf_avx512::edt_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon",
        {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels, &tf_neon::sophia_kernels,
-        &tf_neon::row_kernels, &tf_neon::overlap_kernels, &tf_neon::surface_kernels, &tf_neon::softdice_kernels, &tf_neon::edt_kernels,
-        &tf_neon::volume_kernels, &tf_neon::component_kernels}},
+        &tf_neon::row_kernels, &tf_neon::softdice_kernels, &tf_neon::volume_kernels, &tf_neon::component_kernels, &tf_neon::overlap_kernels,
+        &tf_neon::surface_kernels, &tf_neon::edt_kernels}},
 #endif
   };
   return all;
@@ -442,9 +442,9 @@ PYBIND11_MODULE(_cpu, m) {
   bind_dual(m, kernels.dual);
   bind_sophia(m, kernels.sophia);
   bind_rows(m, kernels.rows);
+  bind_softdice(m, kernels.softdice);
+  bind_volume(m, kernels.volume, kernels.components);
   bind_overlap(m, kernels.overlap);
   bind_surface(m, kernels.surface);
-  bind_softdice(m, kernels.softdice);
   bind_edt(m, kernels.edt);
-  bind_volume(m, kernels.volume, kernels.components);
 }

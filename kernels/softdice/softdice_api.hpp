@@ -6,15 +6,15 @@
 
 namespace tenfold {
 
-constexpr int64_t kOverlapSums = 7;  // SUMS of softdice_reference.py, in that order
-enum OverlapSum : int { kIntersection, kPrediction, kPredictionSquared, kTarget, kTargetSquared, kLogPositive, kLogNegative };
+constexpr int64_t kSoftdiceSums = 7;  // SUMS of softdice_reference.py, in that order
+enum SoftdiceSum : int { kIntersection, kPrediction, kPredictionSquared, kTarget, kTargetSquared, kLogPositive, kLogNegative };
 enum Activation : int { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
 
 // Dtypes of labels and of label maps: DType of dtype.hpp, then the integers.
 enum LabelType : int { kLabelU8 = 4, kLabelI8 = 5, kLabelI16 = 6, kLabelI32 = 7, kLabelI64 = 8 };
 
 // [batches, classes, voxels] with strides in elements; class_stride is 0 for labels and masks.
-struct OverlapMap {
+struct SoftdiceMap {
   void* data;
   int dtype;
   int64_t batch_stride;
@@ -22,10 +22,10 @@ struct OverlapMap {
   int64_t voxel_stride;
 };
 
-struct SoftOverlapArgs {
-  OverlapMap logits;
-  OverlapMap target;  // labels, or a map with `dense`
-  OverlapMap mask;    // uint8; data null: every voxel counts
+struct SoftdiceArgs {
+  SoftdiceMap logits;
+  SoftdiceMap target;  // labels, or a map with `dense`
+  SoftdiceMap mask;    // uint8; data null: every voxel counts
   int64_t batches;
   int64_t classes;
   int64_t voxels;
@@ -37,17 +37,17 @@ struct SoftOverlapArgs {
   bool squares;
   bool logs;
   void* lse;        // [batches, voxels] in the dtype of the arithmetic; softmax only
-  double* sums;     // [batches, classes, kOverlapSums]: written forward, the gradient backward
+  double* sums;     // [batches, classes, kSoftdiceSums]: written forward, the gradient backward
   int64_t* bad;     // forward: how many labels are outside the classes
-  OverlapMap out;   // backward: the gradient of the logits, of their dtype
-  double* partial;  // CUDA forward: [batches, blocks, classes, kOverlapSums]
+  SoftdiceMap out;  // backward: the gradient of the logits, of their dtype
+  double* partial;  // CUDA forward: [batches, blocks, classes, kSoftdiceSums]
   int64_t blocks;   // CUDA
   int threads;
 };
 
 struct SoftdiceKernels {
-  void (*forward)(const SoftOverlapArgs&);
-  void (*backward)(const SoftOverlapArgs&);
+  void (*forward)(const SoftdiceArgs&);
+  void (*backward)(const SoftdiceArgs&);
 };
 
 }  // namespace tenfold

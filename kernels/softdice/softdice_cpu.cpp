@@ -5,7 +5,6 @@
 // in order, so that the number of threads changes nothing. Lanes sum at most kFlush tiles in the arithmetic's dtype, then go to double.
 #include "softdice_tile.hpp"
 
-#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 
 namespace TF_NS {
@@ -24,21 +23,21 @@ struct Pieces {
   }
 };
 
-// Where a lane's share of a sum is kept until it goes to double: [kOverlapSums, classes] registers.
+// Where a lane's share of a sum is kept until it goes to double: [kSoftdiceSums, classes] registers.
 template <class M>
 class LaneSums {
  public:
   using L = lanes_t<M>;
-  explicit LaneSums(int64_t classes) : classes_(classes), lanes_(static_cast<size_t>(classes * kOverlapSums * kW)) {}
+  explicit LaneSums(int64_t classes) : classes_(classes), lanes_(static_cast<size_t>(classes * kSoftdiceSums * kW)) {}
   void add(int sum, int64_t c, L value) {
     M* at = lanes_.data() + (sum * classes_ + c) * kW;
     store_lanes(at, load_lanes(at) + value);
   }
   void flush(double* sums) {
-    for (int64_t k = 0; k < kOverlapSums; ++k) {
+    for (int64_t k = 0; k < kSoftdiceSums; ++k) {
       for (int64_t c = 0; c < classes_; ++c) {
         M* at = lanes_.data() + (k * classes_ + c) * kW;
-        sums[c * kOverlapSums + k] += sum_lanes(load_lanes(at));
+        sums[c * kSoftdiceSums + k] += sum_lanes(load_lanes(at));
         store_lanes(at, L{});
       }
     }
@@ -93,7 +92,7 @@ void focal_values(const M* p, M* loss, int64_t padded, M gamma) {
 }
 
 template <class T>
-void softmax_labels(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lanes, double* sums) {
+void softmax_labels(Tile<T>& t, const SoftdiceArgs& a, LaneSums<math_t<T>>& lanes, double* sums) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   for (int64_t c = 0; c < t.classes; ++c) {
@@ -122,7 +121,7 @@ void softmax_labels(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& l
       loss += static_cast<double>(t.loss[v]);
     }
     if (y < 0) continue;
-    double* of = sums + y * kOverlapSums;
+    double* of = sums + y * kSoftdiceSums;
     of[kIntersection] += p;
     of[kTarget] += static_cast<double>(v - first);
     of[kTargetSquared] += static_cast<double>(v - first);
@@ -132,7 +131,7 @@ void softmax_labels(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& l
 
 // Any activation with a map of labels, and the sigmoid or none with integer labels.
 template <class T>
-void general_sums(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lanes) {
+void general_sums(Tile<T>& t, const SoftdiceArgs& a, LaneSums<math_t<T>>& lanes) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -140,7 +139,7 @@ void general_sums(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lan
     const M* x = t.row(c);
     const M* y = t.label_row(c);
     const M* e = t.room(c);
-    lanes_t<M> sum[kOverlapSums] = {};
+    lanes_t<M> sum[kSoftdiceSums] = {};
     for (int64_t i = 0; i < t.padded; i += kW) {
       const auto value = load_lanes(x + i), truth = load_lanes(y + i), keep = load_lanes(t.keep + i);
       lanes_t<M> p = value, positive{}, negative{};
@@ -165,16 +164,16 @@ void general_sums(Tile<T>& t, const SoftOverlapArgs& a, LaneSums<math_t<T>>& lan
         if (a.activation == kSigmoid) sum[kLogNegative] = sum[kLogNegative] + if_set(keep, if_set(rest, rest * negative));
       }
     }
-    for (int k = 0; k < kOverlapSums; ++k) lanes.add(k, c, sum[k]);
+    for (int k = 0; k < kSoftdiceSums; ++k) lanes.add(k, c, sum[k]);
   }
 }
 
 template <class T>
-void forward_of(const SoftOverlapArgs& a) {
+void forward_of(const SoftdiceArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
-  const int64_t total = a.batches * pieces.per_batch, width = a.classes * kOverlapSums;
+  const int64_t total = a.batches * pieces.per_batch, width = a.classes * kSoftdiceSums;
   std::vector<double> partial(static_cast<size_t>(total * width));
   std::vector<int64_t> bad(static_cast<size_t>(total));
   parallel_ranges(total, a.threads, [&](int64_t first, int64_t last) {
@@ -221,13 +220,13 @@ struct Slopes {
   std::vector<M> value;
   int64_t classes;
   bool squares = false;
-  Slopes(const double* grad, int64_t classes_) : value(static_cast<size_t>(classes_ * kOverlapSums)), classes(classes_) {
+  Slopes(const double* grad, int64_t classes_) : value(static_cast<size_t>(classes_ * kSoftdiceSums)), classes(classes_) {
     for (int64_t c = 0; c < classes; ++c) {
-      for (int64_t k = 0; k < kOverlapSums; ++k) {
+      for (int64_t k = 0; k < kSoftdiceSums; ++k) {
         const double factor = k == kPredictionSquared ? 2.0 : 1.0;
-        value[static_cast<size_t>(k * classes + c)] = static_cast<M>(factor * grad[c * kOverlapSums + k]);
+        value[static_cast<size_t>(k * classes + c)] = static_cast<M>(factor * grad[c * kSoftdiceSums + k]);
       }
-      squares = squares || grad[c * kOverlapSums + kPredictionSquared] != 0.0;
+      squares = squares || grad[c * kSoftdiceSums + kPredictionSquared] != 0.0;
     }
   }
   M of(int sum, int64_t c) const { return value[static_cast<size_t>(sum * classes + c)]; }
@@ -279,7 +278,7 @@ void finish_softmax(Tile<T>& t, const Slopes<math_t<T>>& g) {
 }
 
 template <class T>
-void backward_labels(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_labels(Tile<T>& t, const SoftdiceArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   probabilities(t, g);
@@ -308,7 +307,7 @@ void backward_labels(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T
 
 // Softmax with a map of labels.
 template <class T>
-void backward_map(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_map(Tile<T>& t, const SoftdiceArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -338,7 +337,7 @@ void backward_map(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>&
 
 // Sigmoid or none: every element for itself.
 template <class T>
-void backward_elements(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t<T>>& g) {
+void backward_elements(Tile<T>& t, const SoftdiceArgs& a, const Slopes<math_t<T>>& g) {
   using M = math_t<T>;
   constexpr int64_t kW = LanesOf<M>::count;
   const M gamma = static_cast<M>(a.gamma);
@@ -366,15 +365,12 @@ void backward_elements(Tile<T>& t, const SoftOverlapArgs& a, const Slopes<math_t
 }
 
 template <class T>
-void backward_of(const SoftOverlapArgs& a) {
+void backward_of(const SoftdiceArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
-  const int64_t reach =
-      1 + (a.batches - 1) * a.out.batch_stride + (a.classes - 1) * a.out.class_stride + (a.voxels - 1) * a.out.voxel_stride;
-  prefer_large_pages(a.out.data, reach * static_cast<int64_t>(sizeof(T)));
   std::vector<Slopes<M>> slopes;
-  for (int64_t b = 0; b < a.batches; ++b) slopes.emplace_back(a.sums + b * a.classes * kOverlapSums, a.classes);
+  for (int64_t b = 0; b < a.batches; ++b) slopes.emplace_back(a.sums + b * a.classes * kSoftdiceSums, a.classes);
   parallel_ranges(a.batches * pieces.per_batch, a.threads, [&](int64_t first, int64_t last) {
     Tile<T> t(a, tile);
     for (int64_t piece = first; piece < last; ++piece) {
@@ -410,11 +406,11 @@ void by_dtype(int dtype, const Run& run) {
   }
 }
 
-void forward(const SoftOverlapArgs& a) {
+void forward(const SoftdiceArgs& a) {
   by_dtype(a.logits.dtype, [&](auto zero) { forward_of<decltype(zero)>(a); });
 }
 
-void backward(const SoftOverlapArgs& a) {
+void backward(const SoftdiceArgs& a) {
   by_dtype(a.logits.dtype, [&](auto zero) { backward_of<decltype(zero)>(a); });
 }
 

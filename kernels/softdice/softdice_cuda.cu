@@ -31,13 +31,13 @@ __device__ M warp_sum(M x) {
 }
 
 template <class T>
-__device__ const T* item(const OverlapMap& map, int64_t b, int64_t c, int64_t v) {
+__device__ const T* item(const SoftdiceMap& map, int64_t b, int64_t c, int64_t v) {
   return static_cast<const T*>(map.data) + b * map.batch_stride + c * map.class_stride + v * map.voxel_stride;
 }
 
 // A label or an entry of a label map, as a number.
 template <class M>
-__device__ M target_at(const OverlapMap& map, int64_t b, int64_t c, int64_t v) {
+__device__ M target_at(const SoftdiceMap& map, int64_t b, int64_t c, int64_t v) {
   switch (map.dtype) {
     case kFloat32: return static_cast<M>(*item<float>(map, b, c, v));
     case kFloat64: return static_cast<M>(*item<double>(map, b, c, v));
@@ -57,7 +57,7 @@ struct Voxel {
   bool inside, keep, bad;
 };
 
-__device__ Voxel voxel_at(const OverlapArgs& a, int64_t b, int64_t v) {
+__device__ Voxel voxel_at(const SoftdiceArgs& a, int64_t b, int64_t v) {
   Voxel x = {b, v, -1, v < a.voxels, v < a.voxels, false};
   if (x.keep && a.mask.data != nullptr) x.keep = *item<uint8_t>(a.mask, b, 0, v) != 0;
   if (!x.inside || a.dense) return x;
@@ -70,12 +70,12 @@ __device__ Voxel voxel_at(const OverlapArgs& a, int64_t b, int64_t v) {
 }
 
 template <class M>
-__device__ M truth(const OverlapArgs& a, const Voxel& x, int64_t c) {
+__device__ M truth(const SoftdiceArgs& a, const Voxel& x, int64_t c) {
   return a.dense ? target_at<M>(a.target, x.b, c, x.v) : static_cast<M>(x.label == c ? 1 : 0);
 }
 
 template <class T>
-__device__ math_t<T> logit(const OverlapArgs& a, const Voxel& x, int64_t c) {
+__device__ math_t<T> logit(const SoftdiceArgs& a, const Voxel& x, int64_t c) {
   return to_math(*item<T>(a.logits, x.b, c, x.v));
 }
 
@@ -111,7 +111,7 @@ struct Logistic {
 
 // The log-sum-exp of a voxel's logits, in one pass (Milakov and Gimelshein, arXiv 1805.02867).
 template <class T>
-__device__ math_t<T> log_sum_exp(const OverlapArgs& a, const Voxel& x) {
+__device__ math_t<T> log_sum_exp(const SoftdiceArgs& a, const Voxel& x) {
   using M = math_t<T>;
   M top = -static_cast<M>(INFINITY), sum = 0;
   for (int64_t c = 0; c < a.classes; ++c) {
@@ -120,7 +120,7 @@ __device__ math_t<T> log_sum_exp(const OverlapArgs& a, const Voxel& x) {
       sum = sum * exp_of(top - z) + 1;
       top = z;
     } else {
-      sum += z == top && isinf(z) && z < 0 ? 0 : exp_of(z - top);
+      sum += z == -static_cast<M>(INFINITY) ? 0 : exp_of(z - top);
     }
   }
   return top + log_of(sum);
@@ -133,7 +133,7 @@ struct Parts {
 };
 
 template <class T>
-__device__ Parts<math_t<T>> parts_of(const OverlapArgs& a, const Voxel& x, int64_t c, math_t<T> lse) {
+__device__ Parts<math_t<T>> parts_of(const SoftdiceArgs& a, const Voxel& x, int64_t c, math_t<T> lse) {
   using M = math_t<T>;
   Parts<M> out = {0, 0, 0, 0};
   if (!x.keep || c >= a.classes) return out;
@@ -153,13 +153,13 @@ __device__ Parts<math_t<T>> parts_of(const OverlapArgs& a, const Voxel& x, int64
 }
 
 template <class T>
-__global__ void forward_kernel(OverlapArgs a) {
+__global__ void forward_kernel(SoftdiceArgs a) {
   using M = math_t<T>;
   __shared__ M tile[4][kRows][kThreads];
   __shared__ int64_t outside[kThreads];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int64_t b = blockIdx.y;
-  double* partial = a.partial + (b * a.blocks + blockIdx.x) * a.classes * kOverlapSums;
+  double* partial = a.partial + (b * a.blocks + blockIdx.x) * a.classes * kSoftdiceSums;
   int64_t bad = 0;
   for (int64_t first = int64_t{blockIdx.x} * kThreads; first < a.voxels; first += a.blocks * kThreads) {
     const bool begins = first == int64_t{blockIdx.x} * kThreads;
@@ -181,7 +181,7 @@ __global__ void forward_kernel(OverlapArgs a) {
       }
       __syncthreads();
       for (int k = warp; k < kRows; k += kWarps) {
-        M sum[kOverlapSums] = {};
+        M sum[kSoftdiceSums] = {};
         for (int j = lane; j < kThreads; j += kWarp) {
           const M p = tile[0][k][j], y = tile[1][k][j];
           sum[kIntersection] += p * y;
@@ -194,10 +194,10 @@ __global__ void forward_kernel(OverlapArgs a) {
             sum[kLogNegative] += tile[3][k][j];
           }
         }
-        for (int s = 0; s < kOverlapSums; ++s) {
+        for (int s = 0; s < kSoftdiceSums; ++s) {
           const double total = static_cast<double>(warp_sum(sum[s]));
           if (lane == 0 && chunk + k < a.classes) {
-            double* to = partial + (chunk + k) * kOverlapSums + s;
+            double* to = partial + (chunk + k) * kSoftdiceSums + s;
             *to = begins ? total : *to + total;
           }
         }
@@ -214,13 +214,13 @@ __global__ void forward_kernel(OverlapArgs a) {
 }
 
 template <class T>
-__global__ void backward_kernel(OverlapArgs a) {
+__global__ void backward_kernel(SoftdiceArgs a) {
   using M = math_t<T>;
   const int64_t b = blockIdx.y, v = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const Voxel x = voxel_at(a, b, v);
   if (!x.inside) return;
   T* out = static_cast<T*>(a.out.data) + b * a.out.batch_stride + v * a.out.voxel_stride;
-  const double* grad = a.sums + b * a.classes * kOverlapSums;
+  const double* grad = a.sums + b * a.classes * kSoftdiceSums;
   const M gamma = static_cast<M>(a.gamma);
   const bool softmax = a.activation == kSoftmax;
   const M lse = softmax ? static_cast<const M*>(a.lse)[b * a.voxels + v] : 0;
@@ -231,7 +231,7 @@ __global__ void backward_kernel(OverlapArgs a) {
         out[c * a.out.class_stride] = Round<T>::nearest(0);
         continue;
       }
-      const double* g = grad + c * kOverlapSums;
+      const double* g = grad + c * kSoftdiceSums;
       const M z = logit<T>(a, x, c), y = truth<M>(a, x, c);
       const Logistic<M> s(softmax ? 0 : z);
       const M p = softmax ? exp_of(z - lse) : (a.activation == kSigmoid ? s.p : z);
@@ -265,7 +265,7 @@ const char* launched() {
 
 }  // namespace
 
-const char* soft_overlap(const OverlapArgs& a, void* stream) {
+const char* soft_overlap(const SoftdiceArgs& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.blocks), static_cast<unsigned>(a.batches));
   switch (a.logits.dtype) {
     case kFloat64: forward_kernel<double><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
@@ -276,7 +276,7 @@ const char* soft_overlap(const OverlapArgs& a, void* stream) {
   return launched();
 }
 
-const char* soft_overlap_backward(const OverlapArgs& a, void* stream) {
+const char* soft_overlap_backward(const SoftdiceArgs& a, void* stream) {
   const dim3 grid(static_cast<unsigned>((a.voxels + kThreads - 1) / kThreads), static_cast<unsigned>(a.batches));
   switch (a.logits.dtype) {
     case kFloat64: backward_kernel<double><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;

@@ -7,7 +7,7 @@
 namespace tf_cuda {
 
 // Forward: sums of `blocks` blocks per batch item into `partial`, how many labels are outside the classes into bad [batches, blocks].
-const char* soft_overlap(const tenfold::OverlapArgs& a, void* stream);
-const char* soft_overlap_backward(const tenfold::OverlapArgs& a, void* stream);
+const char* soft_overlap(const tenfold::SoftdiceArgs& a, void* stream);
+const char* soft_overlap_backward(const tenfold::SoftdiceArgs& a, void* stream);
 
 }  // namespace tf_cuda

@@ -122,7 +122,7 @@ class Tile {
   std::vector<int32_t> label;                         // -1: left out, or behind the end; only without `dense`
   std::vector<M> extra;
 
-  Tile(const SoftOverlapArgs& a, int64_t tile_size)
+  Tile(const SoftdiceArgs& a, int64_t tile_size)
       : classes(a.classes), tile(tile_size), dense(a.dense), label(static_cast<size_t>(tile_size)), a_(a) {
     storage_.resize(static_cast<size_t>((classes + 9) * tile) + 64 / sizeof(M));
     M* at = storage_.data();
@@ -207,7 +207,7 @@ class Tile {
     }
   }
 
-  void write(const OverlapMap& out, int64_t b, int64_t first) {
+  void write(const SoftdiceMap& out, int64_t b, int64_t first) {
     constexpr int64_t kW = LanesOf<M>::count;
     for (int64_t c = 0; c < classes; ++c) {
       T* to = static_cast<T*>(out.data) + b * out.batch_stride + c * out.class_stride + first * out.voxel_stride;
@@ -235,7 +235,7 @@ class Tile {
     return bad;
   }
 
-  const SoftOverlapArgs& a_;
+  const SoftdiceArgs& a_;
   int64_t b_ = 0, first_ = 0;
   std::vector<M> storage_;
   std::vector<int64_t> left_out_;

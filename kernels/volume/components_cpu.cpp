@@ -3,8 +3,6 @@
 // something changes. Bound by reading the volume once, eight bytes at a time.
 #include "volume_api.hpp"
 
-#include "../core/pages.hpp"
-
 #include <cstring>
 #include <vector>
 
@@ -178,7 +176,6 @@ int64_t label(const ComponentArgs& a, int32_t* labels, const ComponentSink& sink
     for (size_t i = 0; i < found.size(); ++i) to[i] = found[i];
     if (labels != nullptr) {
       const int64_t width = a.size[2];
-      prefer_large_pages(labels, a.size[0] * a.size[1] * width * 4);
       for (int64_t r = 0; r < a.size[0] * a.size[1]; ++r) {
         int32_t* row = labels + r * width;
         int64_t x = 0;

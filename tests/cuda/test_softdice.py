@@ -65,7 +65,8 @@ def test_both_ways(gpu, monkeypatch, request, dtype, options, dense):
                 else True
             )
         step = {torch.bfloat16: 4e-3, torch.float16: 1e-3}.get(dtype, tolerance)
-        assert (found[0][2] - found[1][2]).abs().max() <= step * found[1][2].abs().max() + 1e-12
+        floor = 1e-12 if dtype == torch.float64 else 1e-6
+        assert (found[0][2] - found[1][2]).abs().max() <= step * found[1][2].abs().max() + floor
 
 
 def test_labels_outside_the_classes(gpu, monkeypatch, request):

@@ -339,18 +339,18 @@ def test_deep_supervision_of_pymic_and_nnunet():
 def test_signed_distance():
     """One voxel in a row: distances outside, 0 inside; a class that is absent has zeros."""
     labels = torch.tensor([[[0, 0, 1, 1, 1, 0]]])
-    got = tnn.signed_distance(labels, 3)
+    got = tnn.signed_distance_maps(labels, 3)
     assert torch.equal(got[0, 1, 0], torch.tensor([2.0, 1, 0, -1, 0, 1]))
     assert torch.equal(got[0, 0, 0], torch.tensor([-1.0, 0, 1, 2, 1, 0]))
     assert (got[0, 2] == 0).all()
-    scaled = tnn.signed_distance(labels, 2, (3.0, 0.5))
+    scaled = tnn.signed_distance_maps(labels, 2, (3.0, 0.5))
     assert torch.equal(scaled[0, 1, 0], torch.tensor([1.0, 0.5, 0, -0.5, 0, 0.5]))
 
 
 def test_boundary_loss():
     x, y = drawn(3, False)
     x.requires_grad_()
-    phi = tnn.signed_distance(y[:, 0], 3).double()
+    phi = tnn.signed_distance_maps(y[:, 0], 3).double()
     want = (x.softmax(1) * phi)[:, 1:].mean()
     (g_want,) = torch.autograd.grad(want, x)
     for target, one_hot in ((y, True), (phi, False)):
@@ -358,16 +358,6 @@ def test_boundary_loss():
         (g_got,) = torch.autograd.grad(got, x)
         assert abs(got - want) <= 1e-12
         torch.testing.assert_close(g_got, g_want, rtol=1e-9, atol=1e-12)
-
-
-def test_distances_are_scipys():
-    ndimage = pytest.importorskip("scipy.ndimage")
-    from tenfold.nn.boundary import _edt
-
-    generator = torch.Generator().manual_seed(2)
-    features = torch.rand(7, 9, 11, generator=generator).lt(0.02)
-    want = ndimage.distance_transform_edt(~features.numpy(), sampling=(3.0, 0.5, 0.7))
-    torch.testing.assert_close(_edt(features, (3.0, 0.5, 0.7)).double(), torch.from_numpy(want))
 
 
 def test_profiles_as_modules():

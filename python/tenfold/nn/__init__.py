@@ -1,6 +1,6 @@
 """Losses for segmentation as modules, with MONAI's names, arguments and defaults, on fused kernels."""
 
-from .boundary import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss, signed_distance
+from .boundary import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss, signed_distance_maps
 from .deep_supervision import DeepSupervisionLoss
 from .dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from .focal import DiceFocalLoss, FocalLoss
@@ -16,5 +16,5 @@ __all__ = [
     "HausdorffDTLoss",
     "LogHausdorffDTLoss",
     "TverskyLoss",
-    "signed_distance",
+    "signed_distance_maps",
 ]

@@ -9,18 +9,13 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.ops.softdice import soft_overlap
+from tenfold.ops.surface import edt, signed_distance
 
 from ._region import Activation, RegionLoss, as_labels
 
 
-def signed_distance(labels: Tensor, num_classes: int, spacing: float | Sequence[float] = 1.0) -> Tensor:
-    """The distance of each voxel to each class: positive outside, -(d - 1) inside, d to the nearest outside
-    voxel.
-
-    The level-set map of the boundary loss (Kervadec et al., arXiv 1812.07032), in mm with `spacing`, where
-    the
-    voxel at the boundary inside lies at zero: d - 1 becomes d - the smallest spacing. A class that is absent
-    or fills the image has zeros.
+def signed_distance_maps(labels: Tensor, num_classes: int, spacing: float | Sequence[float] = 1.0) -> Tensor:
+    """`tenfold.ops.signed_distance` of every class: the level sets of the boundary loss (arXiv 1812.07032).
 
     Args:
         labels: [B, *spatial] integers.
@@ -28,17 +23,16 @@ def signed_distance(labels: Tensor, num_classes: int, spacing: float | Sequence[
         spacing: of the spatial axes, in their order.
 
     Returns:
-        float32 [B, C, *spatial].
+        float32 [B, C, *spatial]: the distance to the class outside it, -(d - 1) inside for unit spacing,
+        zero for a class that is absent or fills the image. Computed on the CPU.
     """
-    steps = [spacing] * (labels.ndim - 1) if isinstance(spacing, (int, float)) else list(spacing)
-    out = labels.new_zeros((labels.shape[0], num_classes, *labels.shape[1:]), dtype=torch.float32)
-    for b in range(labels.shape[0]):
+    shape = (labels.shape[0], num_classes, *labels.shape[1:])
+    out = torch.empty(shape, dtype=torch.float32)
+    where = labels.cpu()
+    for b in range(shape[0]):
         for c in range(num_classes):
-            inside = labels[b] == c
-            if bool(inside.any()) and not bool(inside.all()):
-                to_inside, to_outside = _edt(inside, steps), _edt(~inside, steps)
-                out[b, c] = torch.where(inside, min(steps) - to_outside, to_inside)
-    return out
+            out[b, c] = signed_distance(where[b] == c, spacing)
+    return out.to(labels.device)
 
 
 class BoundaryLoss(nn.Module):
@@ -48,7 +42,7 @@ class BoundaryLoss(nn.Module):
     Args:
         include_background: False leaves class 0 out.
         to_onehot_y: the target is a label map [B, 1, *spatial]; False: a signed distance map of the input's
-            shape, made beforehand with `signed_distance`.
+            shape, made beforehand with `signed_distance_maps`.
         sigmoid, softmax: activation of the input, or neither.
         reduction: "mean" or "sum".
         spacing: of the spatial axes, for label maps.
@@ -79,7 +73,7 @@ class BoundaryLoss(nn.Module):
         loss is one pass each way.
         """
         if self.to_onehot_y:
-            target = signed_distance(as_labels(target[:, 0]), input.shape[1], self.spacing)
+            target = signed_distance_maps(as_labels(target[:, 0]), input.shape[1], self.spacing)
         if target.shape != input.shape:
             _checks.fail(ValueError, "target", f"shape {tuple(input.shape)} of input", tuple(target.shape))
         sums = soft_overlap(
@@ -145,8 +139,7 @@ class HausdorffDTLoss(RegionLoss):
             for c in range(values.shape[1]):
                 inside = values[b, c] > 0.5
                 if bool(inside.any()) and not bool(inside.all()):
-                    steps = [1.0] * inside.ndim
-                    field[b, c] = torch.where(inside, _edt(~inside, steps), _edt(inside, steps))
+                    field[b, c] = torch.where(inside, _edt(~inside), _edt(inside))
         return field
 
 
@@ -158,17 +151,7 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
         return torch.log1p(super().forward(input, target))
 
 
-def _edt(features: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Distance to the nearest True voxel, float32; minima over parabolas, axis by axis."""
-    squared = torch.where(features, 0.0, torch.inf).double()
-    for axis, step in enumerate(spacing):
-        size = features.shape[axis]
-        at = torch.arange(size, device=features.device, dtype=torch.float64) * step
-        apart = (at[:, None] - at[None, :]) ** 2
-        lines = squared.movedim(axis, -1)
-        shape = lines.shape
-        rows = lines.reshape(-1, size)
-        piece = max(1, (1 << 22) // max(1, size * size))
-        parts = [(part[:, None, :] + apart).amin(2) for part in rows.split(piece)]
-        squared = torch.cat(parts).reshape(shape).movedim(-1, axis)
-    return squared.sqrt().float()
+def _edt(features: Tensor, spacing: float | Sequence[float] = 1.0) -> Tensor:
+    """Distance to the nearest True voxel, float32, computed on the CPU."""
+    found: Tensor = edt(features.cpu(), spacing)
+    return found.to(features.device)

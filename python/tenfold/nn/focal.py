@@ -23,7 +23,7 @@ class FocalLoss(RegionLoss):
     Args:
         gamma: exponent, >= 0.
         alpha: a number: that of positive voxels, 1 - alpha that of negative ones (with use_softmax: of the
-            foreground classes and of class 0); or one per class.
+            foreground classes and of class 0); or one per class, of its positive voxels alone.
         weight: one number, or one per class that counts.
         reduction: "mean"; "sum", which as in MONAI is the mean over voxels summed over batch and classes; or
             "none", the loss of each voxel, which PyTorch computes.
@@ -112,7 +112,7 @@ class FocalLoss(RegionLoss):
                 _checks.fail(
                     ValueError, "alpha", f"one number for each of {like.shape[1]} classes", alpha.numel()
                 )
-            return alpha, (1.0 if self.use_softmax else 1 - alpha)
+            return alpha, 1.0
         if not self.use_softmax:
             return alpha, 1 - alpha
         if not self.include_background:
