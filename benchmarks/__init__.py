@@ -21,13 +21,9 @@ FAMILIES: dict[str, str] = {
     "dual": "dual",
     "logprob": "logprob",
     "sophia": "sophia",
-<<<<<<< HEAD
-    "overlap": "softdice",
-    "volume": "volume",
-=======
     "overlap": "overlap",
     "surface": "surface",
->>>>>>> gs
+    "volume": "volume",
 }
 
 

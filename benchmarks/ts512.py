@@ -96,5 +96,6 @@ def volumes(tiny: bool = False) -> tuple[Labels, Labels, str]:
         else "seeded ellipsoids (no real volume given)"
     )
     structures = len(np.unique(target)) - 1
-    note = f"{name}, {' x '.join(map(str, shape))}, {structures} structures, target against itself moved by 2 and 3 voxels"
+    size = " x ".join(map(str, shape))
+    note = f"{name}, {size}, {structures} structures, target against itself moved by 2 and 3 voxels"
     return target, moved(target), note

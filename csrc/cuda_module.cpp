@@ -391,9 +391,6 @@ PYBIND11_MODULE(_cuda, m) {
   bind_dual_cuda(m, on_device);
   bind_sophia_cuda(m, on_device);
   bind_rows_cuda(m, on_device);
-<<<<<<< HEAD
   bind_softdice_cuda(m, on_device);
-=======
   bind_overlap_cuda(m, on_device);
->>>>>>> gs
 }

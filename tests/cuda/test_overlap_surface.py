@@ -115,7 +115,8 @@ def test_metrics(device, edge):
         shape = tuple(int(n) for n in rng.integers(1, 12, ndim))
         a, b = (draw(rng, shape, 4, torch.uint8) for _ in range(2))
         options = (
-            [1, 2, 3, 9], [0, 1, 3, 4], [2.0, 0.5, 0.7][:ndim], [0.5, 1.0] * 3, [50.0, 95.0, 100.0], edge, [0], [], 1
+            [1, 2, 3, 9], [0, 1, 3, 4], [2.0, 0.5, 0.7][:ndim], [0.5, 1.0] * 3, [50.0, 95.0, 100.0], edge,
+            [0], [], 1,
         )  # fmt: skip
         got = surface_cuda.metrics(a.to(device), b.to(device), *options)
         for g, w in zip(got, surface_reference.metrics(a, b, *options), strict=True):

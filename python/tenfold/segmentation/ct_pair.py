@@ -124,8 +124,9 @@ def train_and_predict(config: SegrapConfig, folder: RunFolder, files: dict[str, 
     rest[start:stop] = False
     classes = np.searchsorted(known, labels.array).astype(np.int64)
     scale, statistics = _scaling(ct.array[rest], labels.array[rest])
+    patch = [min(most, -(-n // 8) * 8) for most, n in zip((24, 64, 64), piece.array.shape, strict=True)]
     recipe = Recipe(
-        classes=len(known), channels=1, features=[8, 16, 32, 64], dropout=[0.0] * 4, patch=[min(most, -(-n // 8) * 8) for most, n in zip((24, 64, 64), piece.array.shape, strict=True)],
+        classes=len(known), channels=1, features=[8, 16, 32, 64], dropout=[0.0] * 4, patch=patch,
         spacing=[3.0, 3.0, 3.0], statistics=[asdict(statistics)], task="ct",
     )  # fmt: skip
     cases = [
