@@ -30,7 +30,7 @@ _COMMANDS = {
 EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
 """Errors whose message is meant for the user: one line, no traceback."""
 
-_EXTRAS = {"run": "demo", "bench": "bench", "report": "run", "zolog": "run", "segrap": "run"}
+_EXTRAS = {"run": "demo", "bench": "bench", "report": "run", "zolog": "run", "segrap": "seg"}
 """Command -> the extra that brings the packages it may miss."""
 
 
