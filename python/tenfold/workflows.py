@@ -120,8 +120,11 @@ _ALL = (
         name="segrap",
         paper="SegRap2023: A Benchmark of Organs-at-Risk and Gross Tumor Volume Segmentation for "
         "Radiotherapy Planning of Nasopharyngeal Carcinoma (arXiv 2312.09576)",
-        families=("overlap", "surface"),
-        default="predictions for a real CT with 61 labelled structures scored and ranked",
+        families=("overlap", "surface", "softdice", "volume"),
+        default="82 structures of six real brains, each predicted in eight ways, scored and ranked",
+        config="tenfold.segmentation.segrap_config:SegrapConfig",
+        target="tenfold.segmentation.segrap:run",
+        ready=True,
     ),
     Workflow(
         name="ctsemcom",

@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = re.compile(r"(\w+(?:<(?:[^<>]|<[^<>]*>)*>)?)<<<(\w+), (\w+), 0, .*?>>>\((\w+)\)")
 
 
+FAMILIES = ("zo", "logprob", "lowrank", "dual", "sophia", "softdice", "overlap", "surface")
+
+
 def launches_as_calls(source: str) -> str:
     """`kernel<<<grid, threads, 0, stream>>>(p)` as a call of the emulator."""
     text, count = LAUNCH.subn(r"emulated_launch(\2, \3, \1, \4)", source)
@@ -27,16 +30,7 @@ def launches_as_calls(source: str) -> str:
 
 def build(
     folder: Path,
-    families: tuple[str, ...] = (
-        "zo",
-        "logprob",
-        "lowrank",
-        "dual",
-        "sophia",
-        "overlap",
-        "surface",
-        "softdice",
-    ),
+    families: tuple[str, ...] = FAMILIES,
 ) -> ModuleType:
     """Compile into `folder` and import; RuntimeError with the compiler's words if that fails."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "c++"

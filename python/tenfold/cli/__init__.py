@@ -23,13 +23,14 @@ _COMMANDS = {
     "doctor": ("tenfold.cli.show:doctor", "what is installed, which backend each op takes, what is missing"),
     "report": ("tenfold.cli.show:report", "make report.html of a run folder again"),
     "zolog": ("tenfold.cli.zolog:zolog", "logs of zeroth-order runs: info, replay, merge, undo"),
+    "segrap": ("tenfold.cli.segrap:segrap", "scores of segmentations: rank teams by their tables"),
 }
 """Command -> (function of its arguments, one line of help)."""
 
 EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
 """Errors whose message is meant for the user: one line, no traceback."""
 
-_EXTRAS = {"run": "demo", "bench": "bench", "report": "run", "zolog": "run"}
+_EXTRAS = {"run": "demo", "bench": "bench", "report": "run", "zolog": "run", "segrap": "seg"}
 """Command -> the extra that brings the packages it may miss."""
 
 

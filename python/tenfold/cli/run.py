@@ -12,7 +12,7 @@ from typing import Any
 from tenfold.cli import EXPLAINED, did_you_mean
 from tenfold.workflows import WORKFLOWS, Workflow
 
-__all__ = ["run"]
+__all__ = ["run", "run_workflow"]
 
 _USAGE = """usage: tenfold run NAME [--config FILE.yaml] [--field value ...] [--out DIR] [--resume]
 
@@ -23,12 +23,16 @@ tenfold run NAME --help shows the settings of a workflow.
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Exit code of `tenfold run`; 0 only if the run finished."""
+    """Exit code of `tenfold run`: 0 only if the run finished, 1 if it did and flagged faults of its input."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{_USAGE}\nReady: {', '.join(_ready())} (tenfold list shows all)")
         return 0 if arguments else 2
-    workflow = _workflow(arguments[0])
-    settings, out, resume = _settings(workflow, arguments[1:])
+    return run_workflow(_workflow(arguments[0]), arguments[1:])
+
+
+def run_workflow(workflow: Workflow, arguments: Sequence[str]) -> int:
+    """Exit code of one workflow, called with `arguments`."""
+    settings, out, resume = _settings(workflow, arguments)
     return _run(workflow, settings, out, resume)
 
 
@@ -64,9 +68,10 @@ def _settings(workflow: Workflow, arguments: Sequence[str]) -> tuple[Any, str | 
 
 def _parse(workflow: Workflow, arguments: Sequence[str]) -> dict[str, Any]:
     from tenfold.cli.parsing import make_parser, parse, with_config
+    from tenfold.runs.report import command
 
-    about = f"{workflow.paper}. Embedded default: {workflow.default}."
-    parser = make_parser(f"tenfold run {workflow.name}", about)
+    about = f"{workflow.paper}." + (f" Embedded default: {workflow.default}." if workflow.default else "")
+    parser = make_parser(command(workflow.name), about)
     with_config(parser, workflow.load_config())
     parser.add_argument(
         "--out", metavar="DIR", type=str, help="folder of the run (default: runs/NAME-DATE-TIME)"
@@ -78,6 +83,7 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     from tenfold.runs import RunFolder
+    from tenfold.runs.report import command
 
     if resume and out is not None and (Path(out) / "metrics.json").exists():
         print(f"{workflow.name} has already finished\nreport: {Path(out) / 'report.html'}")
@@ -85,10 +91,11 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     target = workflow.load_target()
     folder = RunFolder.create(workflow.name, config, out, resume)
     try:
-        target(config, folder)
+        result = target(config, folder)
     except KeyboardInterrupt:
         folder.log("interrupted")
-        print(f"go on with: tenfold run {workflow.name} --out {folder.path} --resume", file=sys.stderr)
+        again = f"{command(workflow.name)} --out {folder.path} --resume"
+        print(f"go on with: {again}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, EXPLAINED) and folder.discard():  # nothing to resume, nothing in the way
@@ -99,7 +106,7 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     if not folder.finished:
         raise AssertionError(f"{workflow.name} ended without finishing {folder.path}")
     _print_result(folder.path)
-    return 0
+    return int(getattr(result, "exit_code", 0))
 
 
 def _print_result(path: Path) -> None:

@@ -85,7 +85,8 @@ class RunFolder:
         path = _free_folder(Path(out) if out is not None else _default_path(name))
         found = path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", f"# tenfold run {name} --config config.yaml\n{_yaml(settings)}")
+        again = f"# {report_page.command(name)} --config config.yaml\n"
+        write_text(path / "config.yaml", again + _yaml(settings))
         write_json(path / "state" / "run.json", {"name": name})
         folder = cls(path, name, settings)
         folder._found = found

@@ -15,10 +15,15 @@ from tenfold.runs.figures import dark_svg
 from tenfold.runs.files import read_json, write_text
 from tenfold.runs.progress import duration
 
-__all__ = ["SCHEMA", "Claim", "Headline", "Report", "Section", "render", "to_json"]
+__all__ = ["SCHEMA", "Claim", "Headline", "Report", "Section", "command", "render", "to_json"]
 
 SCHEMA = "tenfold.report/1"
 
+_COMMANDS = {
+    "segrap-rank": "tenfold segrap rank",
+    "segrap-evaluate": "tenfold segrap evaluate",
+}
+"""Runs that are no workflow's."""
 _ROWS_SHOWN = 40
 _LARGEST_SVG = 1_500_000  # bytes; a scatter of a million points is shown as its PNG
 
@@ -109,9 +114,15 @@ def write_page(folder: Path, page: dict[str, Any], document: dict[str, Any]) -> 
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         sections=[_section(folder, page, section) for section in page["sections"]],
         facts=_facts(document),
+        command=command(document["name"]),
     )
     write_text(folder / "report.html", html)
     return folder / "report.html"
+
+
+def command(name: str) -> str:
+    """What makes a run of this name."""
+    return _COMMANDS.get(name, f"tenfold run {name}")
 
 
 def show_number(value: Any) -> str:

@@ -1,0 +1,91 @@
+"""Independent jobs on all cores of this machine, or on a cluster: joblib, with loky or dask behind it.
+
+Both give the same results in the same form. Jobs are handed out as workers become free, so that neither the
+jobs nor their results pile up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["run_jobs", "usable_cores"]
+
+CONNECT = 10.0
+"""Seconds to wait for a cluster's scheduler."""
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(
+    function: Callable[[Job], Done], jobs: Sequence[Job], *, workers: int = 0, cluster: str = ""
+) -> Iterator[Done]:
+    """`function(job)` of every job, as they are done.
+
+    Args:
+        function: importable, so that another process finds it.
+        jobs: picklable.
+        workers: processes; 0 for all usable cores, 1 for none but this one.
+        cluster: address of a dask scheduler ("tcp://host:8786"): its workers do the work, whatever
+            `workers` is. They must see the files under the same names.
+
+    Raises:
+        ModuleNotFoundError: `cluster` is given and dask.distributed is not installed.
+        RuntimeError: the scheduler cannot be reached, or a worker died (for want of memory, mostly).
+    """
+    if cluster:
+        yield from _on_cluster(function, jobs, cluster)
+        return
+    workers = min(workers or usable_cores(), max(len(jobs), 1))
+    if workers == 1:
+        for job in jobs:
+            yield _quiet(function, job)
+        return
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    parallel = joblib.Parallel(
+        n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
+    )
+    try:
+        yield from parallel(joblib.delayed(_quiet)(function, job) for job in jobs)
+    except TerminatedWorkerError as error:
+        raise RuntimeError(
+            f"workers: expected {workers} processes that stay alive, got one that was ended from outside, "
+            "as happens when memory runs out; --resume goes on, fewer --workers need less memory"
+        ) from error
+
+
+def _on_cluster(function: Callable[[Job], Done], jobs: Sequence[Job], address: str) -> Iterator[Done]:
+    import joblib
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT, set_as_default=True)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"cluster: expected a dask scheduler at {address}, got none ({error})") from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise RuntimeError(f"cluster: expected workers at {address}, got a scheduler without any")
+        with joblib.parallel_config(backend="dask", wait_for_workers_timeout=30):
+            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+            yield from parallel(joblib.delayed(_quiet)(function, job) for job in jobs)
+
+
+def _quiet(function: Callable[[Any], Done], job: Any) -> Done:
+    """One thread per worker: the cores are taken by the other workers."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(job)
+    finally:
+        torch.set_num_threads(before)
