@@ -6,6 +6,7 @@
 #include "isa.hpp"
 #include "logprob/logprob_api.hpp"
 #include "lowrank_door.hpp"
+#include "mmd_door.hpp"
 #include "rows_door.hpp"
 #include "sophia_door.hpp"
 
@@ -17,6 +18,7 @@
   extern const tenfold::LowRankKernels lowrank_kernels; \
   extern const tenfold::DualKernels dual_kernels;       \
   extern const tenfold::SophiaKernels sophia_kernels;   \
+  extern const tenfold::MmdKernels mmd_kernels;         \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -41,27 +43,28 @@ struct Kernels {
   const DualKernels* dual;
   const SophiaKernels* sophia;
   const RowKernels* rows;
+  const MmdKernels* mmd;
 };
 
 const std::map<std::string, Kernels>& tables() {
   static const std::map<std::string, Kernels> all = {
       {"baseline",
        {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
-        &tf_baseline::sophia_kernels, &tf_baseline::row_kernels}},
+        &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::mmd_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2",
        {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::sophia_kernels,
-        &tf_avx2::row_kernels}},
+        &tf_avx2::row_kernels, &tf_avx2::mmd_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512",
        {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels,
-        &tf_avx512::sophia_kernels, &tf_avx512::row_kernels}},
+        &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::mmd_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon",
        {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels, &tf_neon::sophia_kernels,
-        &tf_neon::row_kernels}},
+        &tf_neon::row_kernels, &tf_neon::mmd_kernels}},
 #endif
   };
   return all;
@@ -422,4 +425,5 @@ PYBIND11_MODULE(_cpu, m) {
   bind_dual(m, kernels.dual);
   bind_sophia(m, kernels.sophia);
   bind_rows(m, kernels.rows);
+  bind_mmd(m, kernels.mmd);
 }
