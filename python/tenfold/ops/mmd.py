@@ -1,0 +1,623 @@
+"""Kernel mean discrepancies between samples: how far two sets of points are from one distribution.
+
+    k(a, b) = sum_u exp(-|a - b|^2 / (base * factor_u))
+
+The kernel matrix is never in memory: it is made in tiles, and the gradient with it, so that memory grows with
+the number of points.  Sums are float64; points are centred by their joint mean first, so that features far
+from the origin lose nothing.  Widths are constants for the gradient, as in the code of the papers.
+
+Gretton et al., "A kernel two-sample test" (JMLR 2012); Long et al., DAN (arXiv 1502.02791); Kang et al., CAN
+(arXiv 1901.00976); Zhu et al., "Deep subdomain adaptation network" (LMMD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tenfold import _arrays, _checks
+from tenfold._backend import OPS, chosen_backend
+
+ESTIMATORS = ("biased", "unbiased", "linear")
+BANDWIDTHS = ("mean", "median", "tllib")
+MAX_KERNELS = 32
+FLOOR = 1e-5
+
+OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "reference"))
+
+
+class ContrastiveDiscrepancy(NamedTuple):
+    """intra, inter: [B] (or scalars). matrix: [B, C, C] (or [C, C]) float64, without gradient.
+
+    matrix[a, b] is the biased squared MMD between source class a and target class b, NaN where one of them
+    has fewer than min_count points. intra is the mean of the diagonal, inter of the rest.
+    """
+
+    intra: Any
+    inter: Any
+    matrix: Any
+
+
+# ---- the dispatcher's side ---------------------------------------------------------------------------------
+
+_LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
+_LIBRARY.define(
+    "mmd(Tensor x, Tensor y, Tensor? v, Tensor? base, float[] factors, float floor, bool unbiased, "
+    "bool by_column, bool gradient) -> (Tensor value, Tensor base_used, Tensor grad)"
+)
+_LIBRARY.define(
+    "cdd(Tensor s, Tensor ys, Tensor t, Tensor yt, int classes, float[] factors, float floor, bool clamp, "
+    "int min_count, bool gradient) -> (Tensor intra, Tensor inter, Tensor matrix, Tensor grad_intra, "
+    "Tensor grad_inter)"
+)
+
+
+def _backend(op: str, device: torch.device) -> Any:
+    if chosen_backend(op, device.type) == "reference":
+        from tenfold.kernels.mmd import mmd_reference as module
+    else:
+        from tenfold.kernels.mmd import mmd_native as module
+    return module
+
+
+def _float(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _mmd(x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    from tenfold.kernels.mmd.mmd_reference import Pairs
+
+    value, used, gradient = _backend("mmd", x.device).pairs(x, y, v, base, Pairs(*options))
+    return value.to(_float(x, y)), used, gradient
+
+
+def _mmd_fake(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    base: Tensor | None,
+    factors: Sequence[float],
+    floor: float,
+    unbiased: bool,
+    by_column: bool,
+    gradient: bool,
+) -> tuple[Tensor, ...]:
+    batch, points, dtype = x.shape[0], x.shape[1] + y.shape[1], _float(x, y)
+    shape = (batch, v.shape[2]) if by_column and v is not None else (batch,)
+    kept = (batch, points, x.shape[2]) if gradient else (0,)
+    return (
+        x.new_empty(shape, dtype=dtype),
+        x.new_empty(batch, dtype=torch.float64),
+        x.new_empty(kept, dtype=dtype),
+    )
+
+
+def _cdd(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    from tenfold.kernels.mmd.mmd_reference import Contrast
+
+    module = _backend("cdd", s.device)
+    intra, inter, matrix, *gradients = module.contrast(s, ys, t, yt, Contrast(*options))
+    return intra.to(_float(s, t)), inter.to(_float(s, t)), matrix, *gradients
+
+
+def _cdd_fake(
+    s: Tensor,
+    ys: Tensor,
+    t: Tensor,
+    yt: Tensor,
+    classes: int,
+    factors: Sequence[float],
+    floor: float,
+    clamp: bool,
+    min_count: int,
+    gradient: bool,
+) -> tuple[Tensor, ...]:
+    batch, points, dtype = s.shape[0], s.shape[1] + t.shape[1], _float(s, t)
+    kept = (batch, points, s.shape[2]) if gradient else (0,)
+    return (
+        s.new_empty(batch, dtype=dtype),
+        s.new_empty(batch, dtype=dtype),
+        s.new_empty((batch, classes, classes), dtype=torch.float64),
+        s.new_empty(kept, dtype=dtype),
+        s.new_empty(kept, dtype=dtype),
+    )
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that say so when somebody differentiates them again: the widths are held, terms would miss."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("tenfold: the kernel discrepancies can be differentiated once, not twice")
+
+
+def _scaled(scale: Tensor, gradient: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The saved gradient times the incoming one, in the dtypes of x and y."""
+    full = gradient * scale.to(gradient.dtype)[:, None, None]
+    n = x.shape[1]
+    return full[:, :n].to(x.dtype), full[:, n:].to(y.dtype)
+
+
+def _guarded(gradients: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Once.apply(gradients[0], x, y), _Once.apply(gradients[1], x, y)
+    return gradients
+
+
+def _mmd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, y = inputs[:2]
+    ctx.by_column = inputs[7]
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(output[2], x, y)
+
+
+def _mmd_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    if ctx.by_column:
+        raise RuntimeError("tenfold.mmd: values by column have no gradient")
+    kept, x, y = ctx.saved_tensors
+    gx, gy = _guarded(_scaled(grad, kept, x, y), x, y)
+    return (gx, gy, *(None,) * 7)
+
+
+def _cdd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(output[3], output[4], inputs[0], inputs[2])
+
+
+def _cdd_backward(ctx: Any, grad_intra: Tensor, grad_inter: Tensor, *_: Any) -> tuple[Any, ...]:
+    intra, inter, s, t = ctx.saved_tensors
+    full = intra * grad_intra.to(intra.dtype)[:, None, None]
+    full = full + inter * grad_inter.to(intra.dtype)[:, None, None]
+    n = s.shape[1]
+    gs, gt = _guarded((full[:, :n].to(s.dtype), full[:, n:].to(t.dtype)), s, t)
+    return (gs, None, gt, *(None,) * 7)
+
+
+for _name, _kernel, _fake, _backward, _setup in (
+    ("mmd", _mmd, _mmd_fake, _mmd_backward, _mmd_setup),
+    ("cdd", _cdd, _cdd_fake, _cdd_backward, _cdd_setup),
+):
+    _LIBRARY.impl(_name, _kernel, "CPU")
+    _LIBRARY.impl(_name, _kernel, "CUDA")
+    torch.library.register_fake(f"tenfold::{_name}", _fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"tenfold::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)
+
+
+def _watched(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------
+
+
+def _points(name: str, value: Any) -> Tensor:
+    points = _checks.tensor(name, _arrays.as_tensor(name, value, write=False))
+    if points.ndim not in (2, 3):
+        _checks.fail(ValueError, name, "shape [N, d] or [B, N, d]", tuple(points.shape))
+    if points.shape[-2] == 0 or points.shape[-1] == 0:
+        _checks.fail(ValueError, name, "at least one point of at least one dimension", tuple(points.shape))
+    return points
+
+
+def _samples(names: tuple[str, str], x: Any, y: Any) -> tuple[Tensor, Tensor, bool]:
+    """Both as [B, N, d], and whether they came without a batch."""
+    a, b = _points(names[0], x), _points(names[1], y)
+    if a.device != b.device:
+        _checks.fail(TypeError, names[1], f"the device of {names[0]} ({a.device})", b.device)
+    if a.dtype != b.dtype:
+        _checks.fail(TypeError, names[1], f"the dtype of {names[0]} ({a.dtype})", b.dtype)
+    if a.ndim != b.ndim or a.shape[-1] != b.shape[-1] or a.shape[:-2] != b.shape[:-2]:
+        expected = f"shape {[*a.shape[:-2], 'M', a.shape[-1]]} as {names[0]} has it"
+        _checks.fail(ValueError, names[1], expected, tuple(b.shape))
+    single = a.ndim == 2
+    return (a[None], b[None], True) if single else (a, b, False)
+
+
+def factors_of(kernels: int, mul: float, middle: int | None = None) -> list[float]:
+    """mul^(u - kernels // 2) for u = 0 .. kernels - 1: the widths as multiples of the base."""
+    kernels = _checks.integer("kernels", kernels, 1, MAX_KERNELS)
+    mul = _checks.real("mul", mul, positive=True)
+    middle = kernels // 2 if middle is None else middle
+    return [mul ** (u - middle) for u in range(kernels)]
+
+
+def _ascending(factors: Sequence[float]) -> list[float]:
+    return sorted(factors)
+
+
+def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
+    if isinstance(bandwidth, Tensor):
+        base = _checks.tensor("bandwidth", bandwidth).detach().to(like.device, torch.float64)
+    else:
+        value = _checks.real("bandwidth", bandwidth, positive=True)
+        base = torch.tensor(value, dtype=torch.float64, device=like.device)
+    if base.ndim > 1 or (base.ndim == 1 and base.shape[0] != like.shape[0]):
+        expected = f"a number or one for each of {like.shape[0]} problems"
+        _checks.fail(ValueError, "bandwidth", expected, f"shape {tuple(base.shape)}")
+    return base.expand(like.shape[0])
+
+
+def median_distance(x: Any) -> Any:
+    """The median of |x_i - x_j|^2 over all ordered pairs (i == j among them), the lower one of two.
+
+    Exact to the rounding of the distances and without a list of pairs: three passes count float patterns.
+
+    Args:
+        x: [N, d] or [B, N, d], float32, float64, bfloat16 or float16.
+
+    Returns:
+        A float64 scalar, or [B].
+
+    Raises:
+        TypeError, ValueError: another dtype, shape, or no points.
+    """
+    points = _points("x", x)
+    single = points.ndim == 2
+    points = (points[None] if single else points).detach()
+    found = _backend("mmd", points.device).median_distance(points)
+    finite = torch.isfinite(points).flatten(1).all(1)
+    found = torch.where(finite, found, float("nan"))
+    return _arrays.kind_of(x)(found[0] if single else found)
+
+
+def _base(bandwidth: Any, x: Tensor, y: Tensor, floor: float) -> Tensor | None:
+    if not isinstance(bandwidth, str):
+        return _given_base(bandwidth, x)
+    _checks.choice("bandwidth", bandwidth, BANDWIDTHS)
+    if bandwidth == "mean":
+        return None
+    if bandwidth == "median":
+        return median_distance(x.detach()).clamp_min(floor)
+    from tenfold.kernels.mmd.mmd_reference import centred, mean_distance
+
+    n = x.shape[1] + y.shape[1]  # TLlib's mean is over all n^2 pairs
+    return (mean_distance(centred(x.detach(), y.detach())) * ((n - 1) / n)).clamp_min(floor)
+
+
+def _weights(weights: Any, x: Tensor, y: Tensor) -> Tensor | None:
+    if weights is None:
+        return None
+    parts = []
+    for name, given, like, sign in (
+        ("weights[0]", *_pair("weights", weights, 0), x, 1.0),
+        ("weights[1]", *_pair("weights", weights, 1), y, -1.0),
+    ):
+        w = _checks.tensor(name, _arrays.as_tensor(name, given, write=False)).detach()
+        if w.shape not in ((like.shape[1],), like.shape[:2]):
+            _checks.fail(ValueError, name, f"shape {(like.shape[1],)} or {tuple(like.shape[:2])}", tuple(w.shape))
+        if bool((w < 0).any()) or not bool((w.sum(-1) > 0).all()):
+            _checks.fail(ValueError, name, "weights >= 0 with a positive sum", "others")
+        w = w.to(_float(x))
+        parts.append((sign * w / w.sum(-1, keepdim=True)).expand(like.shape[:2]))
+    return torch.cat(parts, 1)[..., None]
+
+
+def _pair(name: str, value: Any, index: int) -> tuple[Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        _checks.fail(TypeError, name, "a pair (weights of x, weights of y)", _checks.describe(value))
+    return (value[index],)
+
+
+# ---- the public functions -------------------------------------------------------------------------------------
+
+
+def mmd_with_base(
+    x: Any,
+    y: Any,
+    *,
+    kernels: int = 5,
+    mul: float = 2.0,
+    bandwidth: Any = "mean",
+    estimator: str = "biased",
+    weights: Any = None,
+    floor: float = FLOOR,
+) -> tuple[Any, Any]:
+    """As `mmd`, and the base of the widths, float64: a warning light for features that shrink to a point."""
+    a, b, single = _samples(("x", "y"), x, y)
+    _checks.choice("estimator", estimator, ESTIMATORS)
+    floor = _checks.real("floor", floor, positive=True)
+    if estimator == "unbiased" and min(a.shape[1], b.shape[1]) < 2:
+        expected = "at least two points on both sides for the unbiased estimator"
+        _checks.fail(ValueError, "x" if a.shape[1] < 2 else "y", expected, "one")
+    if weights is not None and estimator != "biased":
+        _checks.fail(ValueError, "weights", "estimator='biased' with weights", repr(estimator))
+    tllib = isinstance(bandwidth, str) and bandwidth == "tllib"
+    factors = [2.0 * f for f in factors_of(kernels, mul, 3)] if tllib else factors_of(kernels, mul)
+    base = None if isinstance(bandwidth, str) and bandwidth == "mean" else _base(bandwidth, a, b, floor)
+    if estimator == "linear":
+        value, base = _ring(a, b, factors, base, floor)
+    else:
+        value, base, _ = torch.ops.tenfold.mmd(
+            a,
+            b,
+            _weights(weights, a, b),
+            base,
+            _ascending(factors),
+            floor,
+            estimator == "unbiased",
+            False,
+            _watched(a, b),
+        )
+    to = _arrays.kind_of(x)
+    return to(value[0] if single else value), to(base[0] if single else base)
+
+
+def mmd(
+    x: Any,
+    y: Any,
+    *,
+    kernels: int = 5,
+    mul: float = 2.0,
+    bandwidth: Any = "mean",
+    estimator: str = "biased",
+    weights: Any = None,
+    floor: float = FLOOR,
+) -> Any:
+    """Squared maximum mean discrepancy with a sum of Gaussian kernels (MK-MMD), batched.
+
+    k(a, b) = sum_u exp(-|a - b|^2 / (base * mul^(u - kernels // 2))), u = 0 .. kernels - 1.
+
+    Args:
+        x: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16 (arithmetic in float32, sums float64).
+        y: [M, d] or [B, M, d], same dtype and device. N and M may differ.
+        kernels: how many widths, 1 to 32.
+        mul: the ratio from one width to the next, > 0.
+        bandwidth: the base. "mean": mean of |z_i - z_j|^2 over i != j of the pooled points (DAN, DSAN,
+            MS-MDA); "median": exact median over x alone, zeros included (pytorch-adapt); "tllib": widths
+            2 * mul^(u - 3) times the mean over all pairs (Transfer-Learning-Library); or a number, or [B].
+            A constant for the gradient.
+        estimator: "biased" (V-statistic, >= 0), "unbiased" (U-statistic, may be negative), or "linear": pairs
+            of neighbours in a ring, O(N), needs N == M.
+        weights: a pair of weights >= 0, [N] or [B, N] and [M] or [B, M], normalised to sum 1; biased only.
+        floor: the least base, so that equal points give 0 and not 0/0.
+
+    Returns:
+        A scalar, or [B]; float32 (float64 for float64 input). Differentiable once in x and y; memory O((N +
+        M) d) at any size, the gradient made in the forward pass and scaled in backward.
+
+    Raises:
+        TypeError: another dtype, or x and y differ in dtype or device.
+        ValueError: another shape, no points, one point for "unbiased", N != M for "linear", an unknown name,
+            a number out of range.
+    """
+    return mmd_with_base(
+        x,
+        y,
+        kernels=kernels,
+        mul=mul,
+        bandwidth=bandwidth,
+        estimator=estimator,
+        weights=weights,
+        floor=floor,
+    )[0]
+
+
+def _ring(
+    x: Tensor, y: Tensor, factors: Sequence[float], base: Tensor | None, floor: float
+) -> tuple[Tensor, Tensor]:
+    """Gretton's linear-time estimate over the ring of neighbours, as MS-MDA and TLlib write it."""
+    from tenfold.kernels.mmd.mmd_reference import centred, mean_distance
+
+    if x.shape[1] != y.shape[1]:
+        _checks.fail(ValueError, "y", f"{x.shape[1]} points, as many as x, for the linear estimator", y.shape[1])
+    dtype = _float(x, y)
+    if base is None:
+        base = mean_distance(centred(x.detach(), y.detach())).clamp_min(floor)
+    x, y = x.to(dtype), y.to(dtype)
+    next_x, next_y = x.roll(-1, 1), y.roll(-1, 1)
+    near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
+    widths = base[:, None] * torch.tensor(factors, dtype=torch.float64, device=x.device)
+    k = torch.exp(-near[..., None] / widths.to(dtype)[:, None, :]).sum(-1)
+    return (k[0] + k[1] - k[2] - k[3]).mean(-1), base
+
+
+def linear_mmd(x: Any, y: Any) -> Any:
+    """|mean x - mean y|^2, the squared MMD of the linear kernel (DDC, Tzeng et al., arXiv 1412.3474).
+
+    Args:
+        x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d], floating, same dtype and device.
+
+    Returns:
+        A scalar, or [B]; differentiable any number of times.
+
+    Raises:
+        TypeError, ValueError: as `mmd`.
+    """
+    a, b, single = _samples(("x", "y"), x, y)
+    dtype = _float(a, b)
+    value = (a.to(dtype).mean(1) - b.to(dtype).mean(1)).square().sum(-1)
+    return _arrays.kind_of(x)(value[0] if single else value)
+
+
+def weighted_mmd(z: Any, v: Any, base: Any, *, kernels: int = 5, mul: float = 2.0, floor: float = FLOOR) -> Any:
+    """sum_ij (sum_c v_ic v_jc) k(z_i, z_j): a quadratic form of the kernel, of which MMD and LMMD are cases.
+
+    Args:
+        z: [n, d] or [B, n, d]: float32, float64, bfloat16 or float16.
+        v: [n] or [n, C], or [B, n, C]; a constant for the gradient.
+        base: the base of the widths, a number or [B] (see `mmd`), or "mean".
+        kernels, mul, floor: as `mmd`.
+
+    Returns:
+        A scalar, or [B]. Differentiable once in z.
+
+    Raises:
+        TypeError, ValueError: as `mmd`; v of another shape.
+    """
+    points = _points("z", z)
+    single = points.ndim == 2
+    points = points[None] if single else points
+    w = _checks.tensor("v", _arrays.as_tensor("v", v, write=False)).detach().to(points.device)
+    w = w[:, None] if w.ndim == 1 else w
+    w = w[None] if w.ndim == 2 else w
+    if w.ndim != 3 or w.shape[1] != points.shape[1] or w.shape[0] not in (1, points.shape[0]) or not w.shape[2]:
+        n = points.shape[1]
+        _checks.fail(ValueError, "v", f"shape [{n}], [{n}, C] or [B, {n}, C]", tuple(v.shape))
+    floor = _checks.real("floor", floor, positive=True)
+    factors = _ascending(factors_of(kernels, mul))
+    if isinstance(base, str):
+        given = None
+        _checks.choice("base", base, ("mean",))
+    else:
+        given = _given_base(base, points)
+    empty = points[:, :0]
+    value, _, _ = torch.ops.tenfold.mmd(
+        points, empty, w, given, factors, floor, False, False, _watched(points)
+    )
+    return _arrays.kind_of(z)(value[0] if single else value)
+
+
+def _labels(name: str, value: Any, like: Tensor, single: bool, classes: int) -> Tensor:
+    labels = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (torch.int64,))
+    labels = labels[None] if single and labels.ndim == 1 else labels
+    if labels.shape != like.shape[:2]:
+        expected = tuple(like.shape[1:2]) if single else tuple(like.shape[:2])
+        _checks.fail(ValueError, name, f"shape {expected}", tuple(labels.shape))
+    if labels.device != like.device:
+        _checks.fail(TypeError, name, f"the device of its points ({like.device})", labels.device)
+    if not torch.compiler.is_compiling() and labels.numel():
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < -1 or high >= classes:
+            _checks.fail(ValueError, name, f"labels in [-1, {classes})", low if low < -1 else high)
+    return labels
+
+
+def cdd(
+    s: Any,
+    ys: Any,
+    t: Any,
+    yt: Any,
+    num_classes: int,
+    *,
+    kernels: int = 5,
+    mul: float = 2.0,
+    min_count: int = 2,
+    clamp: str = "none",
+    floor: float = FLOOR,
+) -> ContrastiveDiscrepancy:
+    """Contrastive domain discrepancy: the MMD between classes of a source and of a target (CAN).
+
+    For source class a and target class b, M_ab is the biased squared MMD with the mean distance within their
+    union as base. `intra` is the mean of M_aa, `inter` the mean of M_ab over a != b; CDD = intra - inter.
+
+    Args:
+        s: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16. t: [M, d] or [B, M, d], same dtype.
+        ys, yt: int64 labels in [-1, num_classes), shaped as the points; -1 leaves a point out.
+        num_classes: C >= 1.
+        kernels, mul, floor: as `mmd`.
+        min_count: a pair of classes counts only with that many points on both sides, >= 1.
+        clamp: "none", or "can" for CAN's own |.|^2 / width clamped to [1e-5, 1e5].
+
+    Returns:
+        (intra, inter, matrix); a mean without pairs that count is 0. Differentiable once in s and t.
+
+    Raises:
+        TypeError, ValueError: as `mmd`; labels of another dtype, shape or range.
+    """
+    a, b, single = _samples(("s", "t"), s, t)
+    classes = _checks.integer("num_classes", num_classes, 1, 2**31 - 1)
+    source = _labels("ys", ys, a, single, classes)
+    target = _labels("yt", yt, b, single, classes)
+    least = _checks.integer("min_count", min_count, 1, 2**31 - 1)
+    _checks.choice("clamp", clamp, ("none", "can"))
+    floor = _checks.real("floor", floor, positive=True)
+    factors = _ascending(factors_of(kernels, mul))
+    intra, inter, matrix, _, _ = torch.ops.tenfold.cdd(
+        a, source, b, target, classes, factors, floor, clamp == "can", least, _watched(a, b)
+    )
+    to = _arrays.kind_of(s)
+    parts = (to(v[0] if single else v) for v in (intra, inter, matrix))
+    return ContrastiveDiscrepancy(*parts)
+
+
+def lmmd(
+    s: Any,
+    ys: Any,
+    t: Any,
+    q: Any,
+    *,
+    kernels: int = 5,
+    mul: float = 2.0,
+    bandwidth: Any = "mean",
+    floor: float = FLOOR,
+) -> Any:
+    """Local MMD: class by class, source points by label and target points by predicted probability (DSAN).
+
+    sum over classes present on both sides (by label and by arg max) of the MMD of the weighted samples,
+    divided by their number; 0 if there is none.
+
+    Args:
+        s: [N, d] or [B, N, d]; t: [M, d] or [B, M, d]; N and M may differ.
+        ys: [N] or [B, N] int64 labels in [-1, C), -1: left out.
+        q: [M, C] or [B, M, C], class probabilities of the target points; a constant for the gradient.
+        kernels, mul, bandwidth, floor: as `mmd`.
+
+    Returns:
+        A scalar, or [B]. Differentiable once in s and t.
+
+    Raises:
+        TypeError, ValueError: as `mmd`; q of another shape or negative.
+    """
+    a, b, single = _samples(("s", "t"), s, t)
+    soft = _checks.tensor("q", _arrays.as_tensor("q", q, write=False)).detach()
+    soft = soft[None] if single and soft.ndim == 2 else soft
+    if soft.ndim != 3 or soft.shape[:2] != b.shape[:2]:
+        _checks.fail(ValueError, "q", f"shape {[*b.shape[int(single) : 2], 'C']}", tuple(q.shape))
+    classes = soft.shape[2]
+    labels = _labels("ys", ys, a, single, classes)
+    floor = _checks.real("floor", floor, positive=True)
+    v = lmmd_weights(labels, soft.to(_float(a, b)))
+    base = None if isinstance(bandwidth, str) and bandwidth == "mean" else _base(bandwidth, a, b, floor)
+    value, _, _ = torch.ops.tenfold.mmd(
+        a, b, v, base, _ascending(factors_of(kernels, mul)), floor, False, False, _watched(a, b)
+    )
+    return _arrays.kind_of(s)(value[0] if single else value)
+
+
+def lmmd_weights(labels: Tensor, q: Tensor) -> Tensor:
+    """v [B, N + M, C] with sum_ij (v v^T)_ij k_ij = the local MMD of labels [B, N] and probabilities q."""
+    classes = q.shape[2]
+    onehot = torch.nn.functional.one_hot(labels.clamp_min(0), classes).to(q.dtype)
+    onehot = onehot * (labels >= 0)[..., None]
+    top = torch.nn.functional.one_hot(q.argmax(-1), classes)
+    kept = (onehot.sum(1) > 0) & (top.sum(1) > 0)
+    p = onehot / onehot.sum(1, keepdim=True).clamp_min(1.0)
+    total = q.sum(1, keepdim=True)
+    shares = q / torch.where(total > 0, total, 1.0)
+    scale = kept.to(q.dtype) / kept.sum(1, keepdim=True).clamp_min(1).to(q.dtype).sqrt()
+    return torch.cat((p, -shares), 1) * scale[:, None]
+
+
+def coral(x: Any, y: Any) -> Any:
+    """|cov x - cov y|_F^2 / (4 d^2) with covariances over the samples (Sun and Saenko, arXiv 1607.01719).
+
+    Args:
+        x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d]; at least two points on both sides.
+
+    Returns:
+        A scalar, or [B]; differentiable any number of times.
+
+    Raises:
+        TypeError, ValueError: as `mmd`; a single point.
+    """
+    a, b, single = _samples(("x", "y"), x, y)
+    for name, points in (("x", a), ("y", b)):
+        if points.shape[1] < 2:
+            _checks.fail(ValueError, name, "at least two points for a covariance", "one")
+    dtype = _float(a, b)
+
+    def covariance(points: Tensor) -> Tensor:
+        z = points.to(dtype) - points.to(dtype).mean(1, keepdim=True)
+        return z.transpose(1, 2) @ z / (points.shape[1] - 1)
+
+    value = (covariance(a) - covariance(b)).square().sum((1, 2)) / (4.0 * a.shape[2] ** 2)
+    return _arrays.kind_of(x)(value[0] if single else value)
+
+
