@@ -1,4 +1,4 @@
-"""The compiled discrepancy kernels behind the signatures of mmd_reference.py: tensors in, raw pointers out."""
+"""The compiled discrepancy kernels behind the signatures of mmd_reference.py: tensors to raw pointers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
     m = t.shape[1]
     intra, inter = torch.empty((2, batch), dtype=torch.float64)
     matrix = torch.empty((batch, o.classes, o.classes), dtype=torch.float64)
-    gradients = torch.zeros((2, batch, n + m, d) if o.gradient else (2, 0))
+    gradients = torch.zeros((2, batch, n + m, d) if o.gradient else 0)
     _native.cpu.mmd_contrast(
         s.data_ptr(),
         t.data_ptr(),
@@ -92,7 +92,7 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
         gradients[1].data_ptr() if o.gradient else 0,
         torch.get_num_threads(),
     )
-    return intra, inter, matrix, gradients[0], gradients[1]
+    return intra, inter, matrix, gradients
 
 
 def median_distance(x: Tensor) -> Tensor:

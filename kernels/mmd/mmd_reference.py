@@ -1,9 +1,9 @@
 """Kernel mean discrepancies in plain PyTorch: the oracle, and the fallback where no native kernel is.
 
-A kernel of several widths, k(a, b) = sum_u exp(-|a - b|^2 / (base * factors[u])), over points that are centred
-by their joint mean first: |a|^2 + |b|^2 - 2ab loses all digits when the points lie far from the origin.  Every
-function makes the kernel matrix in strips of rows and keeps none of it, so memory grows with the number of
-points and not with its square.  Widths are constants for the gradient, as in the papers' code.
+A kernel of several widths, k(a, b) = sum_u exp(-|a - b|^2 / (base * factors[u])), over points that are
+centred by their joint mean first: |a|^2 + |b|^2 - 2ab loses all digits when the points lie far from the
+origin.  Every function makes the kernel matrix in strips of rows and keeps none of it, so memory grows with
+the number of points and not with its square.  Widths are constants for the gradient, as in the papers' code.
 
 Gretton et al., "A kernel two-sample test" (JMLR 2012); Long et al., DAN (arXiv 1502.02791); Kang et al., CAN
 (arXiv 1901.00976); Zhu et al., DSAN (LMMD).
@@ -163,13 +163,13 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
     Returns:
         intra [B] (mean of M[a, a]), inter [B] (mean of M[a, b], a != b), each 0 without a pair that counts;
         M [B, C, C], NaN where a pair does not count, float64; gradients of intra and of inter
-        [B, N + M, d], empty unless asked for.
+        [2, B, N + M, d], empty unless asked for.
     """
     z = centred(s, t)
     size, n, classes = z.shape[0], s.shape[1], o.classes
     matrix = z.new_full((size, classes, classes), float("nan"), dtype=torch.float64)
     intra, inter = z.new_zeros(size, dtype=torch.float64), z.new_zeros(size, dtype=torch.float64)
-    gradients = [torch.zeros_like(z) if o.gradient else z.new_empty(0) for _ in range(2)]
+    gradients = z.new_zeros((2, *z.shape)) if o.gradient else z.new_empty(0)
     for k in range(size):
         places = [torch.nonzero(ys[k] == c)[:, 0] for c in range(classes)]
         others = [torch.nonzero(yt[k] == c)[:, 0] + n for c in range(classes)]
@@ -199,8 +199,8 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
             if o.gradient:
                 g = weights * slope
                 change = -4.0 / count * (g.sum(1, keepdim=True) * points - g @ points)
-                gradients[0 if a == b else 1][k].index_add_(0, at, change)
-    return intra, inter, matrix, *gradients
+                gradients[0 if a == b else 1, k].index_add_(0, at, change)
+    return intra, inter, matrix, gradients
 
 
 def median_distance(x: Tensor) -> Tensor:

@@ -5,6 +5,16 @@ from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .mmd import (
+    ContrastiveDiscrepancy,
+    cdd,
+    coral,
+    linear_mmd,
+    lmmd,
+    median_distance,
+    mmd,
+    weighted_mmd,
+)
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -40,6 +50,7 @@ from .zo_state import (
 
 __all__ = [
     "BitMask",
+    "ContrastiveDiscrepancy",
     "GNBSample",
     "LogProbs",
     "LowRankTerm",
@@ -49,6 +60,8 @@ __all__ = [
     "RandomMask",
     "ReplayPass",
     "Term",
+    "cdd",
+    "coral",
     "count_within",
     "gnb_sample",
     "hutchinson_accumulate_",
@@ -57,10 +70,14 @@ __all__ = [
     "linear_gnb_sample",
     "linear_kl",
     "linear_logprob",
+    "linear_mmd",
     "linear_undial",
+    "lmmd",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "median_distance",
+    "mmd",
     "option_loss",
     "quantile_abs",
     "random_words",
@@ -72,6 +89,7 @@ __all__ = [
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",
+    "weighted_mmd",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",

@@ -26,7 +26,7 @@ BANDWIDTHS = ("mean", "median", "tllib")
 MAX_KERNELS = 32
 FLOOR = 1e-5
 
-OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "reference"))
+OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "triton", "reference"))
 
 
 class ContrastiveDiscrepancy(NamedTuple):
@@ -41,7 +41,7 @@ class ContrastiveDiscrepancy(NamedTuple):
     matrix: Any
 
 
-# ---- the dispatcher's side ---------------------------------------------------------------------------------
+# ---- the dispatcher's side -------------------------------------------------------------------------------
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
@@ -50,14 +50,16 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "cdd(Tensor s, Tensor ys, Tensor t, Tensor yt, int classes, float[] factors, float floor, bool clamp, "
-    "int min_count, bool gradient) -> (Tensor intra, Tensor inter, Tensor matrix, Tensor grad_intra, "
-    "Tensor grad_inter)"
+    "int min_count, bool gradient) -> (Tensor intra, Tensor inter, Tensor matrix, Tensor grads)"
 )
 
 
 def _backend(op: str, device: torch.device) -> Any:
-    if chosen_backend(op, device.type) == "reference":
+    backend = chosen_backend(op, device.type)
+    if backend == "reference":
         from tenfold.kernels.mmd import mmd_reference as module
+    elif backend == "triton":
+        from tenfold.kernels.mmd import mmd_triton as module
     else:
         from tenfold.kernels.mmd import mmd_native as module
     return module
@@ -99,8 +101,8 @@ def _cdd(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, *options: Any) -> tuple[T
     from tenfold.kernels.mmd.mmd_reference import Contrast
 
     module = _backend("cdd", s.device)
-    intra, inter, matrix, *gradients = module.contrast(s, ys, t, yt, Contrast(*options))
-    return intra.to(_float(s, t)), inter.to(_float(s, t)), matrix, *gradients
+    intra, inter, matrix, gradients = module.contrast(s, ys, t, yt, Contrast(*options))
+    return intra.to(_float(s, t)), inter.to(_float(s, t)), matrix, gradients
 
 
 def _cdd_fake(
@@ -116,18 +118,17 @@ def _cdd_fake(
     gradient: bool,
 ) -> tuple[Tensor, ...]:
     batch, points, dtype = s.shape[0], s.shape[1] + t.shape[1], _float(s, t)
-    kept = (batch, points, s.shape[2]) if gradient else (0,)
+    kept = (2, batch, points, s.shape[2]) if gradient else (0,)
     return (
         s.new_empty(batch, dtype=dtype),
         s.new_empty(batch, dtype=dtype),
         s.new_empty((batch, classes, classes), dtype=torch.float64),
         s.new_empty(kept, dtype=dtype),
-        s.new_empty(kept, dtype=dtype),
     )
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that say so when somebody differentiates them again: the widths are held, terms would miss."""
+    """Gradients that refuse to be differentiated again: the widths are held, so terms would be missing."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
@@ -168,13 +169,13 @@ def _mmd_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 
 def _cdd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(output[3], output[4], inputs[0], inputs[2])
+    ctx.save_for_backward(output[3], inputs[0], inputs[2])
 
 
 def _cdd_backward(ctx: Any, grad_intra: Tensor, grad_inter: Tensor, *_: Any) -> tuple[Any, ...]:
-    intra, inter, s, t = ctx.saved_tensors
-    full = intra * grad_intra.to(intra.dtype)[:, None, None]
-    full = full + inter * grad_inter.to(intra.dtype)[:, None, None]
+    kept, s, t = ctx.saved_tensors
+    full = kept[0] * grad_intra.to(kept.dtype)[:, None, None]
+    full = full + kept[1] * grad_inter.to(kept.dtype)[:, None, None]
     n = s.shape[1]
     gs, gt = _guarded((full[:, :n].to(s.dtype), full[:, n:].to(t.dtype)), s, t)
     return (gs, None, gt, *(None,) * 7)
@@ -194,7 +195,7 @@ def _watched(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------
 
 
 def _points(name: str, value: Any) -> Tensor:
@@ -291,7 +292,9 @@ def _weights(weights: Any, x: Tensor, y: Tensor) -> Tensor | None:
     ):
         w = _checks.tensor(name, _arrays.as_tensor(name, given, write=False)).detach()
         if w.shape not in ((like.shape[1],), like.shape[:2]):
-            _checks.fail(ValueError, name, f"shape {(like.shape[1],)} or {tuple(like.shape[:2])}", tuple(w.shape))
+            _checks.fail(
+                ValueError, name, f"shape {(like.shape[1],)} or {tuple(like.shape[:2])}", tuple(w.shape)
+            )
         if bool((w < 0).any()) or not bool((w.sum(-1) > 0).all()):
             _checks.fail(ValueError, name, "weights >= 0 with a positive sum", "others")
         w = w.to(_float(x))
@@ -305,7 +308,7 @@ def _pair(name: str, value: Any, index: int) -> tuple[Any]:
     return (value[index],)
 
 
-# ---- the public functions -------------------------------------------------------------------------------------
+# ---- the public functions --------------------------------------------------------------------------------
 
 
 def mmd_with_base(
@@ -406,7 +409,9 @@ def _ring(
     from tenfold.kernels.mmd.mmd_reference import centred, mean_distance
 
     if x.shape[1] != y.shape[1]:
-        _checks.fail(ValueError, "y", f"{x.shape[1]} points, as many as x, for the linear estimator", y.shape[1])
+        _checks.fail(
+            ValueError, "y", f"{x.shape[1]} points, as many as x, for the linear estimator", y.shape[1]
+        )
     dtype = _float(x, y)
     if base is None:
         base = mean_distance(centred(x.detach(), y.detach())).clamp_min(floor)
@@ -436,7 +441,9 @@ def linear_mmd(x: Any, y: Any) -> Any:
     return _arrays.kind_of(x)(value[0] if single else value)
 
 
-def weighted_mmd(z: Any, v: Any, base: Any, *, kernels: int = 5, mul: float = 2.0, floor: float = FLOOR) -> Any:
+def weighted_mmd(
+    z: Any, v: Any, base: Any, *, kernels: int = 5, mul: float = 2.0, floor: float = FLOOR
+) -> Any:
     """sum_ij (sum_c v_ic v_jc) k(z_i, z_j): a quadratic form of the kernel, of which MMD and LMMD are cases.
 
     Args:
@@ -457,7 +464,12 @@ def weighted_mmd(z: Any, v: Any, base: Any, *, kernels: int = 5, mul: float = 2.
     w = _checks.tensor("v", _arrays.as_tensor("v", v, write=False)).detach().to(points.device)
     w = w[:, None] if w.ndim == 1 else w
     w = w[None] if w.ndim == 2 else w
-    if w.ndim != 3 or w.shape[1] != points.shape[1] or w.shape[0] not in (1, points.shape[0]) or not w.shape[2]:
+    if (
+        w.ndim != 3
+        or w.shape[1] != points.shape[1]
+        or w.shape[0] not in (1, points.shape[0])
+        or not w.shape[2]
+    ):
         n = points.shape[1]
         _checks.fail(ValueError, "v", f"shape [{n}], [{n}, C] or [B, {n}, C]", tuple(v.shape))
     floor = _checks.real("floor", floor, positive=True)
@@ -529,7 +541,7 @@ def cdd(
     _checks.choice("clamp", clamp, ("none", "can"))
     floor = _checks.real("floor", floor, positive=True)
     factors = _ascending(factors_of(kernels, mul))
-    intra, inter, matrix, _, _ = torch.ops.tenfold.cdd(
+    intra, inter, matrix, _ = torch.ops.tenfold.cdd(
         a, source, b, target, classes, factors, floor, clamp == "can", least, _watched(a, b)
     )
     to = _arrays.kind_of(s)
@@ -619,5 +631,3 @@ def coral(x: Any, y: Any) -> Any:
 
     value = (covariance(a) - covariance(b)).square().sum((1, 2)) / (4.0 * a.shape[2] ** 2)
     return _arrays.kind_of(x)(value[0] if single else value)
-
-
