@@ -371,7 +371,8 @@ def test_opcheck() -> None:
     base = torch.tensor([1.0, 2.0], dtype=torch.float64)
     for v, b, gradient in ((None, None, True), (torch.randn(1, 9, 2), base, True)):
         torch.library.opcheck(torch.ops.tenfold.mmd, (x, y, v, b, FACTORS, 1e-5, False, False, gradient))
-    labels = torch.tensor([[0, 0, 1, 1, -1], [1, 1, 0, 0, 1]])  # both classes on both sides: opcheck knows no NaN
+    # both classes on both sides: opcheck knows no NaN
+    labels = torch.tensor([[0, 0, 1, 1, -1], [1, 1, 0, 0, 1]])
     arguments = (x, labels, y, labels[:, :4].contiguous(), 2, FACTORS, 1e-5, False, 1, True)
     torch.library.opcheck(torch.ops.tenfold.cdd, arguments)
 
@@ -392,9 +393,19 @@ def test_compiles_without_a_break() -> None:
 
 def test_second_derivatives_are_refused() -> None:
     x, y = torch.randn(8, 3, requires_grad=True), torch.randn(8, 3)
+    labels = torch.arange(8) % 2
     (g,) = torch.autograd.grad(mmd(x, y), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once, not twice"):
+        (g * x).sum().backward()
+    (g,) = torch.autograd.grad(cdd(x, labels, y, labels, 2).intra, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once, not twice"):
         g.sum().backward()
+
+
+def test_under_function_transforms() -> None:
+    x, y = torch.randn(8, 3), torch.randn(8, 3)
+    (wanted,) = gradients(mmd(x.requires_grad_(), y), x)
+    assert torch.equal(torch.func.grad(lambda a: mmd(a, y))(x.detach()), wanted)
 
 
 # ---- wrong arguments -------------------------------------------------------------------------------------
