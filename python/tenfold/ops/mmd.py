@@ -131,8 +131,12 @@ class _Once(torch.autograd.Function):
     """Gradients that refuse to be differentiated again: the widths are held, so terms would be missing."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *_: Tensor) -> Tensor:
         return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing to keep."""
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
