@@ -10,6 +10,7 @@
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
+#include "mmd_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
@@ -389,4 +390,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_dual_cuda(m, on_device);
   bind_sophia_cuda(m, on_device);
   bind_rows_cuda(m, on_device);
+  bind_mmd_cuda(m, on_device);
 }

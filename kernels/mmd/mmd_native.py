@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import torch
+from tenfold.kernels.zo import zo_native
 from torch import Tensor
 
 from tenfold import _native
 from tenfold._native import DTYPE_CODES
 
-from . import mmd_reference
+from . import mmd_device, mmd_reference
+from .mmd_device import ContrastPass, PairPass
 from .mmd_reference import Contrast, Pairs
 
 EXACT = 32
 """Bits of a float32."""
+
+
+def _launch_pairs(p: PairPass) -> None:
+    module, where = zo_native._module(p.z)
+    batch, points, dim = p.z.shape
+    module.mmd_pairs(
+        p.z.data_ptr(),
+        p.v.data_ptr(),
+        p.inverse.data_ptr(),
+        p.partial.data_ptr(),
+        p.gradient.data_ptr() if p.options.gradient else 0,
+        points,
+        p.sources,
+        dim,
+        p.v.shape[2],
+        0 if p.v.shape[0] == 1 else points * p.v.shape[2],
+        *p.within,
+        len(p.options.factors),
+        batch,
+        p.doubling,
+        p.options.unbiased,
+        *where,
+    )
+
+
+def _launch_contrast(p: ContrastPass) -> None:
+    module, where = zo_native._module(p.z)
+    batch, points, dim = p.z.shape
+    module.mmd_contrast(
+        p.z.data_ptr(),
+        p.labels.data_ptr(),
+        p.inverse.data_ptr(),
+        p.weights.data_ptr(),
+        p.sums.data_ptr(),
+        p.gradient.data_ptr() if p.options.gradient else 0,
+        points,
+        p.sources,
+        dim,
+        p.options.classes,
+        len(p.options.factors),
+        batch,
+        p.doubling,
+        p.options.clamp,
+        *where,
+    )
 
 
 def _inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,6 +73,8 @@ def pairs(x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, o: Pairs)
     """See mmd_reference.pairs. Float64 goes by strips in PyTorch."""
     if mmd_reference.math_dtype(x, y) == torch.float64:
         return mmd_reference.pairs(x, y, v, base, o)
+    if x.is_cuda:
+        return mmd_device.pairs(_launch_pairs, x, y, v, base, o)
     x, y = _inputs(x, y)
     batch, n, d = x.shape
     m = y.shape[1]
@@ -65,6 +114,8 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
     """See mmd_reference.contrast."""
     if mmd_reference.math_dtype(s, t) == torch.float64:
         return mmd_reference.contrast(s, ys, t, yt, o)
+    if s.is_cuda:
+        return mmd_device.contrast(_launch_contrast, s, ys, t, yt, o)
     s, t = _inputs(s, t)
     ys, yt = ys.contiguous(), yt.contiguous()
     batch, n, d = s.shape
@@ -97,7 +148,7 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
 
 def median_distance(x: Tensor) -> Tensor:
     """See mmd_reference.median_distance: the float32 pattern, found digit by digit in three passes."""
-    if x.dtype == torch.float64:
+    if x.is_cuda or x.dtype == torch.float64:
         return mmd_reference.median_distance(x)
     x = x.contiguous()
     out = torch.empty(x.shape[0], dtype=torch.float64)

@@ -14,17 +14,15 @@ Triton's interpreter (TRITON_INTERPRET=1 before this module is imported) runs th
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import mmd_reference
+from . import mmd_device, mmd_reference
+from .mmd_device import TILE, ContrastPass, PairPass
 from .mmd_reference import CLAMP, Contrast, Pairs
 
-ROWS, COLUMNS, CHUNK = 64, 64, 64
+ROWS, COLUMNS, CHUNK = TILE, 64, 64
 _LOW, _HIGH = tl.constexpr(CLAMP[0]), tl.constexpr(CLAMP[1])
 
 
@@ -161,54 +159,36 @@ def _pairs(
         tl.store(partial + problem * tl.num_programs(0) + tl.program_id(0), sums)
 
 
-def _doubling(factors) -> bool:
-    return all(b == 2.0 * a for a, b in pairwise(factors))
-
-
-def _inverse(base: Tensor, factors) -> Tensor:
-    widths = base[..., None] * torch.tensor(list(factors), dtype=torch.float64, device=base.device)
-    return (1.0 / widths).to(torch.float32).contiguous()
-
-
-def pairs(x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, o: Pairs) -> tuple[Tensor, ...]:
-    """See mmd_reference.pairs. Float64, and values by column, go by strips in PyTorch."""
-    if o.by_column or mmd_reference.math_dtype(x, y) == torch.float64:
-        return mmd_reference.pairs(x, y, v, base, o)
-    z = mmd_reference.centred(x, y).contiguous()
-    batch, points, dim = z.shape
-    n, m = x.shape[1], y.shape[1]
-    if base is None:
-        base = mmd_reference.mean_distance(z).clamp_min(o.floor)
-    if v is None:
-        v = torch.full((1, points, 1), -1.0 / m if m else 0.0, device=z.device)
-        v[:, :n] = 1.0 / n
-    v = v.to(torch.float32).contiguous()
-    blocks, chunks = triton.cdiv(points, ROWS), triton.cdiv(dim, CHUNK) if o.gradient else 1
-    partial = torch.empty((batch, blocks), dtype=torch.float64, device=z.device)
-    gradient = torch.empty_like(z) if o.gradient else z.new_empty(0)
-    _pairs[(blocks, batch, chunks)](
-        z,
-        v,
-        _inverse(base, o.factors),
-        partial,
-        gradient,
+def _launch_pairs(p: PairPass) -> None:
+    batch, points, dim = p.z.shape
+    chunks = triton.cdiv(dim, CHUNK) if p.options.gradient else 1
+    columns = p.v.shape[2]
+    _pairs[(triton.cdiv(points, ROWS), batch, chunks)](
+        p.z,
+        p.v,
+        p.inverse,
+        p.partial,
+        p.gradient,
         points,
-        n,
+        p.sources,
         dim,
-        v.shape[2],
-        0 if v.shape[0] == 1 else points * v.shape[2],
-        n / max(n - 1, 1),
-        m / max(m - 1, 1),
-        KERNELS=len(o.factors),
-        DOUBLING=_doubling(o.factors),
-        UNBIASED=o.unbiased,
-        GRADIENT=o.gradient,
+        columns,
+        0 if p.v.shape[0] == 1 else points * columns,
+        *p.within,
+        KERNELS=len(p.options.factors),
+        DOUBLING=p.doubling,
+        UNBIASED=p.options.unbiased,
+        GRADIENT=p.options.gradient,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         CHUNK=CHUNK,
-        WEIGHTS=1 if v.shape[2] == 1 else 16,
+        WEIGHTS=1 if columns == 1 else 16,
     )
-    return partial.sum(1), base, gradient
+
+
+def pairs(x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, o: Pairs) -> tuple[Tensor, ...]:
+    """See mmd_reference.pairs."""
+    return mmd_device.pairs(_launch_pairs, x, y, v, base, o)
 
 
 @triton.jit
@@ -298,74 +278,34 @@ def _contrast(
         tl.store(gradient + place, -4.0 * (pull_inter[:, None] * here - inter), mask=inside)
 
 
-def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple[Tensor, ...]:
-    """See mmd_reference.contrast. Float64 goes by classes in PyTorch."""
-    if mmd_reference.math_dtype(s, t) == torch.float64:
-        return mmd_reference.contrast(s, ys, t, yt, o)
-    z = mmd_reference.centred(s, t).contiguous()
-    batch, points, dim = z.shape
-    n, classes = s.shape[1], o.classes
-    labels = torch.cat((ys, yt), 1).contiguous()
-    member = (labels[..., None] == torch.arange(classes, device=z.device)).double()  # [B, n + m, C]
-    source, target = member[:, :n], member[:, n:]
-    counts, others = source.sum(1), target.sum(1)
-    base = _class_bases(z.double(), source, target, n).clamp_min(o.floor)
-
-    counted = (counts[:, :, None] >= max(1, o.min_count)) & (others[:, None, :] >= max(1, o.min_count))
-    diagonal = torch.eye(classes, dtype=torch.bool, device=z.device)
-    same = (counted & diagonal).sum((1, 2), keepdim=True).double()
-    apart = (counted & ~diagonal).sum((1, 2), keepdim=True).double()
-    share = counted / torch.where(diagonal, same, apart).clamp_min(1.0)
-    a = counts.clamp_min(1.0)[:, :, None]
-    b = others.clamp_min(1.0)[:, None, :]
-    parts = torch.stack(torch.broadcast_tensors(1 / (a * a), 1 / (b * b), -1 / (a * b), 0 * a * b), -1)
-    weights = (parts * share[..., None]).to(torch.float32).contiguous()
-
-    sums = torch.zeros((batch, points, classes, 2), dtype=torch.float64, device=z.device)
-    gradient = torch.empty((2, *z.shape), device=z.device) if o.gradient else z.new_empty(0)
-    blocks, chunks = triton.cdiv(points, ROWS), triton.cdiv(dim, CHUNK) if o.gradient else 1
-    _contrast[(blocks, batch, chunks)](
-        z,
-        labels,
-        _inverse(base, o.factors),
-        weights,
-        sums,
-        gradient,
+def _launch_contrast(p: ContrastPass) -> None:
+    batch, points, dim = p.z.shape
+    chunks = triton.cdiv(dim, CHUNK) if p.options.gradient else 1
+    _contrast[(triton.cdiv(points, ROWS), batch, chunks)](
+        p.z,
+        p.labels,
+        p.inverse,
+        p.weights,
+        p.sums,
+        p.gradient,
         points,
-        n,
+        p.sources,
         dim,
-        classes,
+        p.options.classes,
         batch,
-        KERNELS=len(o.factors),
-        DOUBLING=_doubling(o.factors) and not o.clamp,
-        CLAMPED=o.clamp,
-        GRADIENT=o.gradient,
+        KERNELS=len(p.options.factors),
+        DOUBLING=p.doubling,
+        CLAMPED=p.options.clamp,
+        GRADIENT=p.options.gradient,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         CHUNK=CHUNK,
     )
-    own_source = torch.einsum("bia,bic->bac", source, sums[:, :n, :, 0])
-    own_target = torch.einsum("bia,bic->bca", target, sums[:, n:, :, 0])
-    cross = torch.einsum("bia,bic->bac", source, sums[:, :n, :, 1])
-    matrix = own_source * parts[..., 0] + own_target * parts[..., 1] + 2.0 * cross * parts[..., 2]
-    kept = torch.where(counted, matrix, 0.0) * share
-    intra, inter = (kept * diagonal).sum((1, 2)), (kept * ~diagonal).sum((1, 2))
-    return intra, inter, torch.where(counted, matrix, float("nan")), gradient
 
 
-def _class_bases(z: Tensor, source: Tensor, target: Tensor, n: int) -> Tensor:
-    """[B, C, C]: mean of |z_i - z_j|^2 over i != j within source class a and target class b together."""
-
-    def moments(points: Tensor, member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sums = torch.einsum("bid,bic->bcd", points, member)
-        return member.sum(1), sums, torch.einsum("bi,bic->bc", points.square().sum(2), member)
-
-    (k, sums, q), (m, others, r) = moments(z[:, :n], source), moments(z[:, n:], target)
-    count = k[:, :, None] + m[:, None, :]
-    length = sums.square().sum(2)[:, :, None] + others.square().sum(2)[:, None, :]
-    length = length + 2.0 * torch.einsum("bad,bcd->bac", sums, others)
-    top = 2.0 * (count * (q[:, :, None] + r[:, None, :]) - length)
-    return (top / (count * count - count).clamp_min(1.0)).clamp_min(0.0)
+def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple[Tensor, ...]:
+    """See mmd_reference.contrast."""
+    return mmd_device.contrast(_launch_contrast, s, ys, t, yt, o)
 
 
 median_distance = mmd_reference.median_distance

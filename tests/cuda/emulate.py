@@ -26,7 +26,7 @@ def launches_as_calls(source: str) -> str:
 
 
 def build(
-    folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank", "dual", "sophia")
+    folder: Path, families: tuple[str, ...] = ("zo", "logprob", "lowrank", "dual", "sophia", "mmd")
 ) -> ModuleType:
     """Compile into `folder` and import; RuntimeError with the compiler's words if that fails."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "c++"

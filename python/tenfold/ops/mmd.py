@@ -26,7 +26,7 @@ BANDWIDTHS = ("mean", "median", "tllib")
 MAX_KERNELS = 32
 FLOOR = 1e-5
 
-OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "triton", "reference"))
+OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "cuda", "triton", "reference"))
 
 
 class ContrastiveDiscrepancy(NamedTuple):
