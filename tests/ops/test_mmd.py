@@ -87,13 +87,18 @@ def test_transfer_learning_library_counts_two_too_many() -> None:
 # ---- against the definition ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (5, 3, 2), (32, 32, 64), (130, 17, 33), (3, 300, 100)])
+SHAPES = [(1, 1, 1), (5, 3, 2), (32, 32, 64), (130, 17, 33), (3, 140, 17)]
+LARGE = [
+    pytest.param(3, 300, 100, marks=pytest.mark.slow),
+    pytest.param(400, 270, 65, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [*SHAPES, *LARGE])
 @pytest.mark.parametrize("mul", [2.0, 1.7])
 def test_every_backend_against_the_definition_in_float64(
     written: Any, n: int, m: int, d: int, mul: float
 ) -> None:
-    if written.name == "triton" and n * m * d > 100_000:
-        pytest.skip("slow in the interpreter")
     x = sample(1, n, d).to(written.device).requires_grad_()
     y = sample(2, m, d, 1.5, 0.5).to(written.device).requires_grad_()
     xd, yd = (t.detach().double().requires_grad_() for t in (x, y))
@@ -204,9 +209,9 @@ def test_gradcheck_of_the_contrastive_discrepancy() -> None:
 
 @pytest.mark.parametrize("clamp", ["none", "can"])
 def test_contrastive_discrepancy_against_the_reference(written: Any, clamp: str) -> None:
-    s, t = torch.randn(3, 40, 8, device=written.device), torch.randn(3, 31, 8, device=written.device) + 0.3
+    s, t = torch.randn(2, 40, 8, device=written.device), torch.randn(2, 31, 8, device=written.device) + 0.3
     s.requires_grad_(), t.requires_grad_()
-    ys, yt = torch.randint(-1, 4, (3, 40)), torch.randint(-1, 3, (3, 31))  # class 3 is missing in the target
+    ys, yt = torch.randint(-1, 4, (2, 40)), torch.randint(-1, 3, (2, 31))  # class 3 is missing in the target
     found = cdd(s, ys.to(s.device), t, yt.to(s.device), 5, clamp=clamp)
     options = Contrast(5, FACTORS, 1e-5, clamp == "can", 2, True)
     sd, td = s.detach().double().cpu(), t.detach().double().cpu()
@@ -366,15 +371,20 @@ def test_nan_comes_out_as_nan(written: Any) -> None:
 # ---- as torch ops ----------------------------------------------------------------------------------------
 
 
-def test_opcheck() -> None:
+FAST_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+TRACED = (*FAST_CHECKS, "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("utils", [FAST_CHECKS, pytest.param(TRACED, marks=pytest.mark.slow)])
+def test_opcheck(utils: tuple[str, ...]) -> None:
     x, y = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
     base = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    for v, b, gradient in ((None, None, True), (torch.randn(1, 9, 2), base, True)):
-        torch.library.opcheck(torch.ops.tenfold.mmd, (x, y, v, b, FACTORS, 1e-5, False, False, gradient))
+    options = (torch.randn(1, 9, 2), base, FACTORS, 1e-5, False, False, True)
+    torch.library.opcheck(torch.ops.tenfold.mmd, (x, y, *options), test_utils=utils)
     # both classes on both sides: opcheck knows no NaN
     labels = torch.tensor([[0, 0, 1, 1, -1], [1, 1, 0, 0, 1]])
     arguments = (x, labels, y, labels[:, :4].contiguous(), 2, FACTORS, 1e-5, False, 1, True)
-    torch.library.opcheck(torch.ops.tenfold.cdd, arguments)
+    torch.library.opcheck(torch.ops.tenfold.cdd, arguments, test_utils=utils)
 
 
 def test_compiles_without_a_break() -> None:
@@ -406,6 +416,15 @@ def test_under_function_transforms() -> None:
     x, y = torch.randn(8, 3), torch.randn(8, 3)
     (wanted,) = gradients(mmd(x.requires_grad_(), y), x)
     assert torch.equal(torch.func.grad(lambda a: mmd(a, y))(x.detach()), wanted)
+    many = torch.randn(3, 8, 3)
+    loop = torch.stack([mmd(one, y) for one in many])
+    assert torch.equal(torch.vmap(lambda a: mmd(a, y))(many), loop)
+    assert torch.equal(torch.vmap(lambda a: mmd(y, a), in_dims=1)(many.transpose(0, 1)), loop)
+    slopes = torch.vmap(torch.func.grad(lambda a: mmd(a, y)))(many)
+    for one, slope in zip(many, slopes, strict=True):
+        assert torch.allclose(slope, gradients(mmd(one.requires_grad_(), y), one)[0], rtol=1e-6, atol=1e-9)
+    total = torch.func.grad(lambda a: torch.vmap(lambda one: mmd(one, y))(a).sum())(many.detach())
+    assert torch.allclose(total, slopes, rtol=1e-6, atol=1e-9)
 
 
 # ---- wrong arguments -------------------------------------------------------------------------------------

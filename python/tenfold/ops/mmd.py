@@ -69,7 +69,9 @@ def _float(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _mmd(x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+def _mmd(
+    x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     from tenfold.kernels.mmd.mmd_reference import Pairs
 
     value, used, gradient = _backend("mmd", x.device).pairs(x, y, v, base, Pairs(*options))
@@ -129,6 +131,8 @@ def _cdd_fake(
 
 class _Once(torch.autograd.Function):
     """Gradients that refuse to be differentiated again: the widths are held, so terms would be missing."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, *_: Tensor) -> Tensor:
@@ -196,12 +200,52 @@ for _name, _kernel, _fake, _backward, _setup in (
 
 
 class _Eager(torch.autograd.Function):
-    """The op without the dispatcher, which costs more than the kernel does on a batch of 32."""
+    """The op without the dispatcher, which costs more than the kernel does on a batch of 32.
+
+    x and y come as the caller has them, [N, d] or [B, N, d]: views taken outside would each be a node of the
+    graph.  Forward with ctx, because PyTorch binds the arguments of the other form by their signature at
+    every call.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        value, used, gradient = _apart(x, y, v, base, options)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(used)
+        ctx.save_for_backward(gradient, x, y)
+        return value, used
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 5
+        kept, x, y = ctx.saved_tensors
+        full = kept * (grad if x.ndim == 2 else grad[:, None, None])
+        gx, gy = full.split_with_sizes((x.shape[-2], y.shape[-2]), -2)
+        if x.dtype != full.dtype:
+            gx, gy = gx.to(x.dtype), gy.to(y.dtype)
+        return (*_guarded((gx, gy), x, y), None, None, None)
+
+
+def _apart(
+    x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(value, base, gradient) of one problem or a batch, unknown to autograd."""
+    if x.ndim == 3:
+        return _mmd(x, y, v, base, *options)
+    value, used, gradient = _mmd(x[None], y[None], v, base, *options)
+    return value[0], used[0], gradient[0] if options[-1] else gradient
+
+
+class _Function(torch.autograd.Function):
+    """The op under torch.func, whose transforms pass over what register_autograd makes."""
 
     @staticmethod
     def forward(
         x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return _mmd(x, y, v, base, *options)
 
     @staticmethod
@@ -214,28 +258,46 @@ class _Eager(torch.autograd.Function):
         kept, x, y = ctx.saved_tensors
         return (*_guarded(_scaled(grad, kept, x, y), x, y), None, None, None)
 
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+        """More problems in the batch."""
+        x, y, v, base, options = arguments
+        size = info.batch_size
+        batch = x.shape[0] if in_dims[0] is None else x.movedim(in_dims[0], 0).shape[1]
+
+        def folded(value: Tensor | None, dim: int | None) -> Tensor | None:
+            if value is None:
+                return None
+            value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            return value.expand(size, batch, *value.shape[2:]).reshape(size * batch, *value.shape[2:])
+
+        tensors = [folded(t, dim) for t, dim in zip((x, y, v, base), in_dims, strict=False)]
+        value, used, gradient = _Function.apply(*tensors, options)
+        kept = gradient.unflatten(0, (size, batch)) if options[-1] else gradient.expand(size, 0)
+        return (value.unflatten(0, (size, batch)), used.unflatten(0, (size, batch)), kept), (0, 0, 0)
+
 
 def _value(
     x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
-    """(value, base) of the op."""
-    plain = type(x) in _PLAIN and type(y) in _PLAIN
-    if plain and not _transformed():
-        if options[-1]:
-            value, used, _ = _Eager.apply(x, y, v, base, options)
-            return value, used
-        value, used, _ = _mmd(x, y, v, base, *options)
-        return value, used
-    value, used, _ = torch.ops.tenfold.mmd(x, y, v, base, *options)
-    return value, used
+    """(value, base) of the op, for x and y both [., d] or both [B, ., d]."""
+    compiling = torch.compiler.is_compiling()
+    func = not compiling and torch._C._functorch.peek_interpreter_stack() is not None
+    modes = compiling or func or torch._C._len_torch_dispatch_stack() > 0
+    if not modes and type(x) in _PLAIN and type(y) in _PLAIN:
+        return _Eager.apply(x, y, v, base, options) if options[-1] else _apart(x, y, v, base, options)[:2]
+    single = x.ndim == 2
+    x, y = _batched(x), _batched(y)
+    if func:  # a wrapped tensor does not tell whether a gradient will be asked for
+        value, used, _ = _Function.apply(x, y, v, base, (*options[:-1], torch.is_grad_enabled()))
+    else:
+        value, used, _ = torch.ops.tenfold.mmd(x, y, v, base, *options)
+    return (value[0], used[0]) if single else (value, used)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _transformed() -> bool:
-    """Whether torch.compile, a fake mode or another dispatch mode looks on."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _watched(*tensors: Tensor) -> bool:
@@ -256,6 +318,12 @@ def _points(name: str, value: Any) -> Tensor:
 
 def _samples(names: tuple[str, str], x: Any, y: Any) -> tuple[Tensor, Tensor, bool]:
     """Both as [B, N, d], and whether they came without a batch."""
+    a, b = _alike(names, x, y)
+    return (a[None], b[None], True) if a.ndim == 2 else (a, b, False)
+
+
+def _alike(names: tuple[str, str], x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Both as tensors [N, d] and [M, d], or [B, N, d] and [B, M, d]."""
     a, b = _points(names[0], x), _points(names[1], y)
     if a.device != b.device:
         _checks.fail(TypeError, names[1], f"the device of {names[0]} ({a.device})", b.device)
@@ -264,8 +332,11 @@ def _samples(names: tuple[str, str], x: Any, y: Any) -> tuple[Tensor, Tensor, bo
     if a.ndim != b.ndim or a.shape[-1] != b.shape[-1] or a.shape[:-2] != b.shape[:-2]:
         expected = f"shape {[*a.shape[:-2], 'M', a.shape[-1]]} as {names[0]} has it"
         _checks.fail(ValueError, names[1], expected, tuple(b.shape))
-    single = a.ndim == 2
-    return (a[None], b[None], True) if single else (a, b, False)
+    return a, b
+
+
+def _batched(points: Tensor) -> Tensor:
+    return points[None] if points.ndim == 2 else points
 
 
 def factors_of(kernels: int, mul: float, middle: int | None = None) -> list[float]:
@@ -370,25 +441,28 @@ def mmd_with_base(
     floor: float = FLOOR,
 ) -> tuple[Any, Any]:
     """As `mmd`, and the base of the widths, float64: a warning light for features that shrink to a point."""
-    a, b, single = _samples(("x", "y"), x, y)
+    a, b = _alike(("x", "y"), x, y)
     _checks.choice("estimator", estimator, ESTIMATORS)
     floor = _checks.real("floor", floor, positive=True)
-    if estimator == "unbiased" and min(a.shape[1], b.shape[1]) < 2:
+    if estimator == "unbiased" and min(a.shape[-2], b.shape[-2]) < 2:
         expected = "at least two points on both sides for the unbiased estimator"
-        _checks.fail(ValueError, "x" if a.shape[1] < 2 else "y", expected, "one")
+        _checks.fail(ValueError, "x" if a.shape[-2] < 2 else "y", expected, "one")
     if weights is not None and estimator != "biased":
         _checks.fail(ValueError, "weights", "estimator='biased' with weights", repr(estimator))
     tllib = isinstance(bandwidth, str) and bandwidth == "tllib"
     factors = [2.0 * f for f in factors_of(kernels, mul, 3)] if tllib else factors_of(kernels, mul)
-    base = None if isinstance(bandwidth, str) and bandwidth == "mean" else _base(bandwidth, a, b, floor)
+    mean = isinstance(bandwidth, str) and bandwidth == "mean"
+    base = None if mean else _base(bandwidth, _batched(a), _batched(b), floor)
     if estimator == "linear":
-        value, base = _ring(a, b, factors, base, floor)
+        value, base = _ring(_batched(a), _batched(b), factors, base, floor)
+        if a.ndim == 2:
+            value, base = value[0], base[0]
     else:
-        v = None if weights is None else _weights(weights, a, b)
+        v = None if weights is None else _weights(weights, _batched(a), _batched(b))
         options = (_ascending(factors), floor, estimator == "unbiased", False, _watched(a, b))
         value, base = _value(a, b, v, base, options)
     to = _arrays.kind_of(x)
-    return to(value[0] if single else value), to(base[0] if single else base)
+    return to(value), to(base)
 
 
 def mmd(
@@ -499,7 +573,7 @@ def weighted_mmd(
     """
     points = _points("z", z)
     single = points.ndim == 2
-    points = points[None] if single else points
+    points = _batched(points)
     w = _checks.tensor("v", _arrays.as_tensor("v", v, write=False)).detach().to(points.device)
     w = w[:, None] if w.ndim == 1 else w
     w = w[None] if w.ndim == 2 else w
@@ -519,9 +593,7 @@ def weighted_mmd(
     else:
         given = _given_base(base, points)
     empty = points[:, :0]
-    value, _, _ = torch.ops.tenfold.mmd(
-        points, empty, w, given, factors, floor, False, False, _watched(points)
-    )
+    value, _ = _value(points, empty, w, given, (factors, floor, False, False, _watched(points)))
     return _arrays.kind_of(z)(value[0] if single else value)
 
 
@@ -626,9 +698,8 @@ def lmmd(
     floor = _checks.real("floor", floor, positive=True)
     v = lmmd_weights(labels, soft.to(_float(a, b)))
     base = None if isinstance(bandwidth, str) and bandwidth == "mean" else _base(bandwidth, a, b, floor)
-    value, _, _ = torch.ops.tenfold.mmd(
-        a, b, v, base, _ascending(factors_of(kernels, mul)), floor, False, False, _watched(a, b)
-    )
+    options = (_ascending(factors_of(kernels, mul)), floor, False, False, _watched(a, b))
+    value, _ = _value(a, b, v, base, options)
     return _arrays.kind_of(s)(value[0] if single else value)
 
 
