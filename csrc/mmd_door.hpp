@@ -11,7 +11,7 @@ using PyWidths = std::tuple<std::vector<double>, double, bool>;
 
 inline Widths widths_of(const PyWidths& from) {
   const auto& [factors, floor, clamp] = from;
-  if (factors.empty() || factors.size() > kMaxKernels) throw std::invalid_argument("factors: expected 1 to 32 widths");
+  if (factors.empty() || factors.size() > kMaxKernels) throw std::invalid_argument("factors: expected 1 to 64 widths");
   return {factors.data(), static_cast<int>(factors.size()), floor, clamp};
 }
 

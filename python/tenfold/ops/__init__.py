@@ -15,6 +15,8 @@ from .mmd import (
     mmd,
     weighted_mmd,
 )
+from .mmd_joint import joint_mmd
+from .mmd_permutation import MMDTest, mmd_permutation_test
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -54,6 +56,7 @@ __all__ = [
     "GNBSample",
     "LogProbs",
     "LowRankTerm",
+    "MMDTest",
     "MagnitudeMask",
     "Mask",
     "OptionLoss",
@@ -66,6 +69,7 @@ __all__ = [
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "joint_mmd",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -78,6 +82,7 @@ __all__ = [
     "magnitude_bits",
     "median_distance",
     "mmd",
+    "mmd_permutation_test",
     "option_loss",
     "quantile_abs",
     "random_words",

@@ -21,9 +21,9 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
-ESTIMATORS = ("biased", "unbiased", "linear")
+ESTIMATORS = ("biased", "unbiased", "linear", "pairs")
 BANDWIDTHS = ("mean", "median", "tllib")
-MAX_KERNELS = 32
+MAX_KERNELS = 64
 FLOOR = 1e-5
 
 OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "cuda", "triton", "reference"))
@@ -351,6 +351,22 @@ def _ascending(factors: Sequence[float]) -> list[float]:
     return sorted(factors)
 
 
+def _given_factors(factors: Any) -> list[float]:
+    given = _checks.sequence("factors", factors, "numbers > 0")
+    if not 1 <= len(given) <= MAX_KERNELS:
+        _checks.fail(ValueError, "factors", f"1 to {MAX_KERNELS} of them", len(given))
+    return [_checks.real(f"factors[{u}]", f, positive=True) for u, f in enumerate(given)]
+
+
+def widths_of(kernels: int, mul: float, factors: Any, bandwidth: Any) -> list[float]:
+    """The widths as multiples of the base, ascending, as the arguments of `mmd` say."""
+    if factors is not None:
+        return _ascending(_given_factors(factors))
+    if isinstance(bandwidth, str) and bandwidth == "tllib":
+        return _ascending([2.0 * f for f in factors_of(kernels, mul, 3)])
+    return _ascending(factors_of(kernels, mul))
+
+
 def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
     if isinstance(bandwidth, Tensor):
         base = _checks.tensor("bandwidth", bandwidth).detach().to(like.device, torch.float64)
@@ -438,6 +454,7 @@ def mmd_with_base(
     bandwidth: Any = "mean",
     estimator: str = "biased",
     weights: Any = None,
+    factors: Sequence[float] | None = None,
     floor: float = FLOOR,
 ) -> tuple[Any, Any]:
     """As `mmd`, and the base of the widths, float64: a warning light for features that shrink to a point."""
@@ -449,17 +466,16 @@ def mmd_with_base(
         _checks.fail(ValueError, "x" if a.shape[-2] < 2 else "y", expected, "one")
     if weights is not None and estimator != "biased":
         _checks.fail(ValueError, "weights", "estimator='biased' with weights", repr(estimator))
-    tllib = isinstance(bandwidth, str) and bandwidth == "tllib"
-    factors = [2.0 * f for f in factors_of(kernels, mul, 3)] if tllib else factors_of(kernels, mul)
+    widths = widths_of(kernels, mul, factors, bandwidth)
     mean = isinstance(bandwidth, str) and bandwidth == "mean"
     base = None if mean else _base(bandwidth, _batched(a), _batched(b), floor)
-    if estimator == "linear":
-        value, base = _ring(_batched(a), _batched(b), factors, base, floor)
+    if estimator in LINEAR:
+        value, base = _linear(_batched(a), _batched(b), widths, base, floor, estimator)
         if a.ndim == 2:
             value, base = value[0], base[0]
     else:
         v = None if weights is None else _weights(weights, _batched(a), _batched(b))
-        options = (_ascending(factors), floor, estimator == "unbiased", False, _watched(a, b))
+        options = (widths, floor, estimator == "unbiased", False, _watched(a, b))
         value, base = _value(a, b, v, base, options)
     to = _arrays.kind_of(x)
     return to(value), to(base)
@@ -474,6 +490,7 @@ def mmd(
     bandwidth: Any = "mean",
     estimator: str = "biased",
     weights: Any = None,
+    factors: Sequence[float] | None = None,
     floor: float = FLOOR,
 ) -> Any:
     """Squared maximum mean discrepancy with a sum of Gaussian kernels (MK-MMD), batched.
@@ -483,15 +500,17 @@ def mmd(
     Args:
         x: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16 (arithmetic in float32, sums float64).
         y: [M, d] or [B, M, d], same dtype and device. N and M may differ.
-        kernels: how many widths, 1 to 32.
+        kernels: how many widths, 1 to 64.
         mul: the ratio from one width to the next, > 0.
         bandwidth: the base. "mean": mean of |z_i - z_j|^2 over i != j of the pooled points (DAN, DSAN,
             MS-MDA); "median": exact median over x alone, zeros included (pytorch-adapt); "tllib": widths
             2 * mul^(u - 3) times the mean over all pairs (Transfer-Learning-Library); or a number, or [B].
             A constant for the gradient.
-        estimator: "biased" (V-statistic, >= 0), "unbiased" (U-statistic, may be negative), or "linear": pairs
-            of neighbours in a ring, O(N), needs N == M.
+        estimator: "biased" (V-statistic, >= 0), "unbiased" (U-statistic, may be negative), or, O(N) and for
+            N == M, "linear": each point with the next one in a ring (MS-MDA, TLlib), or "pairs": points
+            2i and 2i + 1, a last odd one left out (Gretton et al.; pytorch-adapt).
         weights: a pair of weights >= 0, [N] or [B, N] and [M] or [B, M], normalised to sum 1; biased only.
+        factors: 1 to 64 widths as multiples of the base, in place of kernels and mul.
         floor: the least base, so that equal points give 0 and not 0/0.
 
     Returns:
@@ -500,8 +519,8 @@ def mmd(
 
     Raises:
         TypeError: another dtype, or x and y differ in dtype or device.
-        ValueError: another shape, no points, one point for "unbiased", N != M for "linear", an unknown name,
-            a number out of range.
+        ValueError: another shape, no points, one point for "unbiased" or "pairs", N != M for "linear" or
+            "pairs", an unknown name, a number out of range.
     """
     return mmd_with_base(
         x,
@@ -511,28 +530,49 @@ def mmd(
         bandwidth=bandwidth,
         estimator=estimator,
         weights=weights,
+        factors=factors,
         floor=floor,
     )[0]
 
 
-def _ring(
-    x: Tensor, y: Tensor, factors: Sequence[float], base: Tensor | None, floor: float
+LINEAR = ("linear", "pairs")
+
+
+def partners(points: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """Each point [B, N, d] that a linear-time estimate takes, and its partner."""
+    if estimator == "linear":
+        return points, points.roll(-1, 1)
+    even = points.shape[1] // 2 * 2
+    return points[:, 0:even:2], points[:, 1:even:2]
+
+
+def check_linear(x: Tensor, y: Tensor, estimator: str) -> None:
+    if x.shape[1] != y.shape[1]:
+        expected = f"{x.shape[1]} points, as many as x, for the {estimator} estimator"
+        _checks.fail(ValueError, "y", expected, y.shape[1])
+    if estimator == "pairs" and x.shape[1] < 2:
+        _checks.fail(ValueError, "x", "at least two points for the pairs estimator", "one")
+
+
+def near_kernels(x: Tensor, y: Tensor, widths: Tensor, estimator: str) -> Tensor:
+    """[4, B, pairs]: k of x with x, y with y, x with y, y with x; widths [B, K]; autograd follows."""
+    (x, next_x), (y, next_y) = partners(x, estimator), partners(y, estimator)
+    near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
+    return torch.exp(-near[..., None] / widths[:, None, :]).sum(-1)
+
+
+def _linear(
+    x: Tensor, y: Tensor, factors: Sequence[float], base: Tensor | None, floor: float, estimator: str
 ) -> tuple[Tensor, Tensor]:
-    """Gretton's linear-time estimate over the ring of neighbours, as MS-MDA and TLlib write it."""
+    """Gretton's linear-time estimate, over neighbours in a ring or over pairs without a common point."""
     from tenfold.kernels.mmd.mmd_reference import centred, mean_distance
 
-    if x.shape[1] != y.shape[1]:
-        _checks.fail(
-            ValueError, "y", f"{x.shape[1]} points, as many as x, for the linear estimator", y.shape[1]
-        )
+    check_linear(x, y, estimator)
     dtype = _float(x, y)
     if base is None:
         base = mean_distance(centred(x.detach(), y.detach())).clamp_min(floor)
-    x, y = x.to(dtype), y.to(dtype)
-    next_x, next_y = x.roll(-1, 1), y.roll(-1, 1)
-    near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
     widths = base[:, None] * torch.tensor(factors, dtype=torch.float64, device=x.device)
-    k = torch.exp(-near[..., None] / widths.to(dtype)[:, None, :]).sum(-1)
+    k = near_kernels(x.to(dtype), y.to(dtype), widths.to(dtype), estimator)
     return (k[0] + k[1] - k[2] - k[3]).mean(-1), base
 
 
