@@ -21,6 +21,8 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
+from .mmd_small import small_mmd, usual
+
 ESTIMATORS = ("biased", "unbiased", "linear", "pairs")
 BANDWIDTHS = ("mean", "median", "tllib")
 MAX_KERNELS = 64
@@ -458,6 +460,9 @@ def mmd_with_base(
     floor: float = FLOOR,
 ) -> tuple[Any, Any]:
     """As `mmd`, and the base of the widths, float64: a warning light for features that shrink to a point."""
+    found = _small(x, y, kernels, mul, bandwidth, estimator, weights, factors, floor)
+    if found is not None:
+        return found[0], torch.tensor(found[1], dtype=torch.float64)
     a, b = _alike(("x", "y"), x, y)
     _checks.choice("estimator", estimator, ESTIMATORS)
     floor = _checks.real("floor", floor, positive=True)
@@ -522,6 +527,9 @@ def mmd(
         ValueError: another shape, no points, one point for "unbiased" or "pairs", N != M for "linear" or
             "pairs", an unknown name, a number out of range.
     """
+    found = _small(x, y, kernels, mul, bandwidth, estimator, weights, factors, floor)
+    if found is not None:
+        return found[0]
     return mmd_with_base(
         x,
         y,
@@ -535,7 +543,35 @@ def mmd(
     )[0]
 
 
+def _small(
+    x: Any,
+    y: Any,
+    kernels: int,
+    mul: float,
+    bandwidth: Any,
+    estimator: str,
+    weights: Any,
+    factors: Any,
+    floor: float,
+) -> tuple[Tensor, float] | None:
+    """Value and base by the short path, or None where the call is none of its kind."""
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(bandwidth, str)
+        or bandwidth != "mean"
+        or weights is not None
+        or not isinstance(estimator, str)
+        or estimator not in SMALL
+        or not usual(x, y)
+        or (estimator == "unbiased" and min(len(x), len(y)) < 2)
+    ):
+        return None
+    floor = _checks.real("floor", floor, positive=True)
+    return small_mmd(x, y, widths_of(kernels, mul, factors, "mean"), floor, estimator == "unbiased")
+
+
 LINEAR = ("linear", "pairs")
+SMALL = ("biased", "unbiased")
 
 
 def partners(points: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
