@@ -24,7 +24,8 @@ from . import mmd_device, mmd_reference
 from .mmd_device import TILE, ContrastPass, PairPass
 from .mmd_reference import CLAMP, Contrast, Pairs
 
-ROWS, COLUMNS, CHUNK = TILE, 64, 64
+ROWS, COLUMNS, CHUNK = TILE, 32, 32
+WARPS = 8  # with 4, or larger tiles, registers spill
 _LOW, _HIGH = tl.constexpr(CLAMP[0]), tl.constexpr(CLAMP[1])
 
 
@@ -185,6 +186,7 @@ def _launch_pairs(p: PairPass) -> None:
         COLUMNS=COLUMNS,
         CHUNK=CHUNK,
         WEIGHTS=1 if columns == 1 else 16,
+        num_warps=WARPS,
     )
 
 
@@ -300,6 +302,7 @@ def _launch_contrast(p: ContrastPass) -> None:
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         CHUNK=CHUNK,
+        num_warps=WARPS,
     )
 
 
@@ -326,12 +329,12 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         signature = {"z": "*fp32", "v": "*fp32", "inverse": "*fp32", "partial": "*fp64", "gradient": "*fp32"}
         signature |= dict.fromkeys(("points", "sources", "dim", "weights", "v_set"), "i32")
         signature |= {"within_x": "fp32", "within_y": "fp32"} | dict.fromkeys(constants, "constexpr")
-        cases.append((f"pairs.{name}", _pairs, signature, constants, {"num_warps": 4}))
+        cases.append((f"pairs.{name}", _pairs, signature, constants, {"num_warps": WARPS}))
     for name, doubling, clamped in (("doubling", True, False), ("clamped", False, True)):
         constants = {"KERNELS": 5, "DOUBLING": doubling, "CLAMPED": clamped, "GRADIENT": True, **tile}
         signature = {"z": "*fp32", "labels": "*i64", "inverse": "*fp32", "weights": "*fp32"}
         signature |= {"kernel_sums": "*fp64", "gradient": "*fp32"}
         signature |= dict.fromkeys(("points", "sources", "dim", "classes"), "i32")
         signature |= dict.fromkeys(constants, "constexpr")
-        cases.append((f"contrast.{name}", _contrast, signature, constants, {"num_warps": 4}))
+        cases.append((f"contrast.{name}", _contrast, signature, constants, {"num_warps": WARPS}))
     return cases

@@ -179,7 +179,7 @@ class JointMMDLoss(nn.Module):
 
 
 class LinearMMDLoss(nn.Module):
-    """|mean source - mean target|^2, the MMD of the linear kernel (DDC, arXiv 1412.3474).
+    """``|mean source - mean target|^2``, the MMD of the linear kernel (DDC, arXiv 1412.3474).
 
     Args:
         reduction: of a batch of problems: "mean", "sum" or "none".
@@ -195,7 +195,7 @@ class LinearMMDLoss(nn.Module):
 
 
 class CORALLoss(nn.Module):
-    """|cov source - cov target|_F^2 / (4 d^2) (Deep CORAL, arXiv 1607.01719).
+    """``|cov source - cov target|_F^2`` / (4 d^2) (Deep CORAL, arXiv 1607.01719).
 
     Args:
         reduction: of a batch of problems: "mean", "sum" or "none".

@@ -1,6 +1,6 @@
 """Kernel mean discrepancies between samples: how far two sets of points are from one distribution.
 
-    k(a, b) = sum_u exp(-|a - b|^2 / (base * factor_u))
+    k(a, b) = sum_u exp(-``|a - b|^2`` / (base * factor_u))
 
 The kernel matrix is never in memory: it is made in tiles, and the gradient with it, so that memory grows with
 the number of points.  Sums are float64; points are centred by their joint mean first, so that features far
@@ -382,7 +382,7 @@ def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
 
 
 def median_distance(x: Any) -> Any:
-    """The median of |x_i - x_j|^2 over all ordered pairs (i == j among them), the lower one of two.
+    """The median of ``|x_i - x_j|^2`` over all ordered pairs (i == j among them), the lower one of two.
 
     Exact to the rounding of the distances and without a list of pairs: three passes count float patterns.
 
@@ -500,14 +500,14 @@ def mmd(
 ) -> Any:
     """Squared maximum mean discrepancy with a sum of Gaussian kernels (MK-MMD), batched.
 
-    k(a, b) = sum_u exp(-|a - b|^2 / (base * mul^(u - kernels // 2))), u = 0 .. kernels - 1.
+    k(a, b) = sum_u exp(-``|a - b|^2`` / (base * mul^(u - kernels // 2))), u = 0 .. kernels - 1.
 
     Args:
         x: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16 (arithmetic in float32, sums float64).
         y: [M, d] or [B, M, d], same dtype and device. N and M may differ.
         kernels: how many widths, 1 to 64.
         mul: the ratio from one width to the next, > 0.
-        bandwidth: the base. "mean": mean of |z_i - z_j|^2 over i != j of the pooled points (DAN, DSAN,
+        bandwidth: the base. "mean": mean of ``|z_i - z_j|^2`` over i != j of the pooled points (DAN, DSAN,
             MS-MDA); "median": exact median over x alone, zeros included (pytorch-adapt); "tllib": widths
             2 * mul^(u - 3) times the mean over all pairs (Transfer-Learning-Library); or a number, or [B].
             A constant for the gradient.
@@ -613,7 +613,7 @@ def _linear(
 
 
 def linear_mmd(x: Any, y: Any) -> Any:
-    """|mean x - mean y|^2, the squared MMD of the linear kernel (DDC, Tzeng et al., arXiv 1412.3474).
+    """``|mean x - mean y|^2``, the squared MMD of the linear kernel (DDC, Tzeng et al., arXiv 1412.3474).
 
     Args:
         x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d], floating, same dtype and device.
@@ -712,7 +712,7 @@ def cdd(
         num_classes: C >= 1.
         kernels, mul, floor: as `mmd`.
         min_count: a pair of classes counts only with that many points on both sides, >= 1.
-        clamp: "none", or "can" for CAN's own |.|^2 / width clamped to [1e-5, 1e5].
+        clamp: "none", or "can" for CAN's own ``|.|^2`` / width clamped to [1e-5, 1e5].
 
     Returns:
         (intra, inter, matrix); a mean without pairs that count is 0. Differentiable once in s and t.
@@ -794,7 +794,7 @@ def lmmd_weights(labels: Tensor, q: Tensor) -> Tensor:
 
 
 def coral(x: Any, y: Any) -> Any:
-    """|cov x - cov y|_F^2 / (4 d^2) with covariances over the samples (Sun and Saenko, arXiv 1607.01719).
+    """``|cov x - cov y|_F^2`` / (4 d^2) with covariances over the samples (Sun and Saenko, arXiv 1607.01719).
 
     Args:
         x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d]; at least two points on both sides.

@@ -105,8 +105,8 @@ def joint_mmd(
 ) -> Any:
     """Joint MMD of several layers: the MMD under the product of the layers' kernels (JAN, arXiv 1605.06636).
 
-    k(a, b) = prod_l sum_u exp(-|a_l - b_l|^2 / (base_l factor_lu)): unlike a sum over the layers it sees how
-    they depend on each other, say features and predicted classes.
+    k(a, b) = prod_l sum_u exp(-``|a_l - b_l|^2`` / (base_l factor_lu)): unlike a sum over the layers it
+    sees how they depend on each other, say features and predicted classes.
 
     Args:
         xs: a list of [N, d_l], one for each layer, of one dtype and device.

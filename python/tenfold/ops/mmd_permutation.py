@@ -48,7 +48,7 @@ def mmd_permutation_test(
     Args:
         x: [N, d]: float32, float64, bfloat16 or float16. y: [M, d], same dtype and device; N, M >= 2.
         kernels, mul, factors, floor: as `mmd`.
-        bandwidth: "median": the exact median of |z_i - z_j|^2 over all pairs of the pooled points, itself
+        bandwidth: "median": the exact median of ``|z_i - z_j|^2`` over all pairs of the pooled points, itself
             among them; "mean": their mean over i != j; or a number. It must not tell x from y, or the test
             would not keep its level.
         estimator: "unbiased" or "biased", of the statistic.

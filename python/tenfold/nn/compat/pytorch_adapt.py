@@ -95,7 +95,7 @@ class MMDBatchedLoss(MMDLoss):
 
 
 class CORALLoss(nn.Module):
-    """|cov x - cov y|_F^2 / (4 d^2) (arXiv 1607.01719)."""
+    """``|cov x - cov y|_F^2`` / (4 d^2) (arXiv 1607.01719)."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """[N, d] and [M, d] to a scalar."""
