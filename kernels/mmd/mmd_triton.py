@@ -26,6 +26,7 @@ from .mmd_reference import CLAMP, Contrast, Pairs
 
 ROWS, COLUMNS, CHUNK = TILE, 32, 32
 WARPS = 8  # with 4, or larger tiles, registers spill
+CLASS_COLUMNS = 16
 _LOW, _HIGH = tl.constexpr(CLAMP[0]), tl.constexpr(CLAMP[1])
 
 
@@ -300,7 +301,7 @@ def _launch_contrast(p: ContrastPass) -> None:
         CLAMPED=p.options.clamp,
         GRADIENT=p.options.gradient,
         ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        COLUMNS=CLASS_COLUMNS,
         CHUNK=CHUNK,
         num_warps=WARPS,
     )
@@ -332,6 +333,7 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         cases.append((f"pairs.{name}", _pairs, signature, constants, {"num_warps": WARPS}))
     for name, doubling, clamped in (("doubling", True, False), ("clamped", False, True)):
         constants = {"KERNELS": 5, "DOUBLING": doubling, "CLAMPED": clamped, "GRADIENT": True, **tile}
+        constants["COLUMNS"] = CLASS_COLUMNS
         signature = {"z": "*fp32", "labels": "*i64", "inverse": "*fp32", "weights": "*fp32"}
         signature |= {"kernel_sums": "*fp64", "gradient": "*fp32"}
         signature |= dict.fromkeys(("points", "sources", "dim", "classes"), "i32")
