@@ -6,15 +6,13 @@ from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .mmd import (
-    ContrastiveDiscrepancy,
-    cdd,
     coral,
     linear_mmd,
-    lmmd,
     median_distance,
     mmd,
     weighted_mmd,
 )
+from .mmd_classes import ContrastiveDiscrepancy, cdd, lmmd
 from .mmd_joint import joint_mmd
 from .mmd_permutation import MMDTest, mmd_permutation_test
 from .sophia import (

@@ -16,12 +16,11 @@ from .mmd import (
     LINEAR,
     _alike,
     _base,
-    _Once,
-    _watched,
     check_linear,
     near_kernels,
     widths_of,
 )
+from .mmd_dispatch import _Once, _watched
 
 
 class _Joint(torch.autograd.Function):

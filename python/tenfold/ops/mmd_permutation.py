@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tenfold import _checks
 
-from .mmd import FLOOR, _alike, _batched, _given_base, _mmd, median_distance, widths_of
+from .mmd import FLOOR, _alike, _given_base, median_distance, widths_of
+from .mmd_dispatch import _batched, _mmd
 
 COLUMNS = 256
 """Resamples that share one walk over the kernel matrix."""

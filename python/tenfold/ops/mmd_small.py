@@ -77,7 +77,7 @@ class Small(torch.autograd.Function):
         gradient, x, y = ctx.saved_tensors
         gx, gy = (gradient * grad).split_with_sizes((len(x), len(y)))
         if torch.is_grad_enabled():
-            from .mmd import _Once
+            from .mmd_dispatch import _Once
 
             gx, gy = _Once.apply(gx, x, y), _Once.apply(gy, x, y)
         return gx, gy, None, None
