@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "lowrank": "lowrank",
     "dual": "dual",
     "logprob": "logprob",
+    "mmd": "mmd",
     "sophia": "sophia",
     "overlap": "overlap",
     "surface": "surface",

@@ -10,6 +10,7 @@
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
+#include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "softdice_cuda_door.hpp"
@@ -393,4 +394,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_rows_cuda(m, on_device);
   bind_softdice_cuda(m, on_device);
   bind_overlap_cuda(m, on_device);
+  bind_mmd_cuda(m, on_device);
 }

@@ -1,12 +1,15 @@
-"""Losses for segmentation as modules, with MONAI's names, arguments and defaults, on fused kernels."""
+"""Losses as modules on fused kernels: for segmentation with MONAI's names, arguments and defaults; between domains."""
 
 from .boundary import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss, signed_distance_maps
 from .deep_supervision import DeepSupervisionLoss
 from .dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from .discrepancy import CDDLoss, CORALLoss, JointMMDLoss, LinearMMDLoss, LMMDLoss, MMDLoss
 from .focal import DiceFocalLoss, FocalLoss
 
 __all__ = [
     "BoundaryLoss",
+    "CDDLoss",
+    "CORALLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceFocalLoss",
@@ -14,7 +17,11 @@ __all__ = [
     "FocalLoss",
     "GeneralizedDiceLoss",
     "HausdorffDTLoss",
+    "JointMMDLoss",
+    "LMMDLoss",
+    "LinearMMDLoss",
     "LogHausdorffDTLoss",
+    "MMDLoss",
     "TverskyLoss",
     "signed_distance_maps",
 ]

@@ -8,6 +8,16 @@ from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
 from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
+from .mmd import (
+    coral,
+    linear_mmd,
+    median_distance,
+    mmd,
+    weighted_mmd,
+)
+from .mmd_classes import ContrastiveDiscrepancy, cdd, lmmd
+from .mmd_joint import joint_mmd
+from .mmd_permutation import MMDTest, mmd_permutation_test
 from .overlap import (
     label_lut,
     labels_of_owners,
@@ -68,11 +78,13 @@ from .zo_state import (
 __all__ = [
     "BitMask",
     "Components",
+    "ContrastiveDiscrepancy",
     "GNBSample",
     "IntensityHistogram",
     "LinearLoss",
     "LogProbs",
     "LowRankTerm",
+    "MMDTest",
     "MagnitudeMask",
     "Mask",
     "OptionLoss",
@@ -85,7 +97,9 @@ __all__ = [
     "TopK",
     "VocabShard",
     "body_box",
+    "cdd",
     "connected_components",
+    "coral",
     "count_within",
     "dice_ce_loss",
     "dice_loss",
@@ -96,6 +110,7 @@ __all__ = [
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "joint_mmd",
     "keep_largest",
     "label_lut",
     "labels_of_owners",
@@ -104,14 +119,19 @@ __all__ = [
     "linear_kl",
     "linear_logprob",
     "linear_loss",
+    "linear_mmd",
     "linear_topk",
     "linear_topk_kl",
     "linear_undial",
+    "lmmd",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "median_distance",
     "merge_vocab_shards",
     "mirrored",
+    "mmd",
+    "mmd_permutation_test",
     "multihot_counts",
     "option_loss",
     "overlap_counts",
@@ -139,6 +159,7 @@ __all__ = [
     "unpack_bits",
     "verbalizer_loss",
     "vocab_parallel_logprob",
+    "weighted_mmd",
     "window_starts",
     "zo_adam_",
     "zo_chain_",
