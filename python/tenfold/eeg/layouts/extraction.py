@@ -89,19 +89,13 @@ def extract(
         _checks.fail(ValueError, "window_s", f"a length that divides the {drop_s:g} s to leave out", window_s)
     rows, numbers = [], []
     for number, signal in trials:
-        kinds: dict[str, Any] = {
-            "bands": bands,
-            "definition": how.definition,
-            "order": how.order,
-            "causal": how.causal,
-        }
-        found = to_rows(band_differential_entropy(signal, fs, window_s, **kinds)[:, dropped:])
-        if not len(found):
-            _checks.fail(
-                ValueError, f"trial {number}", f"more than {drop_s:g} s", f"{signal.shape[1] / fs:g} s"
-            )
-        rows.append(found)
-        numbers.append(np.full(len(found), number, dtype=np.int64))
+        if signal.shape[1] < round((drop_s + window_s) * fs):
+            expected = f"at least {drop_s + window_s:g} s"
+            _checks.fail(ValueError, f"trial {number}", expected, f"{signal.shape[1] / fs:g} s")
+        kinds: dict[str, Any] = {"bands": bands, "definition": how.definition, "order": how.order}
+        de = band_differential_entropy(signal, fs, window_s, causal=how.causal, **kinds)
+        rows.append(to_rows(de[:, dropped:]))
+        numbers.append(np.full(len(rows[-1]), number, dtype=np.int64))
     x, trial = np.concatenate(rows), np.concatenate(numbers)
     if how.smoothing == "lds":
         x = lds_smooth(x, trial, ratio=how.ratio, iterations=how.iterations, causal=how.causal)

@@ -89,10 +89,11 @@ def _recordings(where: str, rows: csv.DictReader[str]) -> dict[str, dict[tuple[s
         if row["Dataset"] not in SITES:
             continue
         recording = found[row["Dataset"]].setdefault((row["Participant"], row["Condition"]), {})
-        if row["Channel"] in recording:
-            _checks.fail(ValueError, f"{where}, line {line}", "a channel once per recording", row["Channel"])
+        channel = row["Channel"].upper()  # both CPz and Cpz are there
+        if channel in recording:
+            _checks.fail(ValueError, f"{where}, line {line}", "a channel once per recording", channel)
         try:
-            recording[row["Channel"]] = [float(row[measure]) for measure in MEASURES]
+            recording[channel] = [float(row[measure]) for measure in MEASURES]
         except ValueError as error:
             raise ValueError(f"{where}, line {line}: expected numbers, got {error}") from error
     return found
