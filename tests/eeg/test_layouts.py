@@ -105,7 +105,9 @@ def test_deap(written: Callable[[str], dict[str, Path]], labels: Labels) -> None
     assert np.allclose(domain.x[domain.trial == 7], rows, atol=1e-5)
     assert corpus.metadata["target"] == "valence >= 5"
     assert "causal filter" in corpus.metadata["de"]
-    liking = load("deap", folder, target="liking", threshold=3.5, subjects=[1], extraction=PLAIN)
+    fields = {"smoothing": "none"}
+    liking = load("deap", folder, target="liking", threshold=3.5, subjects=[1], extraction=fields)
+    assert liking.metadata["smoothing"] == "none"
     assert liking.classes == ("low liking", "high liking")
     assert liking.subjects == ("1",)
 
@@ -203,6 +205,16 @@ def test_what_a_set_has_not(tmp_path: Path) -> None:
         ValueError, match=r"ratio: expected a number with causal=True and smoothing='lds', got None"
     ):
         Extraction(causal=True)
+    with pytest.raises(
+        ValueError, match=r"option of seed: expected one of 'feature', 'subjects', got 'target'"
+    ):
+        load("seed", tmp_path, target="valence")
+    with pytest.raises(ValueError, match=r"option of complexity: expected one of , got 'subjects'"):
+        load("complexity", tmp_path, subjects=[1])
+    with pytest.raises(ValueError, match=r"extraction: expected one of 'definition', .* got 'bands'"):
+        load("deap", tmp_path, extraction={"bands": 4})
+    with pytest.raises(TypeError, match=r"extraction: expected an Extraction or its fields by name, got str"):
+        load("deap", tmp_path, extraction="gaussian")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
