@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,33 @@ def test_what_a_set_has_not(tmp_path: Path) -> None:
         load("deap", tmp_path, extraction={"bands": 4})
     with pytest.raises(TypeError, match=r"extraction: expected an Extraction or its fields by name, got str"):
         load("deap", tmp_path, extraction="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "missing"),
+    [
+        ("seed", "features", "MATLAB files"),
+        ("seed", "raw", "MATLAB files"),
+        ("faced", "raw", "bandpass"),
+        ("seed-v", "", ""),
+    ],
+)
+def test_without_scipy(
+    name: str,
+    kind: str,
+    missing: str,
+    written: Callable[[str], dict[str, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MATLAB files and the band-pass need it; pickled features do not."""
+    folders = written(name)
+    for module in ("scipy", "scipy.io", "scipy.signal"):
+        monkeypatch.setitem(sys.modules, module, None)
+    if not missing:
+        assert load(name, folders["features"], subjects=[1]).subjects == ("1",)
+        return
+    with pytest.raises(RuntimeError, match=f"{missing}: expected scipy, got none; pip install scipy"):
+        load(name, folders[kind], raw=kind == "raw", subjects=[1])
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
