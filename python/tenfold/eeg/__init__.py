@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenfold.eeg.corpus import Corpus, Domain
-    from tenfold.eeg.layouts import LAYOUTS, Extraction, load
+    from tenfold.eeg.layouts import LAYOUTS, Extraction, load, save
     from tenfold.eeg.normalise import NORMALISATIONS, normalise_fold
     from tenfold.eeg.protocols import PROTOCOLS, Fold, folds
     from tenfold.eeg.smoothing import smooth
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_vowel",
     "normalise_fold",
+    "save",
     "smooth",
 ]
 
@@ -39,6 +40,7 @@ _HOMES = {
     "LAYOUTS": "layouts",
     "Extraction": "layouts",
     "load": "layouts",
+    "save": "layouts",
     "smooth": "smoothing",
     "NORMALISATIONS": "normalise",
     "PROTOCOLS": "protocols",

@@ -23,6 +23,7 @@ from tenfold.eeg.layouts.complexity import load_complexity
 from tenfold.eeg.layouts.deap import load_deap
 from tenfold.eeg.layouts.extraction import Extraction
 from tenfold.eeg.layouts.faced import load_faced, load_faced_raw
+from tenfold.eeg.layouts.saved import load_saved, save
 from tenfold.eeg.layouts.seed import load_seed, load_seed_iv, load_seed_iv_raw, load_seed_raw
 from tenfold.eeg.layouts.seed_v import load_seed_v
 
@@ -34,11 +35,13 @@ __all__ = [
     "load_deap",
     "load_faced",
     "load_faced_raw",
+    "load_saved",
     "load_seed",
     "load_seed_iv",
     "load_seed_iv_raw",
     "load_seed_raw",
     "load_seed_v",
+    "save",
 ]
 
 LAYOUTS: dict[str, tuple[Callable[..., Corpus] | None, Callable[..., Corpus] | None]] = {
@@ -48,6 +51,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Corpus] | None, Callable[..., Corpus] | N
     "deap": (None, load_deap),
     "faced": (load_faced, load_faced_raw),
     "complexity": (load_complexity, None),
+    "saved": (load_saved, None),
 }
 """Name -> loaders of published features and of raw EEG; None where there is no such thing to load."""
 
@@ -65,7 +69,7 @@ def load(
 
     Args:
         name: key of :data:`LAYOUTS`.
-        path: folder of the files (for ``"complexity"``, see :func:`load_complexity`).
+        path: folder of the files; a file for ``"complexity"`` (see :func:`load_complexity`) and ``"saved"``.
         raw: compute features from raw EEG instead of reading published ones; None takes published features
             where there are any.
         subjects: numbers of the subjects to load; None for all.
