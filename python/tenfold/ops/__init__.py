@@ -2,8 +2,10 @@
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
+from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
+from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .sophia import (
     hutchinson_accumulate_,
@@ -13,6 +15,7 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .vocab_parallel import VocabShard, merge_vocab_shards, vocab_parallel_logprob
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -41,6 +44,7 @@ from .zo_state import (
 __all__ = [
     "BitMask",
     "GNBSample",
+    "LinearLoss",
     "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
@@ -49,6 +53,8 @@ __all__ = [
     "RandomMask",
     "ReplayPass",
     "Term",
+    "TopK",
+    "VocabShard",
     "count_within",
     "gnb_sample",
     "hutchinson_accumulate_",
@@ -57,10 +63,14 @@ __all__ = [
     "linear_gnb_sample",
     "linear_kl",
     "linear_logprob",
+    "linear_loss",
+    "linear_topk",
+    "linear_topk_kl",
     "linear_undial",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
+    "merge_vocab_shards",
     "option_loss",
     "quantile_abs",
     "random_words",
@@ -72,6 +82,7 @@ __all__ = [
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",
+    "vocab_parallel_logprob",
     "zo_adam_",
     "zo_chain_",
     "zo_direction_norm",

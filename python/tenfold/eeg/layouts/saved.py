@@ -1,6 +1,6 @@
 """A corpus in one file of our own, so that features are computed once.
 
-An archive of NumPy arrays (.npz) without pickles: `x0`, `y0`, `trial0`, `x1` ...; `header` is the rest as JSON.
+An archive of NumPy arrays (.npz) without pickles: `x0`, `y0`, `trial0`, `x1` ...; the rest is JSON, `header`.
 """
 
 from __future__ import annotations
