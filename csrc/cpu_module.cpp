@@ -67,7 +67,8 @@ const std::map<std::string, Kernels>& tables() {
       {"baseline",
        {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
         &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::softdice_kernels, &tf_baseline::volume_kernels,
-        &tf_baseline::component_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels, &tf_baseline::edt_kernels, &tf_baseline::mmd_kernels}},
+        &tf_baseline::component_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels, &tf_baseline::edt_kernels,
+        &tf_baseline::mmd_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2",
        {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::sophia_kernels,
@@ -78,7 +79,8 @@ const std::map<std::string, Kernels>& tables() {
       {"avx512",
        {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels,
         &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::softdice_kernels, &tf_avx512::volume_kernels,
-        &tf_avx512::component_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels, &tf_avx512::edt_kernels, &tf_avx512::mmd_kernels}},
+        &tf_avx512::component_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels, &tf_avx512::edt_kernels,
+        &tf_avx512::mmd_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon",

@@ -1,4 +1,4 @@
-"""Losses as modules on fused kernels: for segmentation with MONAI's names, arguments and defaults; between domains."""
+"""Losses as modules on fused kernels: of segmentation, as MONAI names them, and between domains."""
 
 from .boundary import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss, signed_distance_maps
 from .deep_supervision import DeepSupervisionLoss
