@@ -115,8 +115,7 @@ def locate(name: str, *, verify: bool = True) -> Path:
     """Path of an embedded file.
 
     Args:
-        name: key of :data:`ASSETS` (``"smollm2"``, ``"reviews"``, ``"brain-9861"``, ...).
-        name: key of :data:`ASSETS` (``"smollm2"``, ``"reviews"`` or ``"vowel"``).
+        name: key of :data:`ASSETS` (``"smollm2"``, ``"reviews"``, ``"vowel"``, ``"brain-9861"``, ...).
         verify: also compare the SHA-256 (0.1 s per 100 MB); the size is always compared.
 
     Raises:
