@@ -5,6 +5,9 @@
 // bring a second pool of spinning threads.
 #pragma once
 
+#include <atomic>
+#include <thread>
+
 #include "portable.hpp"
 
 #ifdef _OPENMP
@@ -31,5 +34,17 @@ inline void parallel_ranges(int64_t pieces, [[maybe_unused]] int threads, const 
 #endif
   if (pieces > 0) work(int64_t{0}, pieces);
 }
+
+// For std::lock_guard around a few additions. std::mutex would be a weak symbol (room.hpp).
+class Lock {
+ public:
+  void lock() {
+    while (taken_.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+  }
+  void unlock() { taken_.clear(std::memory_order_release); }
+
+ private:
+  std::atomic_flag taken_ = ATOMIC_FLAG_INIT;
+};
 
 }  // namespace TF_NS

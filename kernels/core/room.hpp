@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "portable.hpp"
 
@@ -70,5 +71,30 @@ class Room {
   int64_t size_ = 0;
   int64_t capacity_ = 0;
 };
+
+// The standard library's memory under a name of this namespace, so that vectors of it are this namespace's too.
+template <class T>
+struct Memory {
+  using value_type = T;
+  Memory() = default;
+  template <class U>
+  Memory(const Memory<U>&) {}
+  T* allocate(size_t n) {
+    void* const found = std::malloc(n * sizeof(T));
+    if (found == nullptr) throw std::bad_alloc();
+    return static_cast<T*>(found);
+  }
+  void deallocate(T* p, size_t) { std::free(p); }
+  template <class U>
+  bool operator==(const Memory<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const Memory<U>&) const {
+    return false;
+  }
+};
+template <class T>
+using Vector = std::vector<T, Memory<T>>;
 
 }  // namespace TF_NS

@@ -133,7 +133,7 @@ struct Counter {
   const OverlapArgs& args;
   Walk walk;
   bool boxes;
-  std::mutex lock;
+  Lock lock;
   bool right = true;
   Room<Box> all_boxes;  // of both sides, filled by whichever thread ends first
 
@@ -156,7 +156,7 @@ struct Counter {
             try {
               rows(first, last, n);
             } catch (const std::bad_alloc&) {
-              const std::lock_guard<std::mutex> guard(lock);
+              const std::lock_guard<Lock> guard(lock);
               out_of_memory = true;
             }
           },
@@ -227,7 +227,7 @@ struct Counter {
   // Sums and extremes of whole numbers: the order in which threads come does not matter.
   void join(const Room<int64_t>& counts, const Room<Box>& found, bool fine) {
     const int64_t k = args.num_labels;
-    const std::lock_guard<std::mutex> guard(lock);
+    const std::lock_guard<Lock> guard(lock);
     right &= fine;
     for (int64_t i = 0; i < k * k; ++i) args.counts[i] += counts[i];
     for (int64_t i = 0; boxes && i < 2 * k; ++i) {
@@ -286,7 +286,7 @@ bool lut_of(const LutArgs& a) {
   int64_t rows = 1;
   for (int i = 0; i < inner; ++i) rows *= v.sizes[i];
   const uint64_t limit = limit_of(v, a.num_labels);
-  std::mutex lock;
+  Lock lock;
   bool right = true;
   if (n == 0 || rows == 0) return true;
   parallel_ranges(
@@ -307,7 +307,7 @@ bool lut_of(const LutArgs& a) {
             to[i] = a.lut[label < limit ? label : 0];
           }
         }
-        const std::lock_guard<std::mutex> guard(lock);
+        const std::lock_guard<Lock> guard(lock);
         right &= fine;
       },
       n >= kGrain ? 1 : kGrain / n);
@@ -383,7 +383,7 @@ void owners(const BitCountArgs& a) {
   if (a.words == 0) return;
   int64_t totals[3][64] = {};
   const uint64_t *const x = reinterpret_cast<const uint64_t*>(a.a), *const y = reinterpret_cast<const uint64_t*>(a.b);
-  std::mutex lock;
+  Lock lock;
   parallel_ranges(
       a.words, a.threads,
       [&](int64_t first, int64_t last) {
@@ -394,7 +394,7 @@ void owners(const BitCountArgs& a) {
           for (uint64_t bits = p; bits != 0; bits &= bits - 1) mine[1][lowest_bit(bits)] += end - begin;
           for (uint64_t bits = q; bits != 0; bits &= bits - 1) mine[2][lowest_bit(bits)] += end - begin;
         });
-        const std::lock_guard<std::mutex> guard(lock);
+        const std::lock_guard<Lock> guard(lock);
         for (int k = 0; k < 3; ++k) {
           for (int c = 0; c < 64; ++c) totals[k][c] += mine[k][c];
         }

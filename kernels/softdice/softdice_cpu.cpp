@@ -46,7 +46,7 @@ class LaneSums {
  private:
   static constexpr int64_t kW = LanesOf<M>::count;
   int64_t classes_;
-  std::vector<M> lanes_;
+  Vector<M> lanes_;
 };
 
 // exp(x - max) of the tile into its room, and per voxel 1 / sum (0 for one that is left out) and the log-sum-exp.
@@ -174,8 +174,8 @@ void forward_of(const SoftdiceArgs& a) {
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
   const int64_t total = a.batches * pieces.per_batch, width = a.classes * kSoftdiceSums;
-  std::vector<double> partial(static_cast<size_t>(total * width));
-  std::vector<int64_t> bad(static_cast<size_t>(total));
+  Vector<double> partial(static_cast<size_t>(total * width));
+  Vector<int64_t> bad(static_cast<size_t>(total));
   parallel_ranges(total, a.threads, [&](int64_t first, int64_t last) {
     Tile<T> t(a, tile);
     LaneSums<M> lanes(a.classes);
@@ -217,7 +217,7 @@ void forward_of(const SoftdiceArgs& a) {
 // d(loss)/d(sums) of one batch item, by sum and class, in the arithmetic's dtype.
 template <class M>
 struct Slopes {
-  std::vector<M> value;
+  Vector<M> value;
   int64_t classes;
   bool squares = false;
   Slopes(const double* grad, int64_t classes_) : value(static_cast<size_t>(classes_ * kSoftdiceSums)), classes(classes_) {
@@ -318,7 +318,7 @@ void backward_map(Tile<T>& t, const SoftdiceArgs& a, const Slopes<math_t<T>>& g)
     const auto focal = if_set(truth, g.of(kLogPositive, c) * truth * focal_slope<M>(p, loss, gamma));
     return if_set(load_lanes(t.keep + i), g.of(kIntersection, c) * p * truth - focal);
   };
-  std::vector<M>& extra = t.extra;  // its value per class and voxel
+  Vector<M>& extra = t.extra;  // its value per class and voxel
   extra.resize(static_cast<size_t>(t.classes * t.tile));
   for (int64_t c = 0; c < t.classes; ++c) {
     const M *x = t.row(c), *y = t.label_row(c);
@@ -369,7 +369,7 @@ void backward_of(const SoftdiceArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
-  std::vector<Slopes<M>> slopes;
+  Vector<Slopes<M>> slopes;
   for (int64_t b = 0; b < a.batches; ++b) slopes.emplace_back(a.sums + b * a.classes * kSoftdiceSums, a.classes);
   parallel_ranges(a.batches * pieces.per_batch, a.threads, [&](int64_t first, int64_t last) {
     Tile<T> t(a, tile);

@@ -6,8 +6,7 @@
 #include "softdice_lanes.hpp"
 
 #include "../core/dtype.hpp"
-
-#include <vector>
+#include "../core/room.hpp"
 
 namespace TF_NS {
 namespace {
@@ -119,8 +118,8 @@ class Tile {
   int64_t classes, tile, count = 0, padded = 0;
   bool dense;
   M *top, *scale, *lse, *at_label, *p, *loss, *keep;  // one number per voxel
-  std::vector<int32_t> label;                         // -1: left out, or behind the end; only without `dense`
-  std::vector<M> extra;
+  Vector<int32_t> label;                              // -1: left out, or behind the end; only without `dense`
+  Vector<M> extra;
 
   Tile(const SoftdiceArgs& a, int64_t tile_size)
       : classes(a.classes), tile(tile_size), dense(a.dense), label(static_cast<size_t>(tile_size)), a_(a) {
@@ -237,8 +236,8 @@ class Tile {
 
   const SoftdiceArgs& a_;
   int64_t b_ = 0, first_ = 0;
-  std::vector<M> storage_;
-  std::vector<int64_t> left_out_;
+  Vector<M> storage_;
+  Vector<int64_t> left_out_;
   M *room_, *line_, *label_line_;
 };
 

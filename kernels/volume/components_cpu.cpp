@@ -1,10 +1,10 @@
 // Connected components of integer volumes by runs (Rosenfeld and Pfaltz, JACM 1966; He, Chao and Suzuki, IEEE TIP 2008): a row is cut into
 // runs of one value, runs that touch in neighbouring rows are joined in a union-find over runs, and voxels are written only where
 // something changes. Bound by reading the volume once, eight bytes at a time.
+#include "../core/room.hpp"
 #include "volume_api.hpp"
 
 #include <cstring>
-#include <vector>
 
 namespace TF_NS {
 namespace {
@@ -19,9 +19,9 @@ struct Run {
 
 template <class T>
 struct Runs {
-  std::vector<Run<T>> run;
-  std::vector<int64_t> first;  // of each row, and one behind the last
-  std::vector<uint32_t> parent;
+  Vector<Run<T>> run;
+  Vector<int64_t> first;  // of each row, and one behind the last
+  Vector<uint32_t> parent;
 
   const Run<T>& operator[](int64_t i) const { return run[static_cast<size_t>(i)]; }
   int64_t root(int64_t at) {
@@ -129,7 +129,7 @@ auto by_bytes(const ComponentArgs& a, const Use& use) {
 
 // Components in the order of their first voxel, and the component of each run.
 template <class T>
-std::vector<Component> components_of(const ComponentArgs& a, Runs<T>& runs, std::vector<int32_t>& of_run) {
+Vector<Component> components_of(const ComponentArgs& a, Runs<T>& runs, Vector<int32_t>& of_run) {
   find_runs<T>(a, false, runs);
   // Without multilabel runs of different values in one row touch as well.
   if (!a.multilabel) {
@@ -142,7 +142,7 @@ std::vector<Component> components_of(const ComponentArgs& a, Runs<T>& runs, std:
   all_pairs(a, runs, [&](int64_t p, int64_t q) {
     if (!a.multilabel || runs[p].value == runs[q].value) runs.join(p, q);
   });
-  std::vector<Component> found;
+  Vector<Component> found;
   of_run.resize(runs.run.size());
   for (int64_t r = 0; r < a.size[0] * a.size[1]; ++r) {
     const int64_t z = r / a.size[1], y = r % a.size[1];
@@ -170,8 +170,8 @@ std::vector<Component> components_of(const ComponentArgs& a, Runs<T>& runs, std:
 int64_t label(const ComponentArgs& a, int32_t* labels, const ComponentSink& sink) {
   return by_bytes(a, [&](auto zero) -> int64_t {
     Runs<decltype(zero)> runs;
-    std::vector<int32_t> of_run;
-    const std::vector<Component> found = components_of<decltype(zero)>(a, runs, of_run);
+    Vector<int32_t> of_run;
+    const Vector<Component> found = components_of<decltype(zero)>(a, runs, of_run);
     Component* to = sink.room(sink.context, static_cast<int64_t>(found.size()));
     for (size_t i = 0; i < found.size(); ++i) to[i] = found[i];
     if (labels != nullptr) {
@@ -200,8 +200,8 @@ bool among(int64_t value, const int64_t* chosen, int64_t n) {
 }
 
 // The largest component of each value, by position; values are few, so a list does.
-std::vector<size_t> largest_of_each(const std::vector<Component>& found, bool multilabel) {
-  std::vector<size_t> best;
+Vector<size_t> largest_of_each(const Vector<Component>& found, bool multilabel) {
+  Vector<size_t> best;
   for (size_t i = 0; i < found.size(); ++i) {
     size_t k = 0;
     while (k < best.size() && multilabel && found[best[k]].value != found[i].value) ++k;
@@ -218,10 +218,10 @@ int64_t keep_largest(const ComponentArgs& a, const int64_t* chosen, int64_t n_ch
   return by_bytes(a, [&](auto zero) -> int64_t {
     using T = decltype(zero);
     Runs<T> runs;
-    std::vector<int32_t> of_run;
-    const std::vector<Component> found = components_of<T>(a, runs, of_run);
-    std::vector<bool> clear(found.size());
-    std::vector<bool> best(found.size());
+    Vector<int32_t> of_run;
+    const Vector<Component> found = components_of<T>(a, runs, of_run);
+    Vector<bool> clear(found.size());
+    Vector<bool> best(found.size());
     for (size_t i : largest_of_each(found, a.multilabel)) best[i] = true;
     int64_t cleared = 0;
     for (size_t i = 0; i < found.size(); ++i) {
@@ -262,7 +262,7 @@ int64_t fill_holes(const ComponentArgs& a, const int64_t* chosen, int64_t n_chos
     all_pairs(six, runs, [&](int64_t p, int64_t q) {
       if (value(p) == 0 && value(q) == 0) runs.join(p, q);
     });
-    std::vector<Shore> shore(runs.run.size());
+    Vector<Shore> shore(runs.run.size());
     const auto at = [&](int64_t i) -> Shore& { return shore[static_cast<size_t>(runs.root(i))]; };
     all_pairs(six, runs, [&](int64_t p, int64_t q) {
       if (value(p) == 0 && value(q) != 0) at(p).touch(value(q));

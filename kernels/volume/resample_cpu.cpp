@@ -8,9 +8,9 @@
 
 #include "../core/dtype.hpp"
 #include "../core/parallel.hpp"
+#include "../core/room.hpp"
 
 #include <limits>
-#include <vector>
 
 namespace TF_NS {
 namespace {
@@ -21,8 +21,8 @@ constexpr int64_t kW = kLanes;
 
 // Two neighbours and the share of the second, for each place along an axis; computed in float32 as PyTorch does.
 struct Axis {
-  std::vector<int64_t> low, high;
-  std::vector<float> share;
+  Vector<int64_t> low, high;
+  Vector<float> share;
   Axis(int64_t in, int64_t out, bool align_corners)
       : low(static_cast<size_t>(out)), high(static_cast<size_t>(out)), share(static_cast<size_t>(out)) {
     const float scale = align_corners ? (out > 1 ? static_cast<float>(in - 1) / static_cast<float>(out - 1) : 0.0f)
@@ -46,8 +46,8 @@ struct Group {
   V share;
 };
 
-std::vector<Group> groups_along(const Axis& x, int64_t out) {
-  std::vector<Group> groups;
+Vector<Group> groups_along(const Axis& x, int64_t out) {
+  Vector<Group> groups;
   for (int64_t first = 0; first < out; first += kW) {
     Group g = {x.low[static_cast<size_t>(first)], true, {}, {}};
     for (int64_t j = 0; j < kW; ++j) {
@@ -88,7 +88,7 @@ TF_HD V pick_lanes(V from, I at) {
 }
 
 template <class Label>
-void argmax_row(const float* rows, int64_t width, int64_t classes, const std::vector<Group>& groups, int64_t out, Label* labels) {
+void argmax_row(const float* rows, int64_t width, int64_t classes, const Vector<Group>& groups, int64_t out, Label* labels) {
   for (size_t k = 0; k < groups.size(); ++k) {
     const Group& g = groups[k];
     V best = spread(-std::numeric_limits<float>::infinity());
@@ -118,10 +118,10 @@ void argmax_row(const float* rows, int64_t width, int64_t classes, const std::ve
 template <class T, class Label>
 void resample_of(const ResampleArgs& a) {
   const Axis z(a.in[0], a.out[0], a.align_corners), y(a.in[1], a.out[1], a.align_corners), x(a.in[2], a.out[2], a.align_corners);
-  const std::vector<Group> groups = groups_along(x, a.out[2]);
+  const Vector<Group> groups = groups_along(x, a.out[2]);
   const int64_t width = a.in[2] + 2 * kW;  // a load may begin at the last entry, and its neighbour one behind
   parallel_ranges(a.out[0] * a.out[1], a.threads, [&](int64_t first, int64_t last) {
-    std::vector<float> rows(static_cast<size_t>(a.classes * width));
+    Vector<float> rows(static_cast<size_t>(a.classes * width));
     for (int64_t line = first; line < last; ++line) {
       const size_t oz = static_cast<size_t>(line / a.out[1]), oy = static_cast<size_t>(line % a.out[1]);
       const float wz = z.share[oz], wy = y.share[oy];
