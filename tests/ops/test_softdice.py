@@ -114,8 +114,11 @@ def test_half_precision(backend, dtype):
     assert loss.dtype == torch.float32
     assert abs(loss.item() - expected.item()) <= 1e-5
     assert z.grad.dtype == dtype
-    largest = exact.grad.abs().max()
-    assert (z.grad.double() - exact.grad).abs().max() <= (4e-3 if dtype == torch.bfloat16 else 2e-3) * largest
+    error = (z.grad.double() - exact.grad).cpu()
+    cuts = backend.name == "triton" and backend.device.type == "cpu"  # Triton's interpreter cuts bfloat16 off
+    step = 2 if cuts and dtype == torch.bfloat16 else 1
+    assert error.norm() <= step * 2e-3 * exact.grad.norm()
+    assert (error.abs() <= step * 2**-8 * exact.grad.abs().cpu() + 1e-6).all()  # bfloat16's rounding, or less
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])

@@ -72,6 +72,14 @@ def test_resample_ties_nan_and_planes(backend):
     assert (resample_argmax(plane, (16, 20)) == whole).double().mean() > 0.99
 
 
+def test_resample_opcheck_and_compile():
+    logits = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(4))
+    op = torch.ops.tenfold.resample_argmax.default
+    torch.library.opcheck(op, (logits, [4, 7, 9], False, False))
+    compiled = torch.compile(lambda x: resample_argmax(x, (4, 7, 9)), fullgraph=True)
+    assert torch.equal(compiled(logits), resample_argmax(logits, (4, 7, 9)))
+
+
 def test_resample_dtypes_and_layout():
     logits = torch.randn(300, 2, 3, 4)
     wide = resample_argmax(logits, (4, 6, 8))

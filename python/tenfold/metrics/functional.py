@@ -47,12 +47,12 @@ def raw_scores(
     """What `tenfold.ops.surface_metrics` counts, for a batch: its arrays with an axis of cases in front.
 
     Args:
-        preds, target: one-hot masks [B, C, *S] (an element that equals 1 is set; they may overlap), or, for
-            "index", label maps [B, *S]; *S has 2 or 3 axes.
+        preds, target: one-hot masks [B, C, ...] (an element that equals 1 is set; they may overlap), or, for
+            "index", label maps [B, ...]; space has 2 or 3 axes.
         num_classes: for "index" without `organs`: labels 0 .. num_classes - 1 are the structures.
         organs: for "index": the label sets that make up the structures.
         include_background: whether channel or label 0 is a structure.
-        spacing: mm along the axes of *S, one number for all axes, or one such entry per case.
+        spacing: mm along the axes of space, one number for all axes, or one such entry per case.
         tolerances: one list for all structures, or one per structure.
 
     Raises:
@@ -69,7 +69,7 @@ def raw_scores(
         _checks.fail(ValueError, "preds", f"the shape of target, {tuple(truth.shape)}", tuple(guess.shape))
     before = 2 if input_format == "one-hot" else 1
     if truth.ndim - before not in (2, 3):
-        shape = "[B, C, *S]" if before == 2 else "[B, *S]"
+        shape = "[B, C, ...]" if before == 2 else "[B, ...]"
         _checks.fail(ValueError, "target", f"{shape} with 2 or 3 axes of space", tuple(truth.shape))
     first = 0 if include_background else 1
     options: dict[str, Any] = {
@@ -234,10 +234,10 @@ def dice_score(
     """Dice similarity coefficient, float64 [B, structures].
 
     Args:
-        preds, target: one-hot masks [B, C, *S], or label maps with `input_format="index"`.
+        preds, target: one-hot masks [B, C, ...], or label maps with `input_format="index"`.
         compat: what empty masks score; see the module.
         ignore_empty: for "monai": an empty reference is NaN (default), else 0, or 1 with an empty prediction.
-        **options: `num_classes`, `organs`, `include_background` (default True), `input_format`,
+        options: `num_classes`, `organs`, `include_background` (default True), `input_format`,
             `num_threads`, as `raw_scores`.
 
     Raises:
@@ -254,7 +254,7 @@ def counts_only(preds: Any, target: Any, **options: Any) -> SurfaceMetrics:
 
 
 def volume_similarity(preds: Any, target: Any, *, compat: str = "segrap", **options: Any) -> Any:
-    """1 - ||A| - |B|| / (|A| + |B|), float64 [B, structures]; arguments as `dice_score`."""
+    """``1 - ||A| - |B|| / (|A| + |B|)``, float64 [B, structures]; arguments as `dice_score`."""
     _checks.choice("compat", compat, COMPAT)
     return _arrays.kind_of(target)(volume_similarity_of(counts_only(preds, target, **options), compat))
 
@@ -275,7 +275,7 @@ def surface_dice(
         tolerances: in mm, one for all structures or one for each (MONAI's `class_thresholds`).
         compat: the definition of the surface, and what empty masks score; see the module.
         use_subvoxels: for "monai": area-weighted surface elements in place of border voxels.
-        **options: `spacing` and those of `dice_score`.
+        options: `spacing` and those of `dice_score`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range.
@@ -314,7 +314,7 @@ def hausdorff_distance(
         directed: from the prediction to the reference only.
         compat: the definition of the surface, how percentiles are taken, and empty masks; see the module.
         empty_distance: for "segrap", the distance to an empty mask: "inf", "nan", or "diagonal", the image's.
-        **options: as `surface_dice`.
+        options: as `surface_dice`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range.
@@ -373,7 +373,8 @@ def segmentation_scores(
     """Everything at once: a dict of float64 [B, structures], each name with its convention.
 
     dsc, jaccard, precision, recall, vs, rvd; nsd_dm@t and nsd_edge@t for each tolerance; hd95_dm, hd_dm,
-    hd95_edge_max, hd95_edge_pooled, hd_edge; assd_dm, assd_edge. rvd is (|B| - |A|) / |A|, A the reference.
+    hd95_edge_max, hd95_edge_pooled, hd_edge; assd_dm, assd_edge. rvd is (size of the prediction - size of the
+    reference) / size of the reference.
 
     Args:
         compat: what empty masks score; the definition of the surface stands in each name.

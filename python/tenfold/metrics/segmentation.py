@@ -125,7 +125,7 @@ class DiceScore(_CaseMetric):
 
 
 class VolumeSimilarity(_CaseMetric):
-    """1 - ||A| - |B|| / (|A| + |B|); arguments as `DiceScore`."""
+    """``1 - ||A| - |B|| / (|A| + |B|)``; arguments as `DiceScore`."""
 
     def _scores(self, preds: Any, target: Any, spacing: Any) -> Tensor:
         scores: Tensor = functional.volume_similarity(preds, target, compat=self.compat, **self.given)

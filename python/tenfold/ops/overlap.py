@@ -147,10 +147,10 @@ def overlap_counts(
         num_threads: default `torch.get_num_threads()`. Results do not depend on it.
 
     Returns:
-        counts, int64 [K, K]: voxels with the row's label in `target` and the column's in `pred`. |A| of label
-        l is `counts[l].sum()`, |B| `counts[:, l].sum()`, |A and B| `counts[l, l]`. With `boxes` the triple
-        (counts, box_target, box_pred), int64 [K, 2 * ndim]: first indices of every axis, then last indices
-        plus one; all 0 for a label that is absent. Of the kind that `target` is.
+        counts, int64 [K, K]: voxels with the row's label in `target` and the column's in `pred`. Label l
+        has `counts[l].sum()` voxels in `target`, `counts[:, l].sum()` in `pred`, `counts[l, l]` in both.
+        With `boxes` the triple (counts, box_target, box_pred), int64 [K, 2 * ndim]: first indices of every
+        axis, then last indices plus one; all 0 for a label that is absent. Of the kind that `target` is.
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
@@ -246,7 +246,7 @@ def pack_bits(masks: Any, *, num_threads: int | None = None) -> Any:
 
 
 def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> Any:
-    """The masks bool [C, *shape] that `pack_bits` packed.
+    """The masks, bool [C, ...] with the axes of `shape`, that `pack_bits` packed.
 
     Raises:
         TypeError, ValueError: words that are not int64 [C, ceil(N / 64)].
@@ -263,7 +263,7 @@ def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> An
 
 
 def multihot_counts(a: Any, b: Any, *, num_threads: int | None = None) -> Any:
-    """int64 [C, 3]: |A and B|, |A|, |B| of every channel of two sets of masks that may overlap.
+    """int64 [C, 3]: voxels in both, in a, in b, of every channel of two sets of masks that may overlap.
 
     Args:
         a, b: both packed by `pack_bits` (int64 [C, words]), or both masks [C, ...] of bool or uint8.
@@ -278,7 +278,7 @@ def multihot_counts(a: Any, b: Any, *, num_threads: int | None = None) -> Any:
 
 
 def owner_counts(a: Any, b: Any, num_owners: int, *, num_threads: int | None = None) -> Any:
-    """int64 [num_owners, 3]: |A and B|, |A|, |B| of each owner bit of two volumes of owner words.
+    """int64 [num_owners, 3]: voxels in both, in a, in b, of each owner bit of two volumes of owner words.
 
     Args:
         a, b: int64 of one shape, from `label_lut` or `owner_words`.

@@ -45,7 +45,7 @@ class SurfaceMetrics(NamedTuple):
     organs: list[tuple[int, ...]]
     """The labels of each organ."""
     voxels: Any
-    """int64 [O, 3]: |A| (target), |B| (pred), |A and B|."""
+    """int64 [O, 3]: voxels in the target, in the prediction, in both."""
     elements: Any
     """int64 [O, 2]: number of surface elements of each side."""
     area: Any
@@ -60,7 +60,7 @@ class SurfaceMetrics(NamedTuple):
     """float64 [O, P]: percentile of the distances of both sides taken together (medpy's for "edge")."""
 
     def dice(self) -> Any:
-        """[O] 2 |A and B| / (|A| + |B|); NaN where both are empty."""
+        """[O] twice the voxels in both over the sum of both sizes; NaN where both are empty."""
         return _ratio(2 * self.voxels[:, 2], self.voxels[:, 0] + self.voxels[:, 1])
 
     def nsd(self) -> Any:
