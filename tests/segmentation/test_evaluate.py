@@ -308,3 +308,20 @@ def test_the_same_team_twice(data: Path) -> None:
     teams = find_submissions(data / "organs", OARS, "us") * 2
     with pytest.raises(ValueError, match="teams: expected different names, got us, us"):
         evaluate(teams, reference, OARS, Options())
+
+
+def test_the_challenges_table_by_hand() -> None:
+    from tenfold.segmentation.tables import challenge_rows
+
+    def row(case: str, organ: str, dsc: float, nsd: float, flags: str = "") -> dict[str, Any]:
+        return {"team": "us", "case": case, "organ": organ, "dsc": dsc, "nsd_dm": nsd, "flags": flags}
+
+    rows = [
+        row("c2", "GTVp", 0.87654321, 1.0), row("c2", "GTVnd", 1.0, 1.0, "empty_target_pred"),
+        row("c1", "GTVp", 0.5, 2 / 3), row("c1", "GTVnd", 0.0, 0.0, "empty_target"),
+    ]  # fmt: skip
+    found = challenge_rows(Evaluation(GTVS, Options(), ["us"], rows, [], []), "us")
+    assert found == [  # by name; a column that the rule for empty masks alone fills holds whole numbers
+        {"Name": "c1", "GTVp_DSC": "0.5", "GTVnd_DSC": "0", "GTVp_NSD": "0.6667", "GTVnd_NSD": "0"},
+        {"Name": "c2", "GTVp_DSC": "0.8765", "GTVnd_DSC": "1", "GTVp_NSD": "1.0", "GTVnd_NSD": "1"},
+    ]

@@ -37,8 +37,8 @@ def write(
 ) -> dict[str, float | int]:
     """Everything that the run leaves; returns the numbers of metrics.json."""
     folder.log("tables and pictures")
-    _write_tables(found, folder)
     table = score_table(found, read_cohorts(config.cohorts))
+    _write_tables(found, folder)
     scheme = Scheme("segrap", ties=config.ties, na="drop", statistical=config.statistical)
     pieces = write_ranking(
         folder, table, scheme, samples=config.bootstrap, seed=config.seed, title=found.task.title
@@ -69,8 +69,8 @@ def write_scores(
     config: SegrapConfig, source: Source, found: Evaluation, folder: RunFolder
 ) -> dict[str, float | int]:
     """The same without ranking and pictures."""
-    _write_tables(found, folder)
     score_table(found)  # refuses if nothing could be scored
+    _write_tables(found, folder)
     best = max(found.teams, key=lambda team: _finite(tables.means(found, "dsc", team)))
     numbers = _counts(found)
     for team in found.teams:
