@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import ts512
+from . import softdice, ts512
 from .harness import Agreement, Case, Side, Work, Workload
 from .zo import _backend, _version
 
@@ -107,8 +107,9 @@ def _torchmetrics_side(a: Array, b: Array, labels: int) -> Side:
     def run() -> Array:
         from torchmetrics.functional.segmentation import dice_score
 
-        tensors = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
-        scores = dice_score(*tensors, labels, include_background=True, input_format="index", average="none")
+        preds, target = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
+        options: dict[str, Any] = {"include_background": True, "input_format": "index", "average": "none"}
+        scores = dice_score(preds, target, labels, **options)
         present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
         return scores[0].numpy()[present]
 
@@ -174,4 +175,5 @@ def cases() -> list[Case]:
         Case("overlap.counts.u8.ts512", partial(_counts, "uint8", False)),
         Case("overlap.counts.i16.ts512", partial(_counts, "int16", False)),
         Case("overlap.counts_boxes.u8.ts512", partial(_counts, "uint8", True)),
+        *softdice.cases(),
     ]

@@ -62,7 +62,8 @@ def _dice_ce(dtype_name: str, device: torch.device, tiny: bool) -> Workload:
     dtype = DTYPES[dtype_name]
     logits, labels = _batch(dtype, device, tiny)
     logits.requires_grad_()
-    close = partial(_close, 2e-6 if dtype == torch.float32 else 3e-2)
+    # In half precision the peers' softmax and sums are half precision too, ours are float32.
+    close = partial(_close, 2e-6 if dtype == torch.float32 else 0.15)
     compiled: list[Any] = []
 
     def monai() -> list[Tensor]:

@@ -23,6 +23,7 @@ from .softdice_reference import ACTIVATIONS, SUMS, Options
 
 BLOCK_N = 256
 BLOCK_C = 16
+WARPS = 8
 
 _MINUS_INFINITY = tl.constexpr(float("-inf"))
 
@@ -239,9 +240,9 @@ def _backward_kernel(
                     negative = tl.exp(-gamma * loss_positive) * (p + gamma * q * loss_negative)
                 dx = slope * p * q - of_positive * y * positive + of_negative * (1.0 - y) * negative
             if turn == rounds - 1:
-                dx = tl.where(real, dx, 0.0).to(out.dtype.element_ty)
                 at = out + b * ob + c[:, None] * oc + n[None, :] * on
-                tl.store(at, dx, mask=inside[:, None] & (n < voxels)[None, :])
+                rounded = tl.where(real, dx, 0.0).to(out.dtype.element_ty)
+                tl.store(at, rounded, mask=inside[:, None] & (n < voxels)[None, :])
 
 
 def forward(
@@ -270,6 +271,7 @@ def forward(
         options.ignore or 0,
         options.gamma,
         **constants,
+        num_warps=WARPS,
     )
     sums = partial.sum(1, dtype=torch.float64)
     if not options.squares:
@@ -308,6 +310,7 @@ def backward(
         options.ignore or 0,
         options.gamma,
         **constants,
+        num_warps=WARPS,
     )
     return None
 
@@ -338,14 +341,15 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
     """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
     cases: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
     views = ("xb", "xc", "xn", "tb", "tc", "tn", "mb", "mn")
-    for dtype, activation, dense in (
-        ("fp32", 0, False),
-        ("fp16", 0, False),
-        ("bf16", 0, True),
-        ("fp32", 1, True),
+    for dtype, activation, dense, focal in (
+        ("fp32", 0, False, False),
+        ("fp16", 0, False, True),
+        ("bf16", 0, True, False),
+        ("fp32", 1, True, True),
+        ("bf16", 2, False, False),
     ):
-        constants: dict[str, Any] = {"ACTIVATION": activation, "DENSE": dense, "MASKED": False}
-        constants |= {"IGNORES": True, "FOCAL": False, "BLOCK_C": BLOCK_C, "BLOCK_N": BLOCK_N}
+        constants: dict[str, Any] = {"ACTIVATION": activation, "DENSE": dense, "MASKED": dense}
+        constants |= {"IGNORES": True, "FOCAL": focal, "BLOCK_C": BLOCK_C, "BLOCK_N": BLOCK_N}
         tensors = {"logits": f"*{dtype}", "target": "*fp32" if dense else "*u8", "mask": "*u8"}
         tail = {"ignore": "i32", "gamma": "fp32"} | dict.fromkeys(constants, "constexpr")
         sizes = {"classes": "i32", "voxels": "i32"}
@@ -353,9 +357,9 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         forward_ |= dict.fromkeys(views, "i32") | tail
         backward_ = tensors | {"lse_in": "*fp32", "grad": "*fp32", "out": f"*{dtype}"} | sizes
         backward_ |= dict.fromkeys((*views, "ob", "oc", "on"), "i32") | tail
-        name = f"{ACTIVATIONS[activation]}.{dtype}{'.map' if dense else ''}"
-        cases.append((f"soft_overlap.{name}", _forward_kernel, forward_, constants, {"num_warps": 4}))
+        name = f"{ACTIVATIONS[activation]}.{dtype}{'.map' if dense else ''}{'.focal' if focal else ''}"
+        cases.append((f"soft_overlap.{name}", _forward_kernel, forward_, constants, {"num_warps": WARPS}))
         cases.append(
-            (f"soft_overlap_backward.{name}", _backward_kernel, backward_, constants, {"num_warps": 4})
+            (f"soft_overlap_backward.{name}", _backward_kernel, backward_, constants, {"num_warps": WARPS})
         )
     return cases

@@ -129,14 +129,14 @@ def _organ(
     within = [[w[d <= t].sum() for t in tolerances] for d, w in pairs]
     hd = [[surface_reference.percentile(d, w, q, edge) for q in percentiles] for d, w in pairs]
     both = torch.cat(gaps), torch.cat(weights)
-    wide = {"dtype": torch.float64}
+    wide = torch.float64
     return (
         torch.tensor([len(d) for d in gaps]),
-        torch.tensor([float(w.sum()) for w in weights], **wide),
-        torch.tensor([[float(x) for x in row] for row in within], **wide).reshape(2, len(tolerances)),
-        torch.tensor([float((d * w).sum()) if len(d) else 0.0 for d, w in pairs], **wide),
-        torch.tensor(hd, **wide).reshape(2, len(percentiles)),
-        torch.tensor([surface_reference.percentile(*both, q, edge) for q in percentiles], **wide),
+        torch.tensor([float(w.sum()) for w in weights], dtype=wide),
+        torch.tensor([[float(x) for x in row] for row in within], dtype=wide).reshape(2, len(tolerances)),
+        torch.tensor([float((d * w).sum()) if len(d) else 0.0 for d, w in pairs], dtype=wide),
+        torch.tensor(hd, dtype=wide).reshape(2, len(percentiles)),
+        torch.tensor([surface_reference.percentile(*both, q, edge) for q in percentiles], dtype=wide),
     )
 
 

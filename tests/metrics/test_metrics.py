@@ -203,7 +203,7 @@ ALL = {"include_background": True}
     ("call", "kind", "words"),
     [
         (lambda: metrics.dice_score(MASK, MASK[0]), ValueError, "preds: expected the shape of target"),
-        (lambda: metrics.dice_score(MASK[0, 0], MASK[0, 0]), ValueError, r"target: expected \[B, C, \.\.\.\]"),
+        (lambda: metrics.dice_score(MASK[0, 0], MASK[0, 0]), ValueError, r"target: expected \[B, C, "),
         (lambda: metrics.dice_score(MASK, MASK, compat="nnunet"), ValueError, "compat: expected one of"),
         (lambda: metrics.dice_score(MASK[0], MASK[0], **INDEX), TypeError, "num_classes: expected a number"),
         (lambda: metrics.surface_dice(MASK, MASK, [1.0, 2.0], **ALL), ValueError, "tolerances: expected 1"),

@@ -19,8 +19,8 @@ class RegionLoss(nn.Module):
 
     Args:
         include_background: False leaves class 0 out of the loss (not of the softmax).
-        to_onehot_y: the target is a label map [B, 1, *spatial] (any dtype with integral values); False: a map
-            of the input's shape.
+        to_onehot_y: the target is a label map [B, 1, spatial...] (any dtype with integral values); False: a
+            map of the input's shape.
         sigmoid, softmax, other_act: at most one of them; none if the input holds probabilities.
         reduction: "mean", "sum" or "none".
         smooth_nr, smooth_dr: added to numerator and denominator.
@@ -103,10 +103,10 @@ class RegionLoss(nn.Module):
         return "softmax" if self.softmax and input.shape[1] > 1 else "none"
 
     def labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Labels [B, *spatial] or a map, and which voxels count if a map leaves some out."""
+        """Labels [B, spatial...] or a map, and which voxels count if a map leaves some out."""
         if self.to_onehot_y and input.shape[1] > 1:
             if target.ndim != input.ndim or target.shape[1] != 1:
-                expected = f"shape [B, 1, *spatial] of input {tuple(input.shape)} with to_onehot_y"
+                expected = f"shape [B, 1, spatial...] of input {tuple(input.shape)} with to_onehot_y"
                 _checks.fail(ValueError, "target", expected, tuple(target.shape))
             return as_labels(target[:, 0]), None
         if target.shape != input.shape:

@@ -18,12 +18,12 @@ def signed_distance_maps(labels: Tensor, num_classes: int, spacing: float | Sequ
     """`tenfold.ops.signed_distance` of every class: the level sets of the boundary loss (arXiv 1812.07032).
 
     Args:
-        labels: [B, *spatial] integers.
+        labels: [B, spatial...] integers.
         num_classes: C.
         spacing: of the spatial axes, in their order.
 
     Returns:
-        float32 [B, C, *spatial]: the distance to the class outside it, -(d - 1) inside for unit spacing,
+        float32 [B, C, spatial...]: the distance to the class outside it, -(d - 1) inside for unit spacing,
         zero for a class that is absent or fills the image. Computed on the CPU.
     """
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
@@ -41,7 +41,7 @@ class BoundaryLoss(nn.Module):
 
     Args:
         include_background: False leaves class 0 out.
-        to_onehot_y: the target is a label map [B, 1, *spatial]; False: a signed distance map of the input's
+        to_onehot_y: the target is a label map [B, 1, spatial...]; False: a signed distance map of the input's
             shape, made beforehand with `signed_distance_maps`.
         sigmoid, softmax: activation of the input, or neither.
         reduction: "mean" or "sum".
@@ -67,7 +67,7 @@ class BoundaryLoss(nn.Module):
         self.spacing = spacing
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input [B, C, *spatial], target as `to_onehot_y` says.
+        """input [B, C, spatial...], target as `to_onehot_y` says.
 
         The sum of p times a map is the intersection of `soft_overlap` with that map as soft label, so the
         loss is one pass each way.

@@ -50,7 +50,7 @@ class DeepSupervisionLoss(nn.Module):
         return [w / sum(halves) for w in halves]
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """input: one output or a list of them, [B, C, *spatial] each; target [B, 1 or C, *spatial]."""
+        """input: one output or a list of them, [B, C, spatial...] each; target [B, 1 or C, spatial...]."""
         if isinstance(input, Tensor):
             return self.loss(input, target)
         outputs = _checks.sequence("input", input, "tensors")

@@ -76,7 +76,7 @@ class DiceLoss(RegionLoss):
         return weighted(loss, self.class_weight)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input [B, C, *spatial], target as `to_onehot_y` says."""
+        """input [B, C, spatial...], target as `to_onehot_y` says."""
         return self.shaped(self.of(self.sums(input, target, squares=self.squared_pred)), input)
 
 
@@ -140,7 +140,7 @@ class DiceCELoss(DiceLoss):
             _checks.fail(ValueError, "profile", f"softmax=True and to_onehot_y=True with {profile!r}", given)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input: logits [B, C, *spatial]; target [B, 1, *spatial] or [B, C, *spatial]."""
+        """input: logits [B, C, spatial...]; target [B, 1, spatial...] or [B, C, spatial...]."""
         if input.ndim != target.ndim:
             _checks.fail(ValueError, "target", f"{input.ndim} axes as input", target.ndim)
         if target.shape[1] not in (1, input.shape[1]):
@@ -244,7 +244,7 @@ class GeneralizedDiceLoss(RegionLoss):
         self.w_type = _checks.choice("w_type", w_type, ("square", "simple", "uniform"))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input [B, C, *spatial], target as `to_onehot_y` says."""
+        """input [B, C, spatial...], target as `to_onehot_y` says."""
         smooth = (self.smooth_nr, self.smooth_dr)
         sums = self.sums(input, target)
         return self.shaped(
@@ -294,7 +294,7 @@ class TverskyLoss(RegionLoss):
         self.beta = beta
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input [B, C, *spatial], target as `to_onehot_y` says; reduction="none" gives [B, C] or [C]."""
+        """input [B, C, spatial...], target as `to_onehot_y` says; reduction="none" gives [B, C] or [C]."""
         sums = self.sums(input, target)
         tp, p, y = (
             v.sum(0, keepdim=True) if self.batch else v

@@ -58,7 +58,7 @@ class FocalLoss(RegionLoss):
         self.register_buffer("class_alpha", None if alpha is None else torch.as_tensor(alpha))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input: logits [B, C, *spatial], target as `to_onehot_y` says."""
+        """input: logits [B, C, spatial...], target as `to_onehot_y` says."""
         dtype = torch.promote_types(input.dtype, torch.float32)
         if self.reduction == "none":
             return self._each_voxel(input, target).to(dtype)
@@ -207,7 +207,7 @@ class DiceFocalLoss(DiceLoss):
         self.lambda_focal = _checks.real("lambda_focal", lambda_focal, at_least=0.0)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input: logits [B, C, *spatial], target as `to_onehot_y` says."""
+        """input: logits [B, C, spatial...], target as `to_onehot_y` says."""
         if not self.sigmoid or self.reduction == "none":
             dice, focal = super().forward(input, target), self.focal(input, target)
             return self.lambda_dice * dice + self.lambda_focal * focal

@@ -17,10 +17,12 @@ DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class IntensityHistogram:
     """Counts of the values -32768 .. 65535; percentiles, mean and deviation come out exact.
 
-    histogram = IntensityHistogram()
-    for ct, foreground in cases:
-        histogram.update(ct, foreground)
-    low, high = histogram.percentiles([0.5, 99.5])
+    .. code-block:: python
+
+        histogram = IntensityHistogram()
+        for ct, foreground in cases:
+            histogram.update(ct, foreground)
+        low, high = histogram.percentiles([0.5, 99.5])
     """
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ def _kernels(op: str, device: torch.device) -> Any:
     if backend == "reference":
         from tenfold.kernels.overlap import overlap_reference as module
     elif backend == "cuda":
-        from tenfold.kernels.overlap import overlap_cuda as module  # type: ignore[no-redef]
+        from tenfold.kernels.overlap import overlap_cuda as module
     else:
         from tenfold.kernels.overlap import overlap_native as module
     return module
@@ -61,8 +61,9 @@ def _overlap_counts_fake(
     target: Tensor, pred: Tensor, num_labels: int, flip_target: Any, flip_pred: Any, boxes: bool, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = num_labels if boxes else 0
-    boxes_of = [target.new_empty((rows, 2 * target.ndim), dtype=torch.int64) for _ in range(2)]
-    return target.new_empty((num_labels, num_labels), dtype=torch.int64), *boxes_of
+    counts = target.new_empty((num_labels, num_labels), dtype=torch.int64)
+    box = target.new_empty((rows, 2 * target.ndim), dtype=torch.int64)
+    return counts, box, torch.empty_like(box)
 
 
 def _label_lut(volume: Tensor, lut: Tensor, flips: list[int], threads: int) -> Tensor:

@@ -78,7 +78,7 @@ def mirrored(
     `swap` the channels of a pair change places.
 
     Args:
-        predict: [B, channels, *spatial] -> logits [B, C, *spatial].
+        predict: [B, channels, spatial...] -> logits [B, C, spatial...].
         axes: spatial axes, 0 the first.
         left_right_axis: the one among them whose mirroring exchanges the sides.
         swap: pairs of classes that are left and right of each other.
@@ -129,7 +129,7 @@ def sliding_window(
 
     Args:
         image: [channels, z, y, x], on any device.
-        predict: a window [1, channels, *patch] -> logits [1, C, *patch].
+        predict: a window [1, channels, patch...] -> logits [1, C, patch...].
         patch: size of the window, per axis. A smaller volume is padded with zeros at its end.
         step: distance of neighbours as a share of the window; by default 0.5, with profile="pymic" 1.
         sigma_scale: of the Gaussian weights.

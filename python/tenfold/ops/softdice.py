@@ -71,14 +71,14 @@ def soft_overlap(
     its voxel is left out.
 
     Args:
-        logits: [B, C, *spatial]; float32, bfloat16, float16 or float64, contiguous or channels last (other
+        logits: [B, C, spatial...]; float32, bfloat16, float16 or float64, contiguous or channels last (other
             layouts are copied).
-        target: integer labels [B, *spatial] or [B, 1, *spatial] with values in [0, C), or, with as many
-            channels as the logits, [B, C, *spatial] of any dtype: one-hot, overlapping or soft labels.
-            With C = 1, [B, 1, *spatial] is such a map of 0 and 1.
+        target: integer labels [B, spatial...] or [B, 1, spatial...] with values in [0, C), or, with as many
+            channels as the logits, [B, C, spatial...] of any dtype: one-hot, overlapping or soft labels.
+            With C = 1, [B, 1, spatial...] is such a map of 0 and 1.
         activation: "softmax" over the classes, "sigmoid", or "none" where `logits` are probabilities already
             (then the sums of logarithms stay zero).
-        mask: [B, *spatial] or [B, 1, *spatial] bool or uint8, zero where a voxel is left out.
+        mask: [B, spatial...] or [B, 1, spatial...] bool or uint8, zero where a voxel is left out.
         ignore_index: integer labels of this value are left out.
         gamma: exponent of the focal loss, >= 0; 0 gives the cross-entropy.
         squares: whether `prediction_squared` is wanted.
@@ -111,12 +111,12 @@ def soft_overlap(
 def _logits(logits: Any) -> Tensor:
     logits = _checks.tensor("logits", _arrays.as_tensor("logits", logits, write=False))
     if logits.ndim < 2 or logits.shape[1] < 1:
-        _checks.fail(ValueError, "logits", "shape [B, C, *spatial] with C >= 1", tuple(logits.shape))
+        _checks.fail(ValueError, "logits", "shape [B, C, spatial...] with C >= 1", tuple(logits.shape))
     return logits
 
 
 def _target(target: Any, logits: Tensor) -> Tensor:
-    """Labels [B, *spatial], or a map [B, C, *spatial]."""
+    """Labels [B, spatial...], or a map [B, C, spatial...]."""
     target = _checks.tensor("target", _arrays.as_tensor("target", target, write=False), _TARGET_DTYPES)
     if target.device != logits.device:
         _checks.fail(ValueError, "target", f"a tensor on {logits.device} like logits", target.device)
@@ -126,7 +126,7 @@ def _target(target: Any, logits: Tensor) -> Tensor:
     if target.ndim == logits.ndim and target.shape[1] == 1:
         target = target.squeeze(1)
     if target.ndim != logits.ndim - 1 or target.shape != (batch, *spatial):
-        shapes = f"[B, *spatial], [B, 1, *spatial] or [B, C, *spatial] of logits {tuple(logits.shape)}"
+        shapes = f"[B, spatial...], [B, 1, spatial...] or [B, C, spatial...] of logits {tuple(logits.shape)}"
         _checks.fail(ValueError, "target", shapes, tuple(target.shape))
     if target.dtype not in LABEL_DTYPES:
         _checks.fail(TypeError, "target", "integer labels (or as many channels as logits)", target.dtype)
@@ -140,7 +140,7 @@ def _mask(mask: Any, logits: Tensor) -> Tensor:
     if mask.ndim == logits.ndim and mask.shape[1] == 1:
         mask = mask.squeeze(1)
     if mask.shape != (logits.shape[0], *logits.shape[2:]):
-        _checks.fail(ValueError, "mask", "shape [B, *spatial] or [B, 1, *spatial]", tuple(mask.shape))
+        _checks.fail(ValueError, "mask", "shape [B, spatial...] or [B, 1, spatial...]", tuple(mask.shape))
     return mask
 
 

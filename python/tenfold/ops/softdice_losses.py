@@ -292,7 +292,9 @@ def weighted(loss: Tensor, weight: Weight) -> Tensor:
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
-    return {"mean": torch.mean, "sum": torch.sum, "none": lambda v: v}[reduction](loss)
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def _voxels(logits: Any, mask: Any, sums: SoftOverlap, dense: bool) -> Tensor | float:

@@ -107,9 +107,9 @@ def _kernels(op: str, device: torch.device) -> Any:
     if backend == "reference":
         from tenfold.kernels.surface import surface_reference as module
     elif backend == "cuda":
-        from tenfold.kernels.surface import surface_cuda as module  # type: ignore[no-redef]
+        from tenfold.kernels.surface import surface_cuda as module
     else:
-        from tenfold.kernels.surface import surface_native as module  # type: ignore[no-redef]
+        from tenfold.kernels.surface import surface_native as module
     return module
 
 

@@ -24,12 +24,13 @@ _LIBRARY.define("resample_argmax(Tensor logits, SymInt[] size, bool align_corner
 
 
 class Components(NamedTuple):
-    """labels int32 of the volume's shape, 0 where it is 0, else 1 .. N in the order of first voxels (z, y,
-    x).
+    """What `connected_components` finds, N components.
 
-    values, sizes: int64 [N], value of the volume and number of voxels of each component. boxes: int64 [N, 2
-        nd],
-    first and behind-the-last index per axis: z0, y0, x0, z1, y1, x1.
+    labels: int32 of the volume's shape, 0 where it is 0, else 1 .. N in the order of first voxels (z, y, x).
+
+    values, sizes: int64 [N], the value of the volume and the number of voxels of each.
+
+    boxes: int64 [N, 2 nd], first and behind-the-last index per axis: z0, y0, x0, z1, y1, x1.
     """
 
     labels: Any
