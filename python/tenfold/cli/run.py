@@ -58,8 +58,9 @@ def _settings(workflow: Workflow, arguments: Sequence[str]) -> tuple[Any, str | 
     if resume and values["config"] is None:
         out = out or str(latest_unfinished(workflow.name))
         stored = Path(out) / "config.yaml"
-        if stored.exists():
-            values = _parse(workflow, ["--config", str(stored), *arguments])
+        if not stored.exists():
+            raise FileNotFoundError(f"out: expected the folder of a run, got {out}, which has no config.yaml")
+        values = _parse(workflow, ["--config", str(stored), *arguments])
     config = workflow.load_config()
     names = [field.name for field in dataclasses.fields(config) if field.init]
     made = config(**{name: values[name] for name in names})
