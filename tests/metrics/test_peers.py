@@ -137,7 +137,9 @@ def test_monai_on_random_masks(monai, ndims, cases, most):
                     p, y, percentile=percentile, directed=directed, **both
                 )
                 got = metrics.hausdorff_distance(p, y, percentile=percentile, directed=directed, **ours)
-                assert torch.allclose(got.float(), want, **close), (i, directed, percentile)
+                # PyTorch interpolates a float32 quantile between ranks in float32
+                quantile = {**close, "rtol": 2e-6 if percentile is None else 1e-5}
+                assert torch.allclose(got.float(), want, **quantile), (i, directed, percentile)
             want = monai.compute_average_surface_distance(p, y, symmetric=not directed, **both)
             got = metrics.average_surface_distance(p, y, symmetric=not directed, **ours)
             assert torch.allclose(got.float(), want, **close), (i, directed)
