@@ -74,6 +74,16 @@ def test_the_other_tasks_masks_are_recognised(call: Call, tumours: Path) -> None
     assert not Path("out").exists()
 
 
+def test_a_finished_run_is_still_flagged(call: Call, tumours: Path, tmp_path: Path) -> None:
+    shutil.copytree(tumours / "maps", tmp_path / "fewer")
+    (tmp_path / "fewer" / "c1.nii.gz").unlink()
+    settings = ("--predictions", "fewer", "--ground_truth", tumours / "gt", "--task", 2, "--workers", 1)
+    assert call("segrap", "evaluate", *settings, "--out", "out")[0] == 1
+    code, out, _ = call("segrap", "evaluate", "--out", "out", "--resume")
+    assert code == 1
+    assert "has already finished" in out
+
+
 def test_a_team_without_a_path_is_refused(call: Call, tumours: Path) -> None:
     code, _, err = call("segrap", "evaluate", "--predictions", f"A={tumours / 'organs'},B=",
                         "--ground_truth", tumours / "gt", "--task", 2, "--out", "out")  # fmt: skip

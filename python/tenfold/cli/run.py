@@ -87,8 +87,10 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     from tenfold.runs.report import command
 
     if resume and out is not None and (Path(out) / "metrics.json").exists():
+        from tenfold.runs.files import read_json
+
         print(f"{workflow.name} has already finished\nreport: {Path(out) / 'report.html'}")
-        return 0
+        return 1 if read_json(Path(out) / "metrics.json")["metrics"].get("faults") else 0
     target = workflow.load_target()
     folder = RunFolder.create(workflow.name, config, out, resume)
     try:
