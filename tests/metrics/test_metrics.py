@@ -173,6 +173,19 @@ def test_spacing_may_come_with_each_update(classes):
     assert torch.equal(metric.compute(), 2 * plain.compute())
 
 
+def test_rows_of_processes_with_and_without_cases_are_gathered():
+    pytest.importorskip("torchmetrics")
+    preds, target = batch()
+    full, idle = (metrics.SegmentationMetrics(4, input_format="index") for _ in range(2))
+    full.update(preds, target)
+    want, sent = full.compute(), []
+    for metric in (full, idle):
+        metric._sync_dist(lambda packed, group: sent.append(packed) or sent)
+    assert len({x.ndim for x in sent}) == len({x.dtype for x in sent}) == 1  # else the real call breaks
+    for name, value in idle._value(gather=False).items():
+        assert torch.equal(value.nan_to_num(-1), want[name].nan_to_num(-1))
+
+
 def test_in_a_metric_collection():
     torchmetrics = pytest.importorskip("torchmetrics")
     preds, target = batch()
@@ -195,6 +208,33 @@ def test_reductions():
     assert metrics.reduce_scores(scores, "none", "segrap") is scores
 
 
+def test_a_single_channel_is_no_background():
+    draw = torch.Generator().manual_seed(5)
+    preds, target = ((torch.rand(2, 1, 6, 7, 8, generator=draw) < 0.4).float() for _ in range(2))
+    for score in (metrics.dice_score, metrics.surface_dice, metrics.hausdorff_distance):
+        without, with_it = (score(preds, target, include_background=b) for b in (False, True))
+        assert without.shape == (2, 1)
+        assert torch.equal(without, with_it)
+
+
+def test_spacing_of_scalars_of_numpy_and_torch():
+    preds, target = batch()
+    options = {"input_format": "index", "num_classes": 4}
+    want = metrics.surface_dice(preds, target, 1.0, spacing=(3.0, 0.5, 0.5), **options)
+    for kind in (np.float32, np.float64, torch.tensor, np.array):
+        entries = tuple(kind(s) for s in (3.0, 0.5, 0.5))  # NiBabel's header.get_zooms() is of np.float32
+        for spacing in (entries, [entries] * len(target)):
+            got = metrics.surface_dice(preds, target, 1.0, spacing=spacing, **options)
+            assert torch.equal(got, want)
+
+
+def test_one_hot_masks_of_floats_stay_as_they_are():
+    preds, target = (torch.nn.functional.one_hot(x, 4).movedim(-1, 1) for x in batch())
+    want = metrics.dice_score(preds, target)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8):
+        assert torch.equal(metrics.dice_score(preds.to(dtype), target.to(dtype)), want)
+
+
 INDEX = {"input_format": "index"}
 ALL = {"include_background": True}
 
@@ -209,6 +249,17 @@ ALL = {"include_background": True}
         (lambda: metrics.surface_dice(MASK, MASK, [1.0, 2.0], **ALL), ValueError, "tolerances: expected 1"),
         (lambda: metrics.surface_dice(MASK, MASK, -1.0, **ALL), ValueError, r"tolerances\[0\]: expected"),
         (lambda: metrics.dice_score(MASK, MASK, organs=[(1,)]), ValueError, "organs: expected label maps"),
+        (lambda: metrics.dice_score(MASK, MASK * 255), ValueError, "target: expected a one-hot mask, .* 255"),
+        (
+            lambda: metrics.dice_score(MASK * 0.7, MASK),
+            ValueError,
+            r"preds: expected a one-hot mask, .* 0\.6",
+        ),
+        (
+            lambda: metrics.dice_score(MASK[0] * 7, MASK[0], num_classes=7, **INDEX),
+            ValueError,
+            r"preds: expected labels below num_classes, 7 \(organs= leaves others out\), got 7",
+        ),
         (lambda: metrics.DiceScore(**INDEX), TypeError, "num_classes: expected a number of classes"),
         (lambda: metrics.DiceScore(reduction="sum"), ValueError, "reduction: expected one of"),
     ],

@@ -392,6 +392,24 @@ def test_bad_arguments():
             make()
 
 
+def test_an_empty_batch_keeps_its_type_and_shape():
+    x, y = torch.zeros(0, 3, 4, 5, requires_grad=True), torch.zeros(0, 1, 4, 5)
+    for kind in (tnn.DiceLoss, tnn.DiceCELoss, tnn.TverskyLoss, tnn.GeneralizedDiceLoss):
+        loss = kind(to_onehot_y=True, softmax=True, reduction="sum")(x, y)
+        assert loss.shape == ()
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert gradient.shape == x.shape
+
+
+def test_boundary_loss_names_wrong_labels():
+    loss = tnn.BoundaryLoss(to_onehot_y=True, softmax=True)
+    x = torch.zeros(2, 3, 4, 5)
+    with pytest.raises(ValueError, match=r"labels: expected labels in \[0, 3\), got 3"):
+        loss(x, torch.full((2, 1, 4, 5), 3))
+    with pytest.raises(ValueError, match=r"target: expected shape \[B, 1, spatial...\]"):
+        loss(x, torch.zeros(2, 4, 5))
+
+
 def test_one_channel_warns():
     x = torch.ones(1, 1, 3)
     for option in ({"include_background": False}, {"softmax": True}, {"to_onehot_y": True}):

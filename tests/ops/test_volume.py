@@ -213,6 +213,20 @@ def test_holes_between_two_values_stay():
     assert torch.equal(fill_holes(volume, classes=[2]), volume)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int16, np.bool_])
+def test_reversed_arrays_and_unsigned_ones(dtype):
+    volume = blobs((7, 9, 11), 1 if dtype == np.bool_ else 3, seed=4).astype(dtype)
+    for turned in (volume, volume[::-1, :, ::-1]):
+        turned.flags.writeable = False
+        plain = np.ascontiguousarray(turned).astype(np.int64)
+        for function in (keep_largest, fill_holes):
+            got = function(turned)
+            assert got.dtype == dtype
+            assert np.array_equal(got, function(plain))
+        got, want = (connected_components(x, multilabel=True) for x in (turned, plain))
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 def test_body_box():
     ct = np.full((6, 20, 30), -1000, np.int16)
     ct[1:5, 3:15, 4:20] = 40

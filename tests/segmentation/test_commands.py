@@ -65,6 +65,60 @@ def evaluate(call: Call, root: Path, pred: str, out: Path, *more: object) -> tup
                 "--task", 2, "--workers", 1, "--out", out, *more)  # fmt: skip
 
 
+def test_the_other_tasks_masks_are_recognised(call: Call, tumours: Path) -> None:
+    folders = ["--predictions", tumours / "organs", "--ground_truth", tumours / "gt", "--out", "out"]
+    code, _, err = call("segrap", "evaluate", *folders)
+    assert code == 2
+    assert "got folders c0, c1, c2; they are masks of " in err
+    assert "(--task 2)" in err
+    assert not Path("out").exists()
+
+
+def test_a_finished_run_is_still_flagged(call: Call, tumours: Path, tmp_path: Path) -> None:
+    shutil.copytree(tumours / "maps", tmp_path / "fewer")
+    (tmp_path / "fewer" / "c1.nii.gz").unlink()
+    settings = ("--predictions", "fewer", "--ground_truth", tumours / "gt", "--task", 2, "--workers", 1)
+    assert call("segrap", "evaluate", *settings, "--out", "out")[0] == 1
+    code, out, _ = call("segrap", "evaluate", "--out", "out", "--resume")
+    assert code == 1
+    assert "has already finished" in out
+
+
+def test_a_team_without_a_path_is_refused(call: Call, tumours: Path) -> None:
+    code, _, err = call("segrap", "evaluate", "--predictions", f"A={tumours / 'organs'},B=",
+                        "--ground_truth", tumours / "gt", "--task", 2, "--out", "out")  # fmt: skip
+    assert code == 2
+    assert "predictions: expected TEAM=PATH, got 'B='" in err
+
+
+def test_a_prediction_that_lies_otherwise_is_named(call: Call, tumours: Path, tmp_path: Path) -> None:
+    shutil.copytree(tumours / "maps", tmp_path / "turned")
+    path = tmp_path / "turned" / "c1.nii.gz"
+    volume, head = read_labels(path).array, read_header(path)
+    affine = np.array(head.affine)
+    affine[:, 0] *= -1
+    rows_ = tuple(tuple(float(v) for v in row) for row in affine)
+    write_nifti(path, volume, replace(head, affine=rows_), level=1)
+    code, _, err = call("segrap", "evaluate", "--predictions", "turned", "--ground_truth", tumours / "gt",
+                        "--task", 2, "--workers", 1, "--out", "out")  # fmt: skip
+    assert code == 0
+    assert "note: turned: c1: axes in another direction; compared voxel by voxel" in err
+
+
+def test_what_is_not_there_is_named(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes(b"team,case,metric,value\n\xff\xfe,c1,dsc,0.5\n")
+    for arguments, words in (
+        (("rank", "nope.csv"), "tables: expected CSV files, got no nope.csv"),
+        (("rank", tmp_path), f"tables: expected CSV files, got {tmp_path}, a folder"),
+        (("rank", "latin.csv"), "latin.csv: expected a CSV file in UTF-8"),
+        (("train", "--data", "nope", "--out", "w"), "data: expected a folder that `tenfold segrap prepare`"),
+        (("evaluate", "--out", "nope", "--resume"), "out: expected the folder of a run, got nope"),
+    ):
+        code, _, err = call("segrap", *arguments)
+        assert code == 2
+        assert words in err
+
+
 def test_every_layout_gives_the_same_files(call: Call, tumours: Path, tmp_path: Path) -> None:
     found = {}
     for pred in ("organs", "archive.zip", "stacks", "maps"):
@@ -182,7 +236,7 @@ def test_what_cannot_be_asked(call: Call, tumours: Path, tmp_path: Path) -> None
             gt,
             "--ground_truth",
             tumours / "teams",
-        ): "expected the cases of one reference, got",
+        ): "expected the cases of one reference",
         ("--predictions", tmp_path / "none", "--ground_truth", gt): "expected a folder or a zip archive",
         ("--predictions", tmp_path / "empty", "--ground_truth", gt): "expected volumes",
         ("--predictions", gt, "--ground_truth", gt, "--task", "3"): "task: expected 1, 2 or a file",

@@ -58,8 +58,9 @@ def _settings(workflow: Workflow, arguments: Sequence[str]) -> tuple[Any, str | 
     if resume and values["config"] is None:
         out = out or str(latest_unfinished(workflow.name))
         stored = Path(out) / "config.yaml"
-        if stored.exists():
-            values = _parse(workflow, ["--config", str(stored), *arguments])
+        if not stored.exists():
+            raise FileNotFoundError(f"out: expected the folder of a run, got {out}, which has no config.yaml")
+        values = _parse(workflow, ["--config", str(stored), *arguments])
     config = workflow.load_config()
     names = [field.name for field in dataclasses.fields(config) if field.init]
     made = config(**{name: values[name] for name in names})
@@ -86,8 +87,10 @@ def _run(workflow: Workflow, config: Any, out: str | None, resume: bool) -> int:
     from tenfold.runs.report import command
 
     if resume and out is not None and (Path(out) / "metrics.json").exists():
+        from tenfold.runs.files import read_json
+
         print(f"{workflow.name} has already finished\nreport: {Path(out) / 'report.html'}")
-        return 0
+        return 1 if read_json(Path(out) / "metrics.json")["metrics"].get("faults") else 0
     target = workflow.load_target()
     folder = RunFolder.create(workflow.name, config, out, resume)
     try:

@@ -47,11 +47,12 @@ def raw_scores(
     """What `tenfold.ops.surface_metrics` counts, for a batch: its arrays with an axis of cases in front.
 
     Args:
-        preds, target: one-hot masks [B, C, ...] (an element that equals 1 is set; they may overlap), or, for
-            "index", label maps [B, ...]; space has 2 or 3 axes.
-        num_classes: for "index" without `organs`: labels 0 .. num_classes - 1 are the structures.
+        preds, target: one-hot masks [B, C, ...] of 0 and 1, which may overlap, or, for "index", label maps
+            [B, ...]; space has 2 or 3 axes.
+        num_classes: for "index" without `organs`: labels 0 .. num_classes - 1 are the structures, and there
+            are no others.
         organs: for "index": the label sets that make up the structures.
-        include_background: whether channel or label 0 is a structure.
+        include_background: whether channel or label 0 is a structure; a single channel always is.
         spacing: mm along the axes of space, one number for all axes, or one such entry per case.
         tolerances: one list for all structures, or one per structure.
 
@@ -63,7 +64,8 @@ def raw_scores(
         _checks.fail(
             ValueError, "organs", 'label maps (input_format="index")', f"input_format={input_format!r}"
         )
-    a, b = _volumes.volume("target", target), _volumes.volume("preds", preds)
+    floats = input_format == "one-hot"
+    a, b = (_volumes.volume(n, x, floats=floats) for n, x in (("target", target), ("preds", preds)))
     truth, guess = (v.data.flip(v.flips) if v.flips else v.data for v in (a, b))
     if truth.shape != guess.shape:
         _checks.fail(ValueError, "preds", f"the shape of target, {tuple(truth.shape)}", tuple(guess.shape))
@@ -71,7 +73,8 @@ def raw_scores(
     if truth.ndim - before not in (2, 3):
         shape = "[B, C, ...]" if before == 2 else "[B, ...]"
         _checks.fail(ValueError, "target", f"{shape} with 2 or 3 axes of space", tuple(truth.shape))
-    first = 0 if include_background else 1
+    alone = input_format == "one-hot" and truth.shape[1] == 1
+    first = 0 if include_background or alone else 1
     options: dict[str, Any] = {
         "percentiles": percentiles,
         "definition": definition,
@@ -86,6 +89,9 @@ def raw_scores(
     cases = []
     for case in range(truth.shape[0]):
         if input_format == "index":
+            if organs is None:
+                _below("target", truth[case], num_classes)
+                _below("preds", guess[case], num_classes)
             cases.append(surface_metrics(truth[case], guess[case], sets, sizes[case], **options))
         else:
             cases.append(_channels(truth[case], guess[case], sets, sizes[case], tolerances, options))
@@ -107,10 +113,32 @@ def _sets(num_classes: int | None, organs: Organs | None, first: int) -> list[tu
 def _spacings(value: Any, cases: int, ndim: int) -> list[list[float]]:
     if isinstance(value, Tensor) or hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (int, float)):
+    if isinstance(value, (list, tuple)) and value and not _volumes.is_number(value[0]):
         _checks.length("spacing", value, cases, "the cases")
         return [_volumes.spacing(one, ndim) for one in value]
     return [_volumes.spacing(1.0 if value is None else value, ndim)] * cases
+
+
+def _below(name: str, labels: Tensor, num_classes: int | None) -> None:
+    """Labels that no class has are an error: a structure would be missed in silence."""
+    if num_classes is None or labels.numel() == 0 or labels.dtype == torch.bool:
+        return
+    wide = labels.to(torch.int64) if labels.dtype in (torch.uint16, torch.uint32) else labels
+    largest = int(wide.max())
+    if largest >= num_classes:
+        expected = f"labels below num_classes, {num_classes} (organs= leaves others out)"
+        _checks.fail(ValueError, name, expected, largest)
+
+
+def _mask(name: str, channel: Tensor) -> Tensor:
+    """A channel of 0 and 1 as bool. A mask of 0 and 255 would be an empty one, and empty masks agree."""
+    if channel.dtype == torch.bool:
+        return channel
+    inside = channel == 1
+    if not torch.equal(inside, channel != 0):
+        bad = channel[(channel != 0) & ~inside].reshape(-1)[0].item()
+        _checks.fail(ValueError, name, "a one-hot mask, values 0 and 1", bad)
+    return inside
 
 
 def _channels(
@@ -128,7 +156,9 @@ def _channels(
         _checks.length("tolerances", tolerances, len(sets), "the structures")
         each = list(tolerances)
     rows = [
-        surface_metrics(truth[c] == 1, guess[c] == 1, [(1,)], spacing, tolerances=limits, **options)
+        surface_metrics(
+            _mask("target", truth[c]), _mask("preds", guess[c]), [(1,)], spacing, tolerances=limits, **options
+        )
         for (c,), limits in zip(sets, each, strict=True)
     ]
     if not rows:

@@ -82,6 +82,20 @@ class _CaseMetric(_BASE):
         """Score a batch; `spacing` overrides the metric's own for these cases (one, or one per case)."""
         self.rows.append(torch.as_tensor(self._scores(preds, target, spacing)))
 
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """Gather all rows, of processes without a case too.
+
+        TorchMetrics sends an empty list as one axis of float32, which does not meet rows of more axes in a
+        collective call. Here everyone sends one axis of float64: the axes of its rows, then the rows.
+        """
+        if dist_sync_fn is None:
+            from torchmetrics.utilities.distributed import gather_all_tensors as dist_sync_fn
+        own = self.rows if len(self.rows) else [torch.empty(0, dtype=torch.float64, device=self.device)]
+        rows = torch.cat(list(own)).double()
+        head = rows.new_tensor([rows.ndim, *rows.shape])
+        packed = dist_sync_fn(torch.cat([head, rows.flatten()]), group=process_group or self.process_group)
+        self.rows = [found.to(own[0].dtype) for found in map(_unpacked, packed) if found.numel()]
+
     def compute(self) -> Any:
         """The reduced score of all cases so far; ValueError when there are none."""
         return self._value(gather=True)
@@ -96,6 +110,11 @@ class _CaseMetric(_BASE):
 
     def _reduced(self, scores: Tensor) -> Any:
         return reduce_scores(scores, self.reduction, self.compat)
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    axes = int(packed[0])
+    return packed[axes + 1 :].reshape([int(n) for n in packed[1 : axes + 1]])
 
 
 class DiceScore(_CaseMetric):

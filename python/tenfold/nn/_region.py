@@ -61,6 +61,8 @@ class RegionLoss(nn.Module):
         self.smooth_dr = float(smooth_dr)
         self.batch = batch
         self.soft_label = soft_label
+        if ignore_index is not None:
+            ignore_index = _checks.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
         self.ignore_index = ignore_index
 
     def sums(

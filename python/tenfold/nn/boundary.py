@@ -25,10 +25,16 @@ def signed_distance_maps(labels: Tensor, num_classes: int, spacing: float | Sequ
     Returns:
         float32 [B, C, spatial...]: the distance to the class outside it, -(d - 1) inside for unit spacing,
         zero for a class that is absent or fills the image. Computed on the CPU.
+
+    Raises:
+        ValueError: labels outside [0, C).
     """
     shape = (labels.shape[0], num_classes, *labels.shape[1:])
     out = torch.empty(shape, dtype=torch.float32)
     where = labels.cpu()
+    if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < num_classes:
+        outside = where[(where < 0) | (where >= num_classes)][0].item()
+        _checks.fail(ValueError, "labels", f"labels in [0, {num_classes})", outside)
     for b in range(shape[0]):
         for c in range(num_classes):
             out[b, c] = signed_distance(where[b] == c, spacing)
@@ -73,6 +79,9 @@ class BoundaryLoss(nn.Module):
         loss is one pass each way.
         """
         if self.to_onehot_y:
+            if target.ndim != input.ndim or target.shape[1] != 1:
+                expected = f"shape [B, 1, spatial...] of input {tuple(input.shape)} with to_onehot_y"
+                _checks.fail(ValueError, "target", expected, tuple(target.shape))
             target = signed_distance_maps(as_labels(target[:, 0]), input.shape[1], self.spacing)
         if target.shape != input.shape:
             _checks.fail(ValueError, "target", f"shape {tuple(input.shape)} of input", tuple(target.shape))

@@ -188,7 +188,7 @@ class DiceCELoss(DiceLoss):
             labelled = RegionLoss(to_onehot_y=not dense, ignore_index=self.ignore_index)
             sums = labelled.sums(input, target, logs=True, activation=activation)
         mask = self._mask(target) if dense else None
-        count = input.shape[0] * input[0, 0].numel()
+        count = input.shape[0] * input.shape[2:].numel()
         voxels = count if mask is None else mask.sum()
         ce = cross_entropy_of(sums, w, self.reduction, activation, voxels, dense)
         return ce.to(torch.promote_types(input.dtype, torch.float32))

@@ -123,7 +123,7 @@ class FocalLoss(RegionLoss):
 
     def _voxels(self, input: Tensor, target: Tensor) -> Tensor:
         """How many voxels of each batch item count."""
-        count = input[0, 0].numel()
+        count = input.shape[2:].numel()
         if self.ignore_index is None:
             return torch.full((input.shape[0],), count, dtype=torch.float64, device=input.device)
         labels, mask = self.labels(input, target)
@@ -214,6 +214,6 @@ class DiceFocalLoss(DiceLoss):
         sums = self.sums(input, target, squares=self.squared_pred, logs=True, gamma=self.focal.gamma)
         first = 0 if self.include_background or input.shape[1] == 1 else 1
         positive, negative = sums.log_positive[:, first:], sums.log_negative[:, first:]
-        focal = self.focal.of(positive, negative, max(1, input[0, 0].numel()))
+        focal = self.focal.of(positive, negative, max(1, input.shape[2:].numel()))
         dice = self.shaped(self.of(sums), input)
         return self.lambda_dice * dice + self.lambda_focal * self.shaped(focal, input)

@@ -33,8 +33,8 @@ class _Writable:
         self.keep = array
 
 
-def volume(name: str, value: Any, ndims: Sequence[int] | None = None) -> Volume:
-    """`value` as a label volume, without a copy unless it is of a floating-point dtype.
+def volume(name: str, value: Any, ndims: Sequence[int] | None = None, *, floats: bool = False) -> Volume:
+    """`value` as a label volume, without a copy unless it is of a floating-point dtype and not `floats`.
 
     Raises:
         TypeError: neither tensor nor array, or a dtype without labels.
@@ -44,9 +44,9 @@ def volume(name: str, value: Any, ndims: Sequence[int] | None = None) -> Volume:
     if isinstance(value, np.ndarray):
         value, flips = _from_numpy(name, value)
     data = _arrays.as_tensor(name, value, write=False)
-    if data.dtype.is_floating_point:
+    if data.dtype.is_floating_point and not floats:
         data = _whole_numbers(name, data)
-    data = _checks.tensor(name, data, LABEL_DTYPES)
+    data = _checks.tensor(name, data, (*LABEL_DTYPES, *_checks.FLOAT_DTYPES) if floats else LABEL_DTYPES)
     if ndims is not None and data.ndim not in ndims:
         _checks.fail(ValueError, name, " or ".join(f"{n}-D" for n in ndims) + " labels", tuple(data.shape))
     return Volume(data, flips)
@@ -83,6 +83,11 @@ def _whole_numbers(name: str, data: Tensor) -> Tensor:
         bad = data[whole != data].reshape(-1)[0].item()
         _checks.fail(ValueError, name, "whole numbers as labels", bad)
     return whole
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is one number, NumPy's and tensors without axes included."""
+    return isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
 
 
 def spacing(value: Any, ndim: int) -> list[float]:

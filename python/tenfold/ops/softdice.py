@@ -162,8 +162,9 @@ def _flat(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, 
     """Spatial axes as one; a copy only where they have no common stride."""
     batch, classes = logits.shape[:2]
     x = logits.reshape(batch, classes, -1) if logits.numel() else logits.flatten(2)
-    y = target.reshape(batch, classes, -1) if target.ndim == logits.ndim else target.reshape(batch, -1)
-    return x, y, None if mask is None else mask.reshape(batch, -1)
+    space = x.shape[2]  # -1 would be ambiguous for an empty batch
+    y = target.reshape(batch, classes, space) if target.ndim == logits.ndim else target.reshape(batch, space)
+    return x, y, None if mask is None else mask.reshape(batch, space)
 
 
 def _forward(

@@ -13,8 +13,12 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
+from . import _volumes
+
 OPS |= {"resample_argmax": ("cpu", "triton", "reference")}
 
+WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+"""What the kernels take for a dtype that they do not have."""
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 CONNECTIVITIES = {3: (6, 18, 26), 2: (4, 8)}
 _AS_3D = {4: 6, 8: 26}
@@ -121,7 +125,7 @@ def keep_largest(
     """
     from tenfold.kernels.volume import volume_native
 
-    kind = _arrays.kind_of(volume)
+    kind, given = _arrays.kind_of(volume), volume
     volume, connectivity = _volume(volume, connectivity)
     chosen = _classes(classes, volume)
     least = _checks.integer("min_size", min_size, 0, 2**63 - 1)
@@ -129,7 +133,7 @@ def keep_largest(
     volume_native.keep_largest_(
         _as_3d(out), connectivity, bool(multilabel), chosen, bool(largest_only), least
     )
-    return kind(out)
+    return kind(out.to(_own_dtype(given)))
 
 
 def fill_holes(volume: Any, *, classes: Sequence[int] | None = None) -> Any:
@@ -147,12 +151,12 @@ def fill_holes(volume: Any, *, classes: Sequence[int] | None = None) -> Any:
     """
     from tenfold.kernels.volume import volume_native
 
-    kind = _arrays.kind_of(volume)
+    kind, given = _arrays.kind_of(volume), volume
     volume, _ = _volume(volume, None)
     chosen = _classes(classes, volume)
     out = volume.clone(memory_format=torch.contiguous_format)
     volume_native.fill_holes_(_as_3d(out), chosen)
-    return kind(out)
+    return kind(out.to(_own_dtype(given)))
 
 
 def body_box(ct: Any, threshold: float = -500, *, connectivity: int = 26) -> tuple[slice, ...]:
@@ -185,7 +189,9 @@ def body_box(ct: Any, threshold: float = -500, *, connectivity: int = 26) -> tup
 
 
 def _volume(volume: Any, connectivity: int | None) -> tuple[Tensor, int]:
-    volume = _checks.tensor("volume", _arrays.as_tensor("volume", volume, write=False), INTEGERS)
+    data, flips = _volumes.volume("volume", volume, floats=True)
+    volume = _checks.tensor("volume", data.to(WIDER[data.dtype]) if data.dtype in WIDER else data, INTEGERS)
+    volume = volume.flip(flips) if flips else volume
     if volume.ndim not in (2, 3):
         _checks.fail(ValueError, "volume", "shape [z, y, x] or [y, x]", tuple(volume.shape))
     if volume.device.type != "cpu":
@@ -198,6 +204,11 @@ def _volume(volume: Any, connectivity: int | None) -> tuple[Tensor, int]:
     if connectivity not in allowed:
         _checks.fail(ValueError, "connectivity", f"one of {CONNECTIVITIES[volume.ndim]}", connectivity)
     return volume, _AS_3D.get(connectivity, connectivity)
+
+
+def _own_dtype(value: Any) -> torch.dtype:
+    found: torch.dtype = getattr(torch, str(value.dtype).rpartition(".")[2])
+    return found
 
 
 def _as_3d(volume: Tensor) -> Tensor:

@@ -304,6 +304,8 @@ def _header(
         raise ValueError(
             f"{place}: expected a 3-D volume (or a 4-D stack of them), got {len(shape)}-D {shape}"
         )
+    if min(shape) < 1:
+        raise ValueError(f"{place}: expected sizes > 0, got {shape}")
     if not all(np.isfinite(spacing)) or min(spacing) <= 0:
         raise ValueError(f"{place}: expected spacing > 0 on each axis, got {spacing}")
     if np.dtype(dtype).kind not in "uif":

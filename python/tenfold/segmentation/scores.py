@@ -224,14 +224,20 @@ def read_scores(
 
 
 def _read(path: Path, team: str | None, metrics: Sequence[str] | None) -> list[dict[str, Any]]:
+    if not path.is_file():
+        fail(FileNotFoundError, "tables", "CSV files", f"{path}, a folder" if path.is_dir() else f"no {path}")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        head = list(reader.fieldnames or ())
         rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                fail(ValueError, f"{path}, line {reader.line_num}", f"{len(head)} fields", "another number")
-            rows.append(row)
+        try:
+            head = list(reader.fieldnames or ())
+            for row in reader:
+                if None in row or None in row.values():
+                    where = f"{path}, line {reader.line_num}"
+                    fail(ValueError, where, f"{len(head)} fields", "another number")
+                rows.append(row)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: expected a CSV file in UTF-8, got another ({error})") from error
     if not rows:
         fail(ValueError, str(path), "a CSV file with a header and rows", "no rows")
     own = {"team": team if team is not None else path.stem}

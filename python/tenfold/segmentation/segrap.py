@@ -12,6 +12,7 @@ Wiesenfarth et al. 2021 (challengeR, arXiv 1910.05121).
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from tenfold.runs import RunFolder
 from tenfold.segmentation.cases import Options
 from tenfold.segmentation.evaluate import Evaluation, Store, evaluate
 from tenfold.segmentation.executor import run_jobs
-from tenfold.segmentation.labels import Task, load_task
+from tenfold.segmentation.labels import TASKS, Task, load_task
 from tenfold.segmentation.layouts import Submission, find_submissions
 from tenfold.segmentation.segrap_config import SegrapConfig
 
 __all__ = ["Result", "SegrapConfig", "run", "score"]
+
+NOTES = 20
+"""So many notes on files stand in the log; all are in the report."""
 
 
 @dataclass
@@ -91,10 +95,20 @@ def source_of(config: SegrapConfig, folder: RunFolder) -> Source:
     references = find_submissions(config.ground_truth, task)
     if len(references) != 1:
         names = ", ".join(r.team for r in references)
-        raise ValueError(f"ground_truth: expected the cases of one reference, got folders {names}")
+        expected = f"the cases of one reference, of {task.title}"
+        raise ValueError(f"ground_truth: expected {expected}, got folders {names}{_other_task(config, task)}")
     teams = [team for path, name in _paths(config.predictions) for team in find_submissions(path, task, name)]
     about = f"{len(teams)} sets of predictions in {config.predictions} against {config.ground_truth}"
     return Source(task, references[0], teams, about, _images(config.images, references[0]), {})
+
+
+def _other_task(config: SegrapConfig, task: Task) -> str:
+    """A hint where the references are masks of the other task: `--task` was forgotten."""
+    for name, other in TASKS.items():
+        with suppress(ValueError):
+            if other.title != task.title and len(find_submissions(config.ground_truth, other)) == 1:
+                return f"; they are masks of {other.title} (--task {name})"
+    return ""
 
 
 def _paths(text: str) -> list[tuple[str, str]]:
@@ -102,6 +116,8 @@ def _paths(text: str) -> list[tuple[str, str]]:
     found = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, equals, path = entry.partition("=")
+        if equals and not path.strip():
+            raise ValueError(f"predictions: expected TEAM=PATH, got {entry!r}")
         found.append((path, name) if equals and not Path(entry).exists() else (entry, ""))
     return found
 
@@ -155,6 +171,10 @@ def evaluated(config: SegrapConfig, folder: RunFolder, source: Source) -> Evalua
         )  # fmt: skip
     for fault in found.faults:
         folder.log(fault)
+    for note in found.notes[:NOTES]:
+        folder.log(f"note: {note}")
+    if len(found.notes) > NOTES:
+        folder.log(f"note: {len(found.notes) - NOTES} more in the report")
     return found
 
 

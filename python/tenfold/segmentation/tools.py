@@ -174,6 +174,8 @@ def train_network(config: TrainConfig) -> str:
 
     data, task = Path(config.data), _task(config.task)
     features = [int(n) for n in config.features.split(",")]
+    if not (data / "statistics.json").is_file():
+        raise ValueError(f"data: expected a folder that `tenfold segrap prepare` wrote, got {config.data!r}")
     stored = json.loads((data / "statistics.json").read_text(encoding="utf-8"))
     recipe = Recipe(
         classes=task.highest + 1, channels=len(MODALITIES), features=features,
