@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tenfold import metrics
-from tenfold.metrics import _base, segmentation
+from tenfold.metrics import _base, functional, segmentation
 
 _spec = importlib.util.spec_from_file_location("volumes", Path(__file__).parents[1] / "ops" / "volumes.py")
 volumes = importlib.util.module_from_spec(_spec)
@@ -267,3 +267,19 @@ ALL = {"include_background": True}
 def test_wrong_arguments(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_counting_alone_finds_the_voxels_of_the_surface_pass(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randint(0, 5, (2, 6, 7, 8), generator=generator).to(dtype)
+    preds = torch.randint(0, 5, (2, 6, 7, 8), generator=generator).to(dtype)
+    for options in ({"num_classes": 5}, {"num_classes": 7, "include_background": False}):
+        found = functional.counts_only(preds, target, input_format="index", **options)
+        whole = functional.raw_scores(preds, target, input_format="index", definition="edge", **options)
+        assert torch.equal(found.voxels, whole.voxels)
+    masks = [torch.stack([x == c for c in range(5)], 1).to(dtype) for x in (preds, target)]
+    found, whole = functional.counts_only(*masks), functional.raw_scores(*masks, definition="edge")
+    assert torch.equal(found.voxels, whole.voxels)
+    with pytest.raises(ValueError, match="preds: expected labels in"):
+        functional.counts_only(preds, target.clamp(max=2), input_format="index", num_classes=3)

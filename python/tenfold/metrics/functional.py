@@ -13,6 +13,7 @@ function therefore takes `compat`, whose numbers it meets exactly:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tenfold import _arrays, _checks
 from tenfold.ops import _volumes
+from tenfold.ops.overlap import overlap_counts
 from tenfold.ops.surface import SurfaceMetrics, surface_metrics
 
 COMPAT = ("segrap", "deepmind", "monai")
@@ -43,6 +45,7 @@ def raw_scores(
     percentiles: Sequence[float] = (95, 100),
     definition: str = "area",
     num_threads: int | None = None,
+    surfaces: bool = True,
 ) -> SurfaceMetrics:
     """What `tenfold.ops.surface_metrics` counts, for a batch: its arrays with an axis of cases in front.
 
@@ -55,6 +58,7 @@ def raw_scores(
         include_background: whether channel or label 0 is a structure; a single channel always is.
         spacing: mm along the axes of space, one number for all axes, or one such entry per case.
         tolerances: one list for all structures, or one per structure.
+        surfaces: False counts voxels alone: everything but `voxels` is empty.
 
     Raises:
         TypeError, ValueError: as `surface_metrics`, with the argument's name.
@@ -79,6 +83,7 @@ def raw_scores(
         "percentiles": percentiles,
         "definition": definition,
         "num_threads": num_threads,
+        "measure": surface_metrics if surfaces or organs is not None else _voxels,
     }
     if input_format == "index":
         sets = _sets(num_classes, organs, first)
@@ -89,17 +94,46 @@ def raw_scores(
     cases = []
     for case in range(truth.shape[0]):
         if input_format == "index":
-            if organs is None:
+            if organs is None and surfaces:
                 _below("target", truth[case], num_classes)
                 _below("preds", guess[case], num_classes)
-            cases.append(surface_metrics(truth[case], guess[case], sets, sizes[case], **options))
+            cases.append(_measured(truth[case], guess[case], sets, sizes[case], **options))
         else:
             cases.append(_channels(truth[case], guess[case], sets, sizes[case], tolerances, options))
     if not cases:
         empty = truth.new_zeros(truth.shape[2:] if before == 2 else truth.shape[1:])
-        one = surface_metrics(empty, empty, sets, 1.0, **options)
+        one = _measured(empty, empty, sets, 1.0, **options)
         return SurfaceMetrics(sets, *(x[None][:0] for x in one[1:]))
     return SurfaceMetrics(sets, *map(torch.stack, zip(*(c[1:] for c in cases), strict=True)))
+
+
+def _measured(
+    truth: Tensor, guess: Tensor, sets: list[tuple[int, ...]], spacing: Any, *, measure: Any, **options: Any
+) -> SurfaceMetrics:
+    found: SurfaceMetrics = measure(truth, guess, sets, spacing, **options)
+    return found
+
+
+def _voxels(
+    truth: Tensor,
+    guess: Tensor,
+    sets: list[tuple[int, ...]],
+    _: Any,
+    *,
+    num_threads: int | None,
+    **unused: Any,
+) -> SurfaceMetrics:
+    """`SurfaceMetrics` of single labels with `voxels` alone, from one count of all pairs of labels."""
+    labels = [label for (label,) in sets]
+    try:
+        counts = overlap_counts(truth, guess, 1 + max(labels, default=0), num_threads=num_threads)
+    except ValueError as error:  # the op calls it pred
+        raise ValueError(re.sub("^pred:", "preds:", str(error))) from None
+    voxels = torch.stack((counts.sum(1), counts.sum(0), counts.diagonal()), 1)
+    n, device = len(labels), truth.device
+    two, none = (torch.zeros(n, 2, *more, dtype=torch.float64, device=device) for more in ((), (0,)))
+    chosen = voxels[torch.tensor(labels, dtype=torch.int64, device=device)]
+    return SurfaceMetrics(sets, chosen, two.long(), two, none, two, none, none[:, 0])
 
 
 def _sets(num_classes: int | None, organs: Organs | None, first: int) -> list[tuple[int, ...]]:
@@ -156,14 +190,14 @@ def _channels(
         _checks.length("tolerances", tolerances, len(sets), "the structures")
         each = list(tolerances)
     rows = [
-        surface_metrics(
+        _measured(
             _mask("target", truth[c]), _mask("preds", guess[c]), [(1,)], spacing, tolerances=limits, **options
         )
         for (c,), limits in zip(sets, each, strict=True)
     ]
     if not rows:
         none = torch.zeros(truth.shape[1:], dtype=torch.bool, device=truth.device)
-        return surface_metrics(none, none, [], spacing, tolerances=(), **options)
+        return _measured(none, none, [], spacing, tolerances=(), **options)
     return SurfaceMetrics(sets, *(torch.cat(columns) for columns in zip(*(r[1:] for r in rows), strict=True)))
 
 
@@ -280,7 +314,8 @@ def dice_score(
 
 def counts_only(preds: Any, target: Any, **options: Any) -> SurfaceMetrics:
     """`raw_scores` where only `voxels` is used: no tolerance, no percentile."""
-    return raw_scores(preds, target, tolerances=(), percentiles=(), definition="edge", **options)
+    options |= {"tolerances": (), "percentiles": (), "definition": "edge", "surfaces": False}
+    return raw_scores(preds, target, **options)
 
 
 def volume_similarity(preds: Any, target: Any, *, compat: str = "segrap", **options: Any) -> Any:
