@@ -72,7 +72,7 @@ class Room {
   int64_t capacity_ = 0;
 };
 
-// The standard library's memory under a name of this namespace, so that vectors of it are this namespace's too.
+// Memory under a name of this namespace, so that vectors of it are this namespace's too.
 template <class T>
 struct Memory {
   using value_type = T;
@@ -80,7 +80,7 @@ struct Memory {
   template <class U>
   Memory(const Memory<U>&) {}
   T* allocate(size_t n) {
-    void* const found = std::malloc(n * sizeof(T));
+    void* const found = std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64);  // registers of AVX-512 too
     if (found == nullptr) throw std::bad_alloc();
     return static_cast<T*>(found);
   }
