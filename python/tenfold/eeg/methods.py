@@ -1,12 +1,12 @@
 """The losses of one training step, a function per method, and the variants of MS-DCDA.
 
-Every function has the form ``loss(net, batch, options, run) -> Step``. ``batch`` holds B labelled rows of each
-of S sources and rows of the target without labels. What a method adds to the cross-entropy is multiplied by
-lambda(p) = 2 / (1 + exp(-10 p)) - 1, p the share of steps done (DANN, arXiv 1505.07818).
+Every function has the form ``loss(net, batch, options, run) -> Step``. ``batch`` holds B labelled rows of
+each of S sources and rows of the target without labels. What a method adds to the cross-entropy is
+multiplied by lambda(p) = 2 / (1 + exp(-10 p)) - 1, p the share of steps done (DANN, arXiv 1505.07818).
 
 MS-DCDA here is a RECONSTRUCTION. Of its paper (arXiv 2408.10235) the abstract was at hand, not the method
-section: branches come from MS-MDA, the class-wise term from CAN, the moving weight from DWL. Every such choice
-is a field of :class:`Options`.
+section: branches come from MS-MDA, the class-wise term from CAN, the moving weight from DWL. Every such
+choice is a field of :class:`tenfold.eeg.options.Options`.
 """
 
 from __future__ import annotations
@@ -22,93 +22,27 @@ from torch.nn import functional as F
 
 from tenfold import _checks
 from tenfold.eeg.network import Discriminator, Network, reverse_gradient
+from tenfold.eeg.options import Options
 from tenfold.ops import cdd, coral, linear_mmd, lmmd, mmd
 from tenfold.ops.mmd import mmd_with_base
 
-__all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "RunState", "Step", "find", "schedule"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a method leaves open. The defaults of MS-DCDA's are the first reconstruction, chosen before any run.
-
-    Attributes:
-        weight: factor of the adaptation term beside lambda(p); None takes the method's own (DSAN 0.5, CAN-like
-            terms 1, ...).
-        kernels, mul: widths of the Gaussian kernels.
-        individual, ensemble: a branch per source; a branch of all sources together. [MS-DCDA]
-        share: how branches share the losses: "branches", every branch the same; "halves", the ensemble branch
-            as much as all individual ones together. [MS-DCDA]
-        coarse: discrepancy of whole domains: "mk" (Gaussian kernels), "linear" or "none". [MS-DCDA]
-        intra, inter: factors of the discrepancy within and between classes (inter is beta). [MS-DCDA]
-        inter_cap: the between-class term counts up to this value, for it can grow without end otherwise; None:
-            no cap. [MS-DCDA]
-        tau: weight between coarse and class-wise terms: "dwl" (moves), "fixed", "none" (both whole). [MS-DCDA]
-        tau_value: tau of "fixed", and of "dwl" as long as nothing has moved.
-        labels: where the target's labels of the class-wise terms come from: "argmax" of the prediction,
-            "ensemble" branch's arg max, or "cluster" (spherical k-means from the source centres, CAN). [MS-DCDA]
-        confidence: rows whose largest probability is less are left out ("cluster": rows whose similarity to
-            their centre is less). [MS-DCDA]
-        warm: share of the steps before the class-wise terms begin. [MS-DCDA]
-        min_count: rows of a class on both sides that a pair of classes needs.
-        predict: "mean" of the branches' probabilities, "ensemble" branch alone, or "weighted" by
-            exp(-MMD^2 / temperature) of each branch. [branches]
-        temperature: of "weighted".
-        agreement: factor of the disagreement of branches on target rows (MS-MDA: 0.01). [MS-MDA]
-    """
-
-    weight: float | None = None
-    kernels: int = 5
-    mul: float = 2.0
-    individual: bool = True
-    ensemble: bool = True
-    share: str = "branches"
-    coarse: str = "mk"
-    intra: float = 1.0
-    inter: float = 1.0
-    inter_cap: float | None = None
-    tau: str = "dwl"
-    tau_value: float = 0.5
-    labels: str = "argmax"
-    confidence: float = 0.0
-    warm: float = 0.0
-    min_count: int = 2
-    predict: str = "mean"
-    temperature: float = 0.1
-    agreement: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("share", ("branches", "halves")), ("coarse", ("mk", "linear", "none")),
-            ("tau", ("dwl", "fixed", "none")), ("labels", ("argmax", "ensemble", "cluster")),
-            ("predict", ("mean", "ensemble", "weighted")),
-        ):  # fmt: skip
-            _checks.choice(name, getattr(self, name), known)
-        for name in ("intra", "inter", "agreement"):
-            _checks.real(name, getattr(self, name), at_least=0.0)
-        for name in ("tau_value", "confidence", "warm"):
-            value = _checks.real(name, getattr(self, name), at_least=0.0)
-            if value > 1:
-                _checks.fail(ValueError, name, "a number in [0, 1]", value)
-        for name in ("mul", "temperature"):
-            _checks.real(name, getattr(self, name), positive=True)
-        if self.weight is not None:
-            _checks.real("weight", self.weight, at_least=0.0)
-        if self.inter_cap is not None:
-            _checks.real("inter_cap", self.inter_cap, positive=True)
-        _checks.integer("kernels", self.kernels, 1, 32)
-        _checks.integer("min_count", self.min_count, 1, 2**31 - 1)
-        if not (self.individual or self.ensemble):
-            _checks.fail(ValueError, "individual and ensemble", "at least one", "neither")
-        if not self.ensemble and "ensemble" in (self.labels, self.predict):
-            _checks.fail(
-                ValueError, "labels and predict", "another than 'ensemble' without that branch", "it"
-            )
+__all__ = [
+    "METHODS",
+    "VARIANTS",
+    "Batch",
+    "Method",
+    "Options",
+    "RunState",
+    "Step",
+    "find",
+    "schedule",
+    "variant",
+]
 
 
 @dataclass
 class Batch:
-    """Rows of one step: x [S, B, d], y int64 [S, B], target [M, d]; pseudo int64 [M], -1 left out, or None."""
+    """Rows of one step: x [S, B, d], y int64 [S, B], target [M, d], pseudo int64 [M] (-1: none) or None."""
 
     x: Tensor
     y: Tensor
@@ -229,7 +163,7 @@ def dsan(net: Network, batch: Batch, options: Options, run: RunState) -> Step:
 
 
 def meernet(net: Network, batch: Batch, options: Options, run: RunState) -> Step:
-    """MEERNet (arXiv 2008.11504), as MS-MDA's authors compare with it: branches without their disagreement."""
+    """MEERNet (Chen et al. 2021), which MS-MDA grew out of: the branches without their disagreement."""
     return ms_mda(net, batch, replace(options, agreement=0.0), run)
 
 
@@ -287,8 +221,7 @@ def ms_dcda(net: Network, batch: Batch, options: Options, run: RunState) -> Step
     if options.coarse != "none":
         _remember(run, torch.cat([t[1] for t in terms]))
     tau = _tau(options, run, coarse, pooled, batch.y.flatten(), net.classes)
-    capped = inter if options.inter_cap is None else inter.clamp_max(options.inter_cap)
-    fine = options.intra * intra - options.inter * capped
+    fine = options.intra * intra - options.inter * inter
     first, second = (1.0, 1.0) if options.tau == "none" else (tau, 1.0 - tau)
     step = _with(ce, first * coarse + second * fine, batch, options)
     step.parts |= {"mmd": coarse.detach(), "intra": intra.detach(), "inter": inter.detach(), "tau": tau}
@@ -296,7 +229,7 @@ def ms_dcda(net: Network, batch: Batch, options: Options, run: RunState) -> Step
 
 
 def _pseudo_labels(logits: Tensor, batch: Batch, options: Options) -> Tensor | None:
-    """Labels of the target's rows, -1 where they are not to be trusted; None before the class-wise terms begin."""
+    """Labels of the target's rows, -1 where they are not to be trusted; None without class-wise terms."""
     if batch.progress < options.warm or not (options.intra or options.inter):
         return None
     if options.labels == "cluster":
@@ -380,14 +313,22 @@ class Method:
         loss: the function of a step.
         heads: "one", "sources" (a branch per source) or "options" (as the options say).
         about: one line.
-        options: what differs from the defaults.
+        options: its choices.
+        changed: the options that a variant sets, by name; they win over a run's own.
+        settings: what a variant changes of the training, by name.
     """
 
     title: str
     loss: LossFunction
     heads: str
     about: str
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
+    changed: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def with_options(self, options: Options) -> Method:
+        """With a run's options, those that the variant sets excepted."""
+        return replace(self, options=replace(options, **self.changed))
 
     def branches(self, sources: int) -> int:
         """Number of branches with that many sources."""
@@ -408,22 +349,24 @@ METHODS: dict[str, Method] = {
     "meernet": Method("MEERNet", meernet, "sources", "a branch per source, linear MMD"),
     "ms-mda": Method("MS-MDA", ms_mda, "sources", "MEERNet and agreement of the branches"),
     "ms-dcda": Method(
-        "MS-DCDA, reconstructed", ms_dcda, "options", "coarse and class-wise terms, moving weight"
+        "MS-DCDA, reconstructed", ms_dcda, "options", "domains and classes aligned, moving weight"
     ),
 }
 """Name -> method."""
 
 
-def _variant(title: str, about: str, **changed: Any) -> Method:
-    return replace(METHODS["ms-dcda"], title=title, about=about, options=replace(Options(), **changed))
+def variant(title: str, about: str, settings: dict[str, Any] | None = None, **changed: Any) -> Method:
+    """MS-DCDA with other options and settings."""
+    made = replace(METHODS["ms-dcda"], title=title, about=about, changed=changed, settings=settings or {})
+    return made.with_options(Options())
 
 
 VARIANTS: dict[str, Method] = {
-    "no-mmd": _variant("without MMD", "class-wise term alone", coarse="none", tau="none"),
-    "no-cdd": _variant("without CDD", "coarse term alone", intra=0.0, inter=0.0, tau="none"),
-    "intra-only": _variant("intra only", "no push between classes", inter=0.0),
-    "no-ensemble": _variant("without ensemble", "branches of single sources alone", ensemble=False),
-    "fixed-tau": _variant("fixed tau", "weight stays 0.5", tau="fixed"),
+    "no-mmd": variant("without MMD", "class-wise term alone", coarse="none", tau="none"),
+    "no-cdd": variant("without CDD", "coarse term alone", intra=0.0, inter=0.0, tau="none"),
+    "intra-only": variant("intra only", "no push between classes", inter=0.0),
+    "no-ensemble": variant("without ensemble", "branches of single sources alone", ensemble=False),
+    "fixed-tau": variant("fixed tau", "weight stays 0.5", tau="fixed"),
 }
 """The ablations of MS-DCDA: name -> method."""
 

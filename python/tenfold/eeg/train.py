@@ -5,8 +5,10 @@ Nothing is chosen by the target's labels: they are not even here, for :func:`tra
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +80,21 @@ class Trained:
     notes: list[str] = field(default_factory=list)
 
 
-def train(fold: Fold, classes: int, method: Method, settings: Settings) -> Trained:
+def train(
+    fold: Fold, classes: int, method: Method, settings: Settings,
+    select: Callable[[Trained], float] | None = None,
+) -> Trained:  # fmt: skip
     """Train `method` on a fold whose features have been scaled.
 
     The same seed gives the same first weights of the extractor and the same rows to every method.
+
+    Args:
+        fold: sources with labels, and the target, whose labels are not looked at.
+        classes: C.
+        method: the loss and its options.
+        settings: length, rates, batches, seed.
+        select: a figure of merit, asked every tenth step: the weights for which it is largest are the result.
+            None: the last weights.
 
     Raises:
         ValueError: a source without labels, a batch of one row (batch normalisation needs two).
@@ -104,6 +117,7 @@ def train(fold: Fold, classes: int, method: Method, settings: Settings) -> Train
     needs_labels = method.options.labels == "cluster" or settings.sampler == "class-aware"
     pseudo = None
     net.train()
+    best: tuple[float, int, Any] = (-math.inf, 0, None)
     for step in range(settings.steps):
         run.step = step
         if needs_labels and step % settings.relabel == 0:
@@ -115,8 +129,14 @@ def train(fold: Fold, classes: int, method: Method, settings: Settings) -> Train
         optimizer.step()
         if step % WATCH == 0 or step == settings.steps - 1:
             history.append(_entry(step, made.total, made.parts, f"{fold.name}, {method.title}"))
+            if select is not None:
+                net.eval()
+                now = Trained(net, [], branch_weights(net, method, run))
+                best = max(best, (select(now), step, copy.deepcopy(now)), key=lambda entry: entry[0])
+                net.train()
     net.eval()
-    trained = Trained(net, history, branch_weights(net, method, run), time.process_time() - began)
+    trained = Trained(net, history, branch_weights(net, method, run)) if select is None else best[2]
+    trained.history, trained.seconds = history, time.process_time() - began
     trained.notes = _collapse(history)
     return trained
 
@@ -200,7 +220,7 @@ class _Rows:
         return index, torch.cat(found) if found else self.target_plan[step]
 
     def _some(self, mask: Tensor, count: int) -> Tensor:
-        """`count` of the rows of a mask, with repetition where there are fewer; any rows if there are none."""
+        """`count` rows of a mask, with repetition where there are fewer; any rows if there are none."""
         rows = mask.nonzero()[:, 0]
         if not len(rows):
             rows = torch.arange(len(mask))

@@ -1,0 +1,31 @@
+"""The corpus that a run's settings name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenfold import _checks
+from tenfold.eeg.corpus import Corpus
+
+if TYPE_CHECKING:
+    from tenfold.eeg.run_config import MsdcdaConfig
+
+__all__ = ["load_corpus"]
+
+
+def load_corpus(config: MsdcdaConfig) -> Corpus:
+    """Read the data set.
+
+    Raises:
+        FileNotFoundError, ValueError: files that are missing or not as their data set is published.
+        tenfold.assets.AssetError: the embedded file is missing; the message says how to install it.
+    """
+    if config.dataset == "vowel":
+        from tenfold.eeg.vowel import load_vowel
+
+        return load_vowel(config.data or None, **config.load)
+    if config.dataset == "complexity":
+        from tenfold.eeg.complexity import load_complexity
+
+        return load_complexity(config.data, **config.load)
+    _checks.fail(ValueError, "dataset", "a layout that can be read", repr(config.dataset))
