@@ -26,7 +26,7 @@ class MsdcdaConfig:
     """Recognise the emotions of a person without labels of that person, by nine methods of domain adaptation.
 
     MS-DCDA here is reconstructed from the abstract of arXiv 2408.10235; every choice of the reconstruction is
-    an option (--options.NAME). The embedded default holds out each of 15 speakers in turn and recognises 11 vowels.
+    an option (--options.NAME). The embedded default holds out each of 15 speakers in turn, for 11 vowels.
     """
 
     dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity"] = "vowel"
@@ -97,6 +97,9 @@ class MsdcdaConfig:
     device: str = "cpu"
     """cpu or cuda."""
 
+    embedding: Literal["tsne", "pca", "none"] = "tsne"
+    """How features are drawn in the plane. tsne needs scikit-learn."""
+
     save: Literal["first", "all", "none"] = "first"
     """Weights to keep: of the first seed, of every seed, or none."""
 
@@ -127,6 +130,7 @@ def _check(config: MsdcdaConfig) -> None:
     for name, known in (
         ("dataset", DATASETS), ("protocol", tuple(PROTOCOLS)), ("normalise", NORMALISATIONS),
         ("select", ("last", "oracle")), ("save", ("first", "all", "none")),
+        ("embedding", ("tsne", "pca", "none")),
     ):  # fmt: skip
         _checks.choice(name, getattr(config, name), known)
     if config.dataset != "vowel" and not config.data:

@@ -1,0 +1,213 @@
+"""Pictures of a run: accuracies, confusion, features in the plane, the course of training."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tenfold.eeg import tables
+from tenfold.eeg.run import Outcome, restore, scaled_fold
+from tenfold.eeg.train import predict
+from tenfold.runs import figures
+
+__all__ = ["Picture", "accuracies", "confusions", "course", "embedding"]
+
+DARK_TEXT, LIGHT_TEXT = "#000001", "#fefefe"  # on a colour map, which a dark page leaves as it is
+COLOUR_MAP = "cividis"
+_POINTS = 1200  # source rows that are drawn, at most
+
+
+class Picture(NamedTuple):
+    """`folder.write_figure(name, *picture)`."""
+
+    figure: Any
+    caption: str
+    alt: str
+
+
+def accuracies(outcome: Outcome) -> Picture:
+    """Every method's accuracy on every target, and its difference to source-only."""
+    names = outcome.config.methods
+    pairs = tables.against(outcome)
+    fig, axes = figures.figure(
+        9.4, 1.5 + 0.36 * len(names), ncols=2 if pairs else 1, sharey=True, squeeze=False,
+        width_ratios=[3, 2] if pairs else [1],
+    )  # fmt: skip
+    left = axes[0, 0]
+    for y, name in enumerate(names):
+        colour = _colour(name)
+        values, s = 100 * outcome.by_subject(name), tables.summary(outcome, name)
+        shift = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
+        left.plot(values, y + shift, ".", color=figures.MUTED, markersize=4, alpha=0.7)
+        left.plot([100 * s.low, 100 * s.high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
+        left.plot(100 * s.mean, y, "o", color=colour, markersize=7)
+    chance = 100 / len(outcome.corpus.classes)
+    left.axvline(chance, color=figures.MUTED, linewidth=1, linestyle=":")
+    left.set(xlabel="accuracy on the target, %", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    left.set_yticklabels([tables.title(outcome, name) for name in names])
+    left.set_title("Accuracy")
+    if pairs:
+        _differences(axes[0, 1], names, pairs)
+    told = "; ".join(
+        f"{tables.title(outcome, n)} {100 * tables.summary(outcome, n).mean:.1f} %" for n in names
+    )
+    caption = (
+        "Left: grey dots are targets (seeds averaged), the large dot is their mean with its 95 % bootstrap "
+        f"interval over targets; the dotted line is chance, {chance:.1f} %."
+    )
+    if pairs:
+        caption += " Right: the difference to source-only, paired by target, with its 95 % interval."
+    return Picture(fig, caption, f"Dot plot of accuracies. {told}.")
+
+
+def _colour(name: str) -> str:
+    if name == tables.BASE:
+        return figures.INK
+    return figures.SERIES[1] if name == tables.OURS else figures.SERIES[0]
+
+
+def _differences(axes: Any, names: list[str], pairs: Any) -> None:
+    axes.axvline(0, color=figures.INK, linewidth=1)
+    for y, name in enumerate(names):
+        if name in pairs:
+            c = pairs[name][0]
+            axes.plot([100 * c.low, 100 * c.high], [y, y], color=_colour(name), linewidth=3)
+            axes.plot(100 * c.difference, y, "o", color=_colour(name), markersize=7)
+    axes.set(xlabel="points above source-only")
+    axes.set_title("Gain over source-only")
+
+
+def confusions(outcome: Outcome) -> Picture:
+    """Confusion matrices, rows in percent, of the methods that pictures show."""
+    names = tables.seen(outcome)
+    classes = outcome.corpus.classes
+    side = max(2.7, 0.27 * len(classes) + 1.0)
+    fig, axes = figures.figure(
+        side * len(names) + 0.8, side + 0.5, ncols=len(names), sharey=True, squeeze=False
+    )
+    told = []
+    for axis, name in zip(axes[0], names, strict=True):
+        counts = tables.mean_confusion(outcome, name)
+        share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        image = axis.imshow(share, cmap=COLOUR_MAP, vmin=0, vmax=100)
+        _write_cells(axis, share)
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+        axis.grid(False)
+        axis.set(xlabel="predicted")
+        axis.set_title(tables.title(outcome, name))
+        worst = share - np.diag(np.diag(share))
+        i, j = np.unravel_index(int(worst.argmax()), worst.shape)
+        told.append(
+            f"{tables.title(outcome, name)}: {classes[i]} is taken for {classes[j]} in {worst[i, j]:.0f} %"
+        )
+    axes[0, 0].set_ylabel("true")
+    fig.colorbar(image, ax=list(axes[0]), label="% of the true class", shrink=0.8)
+    caption = (
+        "Rows are true classes, over all targets and seeds. The most frequent error: " + "; ".join(told) + "."
+    )
+    return Picture(fig, caption, "Confusion matrices. " + "; ".join(told) + ".")
+
+
+def _write_cells(axis: Any, share: NDArray[Any]) -> None:
+    size = 7 if len(share) > 6 else 9
+    for (i, j), value in np.ndenumerate(share):
+        if value >= 1:
+            colour = DARK_TEXT if value > 55 else LIGHT_TEXT
+            axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
+
+
+def course(outcome: Outcome, name: str = tables.OURS) -> Picture | None:
+    """What the parts of MS-DCDA's loss do while it trains: mean over all trainings, and their range."""
+    runs = [t.history for t in outcome.of(name)] if name in outcome.config.methods else []
+    parts = [p for p in ("ce", "mmd", "intra", "inter", "tau") if runs and all(p in h[0] for h in runs)]
+    if not parts:
+        return None
+    titles = {
+        "ce": "cross-entropy", "mmd": "MMD² of domains", "intra": "MMD² within classes",
+        "inter": "MMD² between classes", "tau": "tau",
+    }  # fmt: skip
+    fig, axes = figures.figure(2.3 * len(parts), 2.5, ncols=len(parts), squeeze=False)
+    steps = [entry["step"] for entry in runs[0]]
+    for axis, part in zip(axes[0], parts, strict=True):
+        values = np.array([[entry[part] for entry in h] for h in runs])
+        low, high = np.percentile(values, [10, 90], axis=0)
+        axis.fill_between(steps, low, high, color=figures.SERIES[1], alpha=0.25, linewidth=0)
+        axis.plot(steps, values.mean(0), color=figures.SERIES[1])
+        axis.set(xlabel="step", ylim=(0, None) if part != "tau" else (-0.03, 1.03))
+        axis.set_title(titles[part], fontsize=9)
+    ends = ", ".join(f"{titles[p]} {np.mean([h[-1][p] for h in runs]):.2f}" for p in parts)
+    caption = f"Mean of {len(runs)} trainings of {tables.title(outcome, name)}; the band holds 80 % of them."
+    return Picture(fig, caption, f"Line charts over {steps[-1] + 1} steps. At the end: {ends}.")
+
+
+def embedding(outcome: Outcome) -> Picture | None:
+    """The 32 features of sources and target in the plane, for the target whose source-only accuracy is median."""
+    names = [n for n in tables.seen(outcome) if any(t.key in outcome.weights for t in outcome.of(n))]
+    if not names or outcome.config.embedding == "none":
+        return None
+    number, row = _median_fold(outcome, names[0])
+    fold = scaled_fold(outcome.config, number)
+    seed = next(t.seed for t in outcome.of(names[0]) if t.key in outcome.weights)
+    fig, axes = figures.figure(3.1 * len(names) + 1.4, 6.2, nrows=2, ncols=len(names), squeeze=False)
+    classes = outcome.corpus.classes
+    colours = _class_colours(len(classes))
+    assert fold.target.y is not None
+    source_x = torch.cat([d.x for d in fold.sources])
+    drawn = torch.randperm(len(source_x), generator=torch.Generator().manual_seed(0))[:_POINTS]
+    y = fold.target.y.numpy()
+    for k, name in enumerate(names):
+        trained = restore(outcome, f"{name}-fold{number}-seed{seed}")
+        z = torch.cat([predict(trained, x)[1] for x in (source_x[drawn].cpu(), fold.target.x.cpu())])
+        points, cut = _plane(z.numpy(), outcome.config.embedding), len(drawn)
+        top, bottom = axes[:, k]
+        top.scatter(*points[:cut].T, s=5, color=figures.MUTED, alpha=0.35, linewidths=0, label="sources")
+        top.scatter(*points[cut:].T, s=12, color=figures.SERIES[1], linewidths=0, label="target")
+        for c, label in enumerate(classes):
+            bottom.scatter(*points[cut:][y == c].T, s=14, color=colours[c], linewidths=0, label=label)
+        accuracy = 100 * outcome.table(name)[row, outcome.config.seeds.index(seed)]
+        top.set_title(f"{tables.title(outcome, name)}, {accuracy:.0f} %", fontsize=10)
+        for axis in (top, bottom):
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        bottom.set(xlim=top.get_xlim(), ylim=top.get_ylim())
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    axes[1, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    axes[0, 0].set_ylabel("sources and target")
+    axes[1, 0].set_ylabel("target by true class")
+    kind = {"tsne": "t-SNE", "pca": "the first two principal components"}[outcome.config.embedding]
+    caption = (
+        f"Features before the classifier, by {kind} (fixed seed, each column by itself): sources and target above, "
+        f"the target alone by its true classes below. Target {fold.target.name}, whose source-only accuracy is the "
+        f"median; seed {seed}. Where target points lie among the sources the domains are aligned, where colours "
+        "lie apart the classes are."
+    )
+    return Picture(fig, caption, f"Scatter plots of features of target {fold.target.name}.")
+
+
+def _median_fold(outcome: Outcome, name: str) -> tuple[int, int]:
+    order = np.argsort(outcome.table(name).mean(1), kind="stable")
+    row = int(order[len(order) // 2])
+    return outcome.numbers[row], row
+
+
+def _plane(z: NDArray[Any], kind: str) -> NDArray[Any]:
+    """[n, 32] -> [n, 2]."""
+    if kind == "pca":
+        centred = z - z.mean(0)
+        return np.asarray(centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(z) - 1) / 3)
+    return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(z))
+
+
+def _class_colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    if count <= len(figures.SERIES):
+        return list(figures.SERIES[:count])
+    return [colormaps["turbo"](v) for v in np.linspace(0.05, 0.95, count)]

@@ -1,0 +1,199 @@
+"""Numbers of a run as rows: methods, targets, pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tenfold.eeg.run import Outcome
+from tenfold.eeg.statistics import Comparison, compare, holm, interval
+
+__all__ = [
+    "Summary", "against", "baselines", "mean_confusion", "method_rows", "numbers", "pair_rows", "seen", "summary",
+    "target_rows",
+]  # fmt: skip
+
+BASE, OURS = "source-only", "ms-dcda"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Accuracy of one method, in [0, 1].
+
+    Attributes:
+        mean: over targets, seeds averaged first.
+        low, high: 95 % bootstrap interval over target subjects.
+        over_targets: standard deviation over target subjects.
+        over_seeds: standard deviation over seeds of the mean over targets; NaN with one seed.
+        collapsed: share of trainings that learned nothing; above none, the method is left out of comparisons.
+    """
+
+    mean: float
+    low: float
+    high: float
+    over_targets: float
+    over_seeds: float
+    collapsed: float
+
+
+def title(outcome: Outcome, name: str) -> str:
+    """How a method is called."""
+    return outcome.config.method(name).title
+
+
+def summary(outcome: Outcome, name: str, score: str = "accuracy") -> Summary:
+    """Of one method."""
+    values = outcome.by_subject(name, score)
+    low, high = interval(values)
+    seeds = outcome.table(name, score).mean(0)
+    return Summary(
+        float(values.mean()), low, high, _deviation(values), _deviation(seeds),
+        outcome.collapsed(name) / len(outcome.of(name)),
+    )  # fmt: skip
+
+
+def _deviation(values: Any) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def compared(outcome: Outcome) -> list[str]:
+    """Methods none of whose trainings collapsed: the others say nothing about adaptation."""
+    return [name for name in outcome.config.methods if not outcome.collapsed(name)]
+
+
+def against(outcome: Outcome, base: str = BASE) -> dict[str, tuple[Comparison, float]]:
+    """Method -> (its comparison with `base`, p after Holm); collapsed methods are left out."""
+    names = compared(outcome)
+    if base not in names:
+        return {}
+    b = outcome.by_subject(base)
+    found = {name: compare(outcome.by_subject(name), b) for name in names if name != base}
+    adjusted = holm({name: c.p for name, c in found.items()})
+    return {name: (c, adjusted[name]) for name, c in found.items()}
+
+
+def method_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """One row per method, percent where it is a share."""
+    pairs = against(outcome)
+    return [_method_row(outcome, name, pairs) for name in outcome.config.methods]
+
+
+def _method_row(outcome: Outcome, name: str, pairs: dict[str, tuple[Comparison, float]]) -> dict[str, Any]:
+    s = summary(outcome, name)
+    row: dict[str, Any] = {
+        "method": title(outcome, name), "accuracy %": _percent(s.mean),
+        "95 % interval": f"{100 * s.low:.1f} to {100 * s.high:.1f}",
+        "std over targets": _percent(s.over_targets), "std over seeds": _percent(s.over_seeds),
+        "macro-F1 %": _percent(float(outcome.by_subject(name, "macro_f1").mean())),
+        "source accuracy %": _percent(float(outcome.by_subject(name, "source_accuracy").mean())),
+        "collapsed": outcome.collapsed(name) or "",
+    }  # fmt: skip
+    if name in pairs:
+        c, p = pairs[name]
+        row |= {
+            "minus source only": f"{100 * c.difference:+.1f}",
+            "its interval": f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
+            "better on": f"{c.wins} of {c.targets}", "p (Holm)": "" if p != p else f"{p:.2g}",
+        }  # fmt: skip
+    return row
+
+
+def geometry_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """What the features look like, and what a training cost."""
+    rows = []
+    for name in outcome.config.methods:
+        mean = {
+            key: float(outcome.by_subject(name, key).mean())
+            for key in ("margin", "compactness", "a_distance", "seconds")
+        }
+        rows.append(
+            {
+                "method": title(outcome, name), "distance between classes": round(mean["margin"], 3),
+                "distance to own class": round(mean["compactness"], 3),
+                "ratio": round(mean["margin"] / max(mean["compactness"], 1e-12), 2),
+                "proxy A-distance": round(mean["a_distance"], 2),
+                "processor s per training": round(mean["seconds"], 2),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def target_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """One row per fold: accuracy of every method in percent, seeds averaged."""
+    tables = {name: outcome.table(name).mean(1) for name in outcome.config.methods}
+    return [
+        {"target": outcome.folds[number].target.name}
+        | {title(outcome, name): _percent(float(tables[name][row])) for name in outcome.config.methods}
+        for row, number in enumerate(outcome.numbers)
+    ]
+
+
+def trial_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every training."""
+    return [
+        {"method": t.method, "target": outcome.folds[t.fold].target.name, "seed": t.seed}
+        | {k: v for k, v in t.scores.plain().items() if k != "confusion"}
+        for t in outcome.trials
+    ]
+
+
+def pair_rows(outcome: Outcome, base: str) -> list[dict[str, Any]]:
+    """Every method against `base`."""
+    return [
+        {
+            "method": title(outcome, name), f"minus {title(outcome, base)}": f"{100 * c.difference:+.1f}",
+            "95 % interval": f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
+            "better / equal / worse": f"{c.wins} / {c.ties} / {c.targets - c.wins - c.ties}",
+            "Wilcoxon p": f"{c.p:.2g}", "p (Holm)": f"{p:.2g}",
+        }
+        for name, (c, p) in against(outcome, base).items()
+    ]  # fmt: skip
+
+
+def mean_confusion(outcome: Outcome, name: str) -> Any:
+    """Counts over all folds and seeds, [C, C]."""
+    return np.sum([t.scores.confusion for t in outcome.of(name)], axis=0)
+
+
+def baselines(outcome: Outcome) -> list[str]:
+    """The methods that are not MS-DCDA's or variants of it, and not source-only; none that collapsed."""
+    return [n for n in compared(outcome) if outcome.config.method(n).heads != "options" and n != BASE]
+
+
+def seen(outcome: Outcome) -> list[str]:
+    """At most three methods for pictures: source-only, the best other method, and MS-DCDA."""
+    names = outcome.config.methods
+    others = baselines(outcome)
+    best = [max(others, key=lambda n: summary(outcome, n).mean)] if others else []
+    found = [n for n in (BASE, *best, OURS) if n in names]
+    return found or names[:3]
+
+
+def numbers(outcome: Outcome) -> dict[str, float | int]:
+    """The flat numbers of metrics.json."""
+    found: dict[str, float | int] = {
+        "classes": len(outcome.corpus.classes), "folds": len(outcome.numbers), "trainings": len(outcome.trials),
+    }  # fmt: skip
+    for name in outcome.config.methods:
+        s = summary(outcome, name)
+        found |= {
+            f"{name}.accuracy": s.mean, f"{name}.accuracy_low": s.low, f"{name}.accuracy_high": s.high,
+            f"{name}.macro_f1": float(outcome.by_subject(name, "macro_f1").mean()),
+            f"{name}.source_accuracy": float(outcome.by_subject(name, "source_accuracy").mean()),
+            f"{name}.collapsed": outcome.collapsed(name),
+            f"{name}.seconds": float(outcome.table(name, "seconds").mean()),
+        }  # fmt: skip
+        for key, value in (("std_targets", s.over_targets), ("std_seeds", s.over_seeds)):
+            if value == value:
+                found[f"{name}.{key}"] = value
+    for name, (c, p) in against(outcome).items():
+        found |= {f"{name}.gain": c.difference, f"{name}.gain_low": c.low, f"{name}.gain_high": c.high}
+        if p == p:
+            found[f"{name}.gain_p"] = p
+    return found
+
+
+def _percent(value: float) -> Any:
+    return "" if value != value else round(100 * value, 1)
