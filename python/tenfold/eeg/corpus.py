@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
@@ -46,6 +47,18 @@ class Domain:
     trial: Tensor
     subject: str = ""
     session: int = 1
+
+    if TYPE_CHECKING:  # arrays become tensors below
+
+        def __init__(
+            self,
+            name: str,
+            x: Tensor | NDArray[Any],
+            y: Tensor | NDArray[Any] | None,
+            trial: Tensor | NDArray[Any],
+            subject: str = "",
+            session: int = 1,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
