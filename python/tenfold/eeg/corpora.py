@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tenfold import _checks
 from tenfold.eeg.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -23,9 +22,9 @@ def load_corpus(config: MsdcdaConfig) -> Corpus:
     if config.dataset == "vowel":
         from tenfold.eeg.vowel import load_vowel
 
-        return load_vowel(config.data or None, **config.load)
-    if config.dataset == "complexity":
-        from tenfold.eeg.complexity import load_complexity
+        return load_vowel(config.data or None)
+    from tenfold.eeg.layouts import load
 
-        return load_complexity(config.data, **config.load)
-    _checks.fail(ValueError, "dataset", "a layout that can be read", repr(config.dataset))
+    given = {"feature": config.feature, "target": config.label, "threshold": config.threshold}
+    options = {name: value for name, value in given.items() if value not in ("", None)}
+    return load(config.dataset, config.data, raw=config.raw, **options)

@@ -145,7 +145,8 @@ def course(outcome: Outcome, name: str = tables.OURS) -> Picture | None:
 
 
 def embedding(outcome: Outcome) -> Picture | None:
-    """The 32 features of sources and target in the plane, for the target whose source-only accuracy is median."""
+    """The 32 features of sources and target in the plane, for the target whose source-only accuracy is "
+    "median."""
     names = [n for n in tables.seen(outcome) if any(t.key in outcome.weights for t in outcome.of(n))]
     if not names or outcome.config.embedding == "none":
         return None
@@ -180,10 +181,10 @@ def embedding(outcome: Outcome) -> Picture | None:
     axes[1, 0].set_ylabel("target by true class")
     kind = {"tsne": "t-SNE", "pca": "the first two principal components"}[outcome.config.embedding]
     caption = (
-        f"Features before the classifier, by {kind} (fixed seed, each column by itself): sources and target above, "
-        f"the target alone by its true classes below. Target {fold.target.name}, whose source-only accuracy is the "
-        f"median; seed {seed}. Where target points lie among the sources the domains are aligned, where colours "
-        "lie apart the classes are."
+        f"Features before the classifier, by {kind} (fixed seed, each column by itself): sources and target "
+        f"above, the target alone by its true classes below. Target {fold.target.name}, whose source-only "
+        f"accuracy is the median; seed {seed}. Where target points lie among the sources the domains are "
+        "aligned, where colours lie apart the classes are."
     )
     return Picture(fig, caption, f"Scatter plots of features of target {fold.target.name}.")
 

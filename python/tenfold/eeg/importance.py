@@ -55,9 +55,11 @@ def maps(outcome: Outcome) -> Picture:
                 )
         fig.colorbar(image, ax=list(axes[row]), label=label, shrink=0.8)
     caption = (
-        "Means over all trainings, seen from above, nose up; dots are electrodes. Above: mean absolute gradient of "
-        "the predicted class's log-probability, summed over the bands of a channel. Below: what the accuracy on "
-        "the target loses when a channel is put to its mean. Most sensitive: " + "; ".join(told) + "."
+        "Means over all trainings, seen from above, nose up; dots are electrodes. Above: mean absolute "
+        "gradient of the predicted class's log-probability, summed over the bands of a channel. Below: what "
+        "the accuracy on the target loses when a channel is put to its mean. Most sensitive: "
+        + "; ".join(told)
+        + "."
     )
     return Picture(fig, caption, "Scalp maps of channel importance. Most sensitive: " + "; ".join(told) + ".")
 
@@ -105,8 +107,8 @@ def bars(outcome: Outcome) -> Picture:
         axis.grid(axis="x", visible=False)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
     caption = (
-        "Means over all trainings. Left: mean absolute gradient of the predicted class's log-probability. Right: "
-        "what the accuracy on the target loses when the feature is put to its mean."
+        "Means over all trainings. Left: mean absolute gradient of the predicted class's log-probability. "
+        "Right: what the accuracy on the target loses when the feature is put to its mean."
     )
     first = 100 * channel_importance(outcome, names[-1], "occlusion")
     alt = f"Bar charts. {tables.title(outcome, names[-1])} loses most without feature {int(first.argmax())}."

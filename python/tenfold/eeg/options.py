@@ -68,7 +68,7 @@ class Options:
     """MS-DCDA: rows on either side that a pair of classes needs to count."""
 
     predict: Literal["mean", "ensemble", "weighted"] = "mean"
-    """Methods with branches: all alike, the ensemble branch alone (MS-DCDA), or by exp(-MMD^2 / temperature)."""
+    """With branches: all alike, the ensemble branch alone (MS-DCDA), or by exp(-MMD^2 / temperature)."""
 
     temperature: float = 0.1
     """Of predict=weighted."""

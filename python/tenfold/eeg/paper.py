@@ -22,4 +22,4 @@ MS_MDA = {
     ("seed", "cross-session"): 87.20,
     ("seed-iv", "cross-session"): 64.04,
 }
-"""Accuracy of MS-MDA in %, every subject or session the target once, batch 128: README of VoiceBeer/MS-MDA."""
+"""Accuracy of MS-MDA in %, every subject or session the target once, batch 128 (its repository's README)."""

@@ -27,8 +27,10 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
         ]  # fmt: skip
     numbers = tables.numbers(outcome)
     report = Report(
-        title=f"Domain adaptation on {outcome.corpus.name}: {len(outcome.config.methods)} methods", lead=_lead(outcome),
-        headlines=_headlines(outcome), sections=sections, claims=_claims(outcome), measured=_measured(outcome),
+        title=f"Domain adaptation on {outcome.corpus.name}: {len(outcome.config.methods)} methods",
+        lead=_lead(outcome),
+        headlines=_headlines(outcome), sections=sections, claims=_claims(outcome),
+        measured=_measured(outcome),
     )  # fmt: skip
     folder.finish(numbers, report)
     return numbers
@@ -52,21 +54,22 @@ def _results(outcome: Outcome, folder: RunFolder) -> Section:
     folder.write_table("methods", tables.method_rows(outcome))
     folder.write_table("trainings", tables.trial_rows(outcome))
     text = (
-        "Every method has the same extractor, the same head, the same rows in the same order and the same length of "
-        "training; baselines have one configuration each, the one they came with. The network after the last step "
-        "is scored, once."
+        "Every method has the same extractor, the same head, the same rows in the same order and the same "
+        "length of training; baselines have one configuration each, the one they came with. The network "
+        "after the last step is scored, once."
     )
     if outcome.config.select == "oracle":
         text = (
-            "**Selected on target labels.** The weights that score best on the target's own labels are shown, as some "
-            "reference code does. Nobody has these labels in practice: these figures are no honest result."
+            "**Selected on target labels.** The weights that score best on the target's own labels are "
+            "shown, as some reference code does. Nobody has these labels in practice: these figures are no "
+            "honest result."
         )
     gone = [name for name in outcome.config.methods if outcome.collapsed(name)]
     if gone:
         told = ", ".join(f"{tables.title(outcome, n)} ({outcome.collapsed(n)} trainings)" for n in gone)
         text += (
-            f"\n\n**Collapsed:** {told}. These trainings did not even learn their sources; the methods are left out of "
-            "every comparison."
+            f"\n\n**Collapsed:** {told}. These trainings did not even learn their sources; the methods are "
+            "left out of every comparison."
         )
     return Section("What came out", text, ["accuracy"], ["methods"])
 
@@ -77,10 +80,11 @@ def _pairs(outcome: Outcome, folder: RunFolder) -> list[Section]:
         return []
     folder.write_table("against_best", tables.pair_rows(outcome, best))
     text = (
-        f"**{tables.title(outcome, best)}** has the highest mean of the methods that are not MS-DCDA's. It is compared "
-        "with every other, target by target: mean difference, bootstrap interval, Wilcoxon's signed-rank test, and p "
-        "adjusted for the number of comparisons. It was picked by this same run, which favours it a little. Folds "
-        "share most of their sources, so intervals speak of other targets with sources like these."
+        f"**{tables.title(outcome, best)}** has the highest mean of the methods that are not MS-DCDA's. It "
+        "is compared with every other, target by target: mean difference, bootstrap interval, Wilcoxon's "
+        "signed-rank test, and p adjusted for the number of comparisons. It was picked by this same run, "
+        "which favours it a little. Folds share most of their sources, so intervals speak of other targets "
+        "with sources like these."
     )
     return [Section(f"Against {tables.title(outcome, best)}", text, [], ["against_best"])]
 
@@ -104,9 +108,9 @@ def _geometry(outcome: Outcome, folder: RunFolder) -> Section:
     if picture is not None:
         folder.write_figure("embedding", *picture)
     text = (
-        "Distances are Euclidean, between the target's rows in the 32 features, by true class; their ratio does not "
-        "depend on the features' scale. The proxy A-distance is 2 (1 - 2 err) of a linear classifier that tells "
-        "sources from target: 0 where it cannot, 2 where it never fails."
+        "Distances are Euclidean, between the target's rows in the 32 features, by true class; their ratio "
+        "does not depend on the features' scale. The proxy A-distance is 2 (1 - 2 err) of a linear "
+        "classifier that tells sources from target: 0 where it cannot, 2 where it never fails."
     )
     return Section("What the features look like", text, ["embedding"] if picture else [], ["features"])
 
@@ -117,9 +121,9 @@ def _course(outcome: Outcome, folder: RunFolder) -> list[Section]:
         return []
     folder.write_figure("course", *picture)
     text = (
-        "tau weighs the discrepancy of whole domains against the one of classes: 1, domains alone; 0, classes alone. "
-        "The target's classes are predictions, right or wrong: where they are wrong, classes are pulled to the wrong "
-        "places, and the discrepancies look as good as where they are right."
+        "tau weighs the discrepancy of whole domains against the one of classes: 1, domains alone; 0, "
+        "classes alone. The target's classes are predictions, right or wrong: where they are wrong, classes "
+        "are pulled to the wrong places, and the discrepancies look as good as where they are right."
     )
     return [Section("How MS-DCDA trains", text, ["course"])]
 
@@ -133,8 +137,8 @@ def _importance(outcome: Outcome, folder: RunFolder) -> list[Section]:
     folder.write_figure("scalp", *importance.maps(outcome))
     folder.write_table("lobes", importance.lobe_rows(outcome))
     text = (
-        "The paper finds frontal and parietal channels the most sensitive. A gradient says what the prediction reacts "
-        "to, not where in the brain something happens."
+        "The paper finds frontal and parietal channels the most sensitive. A gradient says what the "
+        "prediction reacts to, not where in the brain something happens."
     )
     return [Section("Which channels count", text, ["scalp"], ["lobes"])]
 
@@ -158,9 +162,9 @@ def _choices(outcome: Outcome, folder: RunFolder) -> Section:
         )  # fmt: skip
     folder.write_table("reconstruction", rows)
     text = (
-        "Of MS-DCDA's paper the abstract was at hand, not the method section. The loss here is put together from the "
-        "methods it most plausibly builds on, and every choice is an option of the run (`--options.NAME`). **No figure "
-        "on this page is the paper's method, and none speaks against it.**"
+        "Of MS-DCDA's paper the abstract was at hand, not the method section. The loss here is put together "
+        "from the methods it most plausibly builds on, and every choice is an option of the run "
+        "(`--options.NAME`). **No figure on this page is the paper's method, and none speaks against it.**"
     )
     return Section("What was reconstructed", text, [], ["reconstruction"])
 
@@ -181,8 +185,9 @@ def _lead(outcome: Outcome) -> str:
     config, corpus = outcome.config, outcome.corpus
     trainings = len(outcome.trials)
     text = (
-        f"{len(outcome.numbers)} targets of {corpus.name} ({len(corpus.classes)} classes, {corpus.width} features), "
-        f"protocol {config.protocol}, {len(config.seeds)} seeds: {trainings:,} trainings of {config.steps} steps. "
+        f"{len(outcome.numbers)} targets of {corpus.name} ({len(corpus.classes)} classes, {corpus.width} "
+        f"features), protocol {config.protocol}, {len(config.seeds)} seeds: {trainings:,} trainings of "
+        f"{config.steps} steps. "
     )
     if corpus.simulated:
         text = "SIMULATED DATA, a test of formats: no accuracy here means anything. " + text
@@ -206,7 +211,8 @@ def _verdict(outcome: Outcome) -> str:
         clear = c.low > 0 or c.high < 0
         way = "above" if c.difference > 0 else "below"
         text += f", {abs(100 * c.difference):.1f} points {way} {tables.title(outcome, name)}"
-        text += f" (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}{'' if clear else ': no clear difference'})"
+        doubt = "" if clear else ": no clear difference"
+        text += f" (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}{doubt})"
     return text + "."
 
 
@@ -265,10 +271,10 @@ def _measured(outcome: Outcome) -> str:
         scaling += ", which uses the target's own rows without their labels (transductive)"
     told = "; ".join(f"{key}: {value}" for key, value in corpus.metadata.items())
     text = (
-        f"{scaling}. Adam, learning rate {config.lr:g}, {config.batch} rows per source, batch normalisation `{config.bn}`. "
-        "Means are over target subjects, sessions and seeds of a subject averaged first; "
-        "intervals are percentile bootstrap over subjects. Source accuracy is each source's through its own branch, "
-        "where there is one. Processor time is of the training alone; "
+        f"{scaling}. Adam, learning rate {config.lr:g}, {config.batch} rows per source, batch normalisation "
+        f"`{config.bn}`. Means are over target subjects, sessions and seeds of a subject averaged first; "
+        "intervals are percentile bootstrap over subjects. Source accuracy is each source's through its own "
+        "branch, where there is one. Processor time is of the training alone; "
         "the memory is that of the main process, trainings ran in processes beside it."
     )
     if told:

@@ -222,9 +222,13 @@ def _hold(name: str, key: str, make: Callable[[], Any]) -> Any:
     return _held[name][1]
 
 
+def _source(config: MsdcdaConfig) -> str:
+    """What decides which rows are read."""
+    return repr((config.dataset, config.data, config.raw, config.feature, config.label, config.threshold))
+
+
 def _corpus(config: MsdcdaConfig) -> Corpus:
-    key = repr((config.dataset, config.data, config.load))
-    corpus: Corpus = _hold("corpus", key, lambda: load_corpus(config))
+    corpus: Corpus = _hold("corpus", _source(config), lambda: load_corpus(config))
     return corpus
 
 
@@ -237,7 +241,7 @@ def scaled_fold(config: MsdcdaConfig, number: int) -> Fold:
         return replace(fold, sources=tuple(domains[:-1]), target=domains[-1])
 
     device = config.device
-    key = repr((config.dataset, config.data, config.load, config.protocol, config.normalise, device, number))
+    key = repr((_source(config), config.protocol, config.normalise, device, number))
     found: Fold = _hold("fold", key, make)
     return found
 
@@ -272,7 +276,8 @@ def _accuracy(fold: Fold) -> Any:
     """Accuracy on the target's labels: for --select oracle only."""
 
     def measure(trained: Trained) -> float:
-        return float((predict(trained, fold.target.x)[0].argmax(1) == fold.target.y).double().mean())
+        assert fold.target.y is not None
+        return float(torch.eq(predict(trained, fold.target.x)[0].argmax(1), fold.target.y).double().mean())
 
     return measure
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tenfold import _checks
 from tenfold.eeg.methods import METHODS, VARIANTS, Method, find
@@ -18,7 +18,7 @@ from tenfold.eeg.train import Settings
 
 __all__ = ["DATASETS", "MsdcdaConfig"]
 
-DATASETS = ("vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity")
+DATASETS = ("vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "eyes")
 
 
 @dataclass
@@ -29,15 +29,24 @@ class MsdcdaConfig:
     an option (--options.NAME). The embedded default holds out each of 15 speakers in turn, for 11 vowels.
     """
 
-    dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity"] = "vowel"
-    """vowel (embedded), or the layout of --data. complexity: neurokit2's source archive, real EEG with eyes
-    open or closed at two sites."""
+    dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "eyes"] = "vowel"
+    """vowel (embedded), or the layout of --data. eyes: neurokit2's source archive, real EEG with eyes open or
+    closed at two sites."""
 
     data: str = ""
     """Folder of the data set as it is published. Left empty: the embedded vowels."""
 
-    load: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the data set's loader, say features=de_movingAve."""
+    raw: bool | None = None
+    """Compute features from raw EEG. None: only where no features are published."""
+
+    feature: str = ""
+    """SEED and SEED-IV: which published features, say de_movingAve. Left empty: de_LDS."""
+
+    label: str = ""
+    """DEAP: the rating (valence, arousal, ...); FACED: emotion or valence. Left empty: the first of these."""
+
+    threshold: float | None = None
+    """DEAP: a rating is high from here on. None: 5."""
 
     protocol: Literal["leave-one-subject-out", "last-subject", "cross-session", "last-session"] = (
         "leave-one-subject-out"

@@ -1,6 +1,6 @@
 """What decides whether the reconstruction of MS-DCDA works: one change at a time, then some together.
 
-Run with ``tenfold run msdcda --study``. What was found, and how, is on the documentation's page of the system.
+Run with ``tenfold run msdcda --study``; the system's page in the documentation says what was found, and how.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from tenfold.eeg.run import Outcome
 from tenfold.eeg.statistics import Comparison, compare, holm, interval
 
 __all__ = [
-    "Summary", "against", "baselines", "mean_confusion", "method_rows", "numbers", "pair_rows", "seen", "summary",
+    "Summary", "against", "baselines", "mean_confusion", "method_rows", "numbers", "pair_rows", "seen",
+    "summary",
     "target_rows",
 ]  # fmt: skip
 
@@ -174,7 +175,8 @@ def seen(outcome: Outcome) -> list[str]:
 def numbers(outcome: Outcome) -> dict[str, float | int]:
     """The flat numbers of metrics.json."""
     found: dict[str, float | int] = {
-        "classes": len(outcome.corpus.classes), "folds": len(outcome.numbers), "trainings": len(outcome.trials),
+        "classes": len(outcome.corpus.classes), "folds": len(outcome.numbers),
+        "trainings": len(outcome.trials),
     }  # fmt: skip
     for name in outcome.config.methods:
         s = summary(outcome, name)
