@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenfold.eeg.corpus import Corpus
 
@@ -26,5 +26,5 @@ def load_corpus(config: MsdcdaConfig) -> Corpus:
     from tenfold.eeg.layouts import load
 
     given = {"feature": config.feature, "target": config.label, "threshold": config.threshold}
-    options = {name: value for name, value in given.items() if value not in ("", None)}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value not in ("", None)}
     return load(config.dataset, config.data, raw=config.raw, **options)
