@@ -66,6 +66,8 @@ def accuracies(outcome: Outcome) -> Picture:
 def _colour(name: str) -> str:
     if name == tables.BASE:
         return figures.INK
+    if name == tables.REVISED:
+        return figures.SERIES[2]
     return figures.SERIES[1] if name == tables.OURS else figures.SERIES[0]
 
 
@@ -85,11 +87,13 @@ def confusions(outcome: Outcome) -> Picture:
     names = tables.seen(outcome)
     classes = outcome.corpus.classes
     side = max(2.7, 0.27 * len(classes) + 1.0)
+    columns = 2 if len(names) == 4 else len(names)
+    lines = -(-len(names) // columns)
     fig, axes = figures.figure(
-        side * len(names) + 0.8, side + 0.5, ncols=len(names), sharey=True, squeeze=False
+        side * columns + 0.8, side * lines + 0.5, nrows=lines, ncols=columns, sharey=True, squeeze=False
     )
     told = []
-    for axis, name in zip(axes[0], names, strict=True):
+    for axis, name in zip(axes.flat, names, strict=True):
         counts = tables.mean_confusion(outcome, name)
         share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
         image = axis.imshow(share, cmap=COLOUR_MAP, vmin=0, vmax=100)
@@ -97,15 +101,16 @@ def confusions(outcome: Outcome) -> Picture:
         axis.set_xticks(range(len(classes)), classes, rotation=90)
         axis.set_yticks(range(len(classes)), classes)
         axis.grid(False)
-        axis.set(xlabel="predicted")
+        axis.set_xlabel("predicted" if axis in axes[-1] else "")
         axis.set_title(tables.title(outcome, name))
         worst = share - np.diag(np.diag(share))
         i, j = np.unravel_index(int(worst.argmax()), worst.shape)
         told.append(
             f"{tables.title(outcome, name)}: {classes[i]} is taken for {classes[j]} in {worst[i, j]:.0f} %"
         )
-    axes[0, 0].set_ylabel("true")
-    fig.colorbar(image, ax=list(axes[0]), label="% of the true class", shrink=0.8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("true")
+    fig.colorbar(image, ax=list(axes.flat), label="% of the true class", shrink=0.8)
     caption = (
         "Rows are true classes, over all targets and seeds. The most frequent error: " + "; ".join(told) + "."
     )

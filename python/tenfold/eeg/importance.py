@@ -94,7 +94,7 @@ def bars(outcome: Outcome) -> Picture:
     names = tables.seen(outcome)
     fig, axes = figures.figure(9.0, 3.0, ncols=2, squeeze=False)
     titles = {"saliency": "sensitivity (gradient), % of all", "occlusion": "accuracy lost without it, points"}
-    colours = (figures.INK, figures.SERIES[0], figures.SERIES[1])
+    colours = (figures.INK, *figures.SERIES)
     for axis, (kind, label) in zip(axes[0], titles.items(), strict=True):
         for k, name in enumerate(names):
             value = 100 * channel_importance(outcome, name, kind)

@@ -361,6 +361,15 @@ def variant(title: str, about: str, settings: dict[str, Any] | None = None, **ch
     return made.with_options(Options())
 
 
+REVISED: dict[str, Any] = {
+    "predict": "ensemble", "labels": "ensemble", "share": "halves", "warm": 0.3, "confidence": 0.8,
+}  # fmt: skip
+"""Choices under which the class-wise term helps (see tenfold.eeg.study for how they were found)."""
+
+METHODS["ms-dcda-revised"] = variant(
+    "MS-DCDA, revised", "ensemble branch decides; class-wise terms late and for confident rows", **REVISED
+)
+
 VARIANTS: dict[str, Method] = {
     "no-mmd": variant("without MMD", "class-wise term alone", coarse="none", tau="none"),
     "no-cdd": variant("without CDD", "coarse term alone", intra=0.0, inter=0.0, tau="none"),

@@ -23,7 +23,7 @@ DATASETS = ("vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "eyes")
 
 @dataclass
 class MsdcdaConfig:
-    """Recognise the emotions of a person without labels of that person, by nine methods of domain adaptation.
+    """Recognise the emotions of a person without labels of that person, by methods of domain adaptation.
 
     MS-DCDA here is reconstructed from the abstract of arXiv 2408.10235; every choice of the reconstruction is
     an option (--options.NAME). The embedded default holds out each of 15 speakers in turn, for 11 vowels.
@@ -54,7 +54,7 @@ class MsdcdaConfig:
     """Which domains train and which one is tested. The last-... ones are what MS-MDA's code does."""
 
     methods: list[str] = field(default_factory=list)
-    """Names of methods, ablations and study variants. Empty: the nine methods."""
+    """Names of methods, ablations and study variants. Empty: all methods."""
 
     ablations: bool = False
     """Also MS-DCDA without its parts."""

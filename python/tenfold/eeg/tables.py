@@ -9,6 +9,7 @@ import numpy as np
 
 from tenfold.eeg.run import Outcome
 from tenfold.eeg.statistics import Comparison, compare, holm, interval
+from tenfold.eeg.study import CHOSEN_ON
 
 __all__ = [
     "Summary", "against", "baselines", "mean_confusion", "method_rows", "numbers", "pair_rows", "seen",
@@ -16,7 +17,7 @@ __all__ = [
     "target_rows",
 ]  # fmt: skip
 
-BASE, OURS = "source-only", "ms-dcda"
+BASE, OURS, REVISED = "source-only", "ms-dcda", "ms-dcda-revised"
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,11 @@ def baselines(outcome: Outcome) -> list[str]:
 
 
 def seen(outcome: Outcome) -> list[str]:
-    """At most three methods for pictures: source-only, the best other method, and MS-DCDA."""
+    """Methods for pictures: source-only, the best other method, and both forms of MS-DCDA."""
     names = outcome.config.methods
     others = baselines(outcome)
     best = [max(others, key=lambda n: summary(outcome, n).mean)] if others else []
-    found = [n for n in (BASE, *best, OURS) if n in names]
+    found = [n for n in (BASE, *best, OURS, REVISED) if n in names]
     return found or names[:3]
 
 
@@ -195,6 +196,25 @@ def numbers(outcome: Outcome) -> dict[str, float | int]:
         if p == p:
             found[f"{name}.gain_p"] = p
     return found
+
+
+def split_rows(outcome: Outcome, names: list[str], best: str | None) -> list[dict[str, Any]]:
+            row["better / equal / worse"] = f"{c.wins} / {c.ties} / {len(unseen) - c.wins - c.ties}"
+    rows = []
+    unseen = [row for row, k in enumerate(outcome.numbers) if k not in CHOSEN_ON[1]]
+    used = [row for row, k in enumerate(outcome.numbers) if k in CHOSEN_ON[1]]
+    for name in names:
+        values = outcome.table(name).mean(1)
+        row: dict[str, Any] = {"method": title(outcome, name), "what": outcome.config.method(name).about}
+        row["speakers 0 to 7 %"] = _percent(float(values[used].mean())) if used else ""
+        row["speakers 8 to 14 %"] = _percent(float(values[unseen].mean()))
+        if best is not None and name != best:
+            c = compare(values[unseen], outcome.table(best).mean(1)[unseen])
+            row[f"minus {title(outcome, best)}, 8 to 14"] = f"{100 * c.difference:+.1f}"
+            row["95 % interval"] = f"{100 * c.low:+.1f} to {100 * c.high:+.1f}"
+            row["better / equal / worse"] = f"{c.wins} / {c.ties} / {c.targets - c.wins - c.ties}"
+        rows.append(row)
+    return rows
 
 
 def _percent(value: float) -> Any:
