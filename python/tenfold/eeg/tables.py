@@ -199,7 +199,7 @@ def numbers(outcome: Outcome) -> dict[str, float | int]:
 
 
 def split_rows(outcome: Outcome, names: list[str], best: str | None) -> list[dict[str, Any]]:
-            row["better / equal / worse"] = f"{c.wins} / {c.ties} / {len(unseen) - c.wins - c.ties}"
+    """Accuracy on the targets that choices were made with, and on the others, there also against `best`."""
     rows = []
     unseen = [row for row, k in enumerate(outcome.numbers) if k not in CHOSEN_ON[1]]
     used = [row for row, k in enumerate(outcome.numbers) if k in CHOSEN_ON[1]]
