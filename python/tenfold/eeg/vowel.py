@@ -18,8 +18,8 @@ from tenfold.eeg.corpus import Corpus, Domain
 
 __all__ = ["VOWELS", "load_vowel"]
 
-VOWELS = ("heed", "hid", "head", "had", "hard", "hud", "hod", "hoard", "hood", "who'd", "heard")
-"""The words, in the order of their class numbers."""
+VOWELS = ("heed", "hid", "head", "had", "hud", "hard", "hod", "hoard", "hood", "who'd", "heard")
+"""The words by class number; the data's own names are hid hId hEd hAd hYd had hOd hod hUd hud hed."""
 
 _SPEAKERS, _FRAMES, _COLUMNS = 15, 6, 14  # columns: training or test part, speaker, sex, ten features, class
 
