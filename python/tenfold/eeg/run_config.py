@@ -90,7 +90,7 @@ class MsdcdaConfig:
     relabel: int = 10
     """Steps between two labellings of the whole target (class-aware, labels=cluster)."""
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1])
     """Every training is made with each."""
 
     select: Literal["last", "oracle"] = "last"
