@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tenfold.eeg import Corpus, folds, normalise_fold
-from tenfold.eeg.methods import METHODS, Method, find, variant
+from tenfold.eeg.methods import METHODS, Batch, Method, RunState, Step, find, variant
+from tenfold.eeg.network import Network
+from tenfold.eeg.options import Options
 from tenfold.eeg.protocols import Fold
 from tenfold.eeg.train import Settings, Trained, _Rows, predict, spherical_kmeans, train
 
@@ -77,6 +79,35 @@ def test_every_row_is_seen_in_turn(fold: Fold) -> None:
     assert y is not None
     where = (x[:, None] == batch.x[2][None]).all(2).nonzero()
     assert torch.equal(y[where[:, 0]], batch.y[2][where[:, 1]])
+
+
+def test_one_optimiser_for_a_whole_training(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.optim.Optimizer] = []
+    adam = torch.optim.Adam
+
+    def counted(*args: object, **options: object) -> torch.optim.Optimizer:
+        made.append(adam(*args, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", counted)
+    train(fold, 3, METHODS["source-only"], SHORT)
+    assert len(made) == 1
+    assert {int(state["step"]) for state in made[0].state.values()} == {SHORT.steps}
+
+
+def test_shrinking_features_are_noted(fold: Fold) -> None:
+    real = METHODS["dan"].loss
+
+    def shrinking(net: Network, batch: Batch, options: Options, run: RunState) -> Step:
+        with torch.no_grad():
+            net.gain.mul_(0.5)
+            net.shift.mul_(0.5)
+        return real(net, batch, options, run)
+
+    trained = train(fold, 3, replace(METHODS["dan"], loss=shrinking), SHORT)
+    (note,) = trained.notes
+    assert note.startswith("features shrank")
+    assert train(fold, 3, METHODS["dan"], SHORT).notes == []
 
 
 def test_class_aware_rows(fold: Fold) -> None:
