@@ -218,17 +218,26 @@ def arm64(session: nox.Session) -> None:
 
     Needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: g++-aarch64-linux-gnu, qemu-user-static).
     """
-    sources = ["tests/native/digest.cpp", "kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"]
+    programs = {
+        "digest": ["kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"],
+        "digest_sophia": ["kernels/sophia/sophia_cpu.cpp", "kernels/logprob/rows_cpu.cpp"],
+    }
+    for name, kernels in programs.items():
+        compare_with_neon(session, Path(session.create_tmp()), f"tests/native/{name}.cpp", *kernels)
+
+
+def compare_with_neon(session: nox.Session, folder: Path, program: str, *kernels: str) -> None:
+    """Run a program as NEON code and as this machine's: they must print the same."""
     flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Ikernels"]
-    folder = Path(session.create_tmp())
-    neon, host = folder / "digest-neon", folder / "digest-host"
+    neon, host = folder / f"{Path(program).stem}-neon", folder / f"{Path(program).stem}-host"
     cross = ["-static", "-DTF_NS=tf_neon", "-DTF_ISA_NEON=1"]
+    sources = [program, *kernels]
     session.run("aarch64-linux-gnu-g++", *flags, *cross, *sources, "-o", str(neon), external=True)
     session.run("g++", *flags, "-DTF_NS=tf_baseline", *sources, "-o", str(host), external=True)
-    digests = [
+    printed = [
         session.run(*command, external=True, silent=True)
         for command in (["qemu-aarch64-static", str(neon)], [str(host)])
     ]
-    if digests[0] != digests[1]:
-        session.error("NEON and baseline differ:\n" + "\n".join(str(d) for d in digests))
-    session.log("%d digests agree", len(str(digests[0]).splitlines()))
+    if printed[0] != printed[1]:
+        session.error(f"{program}: NEON and baseline differ:\n" + "\n".join(str(d) for d in printed))
+    session.log("%s: %d lines agree", program, len(str(printed[0]).splitlines()))

@@ -30,7 +30,10 @@ NVCC_FLAGS = ("-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", "
 
 EXACT_FAMILIES = ("zo", "lowrank", "dual", "sophia")
 """Families whose results are the same bits everywhere: nothing contracted, approximate or flushed to zero."""
-KNOWN_SPILLS = {("triton", "sm_90", "token_logprobs.fp32.16_rows"): 12}
+KNOWN_SPILLS = {
+    ("triton", "sm_90", "token_logprobs.fp32.16_rows"): 12,
+    ("triton", "sm_90", "step.sign.bf16.bf16.fp32"): 8,
+}
 """Bytes that a kernel is known to spill, and may."""
 INEXACT = re.compile(r"\b(?:\w+\.approx|\w+\.full|[\w.]+\.ftz)(?:\.\w+)*\b|\b(?:mad|fma\.r[zmp])\.f\d+\b")
 WIDE = {"load128": "LDG.E.128", "store128": "STG.E.128", "FFMA": "FFMA"}
@@ -173,20 +176,20 @@ def compile_cuda(nvcc: str, source: Path, arch: str, folder: Path) -> list[Kerne
 # -- Triton --------------------------------------------------------------------------------------------
 
 
-def triton_families() -> list[str]:
-    """Families with a Triton file."""
-    return sorted(path.parent.name for path in KERNELS.glob("*/*_triton.py"))
+def triton_modules() -> list[tuple[str, str]]:
+    """(family, module) of the Triton files: FAMILY/NAME_triton.py."""
+    return sorted((path.parent.name, path.stem) for path in KERNELS.glob("*/*_triton.py"))
 
 
-def compile_triton(family: str, arch: int, folder: Path) -> list[Kernel]:
-    """Compile what `ahead_of_time()` of the family's Triton module lists, for cuda:`arch`."""
+def compile_triton(family: str, module: str, arch: int, folder: Path) -> list[Kernel]:
+    """Compile what `ahead_of_time()` of a Triton module lists, for cuda:`arch`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernels = []
     for name, function, signature, constants, options in import_module(
-        f"tenfold.kernels.{family}.{family}_triton"
+        f"tenfold.kernels.{family}.{module}"
     ).ahead_of_time():
         kernel = Kernel("triton", f"sm_{arch}", family, name)
         kernels.append(kernel)
@@ -271,7 +274,10 @@ def _triton_kernels(arches: Sequence[int], folder: Path, missing: list[str]) -> 
         missing.append("Triton is not installed: no Triton kernel was compiled")
         return []
     return [
-        k for arch in arches for family in triton_families() for k in compile_triton(family, arch, folder)
+        k
+        for arch in arches
+        for family, module in triton_modules()
+        for k in compile_triton(family, module, arch, folder)
     ]
 
 

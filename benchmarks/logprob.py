@@ -7,6 +7,7 @@ sequence: shifted logits made contiguous, transposed, and torch's cross-entropy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -122,7 +123,7 @@ def _sample(device: torch.device, tiny: bool) -> Workload:
 def _liger(hidden: Tensor, weight: Tensor, labels: Tensor) -> Side:
     def run() -> list[Tensor]:
         fused = import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
-        return _gradients(lambda: fused(hidden, weight, labels, reduction="sum"), hidden, weight)
+        return _gradients(lambda: fused(hidden, weight, labels, reduction="sum"), [hidden, weight])
 
     def prepare() -> str | None:
         return _missing("liger_kernel") if hidden.is_cuda else "its kernels need a GPU"
@@ -130,9 +131,9 @@ def _liger(hidden: Tensor, weight: Tensor, labels: Tensor) -> Side:
     return Side("liger", run, version="liger-kernel", agree=_close, prepare=prepare)
 
 
-def _gradients(loss: Callable[[], Tensor], hidden: Tensor, weight: Tensor) -> list[Tensor]:
+def _gradients(loss: Callable[[], Tensor], operands: list[Tensor]) -> list[Tensor]:
     value = loss()
-    return [value.detach(), *torch.autograd.grad(value, [hidden, weight])]
+    return [value.detach(), *torch.autograd.grad(value, operands)]
 
 
 def _close(ours: list[Tensor], theirs: list[Tensor]) -> Agreement:
@@ -159,44 +160,82 @@ def _chunked_head(hidden: Tensor, weight: Tensor, labels: Tensor, rows: int = 12
     return [loss, by_hidden, by_weight]
 
 
-def _linear(device: torch.device, tiny: bool) -> Workload:
-    from tenfold.ops import linear_logprob
+def _linear(form: str, device: torch.device, tiny: bool) -> Workload:
+    """Sum of log p and its gradient. `form`: "general", weights of tokens known in backward; "known",
+    beforehand; "npo", a loss of sequences; "frozen", an unembedding without gradient."""
+    from tenfold.ops import linear_logprob, linear_loss
 
     rows, width, size = (16, 8, 300) if tiny else (BATCH * LENGTH, WIDTH, VOCABULARY)
     generator = torch.Generator(device).manual_seed(12)
     hidden = torch.randn(rows, width, device=device, generator=generator).requires_grad_()
-    weight = torch.randn(size, width, device=device, generator=generator).div_(width**0.5).requires_grad_()
+    weight = torch.randn(size, width, device=device, generator=generator).div_(width**0.5)
+    weight.requires_grad_(form != "frozen")
     labels = torch.randint(size, (rows,), device=device, generator=generator)
+    segments = torch.arange(BATCH, device=device).repeat_interleave(rows // BATCH)
+    ones = torch.ones(rows, device=device)
+    before = torch.full((BATCH,), rows / BATCH * math.log(size), device=device)
+    operands = [hidden] if form == "frozen" else [hidden, weight]
+
+    def whole(nll: Tensor) -> Tensor:
+        return -20.0 * F.logsigmoid(0.1 * (nll - before)).mean() if form == "npo" else nll.sum()
+
+    def ours() -> Tensor:
+        loss: Tensor
+        if form == "known":
+            loss = linear_loss(hidden, weight, labels, weights=-ones).loss
+        elif form == "npo":
+            loss = linear_loss(
+                hidden, weight, labels, kind="npo", beta=0.1, ref_nll=before, factor=1 / BATCH,
+                segments=segments, num_segments=BATCH,
+            ).loss  # fmt: skip
+        else:
+            loss = -linear_logprob(hidden, weight, labels).logp.sum()
+        return loss
 
     def naive() -> Tensor:
         logits = (hidden @ weight.T).view(BATCH, -1, size)
         loss = F.cross_entropy(logits.transpose(-1, -2), labels.view(BATCH, -1), reduction="none")
-        return loss.sum(dim=-1).sum()
+        return whole(loss.sum(dim=-1))
 
     def flat() -> Tensor:
-        return F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+        loss = F.cross_entropy(hidden @ weight.T, labels, reduction="none")
+        return whole(loss.view(BATCH, -1).sum(1))
 
     def peer(name: str, run: Callable[[], Any]) -> Side:
         return Side(name, run, version=HAND, agree=_close)
 
+    others = [
+        peer("naive", lambda: _gradients(naive, operands)),
+        peer("torch_cross_entropy", lambda: _gradients(flat, operands)),
+    ]
+    if form in ("general", "known"):
+        others.append(peer("torch_chunked", lambda: _chunked_head(hidden, weight, labels)))
+        others.append(_liger(hidden, weight, labels))
+    products = 2 if form == "frozen" else 3
     return Workload(
         ours=Side(
             "tenfold",
-            lambda: _gradients(lambda: -linear_logprob(hidden, weight, labels).logp.sum(), hidden, weight),
+            lambda: _gradients(ours, operands),
             version=_version(),
             kind="ours",
             backend=partial(_backend, "linear_logprob", device),
         ),
-        others=[
-            peer("naive", lambda: _gradients(naive, hidden, weight)),
-            peer("torch_cross_entropy", lambda: _gradients(flat, hidden, weight)),
-            peer("torch_chunked", lambda: _chunked_head(hidden, weight, labels)),
-            _liger(hidden, weight, labels),
-        ],
-        work=Work(bytes=float(3 * weight.nbytes + 2 * hidden.nbytes), flops=6.0 * rows * width * size),
+        others=others,
+        work=Work(
+            bytes=float(products * weight.nbytes + 2 * hidden.nbytes),
+            flops=2.0 * products * rows * width * size,
+        ),
         keep=lambda result: [t.clone() for t in result],
-        note=f"hidden [{rows}, {width}], weight [{size}, {width}]: sum of log p, forward and backward",
+        note=f"hidden [{rows}, {width}], weight [{size}, {width}]: {_FORMS[form]}, forward and backward",
     )
+
+
+_FORMS = {
+    "general": "sum of log p, weights of tokens known in backward",
+    "known": "sum of log p, weights of tokens known beforehand",
+    "npo": "NPO of the sequences",
+    "frozen": "sum of log p, unembedding without gradient",
+}
 
 
 def cases() -> list[Case]:
@@ -206,5 +245,8 @@ def cases() -> list[Case]:
         Case(f"logprob.sequence.f32.{shape}", partial(_sequence, "f32")),
         Case(f"logprob.sequence.bf16.{shape}", partial(_sequence, "bf16")),
         Case(f"logprob.sample.f32.{shape}", _sample),
-        Case("logprob.linear.f32.n2048d768v50257", _linear),
+        Case("logprob.linear.f32.n2048d768v50257", partial(_linear, "general")),
+        Case("logprob.linear_loss.f32.n2048d768v50257", partial(_linear, "known")),
+        Case("logprob.linear_npo.f32.n2048d768v50257", partial(_linear, "npo")),
+        Case("logprob.linear_frozen.f32.n2048d768v50257", partial(_linear, "frozen")),
     ]

@@ -1,9 +1,14 @@
 """Puts the figures of a benchmark run into README.md and draws the picture above them.
 
     tenfold bench zo --json bench.json
-    python docs/update_readme.py bench.json   takes the record into docs/bench.json, writes table and picture
-    python docs/update_readme.py              writes table and picture again from docs/bench.json
+    python docs/update_readme.py bench.json   takes the records into docs/bench.json, writes tables, picture
+    python docs/update_readme.py              writes tables and picture again from docs/bench.json
     python docs/update_readme.py --check      only says whether they are up to date (exit code 1 if not)
+
+Records taken in replace those of the same id; the others stay, with what they were measured on. So each
+family can be measured by itself:
+
+    tenfold bench sophia logprob --json bench.json && python docs/update_readme.py bench.json
 
 Every figure in the README comes from here, so each one can be traced to a record that `tenfold bench` wrote.
 """
@@ -40,8 +45,23 @@ WHAT = {
     "zo.adam.f32.opt125m": "update by Adam",
     "zo.mask.random.f32.opt125m": "perturb half of the weights, random mask",
     "lowrank.perturb.r2.f32.opt125m": "perturb matrices along rank 2 (LOZO)",
+    "sophia.step.f32.124m": "Sophia's step on the weights of GPT-2, float32",
+    "sophia.step.bf16.124m": "the same, weights and gradients in bfloat16",
+    "sophia.step.8bit.124m": "the same, states in 8 bits",
+    "sophia.hessian.f32.124m": "update of the Hessian estimate",
+    "sophia.legacy.f32.124m": "the step of SOUL's code",
+    "logprob.sequence.f32.b4t512v50257": "log-probability of 4 sequences of 512 tokens, float32 logits",
+    "logprob.sequence.bf16.b4t512v50257": "the same in bfloat16",
+    "logprob.sample.f32.b4t512v50257": "draw a label for each of their tokens",
+    "logprob.linear_loss.f32.n2048d768v50257": "from hidden states: loss and gradients, tokens weighed (5)",
+    "logprob.linear_npo.f32.n2048d768v50257": "the same for NPO of the sequences (5)",
+    "logprob.linear.f32.n2048d768v50257": "the same, whatever the loss (5)",
+    "logprob.linear_frozen.f32.n2048d768v50257": "the same, unembedding frozen (5)",
 }
 """Record id -> what the row says. Records not named here (sweeps, samplers) stay out of the README."""
+
+ZEROTH_ORDER = ("zo", "lowrank")
+"""Families of the first table and of the picture."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -73,6 +93,46 @@ def shown(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [by_id[key] for key in WHAT if key in by_id]
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The records of both, those of ``new`` in place of the same ids, each with what it was measured on.
+
+    `run` of a record counts in `runs`, a list of {"environment", "floors"}; without it, or with 0, it is
+    the environment and the floors of the whole.
+    """
+    found = runs_of(old) + runs_of(new)
+    records = {record["id"]: record | {"run": record.get("run", 0)} for record in old["records"]}
+    for record in new["records"]:
+        records[record["id"]] = record | {"run": record.get("run", 0) + len(runs_of(old))}
+    used = sorted({record["run"] for record in records.values()})
+    runs = [found[i] for i in used]
+    place = {run: i for i, run in enumerate(used)}
+    for record in records.values():
+        record["run"] = place[record["run"]]
+    return {"schema": new["schema"], **runs[0], "runs": runs, "records": list(records.values())}
+
+
+def runs_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the records were measured on: {"environment", "floors"} of each run."""
+    alone = [{"environment": result["environment"], "floors": result["floors"]}]
+    runs: list[dict[str, Any]] = result.get("runs", alone)
+    return runs
+
+
+def groups(result: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(run, its records) of the tables: those of zeroth order first, each run by itself."""
+    found = []
+    for first in (True, False):
+        for i, run in enumerate(runs_of(result)):
+            mine = [r for r in shown(result) if r.get("run", 0) == i and _zeroth(r) == first]
+            if mine:
+                found.append((run, mine))
+    return found
+
+
+def _zeroth(record: dict[str, Any]) -> bool:
+    return record["id"].split(".")[0] in ZEROTH_ORDER
+
+
 def compared(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The sides that a user could take instead: peers and torch.compile, not our own slow reference."""
     return [peer for peer in record["peers"] if peer.get("kind") != "reference" and peer["ms"] is not None]
@@ -88,51 +148,81 @@ def _mib(value: float | None) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The benchmark section: one row per comparison, and how it was measured."""
-    rows = [
-        "| | compared with | times faster | time / floor | extra memory | theirs |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for record in shown(result):
-        floor = f"{record['ms'] / record['floor_ms']:.2f}" if record["floor_ms"] else ""
-        left, right = WHAT[record["id"]], (floor, _mib(record["peak_extra_mib"]))
-        for peer in compared(record):
-            factor = f"**{times(record, peer):.1f}**"
-            name = peer["name"]
-            if name == "mezo" and "rademacher" in record["id"]:
-                name = "mezo, which draws normals"
-            cells = [left, name, factor, right[0], right[1], _mib(peer["peak_extra_mib"])]
-            rows.append(f"| {' | '.join(cells)} |")
-            left, right = "", ("", "")
-    return "\n".join([*rows, "", _how(result)])
+    """The benchmark section: per run one row per comparison, and how it was measured."""
+    parts = []
+    for number, (run, records) in enumerate(groups(result)):
+        if not _zeroth(records[0]):
+            parts.append(
+                "**Second-order unlearning**: Sophia's steps, and log-probabilities of a language model."
+            )
+        rows = ["| | compared with | times faster | time / floor | extra memory | theirs |"]
+        rows += ["|---|---|--:|--:|--:|--:|", *(row for record in records for row in _rows(record))]
+        parts += ["\n".join(rows), _how(run, records, first=number == 0)]
+    return "\n\n".join([*parts, "The whole record is `docs/bench.json`."])
 
 
-def _how(result: dict[str, Any]) -> str:
-    env, rates = result["environment"], result["floors"]["rates"]
+def _rows(record: dict[str, Any]) -> list[str]:
+    rows = []
+    floor = f"{record['ms'] / record['floor_ms']:.2f}" if record["floor_ms"] else ""
+    left, right = WHAT[record["id"]], (floor, _mib(record["peak_extra_mib"]))
+    for peer in compared(record):
+        factor = f"**{times(record, peer):.1f}**"
+        name = peer["name"]
+        if name == "mezo" and "rademacher" in record["id"]:
+            name = "mezo, which draws normals"
+        cells = [left, name, factor, right[0], right[1], _mib(peer["peak_extra_mib"])]
+        rows.append(f"| {' | '.join(cells)} |")
+        left, right = "", ("", "")
+    return rows
+
+
+def _how(run: dict[str, Any], records: list[dict[str, Any]], first: bool) -> str:
+    env, rates = run["environment"], run["floors"]["rates"]
     rate = rates.get(str(env["threads"])) or next(iter(rates.values()))
     threads = "one thread" if env["threads"] == 1 else f"{env['threads']} threads"
     where = env.get("gpu", env["cpu"])
-    sets = sorted({record["backend"] for record in shown(result)})
-    copied, drawn = rate["memory_gbps"], rate["generator_gnormals"]
-    return " ".join(
-        [
-            f"Measured by `tenfold bench` on {env['time'][:10]}: {where}, {threads},",
-            f"backend {', '.join(sets)}, torch {env['torch']}. Time is the {env['ms_is']}.",
+    backends = ", ".join(sorted({record["backend"] for record in records}))
+    measured = [
+        f"Measured by `tenfold bench` on {env['time'][:10]}: {where}, {threads},",
+        f"backend {backends}, torch {env['torch']}. Time is the {env['ms_is']}.",
+    ]
+    if first:
+        measured += [
             "Ours and the others take turns in one process on the same input, and their results are checked",
             "against ours before anything is timed (where the random numbers differ: mean, variance, size of",
-            f"the change). The floor is the longer of two: the bytes of the pass at {copied:.0f} GB/s, and",
-            f"the normals at {drawn:.2f} billion a second, which is what this library's own generator gives;",
-            "both are measured in the same run, so a quotient near 1 says that the pass costs no more than",
-            "that, give or take the noise. `mezo`, `fzoo` and `lozo` are the expressions of those papers'",
-            "own code, `torch` is their arithmetic on drawn tensors. Whole steps restore as MeZO does, by",
-            "arithmetic, but in (4). (1) Both compute the language-model loss over all tokens, ours by",
-            "`tenfold.ops.option_loss` without storing logits. (2) Both compute the loss over two options,",
-            "ours with logits at the option positions only. (3) Both call the model's own forward and loss:",
-            "the gain of the weight passes alone. (4) As (3), with `restore='dual'`, the default for models",
-            "of this size: a layer makes its perturbed weights in a small buffer, and an interrupted step",
-            "changes nothing. The whole record is `docs/bench.json`.",
+            "the change).",
         ]
-    )
+    notes = _zeroth_notes(rate) if _zeroth(records[0]) else _unlearning_notes(rate)
+    return " ".join(measured + notes)
+
+
+def _zeroth_notes(rate: dict[str, Any]) -> list[str]:
+    copied, drawn = rate["memory_gbps"], rate["generator_gnormals"]
+    return [
+        f"The floor is the longer of two: the bytes of the pass at {copied:.0f} GB/s, and",
+        f"the normals at {drawn:.2f} billion a second, which is what this library's own generator gives;",
+        "both are measured in the same run, so a quotient near 1 says that the pass costs no more than",
+        "that, give or take the noise. `mezo`, `fzoo` and `lozo` are the expressions of those papers'",
+        "own code, `torch` is their arithmetic on drawn tensors. Whole steps restore as MeZO does, by",
+        "arithmetic, but in (4). (1) Both compute the language-model loss over all tokens, ours by",
+        "`tenfold.ops.option_loss` without storing logits. (2) Both compute the loss over two options,",
+        "ours with logits at the option positions only. (3) Both call the model's own forward and loss:",
+        "the gain of the weight passes alone. (4) As (3), with `restore='dual'`, the default for models",
+        "of this size: a layer makes its perturbed weights in a small buffer, and an interrupted step",
+        "changes nothing.",
+    ]
+
+
+def _unlearning_notes(rate: dict[str, Any]) -> list[str]:
+    copied, flops = rate["memory_gbps"], rate["fma_gflops"]
+    return [
+        f"The floor is the longer of the bytes at {copied:.0f} GB/s and the multiply-adds at {flops:.0f}",
+        "GFLOP/s, both measured in the same run. `liuhong99` and `soul` are the optimizers of those",
+        "authors' code, `open_unlearning` and `naive` the cross-entropy on transposed logits that",
+        "open-unlearning publishes. AdamW is another update, there for its time. (5) V = 50,257, 768 wide;",
+        "the floor counts the three products that loss and gradients need (two with a frozen unembedding),",
+        "which both sides multiply in float32 by the same library, so the rest is what can be saved.",
+    ]
 
 
 def picture(result: dict[str, Any]) -> str:
@@ -140,6 +230,7 @@ def picture(result: dict[str, Any]) -> str:
     bars = [
         (WHAT[record["id"]] if i == 0 else "", peer["name"], times(record, peer))
         for record in shown(result)
+        if _zeroth(record)
         for i, peer in enumerate(compared(record))
     ]
     left, right, row, top, width = 362, 130, 22, 66, 860
@@ -149,7 +240,7 @@ def picture(result: dict[str, Any]) -> str:
         tops.append(y)
         y += row
     height = y + 40
-    scale = (width - left - right) / max(value for _, _, value in bars)
+    scale = (width - left - right) / max((value for _, _, value in bars), default=1.0)
     parts = [_HEAD.format(width=width, height=height, inner_width=width - 1, inner_height=height - 1)]
     for (what, name, value), at in zip(bars, tops, strict=True):
         long = value * scale
@@ -165,7 +256,7 @@ def picture(result: dict[str, Any]) -> str:
     unit = left + scale
     parts.append(f'<line class="ours" x1="{unit:.1f}" x2="{unit:.1f}" y1="{top}" y2="{y + 4}"/>')
     parts.append(f'<text class="small" x="{unit:.1f}" y="{y + 18}" text-anchor="middle">1x: Tenfold</text>')
-    env = result["environment"]
+    env = groups(result)[0][0]["environment"]
     threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
     where = f"{env.get('gpu', env['cpu'])}, {threads}, {env['time'][:10]}"
     parts.append(f'<text class="small" x="16" y="{y + 18}">{escape(where)}</text>')
@@ -222,6 +313,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     result = load(options.json)
+    if options.json.resolve() != RECORD and RECORD.exists():
+        result = merged(load(RECORD), result)
     wanted = {README: replaced(README.read_text(encoding="utf-8"), table(result)), PICTURE: picture(result)}
     if options.json.resolve() != RECORD:
         wanted[RECORD] = json.dumps(result, indent=1) + "\n"

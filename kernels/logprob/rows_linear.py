@@ -29,11 +29,18 @@ WIDEN_BYTES = 16 << 20
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+def chunk_bytes(tensor: Tensor) -> int:
+    """CHUNK_BYTES of the tensor's device."""
+    return CHUNK_BYTES["cpu" if tensor.device.type == "cpu" else "cuda"]
+
+
 class Head:
     """hidden [P, H], weight [V, H], bias [V] or None, and their products a block of rows at a time."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, share: int = 1) -> None:
-        """`share`: how many heads divide CHUNK_BYTES between them."""
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, share: int = 1, at_least: int = 0
+    ) -> None:
+        """`share`: how many heads divide CHUNK_BYTES between them. `at_least`: rows that must fit."""
         self.dtype = math_dtype(hidden, weight, bias)
         self.weight = weight
         self.bias = None if bias is None else bias.to(self.dtype)
@@ -42,8 +49,11 @@ class Head:
         self.half = halves and hidden.is_cuda and hasattr(torch.ops.aten.mm, "dtype")
         self.hidden = hidden if self.half else hidden.to(self.dtype)
         vocabulary, width = weight.shape
-        limit = CHUNK_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"] // share
-        self.tile = max(1, min(hidden.shape[0], limit // max(1, self.dtype.itemsize * vocabulary)))
+        limit = chunk_bytes(hidden) // share // max(1, self.dtype.itemsize * vocabulary)
+        rows = max(1, hidden.shape[0])
+        tile = min(rows, max(1, limit, at_least))
+        alike = -(-rows // -(-rows // tile))  # chunks of one size: products of few rows are slow
+        self.tile = max(alike, min(rows, at_least))
         self.columns = vocabulary
         if not self.half and weight.dtype != self.dtype:
             self.columns = max(1, min(vocabulary, WIDEN_BYTES // max(1, self.dtype.itemsize * width)))
@@ -77,10 +87,11 @@ class Gradient:
 
     def __init__(self, head: Head, bias: Tensor | None, needs: Sequence[bool]) -> None:
         self.head, self.bias_dtype = head, None if bias is None else bias.dtype
-        zeros = head.buffer.new_zeros
+        empty, zeros = head.buffer.new_empty, head.buffer.new_zeros
         self.hidden = zeros(head.hidden.shape) if needs[0] else None
-        self.weight = zeros(head.weight.shape) if needs[1] else None
+        self.weight = empty(head.weight.shape) if needs[1] else None
         self.bias = zeros(head.weight.shape[:1]) if needs[2] and bias is not None else None
+        self.kept = 0.0  # what the sum so far counts: the first chunk overwrites what lies in `weight`
 
     def add(self, part: slice, slope: Tensor) -> None:
         """slope: d loss / d logits of these rows."""
@@ -91,9 +102,11 @@ class Gradient:
             slope = slope.to(head.weight.dtype)
         if self.weight is not None:
             if head.half:
-                self.weight += torch.mm(slope.T, head.hidden[part], out_dtype=head.dtype)
+                product = torch.mm(slope.T, head.hidden[part], out_dtype=head.dtype)
+                self.weight = product if self.kept == 0 else self.weight.add_(product)
             else:
-                self.weight.addmm_(slope.T, head.hidden[part])
+                self.weight.addmm_(slope.T, head.hidden[part], beta=self.kept)
+            self.kept = 1.0
         if self.hidden is not None:
             for block, w in head.blocks():
                 if head.half:
@@ -190,14 +203,20 @@ def sample(
     bias: Tensor | None,
     uniforms: Tensor,
     inverse_temperature: float,
+    softcap: float | None = None,
 ) -> list[Tensor]:
-    """rows.sample of the logits of `hidden`: (token, log p, log sum exp)."""
+    """rows.sample of the capped logits of `hidden`: (token, log p, log sum exp)."""
     keep = (uniforms >= 0).nonzero()[:, 0]
     head = Head(_select(hidden, keep), weight, bias)
     chosen = uniforms[keep]
-    token, logp, lse = _by_chunks(
-        head, keep, hidden.shape[0], 3, lambda part, z: rows.sample(z, chosen[part], inverse_temperature)
-    )
+
+    def reduce(part: slice, logits: Tensor) -> Sequence[Tensor]:
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        found: Sequence[Tensor] = rows.sample(logits, chosen[part], inverse_temperature)
+        return found
+
+    token, logp, lse = _by_chunks(head, keep, hidden.shape[0], 3, reduce)
     return [torch.where(uniforms >= 0, token, -1), logp, lse]
 
 

@@ -9,6 +9,7 @@ Triton's interpreter (TRITON_INTERPRET=1 before this module is imported) runs th
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -571,3 +572,54 @@ def _run_divergence(
         BACKWARD=backward,
         num_warps=8,
     )
+
+
+Compiled = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]
+
+_POINTERS = {"targets": "*i64", "argmax": "*i64", "tokens": "*i64", "blocks": "*i64", "counts": "*i64"}
+_POINTERS |= {"tops": "*fp32", "x_token": "*fp32"}
+_REALS = {"softcap": "fp32", "inverse_temperature": "fp32", "beta": "fp32"}
+_DOUBLES = (
+    "logp", "lse", "ref_lse", "mean_logit", "mean_logp", "mean_logp2", "coef", "at_target", "scales", "left",
+    "loss", "grad",
+)  # fmt: skip
+
+
+def _compiled(name: str, kernel: Any, dtype: str, *, fused: bool = True, **constants: Any) -> Compiled:
+    """Pointers by their names, the others of `dtype`; numbers that are no pointers are counts and strides."""
+    kinds = _POINTERS | _REALS | dict.fromkeys(_DOUBLES, "*fp64")
+    kinds |= dict.fromkeys(("logits", "ref_logits", "out"), f"*{dtype}")
+    kinds |= dict.fromkeys(constants, "constexpr")
+    signature = {p: kinds.get(p, "i32") for p in inspect.signature(kernel.fn).parameters}
+    options = {"num_warps": 8} | ({} if fused else {"enable_fp_fusion": False})
+    return f"{name}.{dtype}", kernel, signature, constants, options
+
+
+def ahead_of_time() -> list[Compiled]:
+    """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
+    plain, every = {"CAPPED": False, "TEMPERED": False}, {"CAPPED": True, "TEMPERED": True}
+    cases = []
+    for dtype in ("fp32", "bf16", "fp16"):
+        row = {"STATS": True, "WITHOUT_TARGET": False}
+        cases += [
+            _compiled("rows.forward", _forward, dtype, **plain, STATS=False, WITHOUT_TARGET=False),
+            _compiled("rows.forward.stats", _forward, dtype, **plain, **row),
+            _compiled("rows.forward.stats.capped", _forward, dtype, **every, **row),
+            _compiled("rows.ceu", _forward, dtype, **plain, STATS=True, WITHOUT_TARGET=True),
+            _compiled("rows.softmax", _softmax, dtype, **plain),
+            _compiled("rows.softmax.capped", _softmax, dtype, **every),
+            _compiled("rows.count", _count, dtype, fused=False, TEMPERED=True),
+            _compiled("rows.pick", _pick, dtype, fused=False, TEMPERED=True),
+        ]
+        cases += [
+            _compiled(
+                f"rows.divergence.{kind}{'.backward' * backward}",
+                _divergence,
+                dtype,
+                KIND=KINDS.index(kind),
+                BACKWARD=backward,
+            )
+            for kind in KINDS
+            for backward in (False, True)
+        ]
+    return cases

@@ -9,10 +9,17 @@
 namespace TF_NS {
 namespace {
 
-// What a tile adds to the statistics.
+// What a tile, and a piece, adds to the statistics.
 struct TileStats {
   int64_t wins, moving, nonfinite, changed;
   double squares;
+  void add(const TileStats& other) {
+    wins += other.wins;
+    moving += other.moving;
+    nonfinite += other.nonfinite;
+    changed += other.changed;
+    squares += other.squares;
+  }
 };
 
 // -- loops over rows, which the compiler turns into vectors ------------------------------------------------------------------------
@@ -28,6 +35,56 @@ void step_row(M* __restrict p, const M* __restrict g, M* __restrict m, M* __rest
     if (kSquare) h[i] = curvature;
     p[i] = sophia_moved(p[i], sophia_clipped<kDenom>(mean, curvature, s), s);
   }
+}
+
+// The sum of u^2 over a tile, in 32 interleaved partial sums; squares of floats are exact in float64.
+struct Squares {
+  static constexpr int kSums = 32;
+  double sums[kSums] = {};
+  template <class M>
+  void add(const M* __restrict u, int64_t n) {
+    int64_t i = 0;
+    for (; i + kSums <= n; i += kSums) {
+      for (int j = 0; j < kSums; ++j) sums[j] += static_cast<double>(u[i + j]) * static_cast<double>(u[i + j]);
+    }
+    for (int j = 0; i < n; ++i, ++j) sums[j] += static_cast<double>(u[i]) * static_cast<double>(u[i]);
+  }
+  double total() {
+    for (int width = kSums / 2; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) sums[j] += sums[j + width];
+    }
+    return sums[0];
+  }
+};
+
+// step_row that counts: u goes to a buffer that stays in the first-level cache. n is at most kStrip.
+constexpr int64_t kStrip = 64;
+static_assert(kTile % kStrip == 0 && kStrip % Squares::kSums == 0, "whole strips in a tile");
+
+template <int kDenom, bool kSquare, class M>
+void counting_row(M* __restrict p, const M* __restrict g, M* __restrict m, M* __restrict h, M* __restrict u, int64_t n,
+                  const SophiaScalars<M> s, TileStats& stats) {
+  int32_t wins = 0, moving = 0, nonfinite = 0, changed = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const M scaled = g[i] * s.grad_scale;
+    const M curvature = kDenom == kDenomSign ? M(0) : kSquare ? sophia_square(h[i], scaled, s) : h[i];
+    const M mean = sophia_exp_avg(m[i], scaled, s);
+    const M old = p[i];
+    const M moved = sophia_clipped<kDenom>(mean, curvature, s);
+    const M fresh = sophia_moved(old, moved, s);
+    m[i] = mean;
+    if (kSquare) h[i] = curvature;
+    p[i] = fresh;
+    u[i] = moved;
+    nonfinite = is_finite(scaled) ? nonfinite : nonfinite + 1;
+    moving = mean != M(0) ? moving + 1 : moving;
+    changed = differ(fresh, old) ? changed + 1 : changed;
+    if (kDenom != kDenomSign) wins = sophia_wins(mean, curvature, s) ? wins + 1 : wins;
+  }
+  stats.wins += wins;
+  stats.moving += moving;
+  stats.nonfinite += nonfinite;
+  stats.changed += changed;
 }
 
 // The states alone: u and whether the element takes part go to buffers.
@@ -82,6 +139,20 @@ void states_loop(bool square, const M* g, M* m, M* h, M* u, uint32_t* live, int6
          : state_row<kDenom, false>(g, m, h, u, live, n, s, skip, out);
 }
 
+template <int kDenom, class M>
+void counting_loop(bool square, M* p, const M* g, M* m, M* h, int64_t n, const SophiaScalars<M>& s, TileStats& out) {
+  alignas(64) M u[kStrip];
+  Squares squares;
+  for (int64_t i = 0; i < n; i += kStrip) {
+    const int64_t here = smaller(kStrip, n - i);
+    M* hessian = h != nullptr ? h + i : nullptr;
+    square ? counting_row<kDenom, kDenom != kDenomSign>(p + i, g + i, m + i, hessian, u, here, s, out)
+           : counting_row<kDenom, false>(p + i, g + i, m + i, hessian, u, here, s, out);
+    squares.add(u, here);
+  }
+  out.squares = squares.total();
+}
+
 // Calls f with the denominator as a constant.
 template <class Call>
 void with_denominator(int denom, const Call& f) {
@@ -92,28 +163,60 @@ void with_denominator(int denom, const Call& f) {
 
 // -- tiles -------------------------------------------------------------------------------------------------------------------------
 
-// Rounds the new weights into their storage. With `live`, those that take part, and returns how many changed.
+// Rounds the new weights.
 template <class T>
-int64_t store_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value,
-                      const uint32_t* live) {
-  T* to = static_cast<T*>(t.param) + first;
-  alignas(64) T fresh[kTile];
-  T* rounded = live != nullptr ? fresh : to;
+void round_weights(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value, T* to) {
   if (a.stochastic && !kInPlace<T>) {
     Bits bits;
     const half_of_a_word* r16 = bits.draw(a.seed, a.step, kSophia, t.stream, first, n);
-    for (int64_t i = 0; i < n; ++i) rounded[i] = Round<T>::stochastic(value[i], r16[i]);
+    for (int64_t i = 0; i < n; ++i) to[i] = Round<T>::stochastic(value[i], r16[i]);
   } else {
-    narrow_row<T>(value, n, rounded, 1);
+    narrow_row<T>(value, n, to, 1);
   }
+}
+
+// Weights as bits: compilers make vectors of loops over numbers, not of those over structures.
+typedef uint16_t __attribute__((may_alias)) bits16_t;
+typedef uint32_t __attribute__((may_alias)) bits32_t;
+typedef uint64_t __attribute__((may_alias)) bits64_t;
+
+template <class Bits>
+int64_t count_changes(const Bits* a, const Bits* b, int64_t n) {
+  uint16_t count = 0;  // of a tile
+  for (int64_t i = 0; i < n; ++i) count = static_cast<uint16_t>(count + (a[i] != b[i] ? 1 : 0));
+  return count;
+}
+
+template <class T>
+int64_t changes(const T* a, const T* b, int64_t n) {
+  if constexpr (sizeof(T) == 2) return count_changes(reinterpret_cast<const bits16_t*>(a), reinterpret_cast<const bits16_t*>(b), n);
+  if constexpr (sizeof(T) == 4) return count_changes(reinterpret_cast<const bits32_t*>(a), reinterpret_cast<const bits32_t*>(b), n);
+  return count_changes(reinterpret_cast<const bits64_t*>(a), reinterpret_cast<const bits64_t*>(b), n);
+}
+
+template <class T>
+int64_t store_and_count(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value) {
+  T* to = static_cast<T*>(t.param) + first;
+  alignas(64) T fresh[kTile];
+  round_weights<T>(a, t, first, n, value, fresh);
+  const int64_t changed = changes(to, fresh, n);
+  memcpy(to, fresh, static_cast<size_t>(n) * sizeof(T));
+  return changed;
+}
+
+// Of those that take part.
+template <class T>
+int64_t store_live(const SophiaStepArgs& a, const SophiaTensor& t, int64_t first, int64_t n, const math_t<T>* value,
+                   const uint32_t* __restrict live) {
+  T* __restrict to = static_cast<T*>(t.param) + first;
+  alignas(64) T fresh[kTile];
+  round_weights<T>(a, t, first, n, value, fresh);
   int32_t changed = 0;
-  if (live != nullptr) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T old = to[i];
-      const uint32_t change = live[i] & (differ(old, fresh[i]) ? 1u : 0u);
-      changed += static_cast<int32_t>(change);
-      to[i] = live[i] ? fresh[i] : old;
-    }
+  for (int64_t i = 0; i < n; ++i) {
+    const T old = to[i];
+    const uint32_t change = live[i] & (differ(old, fresh[i]) ? 1u : 0u);
+    changed += static_cast<int32_t>(change);
+    to[i] = live[i] ? fresh[i] : old;
   }
   return changed;
 }
@@ -151,10 +254,17 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
     return open_row<T>(t.param, first, n, room_p);
   };
   const bool stored = kInPlace<T> && t.master == nullptr;  // the row of the math is the weight itself
-  if (stats == nullptr && !a.skip && t.compensation == nullptr) {
+  if (!a.skip && t.compensation == nullptr) {
     M* p = theta();
-    with_denominator(a.denom, [&](auto denom) { one_loop<denom()>(a.update_hessian, p, g, m, h, n, s); });
-    if (!stored) store_weights<T>(a, t, first, n, p, nullptr);
+    if (stats == nullptr) {
+      with_denominator(a.denom, [&](auto denom) { one_loop<denom()>(a.update_hessian, p, g, m, h, n, s); });
+      if (!stored) round_weights<T>(a, t, first, n, p, static_cast<T*>(t.param) + first);
+    } else {
+      TileStats got = {};
+      with_denominator(a.denom, [&](auto denom) { counting_loop<denom()>(a.update_hessian, p, g, m, h, n, s, got); });
+      if (!stored) got.changed = store_and_count<T>(a, t, first, n, p);
+      stats->add(got);
+    }
   } else {
     alignas(64) M u[kTile], to[kTile];
     alignas(64) uint32_t live[kTile];
@@ -165,16 +275,14 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
     } else {
       M* p = theta();
       weight_row(p, u, live, to, n, s);
-      got.changed = store_weights<T>(a, t, first, n, to, live);
+      got.changed = store_live<T>(a, t, first, n, to, live);
       if (t.master != nullptr) memcpy(p, to, static_cast<size_t>(n) * sizeof(M));
     }
     if (stats != nullptr) {
-      if constexpr (std::is_same_v<M, float>) {
-        got.squares = piece_sum(u, n, [](double x) { return x * x; });
-      } else {
-        for (int64_t i = 0; i < n; ++i) got.squares += u[i] * u[i];
-      }
-      *stats = got;
+      Squares squares;
+      squares.add(u, n);
+      got.squares = squares.total();
+      stats->add(got);
     }
   }
   close_state<S, M>(mean, first, n, m, a.seed, a.step, t.stream);
@@ -184,15 +292,15 @@ void step_tile(const SophiaStepArgs& a, const SophiaScalars<math_t<T>>& s, const
 bool found_inf(const float* flag) { return flag != nullptr && *flag != 0.0f; }
 float or_one(const float* number) { return number != nullptr ? *number : 1.0f; }
 
-void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& tiles) {
-  std::vector<double> squares(tiles.size());
+void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& pieces) {
+  std::vector<double> squares(pieces.size());
   int64_t wins = 0, moving = 0, nonfinite = 0, changed = 0, elements = 0;
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    wins += tiles[i].wins;
-    moving += tiles[i].moving;
-    nonfinite += tiles[i].nonfinite;
-    changed += tiles[i].changed;
-    squares[i] = tiles[i].squares;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    wins += pieces[i].wins;
+    moving += pieces[i].moving;
+    nonfinite += pieces[i].nonfinite;
+    changed += pieces[i].changed;
+    squares[i] = pieces[i].squares;
   }
   for (int64_t t = 0; t < a.count; ++t) elements += a.tensors[t].numel;
   const double sums[kSophiaStats] = {
@@ -203,14 +311,14 @@ void add_up(const SophiaStepArgs& a, const std::vector<TileStats>& tiles) {
 
 void step(const SophiaStepArgs& a) {
   if (found_inf(a.found_inf)) return;
-  std::vector<TileStats> stats(a.stats != nullptr ? static_cast<size_t>(tiles_of_all(a.tensors, a.count)) : 0);
+  std::vector<TileStats> stats(a.stats != nullptr ? static_cast<size_t>(pieces_of_all(a.tensors, a.count)) : 0);
   with_types(a.dtype, a.grad_dtype, [&](auto type, auto grad_type) {
     using T = decltype(type);
     using M = math_t<T>;
     const SophiaScalars<M> s = sophia_scalars<M>(a, or_one(a.inv_scale));
     with_state<M>(a.state, [&](auto state) {
-      each_tile(a.tensors, a.count, a.threads, [&](const SophiaTensor& t, int64_t first, int64_t n, int64_t tile) {
-        step_tile<T, decltype(grad_type), decltype(state)>(a, s, t, first, n, stats.empty() ? nullptr : &stats[static_cast<size_t>(tile)]);
+      each_tile(a.tensors, a.count, a.threads, [&](const SophiaTensor& t, int64_t first, int64_t n, int64_t piece) {
+        step_tile<T, decltype(grad_type), decltype(state)>(a, s, t, first, n, stats.empty() ? nullptr : &stats[static_cast<size_t>(piece)]);
       });
     });
   });

@@ -18,8 +18,16 @@ _STATES = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.uint8: 2
 _MAX, _ADD, _SIGN = range(3)
 
 
-def _address(tensors: Sequence[Tensor], i: int) -> int:
-    return tensors[i].data_ptr() if len(tensors) else 0
+def _by_dtypes(*lists: Sequence[Tensor]) -> dict[tuple[torch.dtype, ...], Sequence[int]]:
+    """Positions by the dtypes of the tensors that stand there; most often there is one kind."""
+    kinds = [{t.dtype for t in tensors} for tensors in lists]
+    if all(len(kind) == 1 for kind in kinds):
+        return {tuple(kind.pop() for kind in kinds): range(len(lists[0]))}
+    return dict(zo_native._by_dtypes(*lists))
+
+
+def _addresses(tensors: Sequence[Tensor], count: int) -> list[int]:
+    return [t.data_ptr() for t in tensors] if len(tensors) else [0] * count
 
 
 def _pointer(t: Tensor | None) -> int:
@@ -50,23 +58,20 @@ def step_(
     scalars = [a.beta1, 1 - a.beta1, beta2, 1 - beta2, a.denom_scale, a.eps, -a.lr, a.decay, a.shrink]
     flags = a.hessian_beta2 is not None, a.maximize, a.skip, rounding.kind == "stochastic"
     denom = _SIGN if not state.hessians else _ADD if a.add else _MAX
-    for (dtype, grad, kept), members in zo_native._by_dtypes(params, grads, state.exp_avgs).items():
-        rows = [
-            (
-                params[i].data_ptr(),
-                grads[i].data_ptr(),
-                state.exp_avgs[i].data_ptr(),
-                _address(state.hessians, i),
-                _address(state.exp_avg_scales, i),
-                _address(state.hessian_scales, i),
-                _address(state.masters, i),
-                _address(state.compensations, i),
-                params[i].numel(),
-                streams[i],
-            )
-            for i in members
-            if params[i].numel()
-        ]
+    columns = (
+        params,
+        grads,
+        state.exp_avgs,
+        state.hessians,
+        state.exp_avg_scales,
+        state.hessian_scales,
+        state.masters,
+        state.compensations,
+    )
+    places = [_addresses(column, len(params)) for column in columns]
+    table = list(zip(*places, [p.numel() for p in params], streams, strict=True))
+    for (dtype, grad, kept), members in _by_dtypes(params, grads, state.exp_avgs).items():
+        rows = [table[i] for i in members if table[i][8]]
         if not rows:
             continue
         module, where = zo_native._module(params[members[0]])
@@ -102,19 +107,10 @@ def hessian_(
     found_inf: Tensor | None = None,
 ) -> None:
     """See sophia_reference.hessian_."""
-    for (kept, grad), members in zo_native._by_dtypes(hessians, grads).items():
-        rows = [
-            (
-                hessians[i].data_ptr(),
-                _address(hessian_scales, i),
-                grads[i].data_ptr(),
-                _address(probes, i),
-                hessians[i].numel(),
-                streams[i],
-            )
-            for i in members
-            if hessians[i].numel()
-        ]
+    places = [_addresses(column, len(hessians)) for column in (hessians, hessian_scales, grads, probes)]
+    table = list(zip(*places, [h.numel() for h in hessians], streams, strict=True))
+    for (kept, grad), members in _by_dtypes(hessians, grads).items():
+        rows = [table[i] for i in members if table[i][4]]
         if not rows:
             continue
         module, where = zo_native._module(hessians[members[0]])

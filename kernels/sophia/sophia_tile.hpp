@@ -17,9 +17,10 @@ namespace {
 
 using namespace tenfold;
 
-constexpr int64_t kTile = 2048;
-constexpr int64_t kGrain = 16;  // tiles a thread should have: 32,768 elements, as in PyTorch
-static_assert(kTile % kByteBlock == 0 && kTile % (8 * kLanes) == 0, "whole blocks in a tile");
+constexpr int64_t kTile = 512;
+constexpr int64_t kPiece = 8192;  // whole tiles, of which a thread has all: statistics take memory per piece
+constexpr int64_t kGrain = 4;     // pieces a thread should have: 32,768 elements, as in PyTorch
+static_assert(kTile % kByteBlock == 0 && kTile % (8 * kLanes) == 0 && kPiece % kTile == 0, "whole blocks in a tile, tiles in a piece");
 
 template <class T>
 constexpr bool kInPlace = std::is_same_v<T, math_t<T>>;
@@ -140,26 +141,27 @@ void with_types(int dtype, int grad_dtype, const Call& f) {
 // -- the walk ----------------------------------------------------------------------------------------------------------------------
 
 template <class Tensor>
-int64_t tiles_of_all(const Tensor* tensors, int64_t count) {
+int64_t pieces_of_all(const Tensor* tensors, int64_t count) {
   int64_t total = 0;
-  for (int64_t t = 0; t < count; ++t) total += pieces_of(tensors[t].numel, kTile);
+  for (int64_t t = 0; t < count; ++t) total += pieces_of(tensors[t].numel, kPiece);
   return total;
 }
 
-// work(tensor, first element, count, number of the tile) for all tiles of all tensors, in one parallel region.
+// work(tensor, first element, count, number of the piece) for all tiles of all tensors, in one parallel region.
 template <class Tensor, class Work>
 void each_tile(const Tensor* tensors, int64_t count, int threads, const Work& work) {
   const auto range = [&](int64_t begin, int64_t end) {
     int64_t before = 0;
     for (int64_t t = 0; t < count && before < end; ++t) {
-      const int64_t here = pieces_of(tensors[t].numel, kTile);
-      for (int64_t tile = larger(begin - before, 0); tile < smaller(end - before, here); ++tile) {
-        work(tensors[t], tile * kTile, smaller(kTile, tensors[t].numel - tile * kTile), before + tile);
+      const int64_t numel = tensors[t].numel, here = pieces_of(numel, kPiece);
+      for (int64_t piece = larger(begin - before, 0); piece < smaller(end - before, here); ++piece) {
+        const int64_t stop = smaller((piece + 1) * kPiece, numel);
+        for (int64_t at = piece * kPiece; at < stop; at += kTile) work(tensors[t], at, smaller(kTile, stop - at), before + piece);
       }
       before += here;
     }
   };
-  parallel_ranges(tiles_of_all(tensors, count), threads, range, kGrain);
+  parallel_ranges(pieces_of_all(tensors, count), threads, range, kGrain);
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ _WANTED = {
     "jinja2": "reports of runs: in the checkout: pip install '.[run]'",
     "matplotlib": "figures of runs: in the checkout: pip install '.[run]'",
     "safetensors": "checkpoints of runs: in the checkout: pip install '.[run]'",
+    "scipy": "EEG data in MATLAB files, features of raw EEG: in the checkout: pip install '.[eeg]'",
     "transformers": "language-model workflows: in the checkout: pip install '.[llm]'",
 }
 """Packages that parts of the library need -> for what, and how to get them."""

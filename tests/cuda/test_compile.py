@@ -103,9 +103,9 @@ _TRITON_PTX = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tenfold.kernels.zo import zo_triton
-cases = {case[0]: case[1:] for case in zo_triton.ahead_of_time()}
-kernel, signature, constants, options = cases["chain.gaussian.fp32"]
+from importlib import import_module
+cases = {case[0]: case[1:] for case in import_module("tenfold.kernels.FAMILY").ahead_of_time()}
+kernel, signature, constants, options = cases["CASE"]
 order = list(signature)
 source = ASTSource(kernel, signature, constexprs={(order.index(k),): v for k, v in constants.items()})
 print(triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["ptx"])
@@ -116,18 +116,46 @@ def _without_interpreter() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
+def _triton_ptx(family: str, case: str) -> str:
+    script = _TRITON_PTX.replace("FAMILY", family).replace("CASE", case)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=_without_interpreter(), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@needs_triton
+def test_all_triton_files_are_compiled():
+    found = set(cuda_compile.triton_modules())
+    assert {("zo", "zo_triton"), ("sophia", "sophia_triton"), ("logprob", "rows_triton")} <= found
+    assert ("logprob", "logprob_triton") in found
+
+
+@pytest.mark.slow
+@needs_triton
+def test_triton_contracts_nothing_in_sophia():
+    """Per element of the float32 step: scale, two decays, denominator (mul), eps (add), m and theta (fma)."""
+    ptx = _triton_ptx("sophia.sophia_triton", "step.add.fp32.fp32.fp32")
+    found = _floating_operations(ptx)
+    elements = found["div"]
+    assert elements >= 4
+    assert {name: found[name] for name in ("fma", "mul", "add", "div")} == {
+        "fma": 2 * elements,
+        "mul": 4 * elements,
+        "add": elements,
+        "div": elements,
+    }
+    assert "div.rn.f32" in ptx
+    assert "ld.global.v4" in ptx
+    assert "st.global.v4" in ptx
+
+
 @pytest.mark.slow
 @needs_triton
 def test_triton_contracts_nothing():
     """Per thread of the float32 chain: whole pairs, one product (decay) and one fma for each element."""
-    done = subprocess.run(
-        [sys.executable, "-c", _TRITON_PTX],
-        env=_without_interpreter(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = _floating_operations(done.stdout)
+    ptx = _triton_ptx("zo.zo_triton", "chain.gaussian.fp32")
+    found = _floating_operations(ptx)
     pairs = found["sqrt"]
     assert pairs >= 1
     elements = 2 * pairs
@@ -137,8 +165,8 @@ def test_triton_contracts_nothing():
         "add": ADD * pairs,
         "sqrt": pairs,
     }
-    assert "ld.global.v4" in done.stdout
-    assert "st.global.v4" in done.stdout
+    assert "ld.global.v4" in ptx
+    assert "st.global.v4" in ptx
 
 
 @pytest.mark.slow

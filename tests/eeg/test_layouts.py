@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ def test_deap(written: Callable[[str], dict[str, Path]], labels: Labels) -> None
     assert np.allclose(domain.x[domain.trial == 7], rows, atol=1e-5)
     assert corpus.metadata["target"] == "valence >= 5"
     assert "causal filter" in corpus.metadata["de"]
-    liking = load("deap", folder, target="liking", threshold=3.5, subjects=[1], extraction=PLAIN)
+    fields = {"smoothing": "none"}
+    liking = load("deap", folder, target="liking", threshold=3.5, subjects=[1], extraction=fields)
+    assert liking.metadata["smoothing"] == "none"
     assert liking.classes == ("low liking", "high liking")
     assert liking.subjects == ("1",)
 
@@ -203,6 +206,43 @@ def test_what_a_set_has_not(tmp_path: Path) -> None:
         ValueError, match=r"ratio: expected a number with causal=True and smoothing='lds', got None"
     ):
         Extraction(causal=True)
+    with pytest.raises(
+        ValueError, match=r"option of seed: expected one of 'feature', 'subjects', got 'target'"
+    ):
+        load("seed", tmp_path, target="valence")
+    with pytest.raises(ValueError, match=r"option of complexity: expected one of , got 'subjects'"):
+        load("complexity", tmp_path, subjects=[1])
+    with pytest.raises(ValueError, match=r"extraction: expected one of 'definition', .* got 'bands'"):
+        load("deap", tmp_path, extraction={"bands": 4})
+    with pytest.raises(TypeError, match=r"extraction: expected an Extraction or its fields by name, got str"):
+        load("deap", tmp_path, extraction="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "missing"),
+    [
+        ("seed", "features", "MATLAB files"),
+        ("seed", "raw", "MATLAB files"),
+        ("faced", "raw", "bandpass"),
+        ("seed-v", "", ""),
+    ],
+)
+def test_without_scipy(
+    name: str,
+    kind: str,
+    missing: str,
+    written: Callable[[str], dict[str, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MATLAB files and the band-pass need it; pickled features do not."""
+    folders = written(name)
+    for module in ("scipy", "scipy.io", "scipy.signal"):
+        monkeypatch.setitem(sys.modules, module, None)
+    if not missing:
+        assert load(name, folders["features"], subjects=[1]).subjects == ("1",)
+        return
+    with pytest.raises(RuntimeError, match=f"{missing}: expected scipy, got none; pip install scipy"):
+        load(name, folders[kind], raw=kind == "raw", subjects=[1])
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

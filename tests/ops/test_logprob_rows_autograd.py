@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,23 +179,8 @@ def test_threads_do_not_change_a_bit(isa: str, set_threads: Callable[[int], None
 # ---- memory ----------------------------------------------------------------------------------------------
 
 ROWS, LONG, WIDTH = 1024, 20_000, 16
+PeakBytes = Callable[[Callable[[], object]], int]
 LOGITS = 4 * ROWS * LONG  # 82 MB: more than malloc keeps for later, so a peak is seen
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """How far `work` raises the resident set at its highest (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pytest.skip("this system does not let a process reset its own peak memory")
-
-    def kib(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-    before = kib("VmRSS")
-    work()
-    return (kib("VmHWM") - before) * 1024
 
 
 def wide_head(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +191,9 @@ def wide_head(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_linear_forms_keep_no_logits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_linear_forms_keep_no_logits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, peak_bytes: PeakBytes
+) -> None:
     monkeypatch.setattr(rows_linear, "CHUNK_BYTES", {"cpu": 4 << 20})
     monkeypatch.setattr(rows_linear, "WIDEN_BYTES", 1 << 18)
     h, w, targets = wide_head(dtype)
@@ -230,7 +216,7 @@ def test_the_linear_forms_keep_no_logits(dtype: torch.dtype, monkeypatch: pytest
     assert dense > LOGITS
 
 
-def test_rows_of_logits_are_reduced_where_they_lie(isa: str) -> None:
+def test_rows_of_logits_are_reduced_where_they_lie(isa: str, peak_bytes: PeakBytes) -> None:
     logits = torch.randn(2, ROWS // 2 + 1, LONG)
     targets = torch.zeros(2, ROWS // 2, dtype=torch.int64)
     view = logits[:, :-1]

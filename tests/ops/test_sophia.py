@@ -230,7 +230,7 @@ def test_hutchinson_on_a_quadratic(backend: Any) -> None:
     a = torch.tensor([[2.0, -1.0], [-1.0, 3.0]], device=backend.device)
     total = torch.zeros(2, device=backend.device)
     seen = []
-    probes = 200
+    probes = 200 if backend.name != "triton" else 25
     for k in range(probes):
         (u,) = hutchinson_probe([total], seed=11, index=k)
         assert set(u.tolist()) <= {-1.0, 1.0}

@@ -228,6 +228,29 @@ def test_a_solver_of_your_own_and_chosen_parameters() -> None:
     assert [p.grad for p in model.parameters()] == grads
 
 
+def test_a_direction_changes_nothing_and_serves_several_steps() -> None:
+    model, forget, retain = trained()
+    before = weights(model)
+    found = influence.influence_direction(model, forget, retain, damp=0.1, loss=loss)
+    assert same_bits(weights(model), before)
+    assert found.forget_slope > 0
+    for alpha in (0.5, 2.0):
+        stepped, _, _ = trained()
+        report = influence_unlearn(stepped, forget, retain, damp=0.1, alpha=alpha, loss=loss)
+        moved = joined(weights(stepped)) - joined(before)
+        assert torch.allclose(moved, alpha * joined(found.x), rtol=1e-6, atol=1e-12)
+        assert report.forget_predicted == pytest.approx(alpha * found.forget_slope)
+        assert report.slope == pytest.approx(found.slope)
+
+
+def test_curvature_of_a_part_of_the_retain_batches() -> None:
+    model, forget, retain = trained()
+    part = influence.influence_direction(model, forget, retain, damp=0.1, curvature=retain[:1], loss=loss)
+    whole = influence.influence_direction(model, forget, retain, damp=0.1, loss=loss)
+    assert part.forget_loss == whole.forget_loss  # the gradients are of all rows in both
+    assert not torch.allclose(joined(part.x), joined(whole.x), rtol=1e-3)
+
+
 def test_a_step_that_is_not_finite_is_not_made() -> None:
     model, forget, retain = trained()
     before = weights(model)
@@ -237,6 +260,13 @@ def test_a_step_that_is_not_finite_is_not_made() -> None:
         )
     with pytest.raises(ValueError, match="forget: expected at least one batch, got none"):
         influence_unlearn(model, [], retain, loss=loss)
+    for name, sets in (("forget", (iter(forget), retain)), ("retain", (forget, iter(retain)))):
+        with pytest.raises(TypeError, match=f"{name}: expected batches that can be gone through"):
+            influence_unlearn(model, *sets, loss=loss)
+    for solver in ("cg", "woodfisher"):
+        lost = [(forget[0][0] * float("nan"), forget[0][1])]
+        with pytest.raises(RuntimeError, match="solver: expected a finite step"):
+            influence_unlearn(model, lost, retain, solver=solver, loss=loss)
     with pytest.raises(ValueError, match="hessian: expected a diagonal for solver 'diag'"):
         influence_unlearn(model, forget, retain, solver="diag", loss=loss)
     with pytest.raises(ValueError, match="solver: expected one of 'cg'"):

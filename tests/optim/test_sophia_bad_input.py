@@ -83,6 +83,26 @@ def test_a_sparse_gradient_is_named_before_anything_is_written() -> None:
     assert not opt.state
 
 
+def test_a_gradient_that_is_not_finite_is_named_before_any_group_is_stepped() -> None:
+    model = network()
+    first = list(model[0].named_parameters())
+    named = (("body", first), ("head", list(model[-1].named_parameters())))
+    groups = [{"params": [(f"{part}.{n}", p) for n, p in layer]} for part, layer in named]
+    opt = Sophia(groups, nonfinite="error", rho="auto", weight_decay=0.0)
+    opt.estimate_hessian(model, [batch(0)])
+    put_gradients(model, 0)
+    model[-1].bias.grad[0] = float("nan")
+    before, kept = weights(model), {k: v.clone() for k, v in opt.state[first[0][1]].items()}
+    with pytest.raises(RuntimeError, match=r"head\.bias\.grad: expected finite gradients, got 1 that"):
+        opt.step()
+    assert same_bits(weights(model), before)
+    assert all(torch.equal(kept[k], v) for k, v in opt.state[first[0][1]].items())
+    assert (opt.num_updates, opt.param_groups[0]["rho"]) == (0, 0.04)
+    put_gradients(model, 0)
+    opt.step()
+    assert opt.num_updates == 1
+
+
 def test_wrong_calls() -> None:
     model = network()
     put_gradients(model, 0)

@@ -107,6 +107,17 @@ def test_a_state_of_the_authors_code_loads_and_back() -> None:
     assert {"lr", "betas", "rho", "weight_decay", "maximize", "capturable"} <= set(back.param_groups[0])
 
 
+def test_sophia_g_takes_every_argument_of_the_authors_class() -> None:
+    for capturable in (False, True):
+        model = network()
+        opt = SophiaG(model.parameters(), 1e-3, (0.9, 0.95), 0.03, 0.2, maximize=True, capturable=capturable)
+        put_gradients(model, 0)
+        opt.step(None, 64)
+        group = opt.param_groups[0]
+        assert (group["lr"], group["betas"], group["rho"]) == (1e-3, (0.9, 0.95), 0.03)
+        assert (group["weight_decay"], group["maximize"]) == (0.2, True)
+
+
 def test_bf16_states_of_the_authors_code_become_float32() -> None:
     model = network(torch.bfloat16)
     theirs = Published(model.parameters())

@@ -52,7 +52,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert "License-Expression: Apache-2.0" in metadata
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
     assert "tenfold = tenfold.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
-    for extra in ("run", "llm", "eeg", "demo", "bench", "test", "docs", "gpu", "all"):
+    for extra in ("run", "llm", "eeg", "demo", "unlearn", "bench", "test", "docs", "gpu", "all"):
         assert f"Provides-Extra: {extra}" in metadata
 
 

@@ -111,3 +111,31 @@ def test_figures_that_disagree_are_refused(tree: Path, tmp_path: Path) -> None:
     path.write_text(text.replace("tenfold.bench/1", "tenfold.bench/0"), encoding="utf-8")
     with pytest.raises(ValueError, match="expected schema"):
         script.load(path)
+
+
+def test_records_of_another_run_stand_beside_the_others(tree: Path) -> None:
+    script = load_script(tree / "docs" / "update_readme.py")
+    result = script.load(script.RECORD)
+    before = {record["id"]: script.runs_of(result)[record.get("run", 0)] for record in result["records"]}
+    other = {"cpu": "another processor", **{k: v for k, v in result["environment"].items() if k != "cpu"}}
+    first = result["records"][0]
+    new = {
+        "schema": result["schema"], "environment": other, "floors": result["floors"],
+        "records": [{**first, "ms": 2 * first["ms"]} | {"run": 0}],
+    }  # fmt: skip
+    both = script.merged(result, new)
+    assert [record["id"] for record in both["records"]] == [record["id"] for record in result["records"]]
+    for record in both["records"]:
+        run = both["runs"][record["run"]]
+        assert (
+            run["environment"]["cpu"]
+            == (other if record["id"] == first["id"] else before[record["id"]]["environment"])["cpu"]
+        )
+    assert both["records"][0]["ms"] == 2 * first["ms"]
+    text = script.table(both)
+    assert text.count("another processor") == 1
+    assert text.count("The whole record") == 1
+    # a run of which nothing is left is forgotten
+    everything = script.merged(both, {**new, "records": [{**r, "run": 0} for r in result["records"]]})
+    assert len(everything["runs"]) == 1
+    assert everything["environment"] == other

@@ -47,7 +47,7 @@ def test_pins_cover_what_is_asked_for(tree: Path) -> None:
     pyproject = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
     project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
     wanted = [*pyproject["build-system"]["requires"], *project["dependencies"]]
-    for name in ("run", "llm", "eeg", "demo", "bench", "test", "docs"):
+    for name in ("run", "llm", "eeg", "demo", "unlearn", "bench", "test", "docs"):
         wanted += extras[name]
     known = {
         canonicalize_name(pin.name): pin for pin in pins(tree) if pin.marker is None or pin.marker.evaluate()

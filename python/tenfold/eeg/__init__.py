@@ -1,7 +1,8 @@
 """EEG emotion recognition across people and days: features, data sets, protocols, adaptation methods.
 
-    tenfold.eeg.load_vowel()                       the embedded data: 15 speakers, 11 vowels
-    tenfold.eeg.folds(corpus, "cross-session")     which domains train and which one is tested
+    tenfold.eeg.load_vowel()                            the embedded data: 15 speakers, 11 vowels
+    tenfold.eeg.load("seed", "SEED/ExtractedFeatures")  a published data set
+    tenfold.eeg.folds(corpus, "cross-session")          which domains train and which one is tested
 
 Submodules load when they are first used.
 """
@@ -13,22 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenfold.eeg.corpus import Corpus, Domain
+    from tenfold.eeg.layouts import LAYOUTS, Extraction, load, save
     from tenfold.eeg.normalise import NORMALISATIONS, normalise_fold
     from tenfold.eeg.protocols import PROTOCOLS, Fold, folds
+    from tenfold.eeg.smoothing import smooth
     from tenfold.eeg.vowel import load_vowel
 
 __all__ = [
+    "LAYOUTS",
     "NORMALISATIONS",
     "PROTOCOLS",
     "Corpus",
     "Domain",
+    "Extraction",
     "Fold",
     "folds",
+    "load",
     "load_vowel",
     "normalise_fold",
+    "save",
+    "smooth",
 ]
 
 _HOMES = {
+    "LAYOUTS": "layouts",
+    "Extraction": "layouts",
+    "load": "layouts",
+    "save": "layouts",
+    "smooth": "smoothing",
     "NORMALISATIONS": "normalise",
     "PROTOCOLS": "protocols",
     "Corpus": "corpus",

@@ -200,5 +200,5 @@ def _scipy_signal() -> Any:
     try:
         import scipy.signal
     except ImportError as error:
-        raise RuntimeError("bandpass: expected scipy, got none; pip install 'tenfold[eeg]'") from error
+        raise RuntimeError("bandpass: expected scipy, got none; pip install scipy") from error
     return scipy.signal

@@ -54,7 +54,7 @@ def leave_one_subject_out(corpus: Corpus, sessions: Sequence[int] | None = None)
     for session in _chosen_sessions(corpus, sessions):
         present = [domain for domain in corpus.domains if domain.session == session]
         chosen += _one_out(present, f"session {session}", "subjects")
-    return chosen
+    return _distinct(chosen)
 
 
 def last_subject(corpus: Corpus, sessions: Sequence[int] | None = None) -> list[Fold]:
@@ -81,7 +81,7 @@ def cross_session(corpus: Corpus, subjects: Sequence[str] | None = None) -> list
     for subject in _chosen_subjects(corpus, subjects):
         present = [domain for domain in corpus.domains if domain.subject == subject]
         chosen += _one_out(present, f"subject {subject}", "sessions")
-    return chosen
+    return _distinct(chosen)
 
 
 def last_session(corpus: Corpus, subjects: Sequence[str] | None = None) -> list[Fold]:
@@ -115,6 +115,17 @@ def _one_out(present: list[Domain], where: str, what: str) -> list[Fold]:
         if domain.y is None:
             _checks.fail(ValueError, f"{domain.name}: y", "labels (every domain is a source once)", None)
     return [Fold(_slug(t.name), tuple(d for d in present if d is not t), t) for t in present]
+
+
+def _distinct(found: list[Fold]) -> list[Fold]:
+    """Folds name files, so names that differ in other letters alone would overwrite each other."""
+    named: dict[str, Fold] = {}
+    for fold in found:
+        if fold.name in named:
+            both = f"{named[fold.name].target.name!r} and {fold.target.name!r}"
+            _checks.fail(ValueError, "domains", "names that differ in their letters a-z and digits", both)
+        named[fold.name] = fold
+    return found
 
 
 def _slug(name: str) -> str:

@@ -200,7 +200,7 @@ def _save_mat(path: Path, arrays: dict[str, Any]) -> None:
     try:
         from scipy.io import savemat
     except ImportError as error:
-        raise RuntimeError("MATLAB files: expected scipy, got none; pip install 'tenfold[eeg]'") from error
+        raise RuntimeError("MATLAB files: expected scipy, got none; pip install scipy") from error
     with replacing(path) as aside, aside.open("wb") as file:
         savemat(file, arrays)
 

@@ -2,8 +2,10 @@
 
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
+from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
 from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, linear_logprob, logits_logprob
+from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .mmd import (
     ContrastiveDiscrepancy,
@@ -23,6 +25,7 @@ from .sophia import (
     sophia_hessian_,
     sophia_step_,
 )
+from .vocab_parallel import VocabShard, merge_vocab_shards, vocab_parallel_logprob
 from .zo import (
     BitMask,
     MagnitudeMask,
@@ -52,6 +55,7 @@ __all__ = [
     "BitMask",
     "ContrastiveDiscrepancy",
     "GNBSample",
+    "LinearLoss",
     "LogProbs",
     "LowRankTerm",
     "MagnitudeMask",
@@ -60,6 +64,8 @@ __all__ = [
     "RandomMask",
     "ReplayPass",
     "Term",
+    "TopK",
+    "VocabShard",
     "cdd",
     "coral",
     "count_within",
@@ -70,13 +76,17 @@ __all__ = [
     "linear_gnb_sample",
     "linear_kl",
     "linear_logprob",
+    "linear_loss",
     "linear_mmd",
+    "linear_topk",
+    "linear_topk_kl",
     "linear_undial",
     "lmmd",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
     "median_distance",
+    "merge_vocab_shards",
     "mmd",
     "option_loss",
     "quantile_abs",
@@ -89,6 +99,7 @@ __all__ = [
     "stochastic_round",
     "token_logprobs",
     "verbalizer_loss",
+    "vocab_parallel_logprob",
     "weighted_mmd",
     "zo_adam_",
     "zo_chain_",

@@ -35,7 +35,7 @@ for _schema in (
     f"logits_logprob(Tensor logits, {_TARGETS}) -> {_STATS}",
     f"linear_logprob({_HEAD}, {_TARGETS}) -> {_STATS}",
     f"gnb_sample(Tensor logits, {_DRAW}) -> {_SAMPLE}",
-    f"linear_gnb_sample({_HEAD}, {_DRAW}) -> {_SAMPLE}",
+    f"linear_gnb_sample({_HEAD}, {_DRAW}, float? softcap=None) -> {_SAMPLE}",
     f"linear_ceu({_HEAD}, Tensor targets, int ignore_index) -> (Tensor loss, Tensor lse, Tensor logp)",
     f"linear_divergence({_PAIR}) -> (Tensor loss, Tensor lse, Tensor ref_lse)",
     f"logits_softmax_backward({_ROWS}, Tensor logits, {_AFTER}) -> Tensor",
@@ -134,12 +134,13 @@ def _linear_gnb_sample(
     row_offset: int,
     temperature: float,
     ignore_index: int,
+    softcap: float | None = None,
 ) -> tuple[Tensor, ...]:
     from tenfold.kernels.logprob import rows_linear
 
     u = _uniforms(hidden.shape[0], mask, seed, row_offset, hidden.device)
     rows = _rows("linear_gnb_sample", hidden.device)
-    found = rows_linear.sample(rows, hidden, weight, bias, u, 1.0 / temperature)
+    found = rows_linear.sample(rows, hidden, weight, bias, u, 1.0 / temperature, softcap)
     return _drawn(found, hidden.shape[:1], ignore_index)
 
 
@@ -350,6 +351,11 @@ def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.save_for_backward(output[2], output[0], output[1], *operands)
 
 
+def _linear_sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _sample_setup(ctx, inputs[:-1], output)
+    ctx.softcap = inputs[-1]
+
+
 def _ceu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *operands, targets, ctx.ignore_index = inputs
     ctx.mark_non_differentiable(*output[1:])
@@ -398,7 +404,7 @@ for _name, _setup, _grad in (
     ("logits_logprob", _logprob_setup, lambda ctx, g, *_: _of_logp(ctx, g, 4)),
     ("linear_logprob", _logprob_setup, lambda ctx, g, *_: _of_logp(ctx, g, 4)),
     ("gnb_sample", _sample_setup, lambda ctx, g, *_: _of_logp(ctx, g, 5)),
-    ("linear_gnb_sample", _sample_setup, lambda ctx, g, *_: _of_logp(ctx, g, 5)),
+    ("linear_gnb_sample", _linear_sample_setup, lambda ctx, g, *_: _of_logp(ctx, g, 6)),
     ("linear_ceu", _ceu_setup, _ceu_grad),
     ("linear_divergence", _divergence_setup, _divergence_grad),
     ("segment_nll", _segment_setup, _segment_grad),

@@ -57,7 +57,41 @@ class Picker:
         return [values[i] for i in self.positions]
 
 
-def states(name: str, values: Sequence[Any]) -> list[Tensor]:
+# Looking at every tensor for every possible fault takes longer than the step of a small one. Where all are of
+# the usual kind, which a few attributes tell, nothing can be wrong; otherwise the full checks find what is.
+
+_KINDS = (Tensor, torch.nn.Parameter)
+
+
+def _are_usual(values: Sequence[Any], dtypes: Sequence[torch.dtype], write: bool) -> bool:
+    """Whether all are dense tensors of these dtypes that may be read, or written."""
+    if torch.compiler.is_compiling() or not isinstance(values, (list, tuple)):
+        return False
+    watched = write and torch.is_grad_enabled()
+    for t in values:
+        if type(t) not in _KINDS or t.layout is not torch.strided or t.dtype not in dtypes:
+            return False
+        if t.is_nested or t.is_neg() or (watched and t.requires_grad):
+            return False
+    return True
+
+
+def params(values: Sequence[Any]) -> Sequence[Tensor]:
+    if _are_usual(values, _checks.FLOAT_DTYPES, True):
+        zo._one_device("params", values)
+        return values
+    return zo._params("params", values)
+
+
+def read(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
+    if _are_usual(values, _checks.FLOAT_DTYPES, False):
+        return values
+    return zo._tensors(name, values, write=False)
+
+
+def states(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
+    if _are_usual(values, _STATES, True):
+        return values
     out = [_checks.tensor(f"{name}[{i}]", t, _STATES) for i, t in enumerate(values)]
     for i, t in enumerate(out):
         _checks.writable(f"{name}[{i}]", t)
@@ -132,6 +166,52 @@ def _number(name: str, value: Tensor | None, like: Tensor) -> None:
         _checks.fail(ValueError, name, f"device {like.device} of the tensors", value.device)
 
 
+def _one_kind(tensors: Sequence[Tensor], shapes: list[torch.Size], dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether all are contiguous, of these shapes, and in one of the dtypes."""
+    dtype = tensors[0].dtype
+    if dtype not in dtypes or [t.shape for t in tensors] != shapes:
+        return False
+    return all(t.dtype is dtype and t.is_contiguous() for t in tensors)
+
+
+def _is_usual_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], state: State, stats: Sequence[Tensor]
+) -> bool:
+    """Whether all lists are of one dtype each, fit, are contiguous, on one device, and share no memory.
+
+    Then the checks below have nothing to find. States in 8 bits are not of the usual kind.
+    """
+    own, wide = params[0].dtype, _wide(params[0])
+    narrow = () if own == torch.float64 else (torch.bfloat16,)
+    pairs: list[tuple[Sequence[Tensor], tuple[torch.dtype, ...]]] = [
+        (params, _checks.FLOAT_DTYPES),
+        (grads, (own, wide)),
+        (state.exp_avgs, (wide, *narrow)),
+    ]
+    if state.hessians:
+        pairs.append((state.hessians, (state.exp_avgs[0].dtype,) if state.exp_avgs else ()))
+    if state.masters:
+        pairs.append((state.masters, () if own == torch.float64 else (torch.float32,)))
+    if state.compensations:
+        pairs.append((state.compensations, (own,)))
+    if state.exp_avg_scales or state.hessian_scales:
+        return False
+    if any(len(tensors) != len(params) for tensors, _ in pairs):
+        return False
+    shapes, device = [p.shape for p in params], params[0].device
+    if not all(_one_kind(tensors, shapes, dtypes) for tensors, dtypes in pairs):
+        return False
+    spans = [(t.data_ptr(), t.nbytes, t.device == device) for tensors, _ in pairs for t in tensors]
+    spans += [(t.data_ptr(), t.nbytes, t.device == device) for t in stats]
+    spans.sort()
+    reached = 0
+    for start, size, here in spans:
+        if start < reached or not here:
+            return False
+        reached = start + size
+    return True
+
+
 def step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -142,9 +222,51 @@ def step(
     streams: Sequence[int],
     hessian_beta2: float | None,
     rounding: str,
-) -> None:
-    own, single = [p.dtype for p in params], [torch.float32] * len(params)
+) -> bool:
+    """Raises where something does not fit; True if all tensors are known to be contiguous."""
     zo._pairs("streams", streams, params)
+    usual = _is_usual_step(params, grads, state, stats)
+    if not usual:
+        _lists(params, grads, state, hessian_beta2)
+    elif hessian_beta2 is not None and not state.hessians:
+        _checks.fail(ValueError, "hessians", "a list where hessian_beta2 is given", "None")
+    if (rounding == "kahan") != bool(state.compensations):
+        expected = "a list for rounding 'kahan'" if rounding == "kahan" else "None without rounding 'kahan'"
+        _checks.fail(ValueError, "compensations", expected, "a list" if state.compensations else "None")
+    if state.compensations:
+        if state.masters:
+            _checks.fail(ValueError, "rounding", "'nearest' or 'stochastic' with masters", "'kahan'")
+        if not usual:
+            _match("compensations", state.compensations, params, "params", [p.dtype for p in params])
+    for t in stats:
+        if t.shape != (6,) or not t.is_contiguous():
+            _checks.fail(ValueError, "stats", "a contiguous tensor of shape (6,)", tuple(t.shape))
+        if t.device != params[0].device:
+            _checks.fail(ValueError, "stats", f"device {params[0].device} of the tensors", t.device)
+    _number("inv_scale", inv_scale, params[0])
+    _number("found_inf", found_inf, params[0])
+    if usual:
+        return True
+    written = {
+        "params": params,
+        "exp_avgs": state.exp_avgs,
+        "hessians": state.hessians,
+        "exp_avg_scales": state.exp_avg_scales,
+        "hessian_scales": state.hessian_scales,
+        "masters": state.masters,
+        "compensations": state.compensations,
+        "stats": stats,
+    }
+    _checks.memory(**written)
+    _apart("grads", grads, written)
+    return False
+
+
+def _lists(
+    params: Sequence[Tensor], grads: Sequence[Tensor], state: State, hessian_beta2: float | None
+) -> None:
+    """Shapes, devices and dtypes of what stands beside the weights."""
+    own, single = [p.dtype for p in params], [torch.float32] * len(params)
     _match("grads", grads, params, "params", own, [_wide(p) for p in params])
     _state_dtypes("exp_avgs", state.exp_avgs, params)
     if state.hessians:
@@ -160,32 +282,6 @@ def step(
         _match("masters", state.masters, params, "params", single)
         for i, p in enumerate(params):
             _checks.dtype(f"params[{i}].dtype", p.dtype, (torch.bfloat16, torch.float16, torch.float32))
-    if (rounding == "kahan") != bool(state.compensations):
-        expected = "a list for rounding 'kahan'" if rounding == "kahan" else "None without rounding 'kahan'"
-        _checks.fail(ValueError, "compensations", expected, "a list" if state.compensations else "None")
-    if state.compensations:
-        if state.masters:
-            _checks.fail(ValueError, "rounding", "'nearest' or 'stochastic' with masters", "'kahan'")
-        _match("compensations", state.compensations, params, "params", own)
-    for t in stats:
-        if t.shape != (6,) or not t.is_contiguous():
-            _checks.fail(ValueError, "stats", "a contiguous tensor of shape (6,)", tuple(t.shape))
-        if t.device != params[0].device:
-            _checks.fail(ValueError, "stats", f"device {params[0].device} of the tensors", t.device)
-    _number("inv_scale", inv_scale, params[0])
-    _number("found_inf", found_inf, params[0])
-    written = {
-        "params": params,
-        "exp_avgs": state.exp_avgs,
-        "hessians": state.hessians,
-        "exp_avg_scales": state.exp_avg_scales,
-        "hessian_scales": state.hessian_scales,
-        "masters": state.masters,
-        "compensations": state.compensations,
-        "stats": stats,
-    }
-    _checks.memory(**written)
-    _apart("grads", grads, written)
 
 
 def hessian(
@@ -239,7 +335,12 @@ def _apart(name: str, sources: Sequence[Tensor], written: dict[str, Sequence[Ten
                 _checks.fail(ValueError, f"{name}[{k}]", "memory of its own", got)
 
 
-def all_finite(grads: Sequence[Tensor], inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def all_finite(
+    grads: Sequence[Tensor],
+    inv_scale: Tensor | None,
+    found_inf: Tensor | None,
+    names: Sequence[str] | None = None,
+) -> None:
     """RuntimeError naming the first gradient that is not finite once scaled. Waits for the device."""
     if found_inf is not None and bool(found_inf != 0):
         return
@@ -248,17 +349,23 @@ def all_finite(grads: Sequence[Tensor], inv_scale: Tensor | None, found_inf: Ten
             scaled = piece if inv_scale is None else piece.to(_wide(piece)) * inv_scale.to(_wide(piece))
             bad = int((~torch.isfinite(scaled)).sum())
             if bad:
-                raise RuntimeError(
-                    f"grads[{i}]: expected finite gradients, got {bad} that are not (of {grad.numel()})"
-                )
+                name = f"grads[{i}]" if names is None else names[i]
+                got = f"{bad} that are not (of {grad.numel()})"
+                _checks.fail(RuntimeError, name, "finite gradients", got)
 
 
 Dense = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @contextmanager
-def contiguous(written: Sequence[Tensor]) -> Iterator[Dense]:
-    """A function that gives contiguous stand-ins; those of `written` are copied back at the end."""
+def contiguous(written: Sequence[Tensor], known: bool = False) -> Iterator[Dense]:
+    """A function that gives contiguous stand-ins; those of `written` are copied back at the end.
+
+    known: all tensors are contiguous.
+    """
+    if known:
+        yield list
+        return
     copies = {id(t): t.contiguous() for t in written if not t.is_contiguous()}
     yield lambda tensors: [t if t.is_contiguous() else copies.get(id(t), t.contiguous()) for t in tensors]
     if copies:

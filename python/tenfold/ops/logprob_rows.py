@@ -18,6 +18,7 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 
 from . import _rows as _registered  # noqa: F401
+from . import _rows_fused as _fused
 from .logprob import _expect_device, _expect_shape, _integers, _operands
 
 WANT = ("logp", "lse", "argmax", "mean_logit", "mean_logp", "mean_logp2")
@@ -54,7 +55,9 @@ def linear_logprob(
     """log p(targets[n]) under softmax(cap(hidden[n] weight^T + bias)), no more than a chunk of logits kept.
 
     Rows whose target is ignore_index are dropped before the product and give 0 and no gradient. The backward
-    pass computes the logits again, a chunk at a time: 8 N V D operations for both passes instead of 6.
+    pass computes the logits again, a chunk at a time: 8 N V D operations for both passes instead of 6; where
+    only hidden asks for a gradient, forward keeps it up to the weight of a row, [N, D] in float32, and both
+    take 4. `linear_loss` needs 6 for losses that are sums over tokens or sequences.
     Products are accumulated in float32 from the stored values, under autocast and whatever the settings of
     TF32; on CUDA, half-precision operands meet a gradient rounded to their dtype, as they do in autograd.
 
@@ -88,9 +91,11 @@ def linear_logprob(
     hidden, weight, bias = _operands(hidden, weight, bias, 2)
     targets = _integers("targets", targets, hidden.shape[:1], "[N] of hidden", hidden.device)
     softcap, ignore_index, wanted = _options(softcap, ignore_index, want)
-    found = torch.ops.tenfold.linear_logprob(
-        hidden, weight, bias, targets, softcap, ignore_index, _stats(wanted)
-    )
+    by_hidden, *by_head = _fused.wanted(hidden, weight, bias)
+    op = torch.ops.tenfold.linear_logprob
+    if by_hidden and not any(by_head):
+        op = torch.ops.tenfold.linear_logprob_slopes
+    found = op(hidden, weight, bias, targets, softcap, ignore_index, _stats(wanted))[: len(WANT)]
     return _named(found, wanted, _math_dtype(hidden, weight, bias), kind)
 
 
@@ -182,6 +187,7 @@ def linear_gnb_sample(
     temperature: float = 1.0,
     mask: Any = None,
     ignore_index: int = -100,
+    softcap: float | None = None,
 ) -> GNBSample:
     """`gnb_sample` of hidden weight^T + bias, no more than a chunk of logits kept.
 
@@ -190,7 +196,7 @@ def linear_gnb_sample(
     while a label with them.
 
     Args:
-        hidden, weight, bias: as `linear_logprob`.
+        hidden, weight, bias, softcap: as `linear_logprob`; the cap comes before the temperature.
         seed, row_offset, temperature, mask, ignore_index: as `gnb_sample`; mask [N].
 
     Returns:
@@ -203,7 +209,8 @@ def linear_gnb_sample(
     hidden, weight, bias = _operands(hidden, weight, bias, 2)
     _vocabulary("weight", weight.shape[0])
     draw = _draw(mask, hidden.shape[:1], hidden.device, seed, row_offset, temperature, ignore_index)
-    logp, tokens, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw)
+    softcap = None if softcap is None else _checks.real("softcap", softcap, positive=True)
+    logp, tokens, _ = torch.ops.tenfold.linear_gnb_sample(hidden, weight, bias, *draw, softcap)
     return GNBSample(kind(tokens), kind(logp.to(_math_dtype(hidden, weight, bias))))
 
 

@@ -29,7 +29,7 @@ NONFINITE = ("propagate", "skip_element", "error")
 SOURCES = ("gnb", "hvp")
 KINDS = ("exp_avg", "hessian")
 
-_BACKENDS = ("cpu", "cuda", "reference")
+_BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPS |= dict.fromkeys(("sophia_step_", "sophia_hessian_", "sophia8_quantize", "sophia8_dequantize"), _BACKENDS)
 
 for _schema in (
@@ -88,7 +88,7 @@ def _sophia_step_(
     nonfinite: str,
 ) -> None:
     state = State(exp_avgs, hessians, exp_avg_scales, hessian_scales, masters, compensations)
-    check.step(params, grads, state, stats, inv_scale, found_inf, streams, hessian_beta2, rounding)
+    usual = check.step(params, grads, state, stats, inv_scale, found_inf, streams, hessian_beta2, rounding)
     if nonfinite == "error":
         check.all_finite(grads, inv_scale, found_inf)
     args = StepArgs(
@@ -106,7 +106,7 @@ def _sophia_step_(
     written = [*params, *exp_avgs, *masters, *compensations]
     if hessian_beta2 is not None:
         written += hessians
-    with check.contiguous(written) as dense:
+    with check.contiguous(written, usual) as dense:
         inner = State(
             dense(exp_avgs),
             dense(hessians),
@@ -117,7 +117,7 @@ def _sophia_step_(
         )
         _kernels("sophia_step_", params[0].device).step_(
             dense(params),
-            [g.contiguous() for g in grads],
+            dense(grads),
             inner,
             streams,
             args,
@@ -275,8 +275,8 @@ def sophia_step_(
     present = check.present(grads, params)
     pick = check.Picker(present, len(params))
     given = zo._streams(range(len(params)) if streams is None else streams, params)
-    params = zo._params("params", pick("params", params))
-    grads = zo._tensors("grads", pick("grads", grads), write=False)
+    params = check.params(pick("params", params))
+    grads = check.read("grads", pick("grads", grads))
     exp_avgs = check.states("exp_avgs", pick("exp_avgs", exp_avgs))
     hessians = check.states("hessians", pick("hessians", hessians))
     exp_avg_scales = check.states("exp_avg_scales", pick("exp_avg_scales", exp_avg_scales))
@@ -345,7 +345,7 @@ def sophia_hessian_(
     pick = check.Picker(present, len(hessians), "hessians")
     given = zo._streams(range(len(hessians)) if streams is None else streams, hessians)
     hessians = check.states("hessians", pick("hessians", hessians))
-    grads = zo._tensors("grads", pick("grads", grads), write=False)
+    grads = check.read("grads", pick("grads", grads))
     beta2 = _checks.real("beta2", beta2, at_least=0.0, below=1.0)
     scale = _checks.fits("scale", _checks.real("scale", scale, at_least=0.0), True)
     _checks.choice("source", source, SOURCES)

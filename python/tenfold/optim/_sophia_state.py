@@ -21,7 +21,7 @@ BLOCK = 256  # elements that share a scale in 8 bits
 
 def local(t: Tensor) -> Tensor:
     """This rank's part of a DTensor; any other tensor as it is."""
-    if not is_dtensor(t):
+    if type(t) is Tensor or not is_dtensor(t):
         return t
     part = t.to_local()  # type: ignore[attr-defined]
     return part.wait() if hasattr(part, "wait") else part

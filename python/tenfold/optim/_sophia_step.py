@@ -26,6 +26,8 @@ class Entry(NamedTuple):
     grad: Tensor
     state: dict[str, Any]
     stream: int
+    place: int
+    """Its place among the parameters of its group."""
 
     def part(self, name: str) -> Tensor:
         return local(self.state[name])
@@ -71,19 +73,19 @@ class Buckets:
 
     def _collect(self) -> Iterator[Bucket]:
         """Checks come first, for all groups: nothing is made or written if one fails."""
-        found: list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, int]]]] = []
+        found: list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, int, int]]]] = []
         stream = 0
         for group in self.optimizer.param_groups:
             present = []
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
-                    present.append((p, _grad(param_name(group, i), p), stream + i))
+                    present.append((p, _grad(group, i, p), stream + i, i))
             stream += len(group["params"])
             found.append((group, present))
         for group, present in found:
             alike: dict[Any, list[Entry]] = {}
-            for p, g, number in present:
-                entry = Entry(local(p.detach()), g, _sophia_state.ensure(self.optimizer, p), number)
+            for p, g, number, i in present:
+                entry = Entry(local(p.detach()), g, _sophia_state.ensure(self.optimizer, p), number, i)
                 alike.setdefault((g.device, p.dtype, g.dtype), []).append(entry)
             yield from (Bucket(group, entries) for entries in alike.values())
 
@@ -99,6 +101,15 @@ class Buckets:
             wide = wide.reciprocal() if name == "inv" else wide
             self._on_device[name, device] = wide.to(torch.float32).reshape(1)
         return self._on_device[name, device]
+
+    def expect_finite(self) -> None:
+        """RuntimeError naming the first gradient that is not finite, before any bucket is stepped."""
+        from tenfold.ops._sophia_checks import all_finite
+
+        for bucket in self._list:
+            grads = [entry.grad for entry in bucket.entries]
+            names = [f"{param_name(bucket.group, entry.place)}.grad" for entry in bucket.entries]
+            all_finite(grads, self.inv_scale(bucket.device), self.overflow(bucket.device), names)
 
     def step(self, bs: float | None, stats: Stats | None) -> None:
         for bucket in self._list:
@@ -140,7 +151,8 @@ class Buckets:
             seed=optimizer.seed,
             step=optimizer.num_updates % _sophia_state.COUNTER,
             streams=[entry.stream for entry in bucket.entries],
-            nonfinite=optimizer.nonfinite,
+            # "error" has looked at every bucket before the first one is stepped
+            nonfinite="propagate" if optimizer.nonfinite == "error" else optimizer.nonfinite,
             stats=counts,
         )
 
@@ -175,10 +187,13 @@ class Buckets:
             )
 
 
-def _grad(name: str, p: Tensor) -> Tensor:
-    """This rank's part of the gradient."""
+def _grad(group: dict[str, Any], i: int, p: Tensor) -> Tensor:
+    """This rank's part of the gradient of parameter i."""
     g = p.grad
     assert g is not None
+    if type(g) is Tensor and g.layout is torch.strided and g.shape == p.shape and g.dtype is p.dtype:
+        return g.detach() if g.requires_grad else g
+    name = param_name(group, i)
     if g.layout != torch.strided:
         _checks.fail(TypeError, f"{name}.grad", "a dense (strided) gradient", g.layout)
     if g.shape != p.shape:

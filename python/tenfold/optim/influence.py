@@ -13,7 +13,7 @@ Influence functions: Koh, Liang (arXiv 1703.04730); as unlearning: Jia et al. (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +21,18 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 
-from ._curvature import _plain_attention, to_device
-from ._predictions import loss_of
+from ._influence_batches import Batches
+from ._influence_batches import wide as _wide
 
 Vector = list[Tensor]
 Product = Callable[[Vector], Sequence[Tensor]]
 Gradients = Sequence[Sequence[Tensor]] | Callable[[], Iterable[Sequence[Tensor]]]
 
-__all__ = ["InfluenceReport", "Solution", "cg", "diag", "influence_unlearn", "lissa", "woodfisher"]
+__all__ = [
+    "InfluenceDirection", "InfluenceReport", "Solution", "cg", "diag", "influence_direction",
+    "influence_unlearn",
+    "lissa", "woodfisher",
+]  # fmt: skip
 
 
 class Solution(NamedTuple):
@@ -61,10 +65,6 @@ def _norm(a: Sequence[Tensor]) -> float:
 def _vector(name: str, v: Any) -> Vector:
     listed = list(_checks.sequence(name, v, "tensors"))
     return [_checks.tensor(f"{name}[{i}]", t).detach() for i, t in enumerate(listed)]
-
-
-def _wide(v: Vector) -> Vector:
-    return [t if t.dtype == torch.float64 else t.float() for t in v]
 
 
 def _alike(name: str, tensors: Sequence[Tensor], v: Vector) -> None:
@@ -127,7 +127,7 @@ def cg(
     p = [t.clone() for t in b]
     rr, target = _dot(r, r), (rtol * _norm(b)) ** 2
     iterations, curved = 0, True
-    while rr > target and iterations < maxiter:
+    while not rr <= target and iterations < maxiter:  # also where it is NaN, so that x tells
         ap = _damped(hvp, p, damp)
         iterations += 1
         pap = _dot(p, ap)
@@ -307,6 +307,28 @@ def _legacy(rows: list[Tensor], v: Tensor) -> Tensor:
 # -- unlearning ---------------------------------------------------------------------------------------------
 
 
+class InfluenceDirection(NamedTuple):
+    """x = (H_r + damp I)^-1 v, and what is known before a step along it is made.
+
+    Attributes:
+        x: shaped as the parameters.
+        residual, iterations, converged: of the solver (see `Solution`).
+        slope: v . x, twice the quadratic model's gain.
+        forget_loss, retain_loss: means over predictions, in nats.
+        forget_slope, retain_slope: their first-order changes per unit of alpha, g . x.
+    """
+
+    x: Vector
+    residual: float
+    iterations: int
+    converged: bool
+    slope: float
+    forget_loss: float
+    retain_loss: float
+    forget_slope: float
+    retain_slope: float
+
+
 class InfluenceReport(NamedTuple):
     """What `influence_unlearn` did.  Losses are means over predictions, in nats.
 
@@ -331,6 +353,50 @@ class InfluenceReport(NamedTuple):
     retain_predicted: float
 
 
+def influence_direction(
+    model: nn.Module,
+    forget: Sequence[Any],
+    retain: Sequence[Any],
+    *,
+    solver: str | Callable[[Vector], Sequence[Tensor]] = "cg",
+    damp: float = 1.0,
+    params: Iterable[Tensor] | None = None,
+    hessian: Sequence[Tensor] | None = None,
+    curvature: Sequence[Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    **options: Any,
+) -> InfluenceDirection:
+    """The direction of `influence_unlearn`, for several alpha along it; no parameter is changed.
+
+    Args:
+        curvature: batches that H_r is made of, if not all of retain: each product with H goes over them.
+        others: as in `influence_unlearn`.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
+        RuntimeError: the direction is not finite.
+    """
+    chosen = _chosen(model, params)
+    for name, batches in (("forget", forget), ("retain", retain), ("curvature", curvature)):
+        if isinstance(batches, Iterator):
+            expected = "batches that can be gone through several times"
+            _checks.fail(TypeError, name, expected, type(batches).__name__)
+    if not callable(solver):
+        _checks.choice("solver", solver, ("cg", "lissa", "woodfisher", "diag"))
+    data = Batches(model, chosen, loss)
+    forget_loss, forget_grad, n_forget = data.mean("forget", forget)
+    retain_loss, retain_grad, n_retain = data.mean("retain", retain)
+    share = n_forget / (n_forget + n_retain)
+    v = [share * (f - r) for f, r in zip(forget_grad, retain_grad, strict=True)]
+    found = _solve(solver, data, retain if curvature is None else curvature, v, damp, hessian, options)
+    if not all(bool(torch.isfinite(t).all()) for t in found.x):
+        _checks.fail(RuntimeError, "solver", "a finite step", f"one that is not, of {solver!r}")
+    return InfluenceDirection(
+        found.x, found.residual, found.iterations, found.converged, _dot(v, found.x), forget_loss,
+        retain_loss, _dot(forget_grad, found.x), _dot(retain_grad, found.x),
+    )  # fmt: skip
+
+
 def influence_unlearn(
     model: nn.Module,
     forget: Sequence[Any],
@@ -341,6 +407,7 @@ def influence_unlearn(
     damp: float = 1.0,
     params: Iterable[Tensor] | None = None,
     hessian: Sequence[Tensor] | None = None,
+    curvature: Sequence[Any] | None = None,
     loss: Callable[..., Any] | None = None,
     **options: Any,
 ) -> InfluenceReport:
@@ -359,6 +426,7 @@ def influence_unlearn(
         params: the parameters that move; None for all that require a gradient.  Memory is a few vectors of
             their size ("cg", "lissa"), one per retain batch ("woodfisher").
         hessian: for "diag": the diagonal, shaped as `params`.
+        curvature: batches that H_r is made of; None for those of retain.
         loss: `loss(model, batch)` -> mean loss, or (mean loss, number of predictions).
         options: of the solver (rtol, maxiter, scale, depth, form, store, legacy).
 
@@ -366,42 +434,42 @@ def influence_unlearn(
         TypeError, ValueError: arguments that do not fit.
         RuntimeError: the step is not finite; parameters are left as they were.
     """
-    chosen = [p for p in (model.parameters() if params is None else params) if p.requires_grad]
-    if not chosen:
-        _checks.fail(ValueError, "params", "at least one parameter that requires a gradient", "none")
+    params = _chosen(model, params)
     alpha = _checks.real("alpha", alpha)
-    if not callable(solver):
-        _checks.choice("solver", solver, ("cg", "lissa", "woodfisher", "diag"))
-    data = _Data(model, chosen, loss)
-    forget_loss, forget_grad, n_forget = data.mean("forget", forget)
-    retain_loss, retain_grad, n_retain = data.mean("retain", retain)
-    share = n_forget / (n_forget + n_retain)
-    v = [share * (f - r) for f, r in zip(forget_grad, retain_grad, strict=True)]
-    found = _solve(solver, data, retain, v, damp, hessian, options)
-    if not all(bool(torch.isfinite(t).all()) for t in found.x):
-        _checks.fail(RuntimeError, "solver", "a finite step", f"one that is not, of {solver!r}")
+    found = influence_direction(
+        model, forget, retain, solver=solver, damp=damp, params=params, hessian=hessian, curvature=curvature,
+        loss=loss, **options,
+    )  # fmt: skip
     with torch.no_grad():
-        for p, d in zip(chosen, found.x, strict=True):
+        for p, d in zip(params, found.x, strict=True):
             p.add_(d.to(p.dtype), alpha=alpha)
+    data = Batches(model, params, loss)
     return InfluenceReport(
         update_norm=abs(alpha) * _norm(found.x),
         residual=found.residual,
         iterations=found.iterations,
         converged=found.converged,
-        slope=_dot(v, found.x),
-        forget_before=forget_loss,
+        slope=found.slope,
+        forget_before=found.forget_loss,
         forget_after=data.loss("forget", forget),
-        forget_predicted=alpha * _dot(forget_grad, found.x),
-        retain_before=retain_loss,
+        forget_predicted=alpha * found.forget_slope,
+        retain_before=found.retain_loss,
         retain_after=data.loss("retain", retain),
-        retain_predicted=alpha * _dot(retain_grad, found.x),
+        retain_predicted=alpha * found.retain_slope,
     )
+
+
+def _chosen(model: nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
+    chosen = [p for p in (model.parameters() if params is None else params) if p.requires_grad]
+    if not chosen:
+        _checks.fail(ValueError, "params", "at least one parameter that requires a gradient", "none")
+    return chosen
 
 
 def _solve(
     solver: str | Callable[[Vector], Sequence[Tensor]],
-    data: _Data,
-    retain: Sequence[Any],
+    data: Batches,
+    curvature: Sequence[Any],
     v: Vector,
     damp: float,
     hessian: Sequence[Tensor] | None,
@@ -416,73 +484,6 @@ def _solve(
             _checks.fail(ValueError, "hessian", "a diagonal for solver 'diag'", None)
         return diag(v, hessian, damp=damp, **options)
     if solver == "woodfisher":
-        return woodfisher(lambda: data.gradients(retain), v, damp=damp, **options)
+        return woodfisher(lambda: data.gradients(curvature), v, damp=damp, **options)
     iterate = cg if solver == "cg" else lissa
-    return iterate(lambda x: data.product(retain, x), v, damp=damp, **options)
-
-
-class _Data:
-    """Losses, gradients and Hessian-vector products of batches, weighted by their predictions."""
-
-    def __init__(self, model: nn.Module, params: list[Tensor], loss: Callable[..., Any] | None) -> None:
-        self.model, self.params, self.own_loss = model, params, loss
-
-    def _losses(self, name: str, batches: Iterable[Any]) -> Iterable[tuple[Tensor, float]]:
-        found = False
-        for batch in batches:
-            found = True
-            yield loss_of(self.model, to_device(batch, self.params[0].device), self.own_loss)
-        if not found:
-            _checks.fail(ValueError, name, "at least one batch", "none")
-
-    def loss(self, name: str, batches: Iterable[Any]) -> float:
-        with torch.no_grad():
-            pairs = [(float(value), n) for value, n in self._losses(name, batches) if n]
-        return sum(value * n for value, n in pairs) / sum(n for _, n in pairs)
-
-    def _gradient(self, value: Tensor) -> Vector:
-        grads = torch.autograd.grad(value, self.params, allow_unused=True)
-        pairs = zip(grads, self.params, strict=True)
-        return _wide([torch.zeros_like(p) if g is None else g for g, p in pairs])
-
-    def mean(self, name: str, batches: Iterable[Any]) -> tuple[float, Vector, float]:
-        """(mean loss, its gradient, number of predictions)."""
-        total, count = 0.0, 0.0
-        sums = [torch.zeros_like(t) for t in _wide([p.detach() for p in self.params])]
-        for value, n in self._losses(name, batches):
-            if n:
-                for s, g in zip(sums, self._gradient(value), strict=True):
-                    s.add_(g, alpha=n)
-                total, count = total + n * float(value.detach()), count + n
-        if not count:
-            _checks.fail(ValueError, name, "at least one prediction", "none: all are masked")
-        return total / count, [s / count for s in sums], count
-
-    def gradients(self, batches: Iterable[Any]) -> Iterable[Vector]:
-        """One per batch; between two of them grad mode is the caller's."""
-        for batch in batches:
-            with torch.enable_grad():
-                pairs = list(self._losses("retain", [batch]))
-                found = [self._gradient(value) for value, n in pairs if n]
-            yield from found
-
-    def product(self, batches: Iterable[Any], x: Vector) -> Vector:
-        """The Hessian of the mean loss times x."""
-        sums, count = [torch.zeros_like(t) for t in x], 0.0
-        with torch.enable_grad(), _plain_attention():
-            for value, n in self._losses("retain", batches):
-                if n:
-                    for s, h in zip(sums, self._curved(value, x), strict=True):
-                        if h is not None:
-                            s.add_(h.to(s.dtype), alpha=n)
-                    count += n
-        return [s / count for s in sums]
-
-    def _curved(self, value: Tensor, x: Vector) -> Sequence[Tensor | None]:
-        grads = torch.autograd.grad(value, self.params, create_graph=True, allow_unused=True)
-        live = [
-            (g, t.to(g.dtype)) for g, t in zip(grads, x, strict=True) if g is not None and g.requires_grad
-        ]
-        if not live:
-            return [None] * len(x)
-        return torch.autograd.grad([g for g, _ in live], self.params, [t for _, t in live], allow_unused=True)
+    return iterate(lambda x: data.product(curvature, x), v, damp=damp, **options)

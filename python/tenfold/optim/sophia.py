@@ -204,6 +204,8 @@ class Sophia(Optimizer):
                 loss = closure()
         scale, found_inf = amp_of(self, amp)
         buckets = Buckets(self, scale, found_inf)
+        if self.nonfinite == "error":
+            buckets.expect_finite()
         if self._rho_is_stale and buckets.any:
             self._rho_is_stale = not _sophia_auto.tune(self, buckets, bs)
         counted = self.num_updates % self.stats_interval == 0
@@ -359,7 +361,8 @@ class SophiaG(Sophia):
 
     A drop-in for their class: same arguments, defaults, `step(bs=...)`, `update_hessian()` and state.  `bs`
     is the number of predictions (sequences times tokens) of a batch.  With `estimate_hessian` instead of
-    `update_hessian` it need not be given.  Other arguments as `Sophia`.
+    `update_hessian` it need not be given.  `capturable` is taken for their scripts' sake and changes nothing:
+    no step waits for a GPU.  Other arguments as `Sophia`.
     """
 
     def __init__(
@@ -371,6 +374,7 @@ class SophiaG(Sophia):
         weight_decay: float = 1e-1,
         *,
         maximize: bool = False,
+        capturable: bool = False,
         **options: Any,
     ) -> None:
         options.setdefault("mode", "liuhong99")

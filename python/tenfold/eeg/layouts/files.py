@@ -162,5 +162,5 @@ def _scipy_io() -> Any:
     try:
         import scipy.io
     except ImportError as error:
-        raise RuntimeError("MATLAB files: expected scipy, got none; pip install 'tenfold[eeg]'") from error
+        raise RuntimeError("MATLAB files: expected scipy, got none; pip install scipy") from error
     return scipy.io

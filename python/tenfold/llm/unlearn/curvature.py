@@ -22,12 +22,22 @@ from tenfold import ops
 from tenfold.llm.unlearn import losses
 from tenfold.llm.unlearn.subject import Subject
 
-__all__ = ["FIRST_ORDER", "OPTIMIZERS", "accumulate_sampled", "make_optimizer", "parameter_groups", "refresh"]
+__all__ = [
+    "FIRST_ORDER",
+    "OPTIMIZERS",
+    "accumulate_sampled",
+    "make_optimizer",
+    "mean_loss",
+    "parameter_groups",
+    "refresh",
+]
 
 OPTIMIZERS = (
     "adamw", "sophia", "sophia-h", "empirical-fisher", "liuhong99", "soul-legacy", "sign"
 )  # fmt: skip
 FIRST_ORDER = ("adamw", "sign")
+ESTIMATED = ("sophia", "sophia-h", "empirical-fisher", "liuhong99")
+"""Those that estimate curvature on rows of their own."""
 
 _MODES = {
     "sophia": "paper", "sophia-h": "paper", "empirical-fisher": "empirical_fisher", "liuhong99": "liuhong99",
@@ -85,7 +95,9 @@ def make_optimizer(
         raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
     groups = parameter_groups(subject.model, subject.parameters, weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9, 0.999), weight_decay=weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=lr, betas=betas or (0.9, 0.999), weight_decay=weight_decay, fused=True
+        )
     from tenfold.optim import Sophia
 
     published = {"sophia": 0.05, "empirical-fisher": 0.05, "sophia-h": 0.01}.get(name, 0.04)
@@ -115,7 +127,7 @@ def refresh(
     if name in ("sophia-h", "empirical-fisher"):
         second = name == "sophia-h"
         count: int = optimizer.estimate_hessian(
-            subject.model, batches, loss=lambda _, batch: _mean_loss(subject, batch, second)
+            subject.model, batches, loss=lambda _, batch: mean_loss(subject, batch, second)
         )
         return count
     kept = {key: p.grad for key, p in subject.parameters.items()}
@@ -139,17 +151,19 @@ def accumulate_sampled(subject: Subject, batches: Sequence[tuple[str, Sequence[i
     count = 0
     for name, chosen in batches:
         rows, head = subject.labelled(subject.batch(name, chosen)), subject.head
-        drawn = ops.linear_gnb_sample(rows.hidden, head.weight, head.bias, seed=seed, row_offset=count)
+        drawn = ops.linear_gnb_sample(
+            rows.hidden, head.weight, head.bias, seed=seed, row_offset=count, softcap=head.softcap
+        )
         (-drawn.logp.sum()).backward()
         count += len(rows.targets)
     return count
 
 
-def _mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool) -> tuple[Tensor, int]:
+def mean_loss(subject: Subject, batch: tuple[str, Sequence[int]], second: bool) -> tuple[Tensor, int]:
     """Mean loss of the data's labels and their number; for second derivatives from the logits themselves."""
     rows, head = subject.labelled(subject.batch(*batch)), subject.head
     count = len(rows.targets)
     if not second:
         return losses.nll(losses.score(rows, head)), count
-    logits = F.linear(rows.hidden, head.weight, head.bias).float()
+    logits = losses.logits(rows.hidden, head).float()
     return F.cross_entropy(logits, rows.targets), count

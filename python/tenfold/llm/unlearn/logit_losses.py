@@ -20,8 +20,8 @@ from tenfold.llm.unlearn import losses
 from tenfold.llm.unlearn.losses import Tokens
 
 __all__ = [
-    "ceu", "dpo", "ga", "kl", "margin", "nll", "npo", "satimp", "score", "sequence_nll", "simnpo", "soul_kl",
-    "undial", "wga",
+    "ceu", "dpo", "ga", "kl", "margin", "nll", "npo", "satimp", "score", "sequence_nll",
+    "simnpo", "soul_kl", "undial", "wga",
 ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def kl(
         log_p, log_ref = log_ref, log_p
     elif direction != "forward":
         raise ValueError(f"direction: expected 'forward' or 'reverse', got {direction!r}")
-    each = (log_ref.exp() * (log_ref - log_p)).sum(-1)
+    each = _expected(log_ref.exp(), log_ref - log_p)
     return each.sum() / max(1, each.numel())
 
 
@@ -138,10 +138,15 @@ def _wide(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
+def _expected(p: Tensor, values: Tensor) -> Tensor:
+    """sum_v p values, where tokens of probability 0 count as 0: their value may be infinite."""
+    return (p * values.masked_fill(p == 0, 0.0)).sum(-1)
+
+
 def _log_softmax(logits: Tensor) -> Tensor:
     return logits.to(_wide(logits)).log_softmax(-1)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    each = -(target * _log_softmax(logits)).sum(-1)
+    each = -_expected(target, _log_softmax(logits))
     return each.sum() / max(1, each.numel())

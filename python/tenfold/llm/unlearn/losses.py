@@ -1,4 +1,5 @@
-"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor is ever held.
+"""Unlearning losses from hidden states and the unembedding: no [tokens, vocabulary] tensor of more than a
+chunk is ever held.
 
     rows = labelled(hidden, labels)              the positions that predict a labelled token, [N, D]
     tokens = score(rows, head)                   log-probabilities of their labels, [N]
@@ -27,12 +28,15 @@ from tenfold import ops
 
 __all__ = [
     "IGNORE", "Head", "Rows", "Tokens", "activation", "ceu", "control_vector", "dpo", "dual_step", "ga", "kl",
-    "l1", "labelled", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
-    "skip_first", "undial", "wga",
+    "l1", "labelled", "logits", "margin", "nll", "npo", "ramp", "satimp", "score", "sequence_nll", "simnpo",
+    "skip_first", "topk_kl", "topk_undial", "undial", "wga",
 ]  # fmt: skip
 
 IGNORE = -100
 """Label of a position that is not predicted."""
+
+KEPT_LOGITS = 64 << 20
+"""Bytes of logits that a loss may keep for its backward pass: one chunk of :mod:`tenfold.ops`."""
 
 
 class Head(NamedTuple):
@@ -84,6 +88,12 @@ def labelled(hidden: Tensor, labels: Tensor) -> Rows:
     return Rows(hidden[:, :-1][where], following[where], sequence[where], len(labels))
 
 
+def logits(hidden: Tensor, head: Head) -> Tensor:
+    """All logits [..., V] of hidden states, for what has no form without them."""
+    out = F.linear(hidden, head.weight, head.bias)
+    return out if head.softcap is None else head.softcap * torch.tanh(out / head.softcap)
+
+
 def skip_first(labels: Tensor, count: int) -> Tensor:
     """Labels [B, T] with the first ``count`` labelled tokens of every sequence set to -100."""
     has = labels != IGNORE
@@ -91,9 +101,23 @@ def skip_first(labels: Tensor, count: int) -> Tensor:
 
 
 def score(rows: Rows, head: Head) -> Tokens:
-    """Log-probabilities of the labels, differentiable in hidden states and unembedding."""
-    found = ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap)
+    """Log-probabilities of the labels, differentiable in hidden states and unembedding.
+
+    Where float32 logits of all rows fit in :data:`KEPT_LOGITS` bytes and gradients are wanted, they are kept
+    for the backward pass; else it computes them again, a chunk at a time. The numbers are the same.
+    """
+    if _keeps_logits(rows.hidden, head):
+        logits = F.linear(rows.hidden, head.weight, head.bias)
+        found = ops.logits_logprob(logits, rows.targets, softcap=head.softcap)
+    else:
+        found = ops.linear_logprob(rows.hidden, head.weight, rows.targets, head.bias, softcap=head.softcap)
     return Tokens(found.logp, rows.sequence, rows.sequences)
+
+
+def _keeps_logits(hidden: Tensor, head: Head) -> bool:
+    size = hidden.shape[0] * head.weight.shape[0] * 4
+    plain = hidden.dtype == head.weight.dtype == torch.float32
+    return torch.is_grad_enabled() and plain and hidden.device.type == "cpu" and 0 < size <= KEPT_LOGITS
 
 
 def sequence_nll(tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -180,10 +204,48 @@ def kl(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, direction:
 def undial(rows: Rows, head: Head, ref_hidden: Tensor, ref_head: Head, *, beta: float = 10.0) -> Tensor:
     """Cross-entropy against softmax(zref - beta onehot(y)), mean over labelled rows (arXiv 2402.10052)."""
     _no_softcap("undial", head, ref_head)
-    _no_bias("undial", head, ref_head)
-    return _mean(
-        ops.linear_undial(rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, beta=beta)
-    )
+    each = ops.linear_undial(
+        rows.hidden, head.weight, ref_hidden, ref_head.weight, rows.targets, bias=head.bias,
+        ref_bias=ref_head.bias, beta=beta,
+    )  # fmt: skip
+    return _mean(each)
+
+
+def topk_kl(rows: Rows, head: Head, reference: ops.TopK) -> Tensor:
+    """:func:`kl` from a reference of which K tokens per row are kept, mean over labelled rows.
+
+    With r the reference's mass outside them, a row's value is smaller than the full divergence by r times the
+    divergence of the renormalised rests, and the absolute errors of its gradient by the logits add up to 2 r
+    at most: see :func:`tenfold.ops.linear_topk_kl`.
+    """
+    each = ops.linear_topk_kl(rows.hidden, head.weight, reference, head.bias, softcap=head.softcap)
+    return _mean(each)
+
+
+def topk_undial(rows: Rows, head: Head, reference: ops.TopK, *, beta: float = 10.0) -> Tensor:
+    """:func:`undial` from K tokens per row, the label among them; mean over labelled rows.
+
+    Lowering the label's logit turns probabilities q into q e^(-beta) at the label, over 1 - q(label) (1 -
+    e^-beta). The mass outside the K tokens becomes r' = r / (1 - q(label) (1 - e^-beta)); the value lacks r'
+    times the cross-entropy of the renormalised rests, the gradient is off by 2 r' at most as in
+    :func:`topk_kl`.
+
+    Raises:
+        ValueError: a label that is not among the tokens of its row.
+    """
+    own = reference.tokens == rows.targets[:, None]
+    if not bool(own.any(1).all()):
+        missing = int(rows.targets[~own.any(1)][0])
+        raise ValueError(f"reference: expected the label of each row among its tokens, got none of {missing}")
+    q = reference.logp.double()
+    lowered = torch.where(own, q - beta, q)
+    rest = reference.log_rest.double()
+    total = torch.cat((lowered, rest[:, None]), 1).logsumexp(1)
+    target = ops.TopK(reference.tokens, lowered - total[:, None], rest - total)
+    outcomes = torch.cat((target.logp, target.log_rest[:, None]), 1)
+    entropy = torch.special.entr(outcomes.exp()).sum(1)
+    each = ops.linear_topk_kl(rows.hidden, head.weight, target, head.bias, softcap=head.softcap)
+    return _mean(each + entropy.to(each.dtype))
 
 
 def ceu(rows: Rows, head: Head) -> Tensor:
@@ -270,9 +332,5 @@ def _like(reference: Tensor, values: Tensor) -> Tensor:
 
 def _no_softcap(name: str, *heads: Head) -> None:
     if any(head.softcap is not None and math.isfinite(head.softcap) for head in heads):
-        raise ValueError(f"{name}: expected logits without a soft cap, got softcap={heads[0].softcap}")
-
-
-def _no_bias(name: str, *heads: Head) -> None:
-    if any(head.bias is not None for head in heads):
-        raise ValueError(f"{name}: expected an unembedding without bias, got one")
+        also = " (topk_kl and topk_undial know it)" if name in ("kl", "undial") else ""
+        raise ValueError(f"{name}: expected logits without a soft cap{also}, got softcap={heads[0].softcap}")

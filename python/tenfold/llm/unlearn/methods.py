@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["METHODS", "SOUL_NAMES", "Method", "find"]
+__all__ = ["METHODS", "SOUL_NAMES", "Method", "find", "reads_distribution"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ METHODS: dict[str, Method] = {
     "rmu": Method("RMU", "2403.03218", retain="activation", defaults={"coefficient": 20.0, "block": None}),
     "pdu": Method("PDU", "2506.05314", defaults={"bound": 0.5, "dual_step_size": 1.0}),
     "ft": Method("FT", "2404.18239"),
+    "iu": Method(
+        "IU", "2304.04934", defaults={"damp": 1e-3, "rows": 32, "iterations": 10, "scale": 10.0, "depth": 30}
+    ),
     "l1": Method("l1-sparse FT", "2304.04934", defaults={"alpha": 1e-6}),
 }
-"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``. In SimNPO's paper the
+"""Name -> method; ``teach`` is the opposite, training on the rows called ``forget``; ``iu`` is one step
+along an influence function and has a solver in the place of an optimizer. In SimNPO's paper the
 forget term weighs 0.125 where the retain term weighs 1."""
 
 SOUL_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,3 +87,13 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name]
+
+
+def reads_distribution(name: str, retain_loss: str | None) -> list[str]:
+    """Sets of whose rows a method compares whole distributions: ``"forget"``, ``"retain"``, both or none.
+
+    ``retain_loss`` as in :class:`tenfold.llm.unlearn.objective.Objective`; None for the method's own.
+    """
+    known = find(name)
+    forget = ["forget"] if "hidden" in known.reference else []
+    return forget + (["retain"] if (retain_loss or known.retain) == "kl" else [])

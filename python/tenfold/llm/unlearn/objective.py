@@ -2,19 +2,22 @@
 
 What a method needs of the model before unlearning is remembered when the objective is made, and the model
 itself
-is not kept: one number per row for NPO and DPO; for KL, UNDIAL and RMU the hidden states at the labelled
-positions, from which the whole distribution follows through the unembedding.
+is not kept: one number per row for NPO and DPO; for KL and UNDIAL the hidden states at the labelled
+positions, from which the whole distribution follows through the unembedding, or the likeliest tokens alone
+(:mod:`tenfold.llm.unlearn.topk`); for RMU activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenfold.llm.unlearn import logit_losses, losses, methods
+from tenfold.llm.unlearn import fused, logit_losses, losses, methods
+from tenfold.llm.unlearn import topk as topk_module
 from tenfold.llm.unlearn.losses import Head
 from tenfold.llm.unlearn.subject import Batch, Subject
 
@@ -35,6 +38,9 @@ class Objective:
             that SOUL's code calls KL, over all real positions.
         options: the method's own numbers in place of its defaults.
         seed: of RMU's control vector.
+        topk: tokens per position that KL and UNDIAL keep of the model before unlearning; 0 keeps its hidden
+            states, and a copy of its unembedding where that is trained.
+        topk_file: where the tokens are kept between runs (safetensors): read if it is there, else written.
 
     Raises:
         ValueError: an unknown name or option; no retain rows where the retain term needs them.
@@ -50,6 +56,8 @@ class Objective:
         retain_loss: str | None = None,
         options: dict[str, Any] | None = None,
         seed: int = 0,
+        topk: int = 0,
+        topk_file: Path | None = None,
     ) -> None:
         known = methods.find(method)
         self.subject, self.method, self.forget_weight = subject, method, forget_weight
@@ -70,7 +78,8 @@ class Objective:
         for name in known.sets:
             if name not in subject:
                 raise ValueError(f"{name}: expected a set of rows for {method}, got none")
-        self._remember(known, seed)
+        self.topk = self._check_topk(topk)
+        self._remember(known, seed, topk_file)
 
     @property
     def needs_retain(self) -> bool:
@@ -86,6 +95,8 @@ class Objective:
             gamma: retain weight of this step, where it is not constant.
         """
         weight = self.dual if self.method == "pdu" else self.gamma if gamma is None else gamma
+        if self._fused:
+            return self._both(forget, retain, weight)
         total, parts = torch.zeros((), device=self.subject.device), {}
         if self.method not in ("ft", "l1"):
             term = _FORGET[self.method](self, forget)
@@ -100,6 +111,23 @@ class Objective:
             total, parts["l1"] = total + self.options["alpha"] * term, float(term.detach())
         return total, parts
 
+    @property
+    def _fused(self) -> bool:
+        """Whether both terms are sums over tokens or sequences, for which one visit to the head is enough."""
+        per_sequence = self.options.get("per", "sequence") == "sequence"
+        return self.method in fused.FUSED and per_sequence and self.retain_loss in ("nll", "none")
+
+    def _both(
+        self, forget: Sequence[int], retain: Sequence[int], gamma: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        subject = self.subject
+        name = {"po": "refusal", "rl": "random"}.get(self.method, "forget")
+        rows = subject.labelled(subject.batch(name, forget))
+        kept = None if self.retain_loss == "none" else subject.labelled(subject.batch("retain", retain))
+        ref = self._ref("forget", forget) if self.method == "npo" else None
+        weights = {"forget_weight": self.forget_weight, "gamma": gamma}
+        return fused.loss(self.method, self.options, rows, kept, subject.head, ref_nll=ref, **weights)
+
     def after_step(self, retain_loss: float) -> None:
         """PDU's multiplier moves by how far the retain loss of the step is above its bound."""
         if self.method == "pdu":
@@ -110,7 +138,7 @@ class Objective:
     # -- reference -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _remember(self, known: methods.Method, seed: int) -> None:
+    def _remember(self, known: methods.Method, seed: int, topk_file: Path | None) -> None:
         subject = self.subject
         self._nll: dict[str, tuple[Tensor, Tensor]] = {}
         self._hidden: dict[str, list[Tensor]] = {}
@@ -119,9 +147,13 @@ class Objective:
             for name in ("forget", *known.sets):
                 self._nll[name] = subject.nll(name)
         everywhere = self.retain_loss == "soul_kl"
-        if "hidden" in known.reference:
+        if self.topk:
+            self._topk = topk_module.remember(
+                subject, methods.reads_distribution(self.method, self.retain_loss), self.topk, topk_file
+            )
+        elif "hidden" in known.reference:
             self._hidden["forget"] = self._states("forget", everywhere and self.method == "kl")
-        if self.retain_loss in ("kl", "soul_kl"):
+        if self.retain_loss in ("kl", "soul_kl") and not self.topk:
             self._hidden["retain"] = self._states("retain", everywhere)
         if self._hidden:
             head = subject.head
@@ -132,13 +164,25 @@ class Objective:
         if self.method == "rmu" or self.retain_loss == "activation":
             block = self.options.get("block")
             middle = (subject.first_block + subject.model.config.num_hidden_layers) // 2
-            self._block = middle if block is None else block
+            self._block = middle if block is None else int(block)  # settings of options are floats
             size = subject.model.config.hidden_size
             self._control = losses.control_vector(
                 size, coefficient=self.options.get("coefficient", 20.0), seed=seed, device=subject.device
             )
         if self.retain_loss == "activation":
             self._acts["retain"] = self._activations("retain")
+
+    def _check_topk(self, k: int) -> int:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"topk: expected a whole number >= 0, got {k!r}")
+        if k and (
+            self.retain_loss == "soul_kl" or not methods.reads_distribution(self.method, self.retain_loss)
+        ):
+            raise ValueError(
+                f"topk: expected 0 for {self.method} with retain_loss={self.retain_loss!r}, which has no use "
+                f"for it, got {k}"
+            )
+        return k
 
     def _states(self, name: str, everywhere: bool) -> list[Tensor]:
         """Hidden states of each row at its labelled (or all real) positions."""
@@ -179,13 +223,15 @@ class Objective:
         return self._divergence("retain", batch, chosen)
 
     def _divergence(self, name: str, batch: Batch, chosen: Sequence[int]) -> Tensor:
+        if self.topk:
+            kept = topk_module.take(self._topk[name], chosen, self.subject.device)
+            return losses.topk_kl(self.subject.labelled(batch), self.subject.head, kept)
         before = torch.cat([self._hidden[name][i] for i in chosen])
         if self.retain_loss != "soul_kl":
             return losses.kl(self.subject.labelled(batch), self.subject.head, before, self._head)
-        hidden, head = self.subject.hidden(batch)[batch.mask > 0], self.subject.head
+        hidden = self.subject.hidden(batch)[batch.mask > 0]
         return logit_losses.soul_kl(
-            torch.nn.functional.linear(hidden, head.weight, head.bias),
-            torch.nn.functional.linear(before, self._head.weight, self._head.bias),
+            losses.logits(hidden, self.subject.head), losses.logits(before, self._head)
         )
 
     def _tokens(self, name: str, chosen: Sequence[int]) -> losses.Tokens:
@@ -232,6 +278,9 @@ class Objective:
 
     def _undial(self, chosen: Sequence[int]) -> Tensor:
         rows = self.subject.labelled(self.subject.batch("forget", chosen))
+        if self.topk:
+            kept = topk_module.take(self._topk["forget"], chosen, self.subject.device)
+            return losses.topk_undial(rows, self.subject.head, kept, **self.options)
         before = torch.cat([self._hidden["forget"][i] for i in chosen])
         return losses.undial(rows, self.subject.head, before, self._head, **self.options)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,11 +62,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line of a UTF-8 file, unpacked where its name ends in ``.gz``.
 
     Raises:
-        ValueError: a line that is not UTF-8.
+        ValueError: a line that is not UTF-8, or that cannot be unpacked.
     """
+    number = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            yield number, _decoded(line, path, number)
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, _decoded(line, path, number)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path.name} line {number + 1}: expected gzip data, got {error}") from None
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:

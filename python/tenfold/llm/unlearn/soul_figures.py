@@ -51,7 +51,7 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
     least = min(a.probability["forget"] for a in outcome.attempts)
     low = max(1e-6, 0.6 * least)
     for axes, method in zip(flat, shown, strict=False):
-        for optimizer in outcome.config.optimizers:
+        for optimizer in outcome.config.steppers(method):
             mine = [a for a in outcome.attempts if a.job.method == method and a.job.optimizer == optimizer]
             mine.sort(key=lambda a: (a.job.seed, a.job.lr))
             for seed in dict.fromkeys(a.job.seed for a in mine):
@@ -59,7 +59,7 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
                 axes.plot(
                     [max(low, a.probability["forget"]) for a in line],
                     [a.probability["retain"] for a in line],
-                    color=_colour(optimizer), marker=MARKERS[optimizer], markersize=6, alpha=0.85,
+                    color=_colour(optimizer), marker=MARKERS.get(optimizer, "p"), markersize=6, alpha=0.85,
                     linewidth=1.2,
                     label=OPTIMIZER_NAMES[optimizer] if seed == mine[0].job.seed else None,
                 )  # fmt: skip
@@ -78,11 +78,15 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
         axes.set_xlabel("probability of forget answers")
     for axes in panels[:, 0]:
         axes.set_ylabel("probability of retain answers")
-    handles, labels = flat[0].get_legend_handles_labels()
+    told = [axes.get_legend_handles_labels() for axes in flat[: len(shown)]]
+    named = {label: handle for pair in told for handle, label in zip(*pair, strict=True)}
+    labels, handles = list(named), list(named.values())
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)))
     caption = (
         "Each point is a run from the same taught weights at one learning rate; lines join the learning "
-        "rates of an optimizer. Up and to the left is better. Dashed: a fifth of the forget probability, "
+        "rates of "
+        "an optimizer where there are several, one line per seed. Up and to the left is better. Dashed: a "
+        "fifth of the forget probability, "
         "and 80 % "
         "of the retain probability."
     )
@@ -93,9 +97,11 @@ def _tradeoff(outcome: Outcome) -> tuple[Any, str, str]:
     return figure, caption, f"Scatter of retain against forget probability. Chosen runs: {alt}."
 
 
-def _training(outcome: Outcome) -> tuple[Any, str, str]:
-    """Forget and retain terms of the chosen runs of the first method."""
-    method = outcome.attempts[0].job.method
+def _training(outcome: Outcome) -> tuple[Any, str, str] | None:
+    """Forget and retain terms of the chosen runs of the first method that takes more than one step."""
+    method = next((a.job.method for a in outcome.attempts if a.job.method != "iu"), None)
+    if method is None:
+        return None
     runs = [a for a in outcome.chosen.values() if a.job.method == method]
     figure, panels = figures.figure(7.6, 3.4, ncols=2)
     for axes, part in zip(panels, ("forget", "retain"), strict=True):

@@ -11,7 +11,9 @@ from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 
 __all__ = [
-    "ORDER", "best", "collect", "evaluation_rows", "fall", "kept", "pair", "same_setting", "spread",
+    "ORDER", "best", "by_figure", "collect", "evaluation_rows", "fall", "kept", "optimizer_name", "pair",
+    "rate",
+    "same_setting", "shown", "spread",
     "sweep_rows",
     "title", "win_rate",
 ]  # fmt: skip
@@ -21,7 +23,19 @@ OPTIMIZER_NAMES = {
     "Fisher)",
     "liuhong99": "SophiaG (published)", "soul-legacy": "SOUL's optimizer", "sign": "sign-momentum",
 }  # fmt: skip
-ORDER = {name: "first order" if name in FIRST_ORDER else "second order" for name in OPTIMIZER_NAMES}
+SOLVER_NAMES = {
+    "diag": "diagonal (GNB)", "cg": "conjugate gradients", "lissa": "LiSSA", "woodfisher": "WoodFisher",
+    "woodfisher-legacy": "WoodFisher (in circulation)",
+}  # fmt: skip
+ORDER = {
+    name: "first order" if name in FIRST_ORDER else "second order" for name in OPTIMIZER_NAMES
+} | dict.fromkeys(SOLVER_NAMES, "one shot")
+OPTIMIZER_NAMES |= SOLVER_NAMES
+
+ONE_SHOT = ("damp", "iterations", "residual", "slope", "forget_predicted", "retain_predicted",
+"forget_before",
+            "retain_before", "forget", "retain")  # fmt: skip
+"""Numbers of a step of influence unlearning that go into ``metrics.json``."""
 
 EVALUATION = {
     "forget_quality": "forget quality (p)", "forget_quality_log10": "log10 p", "model_utility": "model "
@@ -40,7 +54,17 @@ EVALUATION = {
 
 def title(attempt: Attempt) -> str:
     """Method and optimizer in words."""
-    return f"{methods.find(attempt.job.method).title}, {OPTIMIZER_NAMES[attempt.job.optimizer]}"
+    return f"{methods.find(attempt.job.method).title}, {optimizer_name(attempt)}"
+
+
+def optimizer_name(attempt: Attempt) -> str:
+    """Of the optimizer, or of the solver of influence unlearning."""
+    return OPTIMIZER_NAMES[attempt.job.optimizer]
+
+
+def rate(attempt: Attempt) -> str:
+    """``lr 0.0003``, or ``alpha 2``."""
+    return f"{'alpha' if attempt.job.method == 'iu' else 'lr'} {attempt.job.lr:g}"
 
 
 def win_rate(attempt: Attempt) -> float:
@@ -79,6 +103,14 @@ def pair(outcome: Outcome) -> list[Attempt | None]:
     return [best(outcome, first), best(outcome, second)]
 
 
+def shown(outcome: Outcome) -> list[tuple[str, Attempt]]:
+    """What stands on top of the page, with its kind: the best first- and second-order run, and the best step
+    of influence unlearning."""
+    first, second = pair(outcome)
+    found = [("First order", first), ("Second order", second), ("One step", best(outcome, SOLVER_NAMES))]
+    return [(label, a) for label, a in found if a is not None]
+
+
 def same_setting(outcome: Outcome, attempt: Attempt) -> list[Attempt]:
     """The runs of other seeds with the settings of a chosen one, itself included."""
     return [a for a in outcome.attempts if a.name == attempt.name and a.job.lr == attempt.job.lr]
@@ -99,6 +131,7 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
         "trained_parameters": outcome.trained_parameters,
         "taught_from_cache": int(outcome.cached),
         "runs": len(outcome.attempts),
+        "tuning_runs": len(outcome.tuning),
     }
     for name, value in outcome.before.items():
         numbers[f"{name}_prob_before"] = value
@@ -112,6 +145,9 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
                 numbers[f"{name}.{part}_prob_sd"] = sd
         numbers[f"{name}.forget_fall"] = fall(outcome, chosen)
         numbers[f"{name}.retain_kept"] = kept(outcome, chosen)
+        if chosen.job.method == "iu":
+            told = chosen.history.steps[0]
+            numbers |= {f"{name}.{key}": told[key] for key in ONE_SHOT if key in told}
         numbers[f"{name}.lr"] = chosen.job.lr
         numbers[f"{name}.win_rate"] = win_rate(chosen)
         numbers[f"{name}.seconds"] = chosen.history.seconds
@@ -128,29 +164,37 @@ def collect(outcome: Outcome) -> dict[str, float | int]:
 
 
 def sweep_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """One row per run."""
-    return [_run_row(outcome, a) for a in outcome.attempts]
+    """One row per run: the reported ones, then those that chose learning rates on other authors."""
+    rows = [_run_row(outcome, a, outcome.before, outcome.chosen.values()) for a in outcome.attempts]
+    return rows + [
+        _run_row(outcome, a, outcome.tuning_before, outcome.tuned.values()) for a in outcome.tuning
+    ]
 
 
-def _run_row(outcome: Outcome, a: Attempt) -> dict[str, Any]:
+def _run_row(
+    outcome: Outcome, a: Attempt, before: dict[str, float], chosen: Iterable[Attempt]
+) -> dict[str, Any]:
     changed = _mean(row["changed"] for row in a.history.steps if "changed" in row)
-    return {
+    row = {
         "method": methods.find(a.job.method).title,
-        "optimizer": OPTIMIZER_NAMES[a.job.optimizer],
-        "order": ORDER[a.job.optimizer],
-        "lr": a.job.lr,
+        "optimizer": optimizer_name(a),
+        "lr or alpha": a.job.lr,
         "seed": a.job.seed,
         "forget prob": a.probability["forget"],
+        "falls by": before["forget"] / max(a.probability["forget"], 1e-12),
+        "keeps %": 100 * a.probability["retain"] / before["retain"],
+        "win rate": _or_blank(win_rate(a)),
+        "chosen": "yes" if any(a is c for c in chosen) else "",
+        "chosen by": outcome.config.selection(a.job.optimizer, a.job.method),
+        "split": "reported" if before is outcome.before else "tuning",
         "retain prob": a.probability["retain"],
         "facts prob": a.probability.get("facts", ""),
-        "falls by": fall(outcome, a),
-        "keeps %": 100 * kept(outcome, a),
-        "win rate": _or_blank(win_rate(a)),
+        "order": ORDER[a.job.optimizer],
         "changed": _or_blank(changed),
         "skipped": a.history.skipped,
         "seconds": round(a.history.seconds, 1),
-        "chosen": "yes" if any(a is c for c in outcome.chosen.values()) else "",
     }
+    return row if outcome.tuning else {key: value for key, value in row.items() if key != "split"}
 
 
 def evaluation_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -163,6 +207,18 @@ def evaluation_rows(outcome: Outcome) -> list[dict[str, Any]]:
             found = {column: result.metrics.get(key, "") for key, column in EVALUATION.items()}
             rows.append({"model": name, **found})
     return rows
+
+
+def by_figure(rows: Sequence[dict[str, Any]], most: int = 5) -> list[dict[str, Any]]:
+    """The same the other way round, a row per figure and a column per model; empty for more than ``most``
+    models."""
+    if not 0 < len(rows) <= most:
+        return []
+    return [
+        {"figure": figure, **{str(row["model"]): row[figure] for row in rows}}
+        for figure in rows[0]
+        if figure != "model"
+    ]
 
 
 def _mean(values: Iterable[float]) -> float:

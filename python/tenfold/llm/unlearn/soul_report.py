@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tenfold.llm.unlearn import soul_figures, soul_paper
+from tenfold.llm.unlearn import soul_figures, soul_paper, tuning
 from tenfold.llm.unlearn.curvature import FIRST_ORDER
 from tenfold.llm.unlearn.soul import KEPT, Attempt, Outcome
 from tenfold.llm.unlearn.soul_numbers import (
-    OPTIMIZER_NAMES,
     best,
+    by_figure,
     collect,
     evaluation_rows,
     fall,
     kept,
+    optimizer_name,
     pair,
+    rate,
+    shown,
     sweep_rows,
     title,
     win_rate,
 )
+from tenfold.llm.unlearn.soul_seeds import comparison_rows, seed_rows
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section
 
 __all__ = ["answer_rows", "write"]
@@ -33,7 +37,9 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     folder.write_table("runs", sweep_rows(outcome))
     tables = ["runs"]
     for name, rows in (
-        ("evaluation", evaluation_rows(outcome)), ("answers", answer_rows(outcome)),
+        ("seeds", seed_rows(outcome)), ("comparison", comparison_rows(outcome)),
+        ("evaluation", evaluation_rows(outcome)), ("figures", by_figure(evaluation_rows(outcome))),
+        ("answers", answer_rows(outcome)),
         ("steps", _steps(outcome)),
         ("paper", soul_paper.TOFU),
     ):  # fmt: skip
@@ -52,8 +58,8 @@ def _steps(outcome: Outcome) -> list[dict[str, Any]]:
 def answer_rows(outcome: Outcome, each: int = 8) -> list[dict[str, Any]]:
     """Answers as text before and after: of the first- and the second-order run shown on top of the page."""
     before = outcome.before_result
-    shown = [a for a in pair(outcome) if a is not None and a.result is not None]
-    if before is None or not shown:
+    told = [a for _, a in shown(outcome) if a.result is not None]
+    if before is None or not told:
         return []
     rows = []
     for part, count in (("forget", each), ("retain", each // 2), ("world_facts", each // 4)):
@@ -63,7 +69,7 @@ def answer_rows(outcome: Outcome, each: int = 8) -> list[dict[str, Any]]:
                 "set": part.replace("_", " "), "question": item["question"], "truth": item["answer"],
                 "before": item["generated"],
             }  # fmt: skip
-            for a in shown:
+            for a in told:
                 row[title(a)] = _answer(a, part, item["index"]) or "(nothing)"
             rows.append(row)
     return rows
@@ -104,9 +110,15 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
             f"({_times(fall(outcome, top))} less), while {_percent(kept(outcome, top))} of the retain "
             "probability was kept."
         )
-    evaluation = [name for name in ("evaluation",) if name in tables]
+    # few models: a column for each; else a row for each
+    evaluation = [name for name in ("figures", "evaluation") if name in tables][:1]
     answers = [name for name in ("answers",) if name in tables]
     sections = [Section("Forgetting against keeping", _tradeoff_text(outcome), ["tradeoff"], ["runs"])]
+    seeds = [name for name in ("seeds", "comparison") if name in tables]
+    if seeds:
+        sections.append(Section("Over several seeds", _seeds_text(outcome), [], seeds))
+    if "iu" in outcome.config.methods:
+        sections.append(Section("One step of influence unlearning", _one_shot_text(outcome)))
     if answers:
         sections.append(
             Section("What it says", "Greedy answers of the same model before and after.", [], answers)
@@ -115,7 +127,8 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
         sections.append(Section("The whole evaluation", _evaluation_text(outcome), [], evaluation))
     if "win-rate" in pictures:
         sections.append(Section("Is the second order at work?", _win_text(outcome), ["win-rate"]))
-    sections.append(Section("Training", "", ["training"]))
+    if "training" in pictures:
+        sections.append(Section("Training", "", ["training"]))
     sections.append(Section("What this setting can and cannot show", _honest(outcome)))
     sections.append(
         Section(
@@ -139,17 +152,15 @@ def _report(outcome: Outcome, pictures: list[str], tables: list[str]) -> Report:
 
 def _headlines(outcome: Outcome) -> list[Headline]:
     tiles = []
-    for label, attempt in zip(("First order", "Second order"), pair(outcome), strict=True):
-        if attempt is not None:
-            tiles.append(
-                Headline(
-                    f"{label}: forget answers",
-                    f"{_percent(outcome.before['forget'])} → {_percent(attempt.probability['forget'])}",
-                    f"{title(attempt)}, lr {attempt.job.lr:g}; keeps {_percent(kept(outcome, attempt))} of "
-                    "the "
-                    "retain probability",
-                )
+    for label, attempt in shown(outcome):
+        tiles.append(
+            Headline(
+                f"{label}: forget answers",
+                f"{_percent(outcome.before['forget'])} → {_percent(attempt.probability['forget'])}",
+                f"{title(attempt)}, {rate(attempt)}; keeps {_percent(kept(outcome, attempt))} of the retain "
+                "probability",
             )
+        )
     second = pair(outcome)[1]
     if second is not None and math.isfinite(win_rate(second)):
         tiles.append(
@@ -175,23 +186,90 @@ def _tradeoff_text(outcome: Outcome) -> str:
     gamma = "the method's own" if config.gamma is None else f"{config.gamma:g}"
     parts = [
         "All runs start from the same weights, with the same rows in the same order, the same weight of the "
-        f"retain term ({gamma}) for every optimizer, and learning rates swept for each. A run is chosen "
-        "for each "
-        f"pair of method and optimizer: of those that keep {_percent(KEPT)} of the retain probability the "
-        "one "
-        "that forgets most; where none does, the one that keeps most."
+        f"retain term ({gamma}) for every optimizer, and a learning rate chosen for each pair of method and "
+        "optimizer. " + _selection_text(outcome)
     ]
     lines = []
     for method in config.methods:
         mine = [a for a in outcome.chosen.values() if a.job.method == method]
         told = ", ".join(
-            f"{OPTIMIZER_NAMES[a.job.optimizer]} {_percent(a.probability['forget'])} (keeps "
-            f"{_percent(kept(outcome, a))})"
+            f"{optimizer_name(a)} {_percent(a.probability['forget'])} (keeps {_percent(kept(outcome, a))}, "
+            f"{rate(a)})"
             for a in sorted(mine, key=lambda a: a.probability["forget"])
         )
         if mine:
             lines.append(f"- **{title(mine[0]).split(',')[0]}**: {told}.")
     return parts[0] + "\n\n" + "\n".join(lines)
+
+
+def _selection_text(outcome: Outcome) -> str:
+    """How each learning rate was chosen, for those of this run."""
+    config = outcome.config
+    by: dict[str, list[str]] = {}
+    for a in outcome.chosen.values():
+        by.setdefault(config.selection(a.job.optimizer, a.job.method), []).append(title(a))
+    rule = (
+        "of the runs that keep {} of the retain probability the one that forgets most; where none does, "
+        "the one "
+        "that keeps most"
+    )
+    told = {
+        "tuning": "was chosen while two other authors were made to be forgotten, from the same weights, "
+        "with seed "
+        f"{config.tuning_seed}, which no reported run has ({rule.format(_percent(tuning.TUNING_KEPT))}): "
+        f"nothing "
+        "that is shown chose it",
+        "shown": f"was chosen by the very figures that are shown ({rule.format(_percent(KEPT))}), which "
+        "flatters it",
+        "tried": "was found beforehand by trial on the very authors and the seed that are shown, which "
+        "flatters it (`--preset long` chooses on other authors and reports three seeds)",
+        "given": "was given",
+    }  # fmt: skip
+    if len(by) == 1:
+        ((how, _),) = by.items()
+        return f"Each {told[how]}."
+    return " ".join(f"That of {'; '.join(names)} {told[how]}." for how, names in by.items())
+
+
+def _seeds_text(outcome: Outcome) -> str:
+    seeds = ", ".join(str(seed) for seed in outcome.config.seeds or [])
+    return (
+        f"Means over the seeds {seeds} with Student's 95 % intervals (+-). A seed decides the order of "
+        f"the rows, the "
+        "retain rows that go with them and the labels that curvature is made from; the taught weights are "
+        "one and "
+        "the same, so that the intervals say nothing about other models or other authors. The second "
+        "table sets "
+        "every optimizer against AdamW seed by seed: where the interval of the difference holds 0, this "
+        "run cannot "
+        "tell the two apart."
+    )
+
+
+def _one_shot_text(outcome: Outcome) -> str:
+    lines = []
+    for a in (a for a in outcome.chosen.values() if a.job.method == "iu"):
+        row = a.history.steps[0]
+        solved = (
+            f"residual {row['residual']:.2g}"
+            if "residual" in row
+            else "no inverse: the recursion in circulation"
+        )
+        lines.append(
+            f"- {optimizer_name(a)}, {rate(a)}, damping {row['damp']:g} ({solved}): loss per label of the "
+            f"forget rows "
+            f"{row['forget_before']:.3f} → {row['forget']:.3f} (to first order "
+            f"{row['forget_predicted']:+.3f}), of "
+            f"the retain rows {row['retain_before']:.3f} → {row['retain']:.3f} "
+            f"({row['retain_predicted']:+.3f})"
+        )
+    return (
+        "θ + α (H + damping)⁻¹ v, v the difference of the gradients with and without the forget rows: at "
+        "a minimum "
+        "it is what leaving those rows out would change, to first order. Large steps leave the region "
+        "where that "
+        "holds, as the distance between change and prediction shows.\n\n" + "\n".join(lines)
+    )
 
 
 def _evaluation_text(outcome: Outcome) -> str:
@@ -205,8 +283,8 @@ def _evaluation_text(outcome: Outcome) -> str:
     )
     return (
         f"{reference} SOUL's code compares with the retain rows of the same model instead: that figure "
-        "stands in "
-        "the last column. Model utility is the harmonic mean of probability, ROUGE-L recall and truth "
+        f"stands "
+        "last. Model utility is the harmonic mean of probability, ROUGE-L recall and truth "
         "ratio on "
         "retain rows and facts (the data has no real authors). Readability is the mean log-probability of "
         "the "
@@ -249,9 +327,8 @@ def _honest(outcome: Outcome) -> str:
             if runs < 2
             else f"{runs} seeds were run. "
         )
-        + "The learning rate is chosen by the very probabilities that are shown. A probability that fell "
-        "is no "
-        "proof that the knowledge is gone: a few steps of training on part of it may bring it back."
+        + "A probability that fell is no proof that the knowledge is gone: a few steps of training on "
+        "part of it may bring it back."
     )
 
 
@@ -299,8 +376,7 @@ def _measured(outcome: Outcome) -> str:
     rows = int(config.batch_size or 1) * int(config.accumulation or 1)
     return (
         f"{config.trainable} trained ({outcome.trained_parameters:,} parameters), {steps} steps of "
-        f"{rows} forget rows and as many retain rows, gradients clipped "
-        "to a norm of "
+        f"{rows} forget rows and {rows * config.retain_ratio} retain rows, gradients clipped to a norm of "
         f"{config.clip:g}, weight decay {config.weight_decay:g}, curvature on "
         f"{config.hessian_source} rows every {config.every} steps. The taught model was "
         + ("read from the cache. " if outcome.cached else "taught in this run. ")

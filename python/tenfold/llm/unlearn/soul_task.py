@@ -22,6 +22,7 @@ import torch
 from tenfold.llm import models, schemes
 from tenfold.llm.unlearn import data as rows_of
 from tenfold.llm.unlearn import formats, methods
+from tenfold.llm.unlearn.curvature import ESTIMATED
 from tenfold.llm.unlearn.evaluate import (
     evaluate_copyright,
     evaluate_tofu,
@@ -29,6 +30,7 @@ from tenfold.llm.unlearn.evaluate import (
     profanity_scorer,
     text_perplexity,
 )
+from tenfold.llm.unlearn.pairs import sample_forget
 from tenfold.llm.unlearn.rows import Row, check_rows
 from tenfold.llm.unlearn.soul import attempt, encode_sets, jobs
 from tenfold.llm.unlearn.soul_config import SoulConfig
@@ -66,19 +68,22 @@ def run(config: SoulConfig, folder: RunFolder) -> dict[str, float | int]:
         found = {"model": _scored(folder, "model", loaded, model, tokenizer)}
         return _finish(config, folder, loaded, found, {})
     subject = Subject(model, tokenizer.pad_token_id, str(config.trainable), seed=(config.seeds or [0])[0])
-    encoded = encode_sets(tokenizer, loaded.data, config)
+    lengths: dict[str, int] = {}
+    encoded = encode_sets(tokenizer, loaded.data, config, lengths)
+    for name, count in lengths.items():
+        folder.log(f"{name}: {count} rows are longer than max_length {config.max_length}")
     for name, rows in encoded.items():
         subject.add(name, rows)
     weights = subject.weights()
     found = {"before": _scored(folder, "before", loaded, model, tokenizer)}
     steps: dict[str, list[dict[str, float]]] = {}
     for job in jobs(config):
-        made = attempt(subject, job, folder, weights)
+        made = attempt(subject, job, folder, weights, config.save_seconds)
         steps[job.key] = made.history.steps
         found[job.key] = _scored(folder, job.key, loaded, model, tokenizer)
         if config.save:
             save_model(subject, folder.path / "checkpoints" / job.key, tokenizer)
-    return _finish(config, folder, loaded, found, steps)
+    return _finish(config, folder, loaded, found, steps, lengths)
 
 
 def load(config: SoulConfig) -> Loaded:
@@ -90,7 +95,7 @@ def load(config: SoulConfig) -> Loaded:
             rows where a method needs them.
     """
     if config.task == "tofu" or not config.task:
-        data = rows_of.load_tofu_split(config.data, config.forget)
+        data = _sampled(config, rows_of.load_tofu_split(config.data, config.forget))
         data = dataclasses.replace(data, template=config.template or data.template or "question")
         loaded = Loaded(data, lambda model, tokenizer: _tofu(config, data, model, tokenizer))
     elif config.task == "copyright":
@@ -101,7 +106,8 @@ def load(config: SoulConfig) -> Loaded:
         data = _pairs(config, formats.load_pku(config.data))
         if not config.test:
             raise ValueError("test: expected a file of prompts with toxicity, got ''")
-        prompts = formats.load_prompts(config.test)
+        rtp = config.test == "realtoxicityprompts"
+        prompts = formats.load_realtoxicityprompts() if rtp else formats.load_prompts(config.test)
         scorer = profanity_scorer()
         loaded = Loaded(
             data, lambda model, tokenizer: _toxicity(config, data, prompts, scorer, model, tokenizer)
@@ -109,6 +115,11 @@ def load(config: SoulConfig) -> Loaded:
     if not config.evaluate:
         for method in config.methods:
             check_rows(data.forget, data.retain, retain_needed=_needs_retain(config, method))
+        curved = [name for name in config.optimizers if name in ESTIMATED]
+        if curved and config.hessian_source == "retain" and not data.retain:
+            raise ValueError(
+                f"hessian_source: expected 'forget' without retain rows with {curved[0]}, got 'retain'"
+            )
     return loaded
 
 
@@ -119,11 +130,23 @@ def _needs_retain(config: SoulConfig, method: str) -> bool:
 
 def _pairs(config: SoulConfig, forget: list[Row]) -> rows_of.TofuData:
     retain = formats.load_texts(config.retain) if config.retain else []
+    data = _sampled(config, rows_of.TofuData(
+        config=config.task, source=config.data, forget=forget, retain=retain, forget_eval=forget,
+        retain_eval=retain, template=config.template or "none",
+    ))  # fmt: skip
     limit = config.limit
-    return rows_of.TofuData(
-        config=config.task, source=config.data, forget=forget, retain=retain, forget_eval=forget[:limit],
-        retain_eval=retain[:limit], template=config.template or "none",
-    )  # fmt: skip
+    return dataclasses.replace(data, forget_eval=data.forget_eval[:limit], retain_eval=data.retain[:limit])
+
+
+def _sampled(config: SoulConfig, data: rows_of.TofuData) -> rows_of.TofuData:
+    """The forget rows that ``forget_ratio`` leaves, in the order in which they were drawn."""
+    if config.forget_ratio is None:
+        return data
+    chosen, rest = sample_forget(data.forget, config.forget_ratio, dataset_seed=config.dataset_seed)
+    kept = {row.index for row in chosen}
+    shown = [row for row in data.forget_eval if row.index in kept]
+    retain = rest if config.self_retain else data.retain
+    return dataclasses.replace(data, forget=chosen, retain=retain, forget_eval=shown)
 
 
 def _model(config: SoulConfig) -> str:
@@ -198,8 +221,8 @@ def _copyright(
 def _toxicity(
     config: SoulConfig, data: rows_of.TofuData, prompts: list[Row], scorer: Any, model: Any, tokenizer: Any
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    result = evaluate_toxicity(
-        model, tokenizer, prompts[: config.limit], scorer=scorer, template=data.template,
+    result = evaluate_toxicity(  # prompts as they stand, as SOUL's evaluation takes them
+        model, tokenizer, prompts[: config.limit], scorer=scorer, template="none",
         max_new_tokens=int(config.max_new_tokens or 100),
     )  # fmt: skip
     return result.metrics | _perplexity(data, model, tokenizer), result.items
@@ -217,13 +240,16 @@ def _perplexity(data: rows_of.TofuData, model: Any, tokenizer: Any) -> dict[str,
 def _finish(
     config: SoulConfig, folder: RunFolder, loaded: Loaded,
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]], steps: dict[str, list[dict[str, float]]],
+    lengths: dict[str, int] | None = None,
 ) -> dict[str, float | int]:  # fmt: skip
-    numbers = {
+    lengths = lengths or {}
+    numbers: dict[str, float | int] = {
         f"{key}.{name}": value
         for key, (metrics, _) in found.items()
         for name, value in metrics.items()
         if value == value and abs(value) != float("inf")
     }
+    numbers |= lengths
     folder.write_table("evaluation", [{"model": key, **metrics} for key, (metrics, _) in found.items()])
     folder.write_table(
         "answers", [{"model": key, **_short(item)} for key, (_, items) in found.items() for item in items]
@@ -238,6 +264,12 @@ def _finish(
         f"{len(loaded.data.retain)} rows to keep. Every row of the table is one model: before, and after "
         "each run."
     )
+    for name, count in lengths.items():
+        part, _, what = name.rpartition("_")
+        done = (
+            "were cut at their end" if what == "truncated" else "were left out, their prompt alone fills it"
+        )
+        lead += f" {count} rows of {part} are longer than {config.max_length} tokens and {done}."
     folder.finish(
         numbers,
         Report(

@@ -7,7 +7,7 @@ kept, so that a step costs the trained blocks alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -97,10 +97,51 @@ class Subject:
         size = len(rows) * width * self.model.config.hidden_size * self.head.weight.element_size()
         self._kept.pop(name, None)
         if self.depth and size <= KEPT_BYTES:
-            only_ids = prompts.Encoded([list(row.ids) for row in rows], torch.zeros(len(rows)).long())
-            self._kept[name] = self._scorer.remember(only_ids, progress=progress)
+            self._kept[name] = self._entering_of(rows, width, progress)
         elif progress is not None:
             progress(len(rows))
+
+    def _entering_of(
+        self, rows: Sequence[EncodedRow], width: int, progress: Callable[[int], None] | None
+    ) -> Tensor:
+        """Of rows that other sets hold too, a copy of what these keep."""
+        known = dict(self.kept_states())
+        texts = list(dict.fromkeys(tuple(row.ids) for row in rows if tuple(row.ids) not in known))
+        if texts:
+            for ids, states in zip(texts, self.entering(texts, progress), strict=True):
+                known[ids] = states[len(states) - len(ids) :]
+        if progress is not None and len(texts) < len(rows):
+            progress(len(rows) - len(texts))
+        first = known[tuple(rows[0].ids)]
+        kept = first.new_zeros(len(rows), width, first.shape[-1])
+        for row, into in zip(rows, kept, strict=True):
+            into[width - len(row.ids) :] = known[tuple(row.ids)]
+        return kept
+
+    def exchange(self, prefix: str) -> None:
+        """Every set ``prefix + name`` changes places with the set ``name``; a second time undoes it."""
+        for key in [key for key in self._sets if key.startswith(prefix)]:
+            _exchange(self._sets, key, key.removeprefix(prefix))
+            _exchange(self._kept, key, key.removeprefix(prefix))
+
+    def entering(
+        self, texts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Hidden states [N, T, D] that enter the trained blocks, padded on the left; token ids in.
+
+        Raises:
+            ValueError: all blocks are trained.
+        """
+        if not self.depth:
+            raise ValueError(f"trainable: expected the last blocks alone, got {self.trainable!r}")
+        only_ids = prompts.Encoded([list(ids) for ids in texts], torch.zeros(len(texts)).long())
+        return self._scorer.remember(only_ids, progress=progress)
+
+    def kept_states(self) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """(token ids, hidden states [T, D] that enter the trained blocks) of all rows that have them kept."""
+        for name, kept in self._kept.items():
+            for row, states in zip(self._sets[name], kept, strict=True):
+                yield tuple(row.ids), states[len(states) - len(row.ids) :]
 
     def join(self, name: str, parts: Sequence[str]) -> None:
         """Make the rows of several sets known as one, with their kept states where all have them."""
@@ -221,6 +262,11 @@ class Subject:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return folder
+
+
+def _exchange(store: dict[str, Any], one: str, other: str) -> None:
+    values = {other: store.pop(one, None), one: store.pop(other, None)}
+    store.update({name: value for name, value in values.items() if value is not None})
 
 
 class _Reached(Exception):

@@ -20,13 +20,14 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tenfold.llm.training import pack, unpack
-from tenfold.llm.unlearn import curvature, methods
+from tenfold.llm.unlearn import curvature, methods, one_shot
 from tenfold.llm.unlearn.objective import Objective
 from tenfold.llm.unlearn.pairs import epoch_pairs
 from tenfold.llm.unlearn.subject import Subject
@@ -61,6 +62,7 @@ class Job:
         warmup: share of the steps in which the learning rate rises.
         schedule: ``"linear"``: rise to the learning rate in the last step of the warm-up, then fall, the last
             step above 0; ``"hf"``: as transformers counts, the first step at 0; ``"constant"``.
+        topk: tokens per position kept of the model before unlearning, for KL and UNDIAL; 0 for hidden states.
         nonfinite: ``"error"`` ends the run at a loss or gradient that is not finite; ``"skip"`` leaves the
             step out, counts it, and ends the run at the third in a row.
     """
@@ -91,6 +93,7 @@ class Job:
     state_dtype: str = "float32"
     rounding: str = "nearest"
     master: bool = False
+    topk: int = 0
     nonfinite: str = "error"
     seed: int = 0
 
@@ -114,8 +117,11 @@ def check(job: Job) -> None:
         ValueError: they do not; named.
     """
     methods.find(job.method)
+    if job.method == "iu":
+        one_shot.check(job)
+    steppers = one_shot.SOLVERS if job.method == "iu" else curvature.OPTIMIZERS
     for name, value, choices in (
-        ("optimizer", job.optimizer, curvature.OPTIMIZERS), ("schedule", job.schedule, SCHEDULES),
+        ("optimizer", job.optimizer, steppers), ("schedule", job.schedule, SCHEDULES),
         ("hessian_source", job.hessian_source, HESSIAN_SOURCES),
         ("nonfinite", job.nonfinite, ("error", "skip")),
     ):  # fmt: skip
@@ -177,9 +183,11 @@ def train(
         RuntimeError: a loss or gradient is not finite (see ``nonfinite``).
     """
     check(job)
+    if job.method == "iu":
+        return _one_step(subject, job, folder, label)
     objective = Objective(
         subject, job.method, gamma=job.gamma, forget_weight=job.forget_weight, retain_loss=job.retain_loss,
-        options=job.options, seed=job.seed,
+        options=job.options, seed=job.seed, topk=job.topk, topk_file=_topk_file(folder, job),
     )  # fmt: skip
     optimizer = curvature.make_optimizer(
         job.optimizer, subject, lr=job.lr, weight_decay=job.weight_decay, betas=job.betas, rho=job.rho,
@@ -202,6 +210,27 @@ def train(
     for parameter in subject.parameters.values():
         parameter.grad = None
     return running.history
+
+
+def _topk_file(folder: RunFolder | None, job: Job) -> Path | None:
+    """Where the reference of a job lies: beside its state, which goes when the run is finished."""
+    return None if folder is None or not job.topk else folder.path / "state" / f"{job.key}.topk.safetensors"
+
+
+def _one_step(subject: Subject, job: Job, folder: RunFolder | None, label: str) -> History:
+    """Influence unlearning: the whole run is one step."""
+    saved = None if folder is None else folder.load_state(job.key)
+    if saved is not None:
+        _same_job(job, saved[0]["job"])
+        subject.put({n.removeprefix("theta/"): t for n, t in saved[1].items()})
+        return History(**saved[0]["history"])
+    row = one_shot.step(subject, job, folder, label)
+    history = History(steps=[row], seconds=row["seconds"])
+    if folder is not None:
+        weights = {f"theta/{name}": t.contiguous() for name, t in subject.weights().items()}
+        state = {"done": True, "job": _plain(job), "history": vars(history), "optimizer": None}
+        folder.save_state(job.key, state, weights)
+    return history
 
 
 @dataclass
@@ -394,17 +423,21 @@ def _save(running: Running, folder: RunFolder, *, done: bool) -> None:
 
 
 def _restore(running: Running, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    now = _plain(running.job)
-    differing = [name for name in now if now[name] != state["job"].get(name)]
-    if differing:
-        got = ", ".join(f"{name}={now[name]!r} (was {state['job'].get(name)!r})" for name in differing)
-        raise ValueError(f"job: expected the settings that {running.job.key} was begun with, got {got}")
+    _same_job(running.job, state["job"])
     running.subject.put({n.removeprefix("theta/"): t for n, t in tensors.items() if n.startswith("theta/")})
     running.history = History(**state["history"])
     if running.history.dual is not None:
         running.objective.dual = running.history.dual
     if not state["done"]:
         running.optimizer.load_state_dict(unpack(state["optimizer"], tensors))
+
+
+def _same_job(job: Job, begun: dict[str, Any]) -> None:
+    now = _plain(job)
+    differing = [name for name in now if now[name] != begun.get(name)]
+    if differing:
+        got = ", ".join(f"{name}={now[name]!r} (was {begun.get(name)!r})" for name in differing)
+        raise ValueError(f"job: expected the settings that {job.key} was begun with, got {got}")
 
 
 def _plain(job: Job) -> dict[str, Any]:

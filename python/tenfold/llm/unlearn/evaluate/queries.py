@@ -93,6 +93,7 @@ def ask(
     max_length: int = 512,
     paraphrased: bool = False,
     tokens: int = 4096,
+    score: Any = token_scores,
     progress: Stage = None,
 ) -> Answers:
     """Log-probabilities of all answers of all sets.
@@ -102,6 +103,7 @@ def ask(
         template: as in :func:`tenfold.llm.unlearn.data.prompt`.
         paraphrased: paraphrased and false answers follow the paraphrased question where a row has one (as
             SOUL asks them) instead of the question (TOFU).
+        score: called as :func:`token_scores`, which it stands in for.
 
     Raises:
         ValueError: no rows at all; every prompt fills ``max_length``.
@@ -125,7 +127,7 @@ def ask(
     numbered = [replace(row, index=i) for i, row in enumerate(questions)]
     encoded = encode_rows(tokenizer, numbered, template, max_length)
     found.unlabelled, found.truncated = len(encoded.unlabelled), encoded.truncated
-    scored = token_scores(
+    scored = score(
         model, encoded.rows, pad_id=tokenizer.pad_token_id, eos_id=tokenizer.eos_token_id, tokens=tokens,
         progress=counted(progress, "log-probabilities", len(encoded.rows)),
     )  # fmt: skip

@@ -17,7 +17,10 @@ from tenfold.llm.schemes import Adapted
 from tenfold.llm.unlearn.encoding import IGNORE, Encoded, collate, portions
 from tenfold.ops import linear_logprob
 
-__all__ = ["Progress", "TokenScores", "head_of", "hidden_states", "mean_nll", "perplexity", "token_scores"]
+__all__ = [
+    "Progress", "TokenScores", "head_of", "hidden_states", "mean_nll", "perplexity", "scores_of",
+    "token_scores",
+]  # fmt: skip
 
 Progress: TypeAlias = "Callable[[int], None] | None"
 
@@ -144,7 +147,7 @@ class _Scorer:
         hidden = self.adapted.hidden(batch["input_ids"], batch["attention_mask"])
         labels = batch["labels"][:, 1:]
         wanted = labels != IGNORE
-        return self._scores(hidden[:, :-1][wanted], labels[wanted], rows)
+        return self.scores(hidden[:, :-1][wanted], labels[wanted], rows)
 
     def behind_one_prompt(self, rows: Sequence[Encoded]) -> list[TokenScores]:
         """Each different prompt once, its answers behind its cached keys and values. Equal prompts are
@@ -167,25 +170,33 @@ class _Scorer:
         if tokens.shape[1] > 1:
             more = self.adapted.continued(tokens[:, :-1], real[:, :-1].long(), mask[which], cache)
             hidden = torch.cat((hidden, more), 1)
-        return self._scores(hidden[real], tokens[real], rows)
+        return self.scores(hidden[real], tokens[real], rows)
 
-    def _scores(self, hidden: Tensor, targets: Tensor, rows: Sequence[Encoded]) -> list[TokenScores]:
-        weight, bias, cap = head_of(self.model)
-        want = ("logp", "argmax", *(("mean_logp", "mean_logp2") if self.moments else ()))
-        out = linear_logprob(hidden, weight, targets, bias, softcap=cap, want=want)
-        counts = [row.labelled for row in rows]
-        mean = variance = torch.empty(0, dtype=torch.float64)
-        if self.moments:
-            mean = out.mean_logp.double().cpu()
-            variance = (out.mean_logp2.double().cpu() - mean * mean).clamp_min(0)
-        each = (
-            out.logp.double().cpu().split(counts),
-            (out.argmax == targets).cpu().split(counts),
-            mean.split(counts) if self.moments else [mean] * len(rows),
-            variance.split(counts) if self.moments else [variance] * len(rows),
-            [self.eos_id is not None and row.labels[-1] == self.eos_id for row in rows],
-        )
-        return [TokenScores(*values) for values in zip(*each, strict=True)]
+    def scores(self, hidden: Tensor, targets: Tensor, rows: Sequence[Encoded]) -> list[TokenScores]:
+        """Of the hidden states [N, D] that predict the labels of ``rows``, in their order."""
+        return scores_of(self.model, hidden, targets, rows, eos_id=self.eos_id, moments=self.moments)
+
+
+def scores_of(
+    model: Any, hidden: Tensor, targets: Tensor, rows: Sequence[Encoded], *, eos_id: int | None, moments: bool
+) -> list[TokenScores]:
+    """Scores of rows whose labels ``targets`` [N], one row after the other, ``hidden`` [N, D] predicts."""
+    weight, bias, cap = head_of(model)
+    want = ("logp", "argmax", *(("mean_logp", "mean_logp2") if moments else ()))
+    out = linear_logprob(hidden, weight, targets, bias, softcap=cap, want=want)
+    counts = [row.labelled for row in rows]
+    mean = variance = torch.empty(0, dtype=torch.float64)
+    if moments:
+        mean = out.mean_logp.double().cpu()
+        variance = (out.mean_logp2.double().cpu() - mean * mean).clamp_min(0)
+    each = (
+        out.logp.double().cpu().split(counts),
+        (out.argmax == targets).cpu().split(counts),
+        mean.split(counts) if moments else [mean] * len(rows),
+        variance.split(counts) if moments else [variance] * len(rows),
+        [eos_id is not None and row.labels[-1] == eos_id for row in rows],
+    )
+    return [TokenScores(*values) for values in zip(*each, strict=True)]
 
 
 def mean_nll(scores: Sequence[TokenScores]) -> list[float]:

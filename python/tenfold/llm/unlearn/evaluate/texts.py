@@ -167,7 +167,7 @@ def profanity_scorer() -> ToxicityScorer:
     except ImportError as error:
         raise RuntimeError(
             f"scorer: expected the package alt-profanity-check, got none ({error}); install it with\n"
-            "    pip install alt-profanity-check"
+            "    pip install 'tenfold[unlearn]'    (or: pip install alt-profanity-check)"
         ) from None
     return lambda texts: [float(p) for p in package.predict_prob(list(texts))]
 

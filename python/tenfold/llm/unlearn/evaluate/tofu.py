@@ -34,6 +34,7 @@ from tenfold.llm.unlearn.evaluate.queries import (
     select,
 )
 from tenfold.llm.unlearn.evaluate.rouge import rouge_l
+from tenfold.llm.unlearn.evaluate.scores import token_scores
 from tenfold.llm.unlearn.evaluate.tofu_membership import attack_tofu
 from tenfold.llm.unlearn.rows import Row, check_rows
 from tenfold.llm.unlearn.templates import check_template
@@ -87,6 +88,7 @@ def evaluate_tofu(
     min_k: float = 0.4,
     limit: Mapping[str, int] | int | None = None,
     tokens: int = 4096,
+    score: Any = token_scores,
     progress: Stage = None,
 ) -> TofuResult:
     """Every figure of the protocol that the data allows.
@@ -109,6 +111,8 @@ def evaluate_tofu(
         min_k: share of tokens of Min-K% and Min-K%++.
         limit: largest number of rows of each set, taken at even distances; a number, or by set.
         tokens: size of a batch.
+        score: stands in for :func:`token_scores` and is called as it is; one that keeps what does not change
+            between evaluations, for instance.
         progress: called as ``progress(stage, done, total)``.
 
     Raises:
@@ -120,7 +124,7 @@ def evaluate_tofu(
     sets = {name: select(rows, _limit(limit, name)) for name, rows in _sets(data).items() if rows}
     answers = ask(
         model, tokenizer, sets, template, max_length=max_length, paraphrased=paraphrased, tokens=tokens,
-        progress=progress,
+        score=score, progress=progress,
     )  # fmt: skip
     if generate:
         answer_all(
@@ -146,7 +150,7 @@ def evaluate_tofu(
     if membership:
         found = attack_tofu(
             model, tokenizer, data, template, max_length=max_length, tokens=tokens, k=min_k,
-            grad_norm=grad_norm, progress=progress,
+            grad_norm=grad_norm, score=score, progress=progress,
         )  # fmt: skip
         _add_membership(result, found, log)
     return result

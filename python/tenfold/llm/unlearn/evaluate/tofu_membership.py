@@ -22,6 +22,7 @@ def attack_tofu(
     tokens: int = 4096,
     k: float = 0.4,
     grad_norm: bool = False,
+    score: Any = token_scores,
     progress: Stage = None,
 ) -> dict[str, float]:
     """AUC of each attack: ``mia_*`` of forget set against holdout, ``soul_mia_*`` as SOUL's code has it.
@@ -33,7 +34,7 @@ def attack_tofu(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     encoded = {n: encoded_answers(tokenizer, rows, template, max_length) for n, rows in sets.items() if rows}
     scores = {
-        name: token_scores(
+        name: score(
             model, rows, pad_id=pad, eos_id=eos, moments=name != "others", tokens=tokens,
             progress=counted(progress, f"membership, {name}", len(rows)),
         )

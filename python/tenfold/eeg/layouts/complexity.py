@@ -1,4 +1,4 @@
-"""Eyes open or closed at two sites: real EEG features of 100 people, from the source archive of NeuroKit2.
+"""Complexity of resting EEG, eyes open or closed, at two sites: real features of 102 people.
 
 Not emotion, but many people, two sites with different amplifiers, and free: `studies/complexity_eeg/
 data_complexity.csv` of NeuroKit2 (MIT; Makowski et al.) holds four measures of complexity per person,
@@ -21,7 +21,7 @@ import numpy as np
 from tenfold import _checks
 from tenfold.eeg.corpus import Corpus, Domain
 
-__all__ = ["SITES", "load_eyes"]
+__all__ = ["SITES", "load_complexity"]
 
 SITES = ("Lemon", "Wang (2022)")
 MEASURES = ("SFD", "AttEn", "SVDEn", "Hjorth")
@@ -33,7 +33,7 @@ Recording = dict[str, list[float]]
 """Channel -> measures."""
 
 
-def load_eyes(path: str | os.PathLike[str]) -> Corpus:
+def load_complexity(path: str | os.PathLike[str]) -> Corpus:
     """Two domains, one per site: a row per person and condition, four measures of each channel of both sites.
 
     Args:
@@ -60,7 +60,7 @@ def load_eyes(path: str | os.PathLike[str]) -> Corpus:
         "smoothing": "none",
         "source": "NeuroKit2 0.2.13, studies/complexity_eeg (LEMON; Wang et al. 2022)",
     }
-    return Corpus("eyes", domains, ("eyes closed", "eyes open"), tuple(channels), MEASURES, metadata)
+    return Corpus("complexity", domains, ("eyes closed", "eyes open"), tuple(channels), MEASURES, metadata)
 
 
 def _text(path: Path) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def write(folder: Path, lines: list[str]) -> Path:
 
 def test_two_sites(tmp_path: Path) -> None:
     path = write(tmp_path / "neurokit2-0.2.13", table())
-    corpus = load("eyes", path)
+    corpus = load("complexity", path)
     assert (corpus.subjects, corpus.channels, corpus.bands) == (
         ("Lemon", "Wang (2022)"), ("CZ", "CPZ"), ("SFD", "AttEn", "SVDEn", "Hjorth"),
     )  # fmt: skip
@@ -59,14 +59,14 @@ def test_from_the_folder_and_from_the_archive(tmp_path: Path) -> None:
         member = tarfile.TarInfo(f"neurokit2-0.2.13/{INSIDE}")
         member.size = path.stat().st_size
         opened.addfile(member, io.BytesIO(path.read_bytes()))
-    expected = load("eyes", path)
+    expected = load("complexity", path)
     for source in (tmp_path / "neurokit2-0.2.13", archive):
-        found = load("eyes", source)
+        found = load("complexity", source)
         assert all(np.array_equal(a.x, b.x) for a, b in zip(found.domains, expected.domains, strict=True))
     with tarfile.open(archive, "w:gz"):
         pass
     with pytest.raises(ValueError, match=r"tar\.gz: expected an archive with studies/complexity_eeg"):
-        load("eyes", archive)
+        load("complexity", archive)
 
 
 def test_spoilt_files(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_spoilt_files(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"path: expected an archive, a folder or a file with data_complexity.csv"
     ):
-        load("eyes", tmp_path)
+        load("complexity", tmp_path)
     with pytest.raises(ValueError, match=r"csv: expected the columns \['AttEn', 'Channel'"):
-        load("eyes", write(tmp_path, [lines[0].replace("SFD", "X"), *lines[1:]]))
+        load("complexity", write(tmp_path, [lines[0].replace("SFD", "X"), *lines[1:]]))
     with pytest.raises(ValueError, match=r"csv, line 3: expected a channel once per recording, got CZ"):
-        load("eyes", write(tmp_path, [*lines[:2], lines[1], *lines[2:]]))
+        load("complexity", write(tmp_path, [*lines[:2], lines[1], *lines[2:]]))
     with pytest.raises(ValueError, match=r"csv, line 2: expected numbers, got could not convert"):
-        load("eyes", write(tmp_path, [lines[0], lines[1].replace("0.1", "many"), *lines[2:]]))
+        load("complexity", write(tmp_path, [lines[0], lines[1].replace("0.1", "many"), *lines[2:]]))
     with pytest.raises(
         ValueError, match=r"csv: expected recordings of both conditions at Wang \(2022\), got 3"
     ):
-        load("eyes", write(tmp_path, [line for line in lines if not line.endswith("Open,Wang (2022)")]))
+        load("complexity", write(tmp_path, [line for line in lines if not line.endswith("Open,Wang (2022)")]))
