@@ -11,7 +11,7 @@ using PyWidths = std::tuple<std::vector<double>, double, bool>;
 
 inline Widths widths_of(const PyWidths& from) {
   const auto& [factors, floor, clamp] = from;
-  if (factors.empty() || factors.size() > kMaxKernels) throw std::invalid_argument("factors: expected 1 to 32 widths");
+  if (factors.empty() || factors.size() > kMaxKernels) throw std::invalid_argument("factors: expected 1 to 64 widths");
   return {factors.data(), static_cast<int>(factors.size()), floor, clamp};
 }
 
@@ -44,6 +44,33 @@ inline void bind_mmd(pybind11::module_& m, const MmdKernels* const& table) {
                            threads};
     pybind11::gil_scoped_release unlocked;
     table->pairs(args);
+  });
+  // One problem of contiguous float32 points, mean distance, plain weights: as few arguments as a small batch can afford. Returns the base.
+  m.def("mmd_single", [&table](uintptr_t x, uintptr_t y, int64_t n, int64_t points, int64_t d, const PyWidths& widths, bool unbiased,
+                               uintptr_t value, uintptr_t gradient, int threads) {
+    double found = 0.0, base = 0.0;
+    const PairArgs args = {mmd_pointer<void>(x),
+                           mmd_pointer<void>(y),
+                           1,
+                           n,
+                           points,
+                           d,
+                           0,
+                           nullptr,
+                           1,
+                           true,
+                           widths_of(widths),
+                           nullptr,
+                           unbiased,
+                           false,
+                           &found,
+                           &base,
+                           mmd_pointer<float>(gradient),
+                           threads};
+    pybind11::gil_scoped_release unlocked;
+    table->pairs(args);
+    *mmd_pointer<float>(value) = static_cast<float>(found);
+    return base;
   });
   m.def("mmd_digits",
         [&table](uintptr_t x, int64_t n, int64_t d, int dtype, uint32_t prefix, int shift, int bits, uintptr_t counts, int threads) {

@@ -5,7 +5,7 @@
 
 namespace tenfold {
 
-constexpr int kMaxKernels = 32;
+constexpr int kMaxKernels = 64;
 
 // k(a, b) = sum_u exp(-|a - b|^2 / (base * factors[u])), factors ascending.
 struct Widths {

@@ -14,6 +14,8 @@ Triton's interpreter (TRITON_INTERPRET=1 before this module is imported) runs th
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,7 +24,9 @@ from . import mmd_device, mmd_reference
 from .mmd_device import TILE, ContrastPass, PairPass
 from .mmd_reference import CLAMP, Contrast, Pairs
 
-ROWS, COLUMNS, CHUNK = TILE, 64, 64
+ROWS, COLUMNS, CHUNK = TILE, 32, 32
+WARPS = 8  # with 4, or larger tiles, registers spill
+CLASS_COLUMNS = 16
 _LOW, _HIGH = tl.constexpr(CLAMP[0]), tl.constexpr(CLAMP[1])
 
 
@@ -183,6 +187,7 @@ def _launch_pairs(p: PairPass) -> None:
         COLUMNS=COLUMNS,
         CHUNK=CHUNK,
         WEIGHTS=1 if columns == 1 else 16,
+        num_warps=WARPS,
     )
 
 
@@ -203,7 +208,6 @@ def _contrast(
     sources,
     dim,
     classes,
-    batch,
     KERNELS: tl.constexpr,
     DOUBLING: tl.constexpr,
     CLAMPED: tl.constexpr,
@@ -274,7 +278,7 @@ def _contrast(
         place = problem * points * dim + rows[:, None] * dim + k[None, :]
         inside = (rows < points)[:, None] & (k < dim)[None, :]
         tl.store(gradient + place, -4.0 * (pull_intra[:, None] * here - intra), mask=inside)
-        place += batch.to(tl.int64) * points * dim
+        place += tl.num_programs(1).to(tl.int64) * points * dim
         tl.store(gradient + place, -4.0 * (pull_inter[:, None] * here - inter), mask=inside)
 
 
@@ -292,14 +296,14 @@ def _launch_contrast(p: ContrastPass) -> None:
         p.sources,
         dim,
         p.options.classes,
-        batch,
         KERNELS=len(p.options.factors),
         DOUBLING=p.doubling,
         CLAMPED=p.options.clamp,
         GRADIENT=p.options.gradient,
         ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        COLUMNS=CLASS_COLUMNS,
         CHUNK=CHUNK,
+        num_warps=WARPS,
     )
 
 
@@ -309,3 +313,30 @@ def contrast(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, o: Contrast) -> tuple
 
 
 median_distance = mmd_reference.median_distance
+
+
+def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
+    tile = {"ROWS": ROWS, "COLUMNS": COLUMNS, "CHUNK": CHUNK}
+    cases: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
+    for name, doubling, unbiased, gradient, columns in (
+        ("biased", True, False, True, 1),
+        ("unbiased", False, True, True, 1),
+        ("value", True, False, False, 1),
+        ("columns", True, False, True, 16),
+    ):
+        constants = {"KERNELS": 5, "DOUBLING": doubling, "UNBIASED": unbiased, "GRADIENT": gradient}
+        constants |= {**tile, "WEIGHTS": columns}
+        signature = {"z": "*fp32", "v": "*fp32", "inverse": "*fp32", "partial": "*fp64", "gradient": "*fp32"}
+        signature |= dict.fromkeys(("points", "sources", "dim", "weights", "v_set"), "i32")
+        signature |= {"within_x": "fp32", "within_y": "fp32"} | dict.fromkeys(constants, "constexpr")
+        cases.append((f"pairs.{name}", _pairs, signature, constants, {"num_warps": WARPS}))
+    for name, doubling, clamped in (("doubling", True, False), ("clamped", False, True)):
+        constants = {"KERNELS": 5, "DOUBLING": doubling, "CLAMPED": clamped, "GRADIENT": True, **tile}
+        constants["COLUMNS"] = CLASS_COLUMNS
+        signature = {"z": "*fp32", "labels": "*i64", "inverse": "*fp32", "weights": "*fp32"}
+        signature |= {"kernel_sums": "*fp64", "gradient": "*fp32"}
+        signature |= dict.fromkeys(("points", "sources", "dim", "classes"), "i32")
+        signature |= dict.fromkeys(constants, "constexpr")
+        cases.append((f"contrast.{name}", _contrast, signature, constants, {"num_warps": WARPS}))
+    return cases

@@ -8,15 +8,15 @@ from .logprob_rows import GNBSample, LogProbs, gnb_sample, linear_gnb_sample, li
 from .logprob_topk import TopK, linear_topk, linear_topk_kl
 from .lowrank import LowRankTerm, lowrank_factor, zo_lowrank_, zo_lowrank_project
 from .mmd import (
-    ContrastiveDiscrepancy,
-    cdd,
     coral,
     linear_mmd,
-    lmmd,
     median_distance,
     mmd,
     weighted_mmd,
 )
+from .mmd_classes import ContrastiveDiscrepancy, cdd, lmmd
+from .mmd_joint import joint_mmd
+from .mmd_permutation import MMDTest, mmd_permutation_test
 from .sophia import (
     hutchinson_accumulate_,
     hutchinson_probe,
@@ -58,6 +58,7 @@ __all__ = [
     "LinearLoss",
     "LogProbs",
     "LowRankTerm",
+    "MMDTest",
     "MagnitudeMask",
     "Mask",
     "OptionLoss",
@@ -72,6 +73,7 @@ __all__ = [
     "gnb_sample",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "joint_mmd",
     "linear_ceu",
     "linear_gnb_sample",
     "linear_kl",
@@ -88,6 +90,7 @@ __all__ = [
     "median_distance",
     "merge_vocab_shards",
     "mmd",
+    "mmd_permutation_test",
     "option_loss",
     "quantile_abs",
     "random_words",

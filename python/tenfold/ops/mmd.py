@@ -1,6 +1,6 @@
 """Kernel mean discrepancies between samples: how far two sets of points are from one distribution.
 
-    k(a, b) = sum_u exp(-|a - b|^2 / (base * factor_u))
+    k(a, b) = sum_u exp(-``|a - b|^2`` / (base * factor_u))
 
 The kernel matrix is never in memory: it is made in tiles, and the gradient with it, so that memory grows with
 the number of points.  Sums are float64; points are centred by their joint mean first, so that features far
@@ -13,295 +13,20 @@ Gretton et al., "A kernel two-sample test" (JMLR 2012); Long et al., DAN (arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tenfold import _arrays, _checks
-from tenfold._backend import OPS, chosen_backend
 
-ESTIMATORS = ("biased", "unbiased", "linear")
+from .mmd_dispatch import _backend, _batched, _float, _value, _watched
+from .mmd_small import small_mmd, usual
+
+ESTIMATORS = ("biased", "unbiased", "linear", "pairs")
 BANDWIDTHS = ("mean", "median", "tllib")
-MAX_KERNELS = 32
+MAX_KERNELS = 64
 FLOOR = 1e-5
-
-OPS |= dict.fromkeys(("mmd", "cdd"), ("cpu", "cuda", "triton", "reference"))
-
-
-class ContrastiveDiscrepancy(NamedTuple):
-    """intra, inter: [B] (or scalars). matrix: [B, C, C] (or [C, C]) float64, without gradient.
-
-    matrix[a, b] is the biased squared MMD between source class a and target class b, NaN where one of them
-    has fewer than min_count points. intra is the mean of the diagonal, inter of the rest.
-    """
-
-    intra: Any
-    inter: Any
-    matrix: Any
-
-
-# ---- the dispatcher's side -------------------------------------------------------------------------------
-
-_LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
-_LIBRARY.define(
-    "mmd(Tensor x, Tensor y, Tensor? v, Tensor? base, float[] factors, float floor, bool unbiased, "
-    "bool by_column, bool gradient) -> (Tensor value, Tensor base_used, Tensor grad)"
-)
-_LIBRARY.define(
-    "cdd(Tensor s, Tensor ys, Tensor t, Tensor yt, int classes, float[] factors, float floor, bool clamp, "
-    "int min_count, bool gradient) -> (Tensor intra, Tensor inter, Tensor matrix, Tensor grads)"
-)
-
-
-def _backend(op: str, device: torch.device) -> Any:
-    backend = chosen_backend(op, device.type)
-    if backend == "reference":
-        from tenfold.kernels.mmd import mmd_reference as module
-    elif backend == "triton":
-        from tenfold.kernels.mmd import mmd_triton as module
-    else:
-        from tenfold.kernels.mmd import mmd_native as module
-    return module
-
-
-def _float(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def _mmd(
-    x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    from tenfold.kernels.mmd.mmd_reference import Pairs
-
-    value, used, gradient = _backend("mmd", x.device).pairs(x, y, v, base, Pairs(*options))
-    return value.to(_float(x, y)), used, gradient
-
-
-def _mmd_fake(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor | None,
-    base: Tensor | None,
-    factors: Sequence[float],
-    floor: float,
-    unbiased: bool,
-    by_column: bool,
-    gradient: bool,
-) -> tuple[Tensor, ...]:
-    batch, points, dtype = x.shape[0], x.shape[1] + y.shape[1], _float(x, y)
-    shape = (batch, v.shape[2]) if by_column and v is not None else (batch,)
-    kept = (batch, points, x.shape[2]) if gradient else (0,)
-    return (
-        x.new_empty(shape, dtype=dtype),
-        x.new_empty(batch, dtype=torch.float64),
-        x.new_empty(kept, dtype=dtype),
-    )
-
-
-def _cdd(s: Tensor, ys: Tensor, t: Tensor, yt: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    from tenfold.kernels.mmd.mmd_reference import Contrast
-
-    module = _backend("cdd", s.device)
-    intra, inter, matrix, gradients = module.contrast(s, ys, t, yt, Contrast(*options))
-    return intra.to(_float(s, t)), inter.to(_float(s, t)), matrix, gradients
-
-
-def _cdd_fake(
-    s: Tensor,
-    ys: Tensor,
-    t: Tensor,
-    yt: Tensor,
-    classes: int,
-    factors: Sequence[float],
-    floor: float,
-    clamp: bool,
-    min_count: int,
-    gradient: bool,
-) -> tuple[Tensor, ...]:
-    batch, points, dtype = s.shape[0], s.shape[1] + t.shape[1], _float(s, t)
-    kept = (2, batch, points, s.shape[2]) if gradient else (0,)
-    return (
-        s.new_empty(batch, dtype=dtype),
-        s.new_empty(batch, dtype=dtype),
-        s.new_empty((batch, classes, classes), dtype=torch.float64),
-        s.new_empty(kept, dtype=dtype),
-    )
-
-
-class _Once(torch.autograd.Function):
-    """Gradients that refuse to be differentiated again: the widths are held, so terms would be missing."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, *_: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing to keep."""
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("tenfold: the kernel discrepancies can be differentiated once, not twice")
-
-
-def _scaled(scale: Tensor, gradient: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The saved gradient times the incoming one, in the dtypes of x and y."""
-    full = gradient * scale.to(gradient.dtype)[:, None, None]
-    n = x.shape[1]
-    return full[:, :n].to(x.dtype), full[:, n:].to(y.dtype)
-
-
-def _guarded(gradients: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _Once.apply(gradients[0], x, y), _Once.apply(gradients[1], x, y)
-    return gradients
-
-
-def _mmd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y = inputs[:2]
-    ctx.by_column = inputs[7]
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.save_for_backward(output[2], x, y)
-
-
-def _mmd_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    if ctx.by_column:
-        raise RuntimeError("tenfold.mmd: values by column have no gradient")
-    kept, x, y = ctx.saved_tensors
-    gx, gy = _guarded(_scaled(grad, kept, x, y), x, y)
-    return (gx, gy, *(None,) * 7)
-
-
-def _cdd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(output[3], inputs[0], inputs[2])
-
-
-def _cdd_backward(ctx: Any, grad_intra: Tensor, grad_inter: Tensor, *_: Any) -> tuple[Any, ...]:
-    kept, s, t = ctx.saved_tensors
-    full = kept[0] * grad_intra.to(kept.dtype)[:, None, None]
-    full = full + kept[1] * grad_inter.to(kept.dtype)[:, None, None]
-    n = s.shape[1]
-    gs, gt = _guarded((full[:, :n].to(s.dtype), full[:, n:].to(t.dtype)), s, t)
-    return (gs, None, gt, *(None,) * 7)
-
-
-for _name, _kernel, _fake, _backward, _setup in (
-    ("mmd", _mmd, _mmd_fake, _mmd_backward, _mmd_setup),
-    ("cdd", _cdd, _cdd_fake, _cdd_backward, _cdd_setup),
-):
-    _LIBRARY.impl(_name, _kernel, "CPU")
-    _LIBRARY.impl(_name, _kernel, "CUDA")
-    torch.library.register_fake(f"tenfold::{_name}", _fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"tenfold::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)
-
-
-class _Eager(torch.autograd.Function):
-    """The op without the dispatcher, which costs more than the kernel does on a batch of 32.
-
-    x and y come as the caller has them, [N, d] or [B, N, d]: views taken outside would each be a node of the
-    graph.  Forward with ctx, because PyTorch binds the arguments of the other form by their signature at
-    every call.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor]:
-        value, used, gradient = _apart(x, y, v, base, options)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(used)
-        ctx.save_for_backward(gradient, x, y)
-        return value, used
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 5
-        kept, x, y = ctx.saved_tensors
-        full = kept * (grad if x.ndim == 2 else grad[:, None, None])
-        gx, gy = full.split_with_sizes((x.shape[-2], y.shape[-2]), -2)
-        if x.dtype != full.dtype:
-            gx, gy = gx.to(x.dtype), gy.to(y.dtype)
-        return (*_guarded((gx, gy), x, y), None, None, None)
-
-
-def _apart(
-    x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(value, base, gradient) of one problem or a batch, unknown to autograd."""
-    if x.ndim == 3:
-        return _mmd(x, y, v, base, *options)
-    value, used, gradient = _mmd(x[None], y[None], v, base, *options)
-    return value[0], used[0], gradient[0] if options[-1] else gradient
-
-
-class _Function(torch.autograd.Function):
-    """The op under torch.func, whose transforms pass over what register_autograd makes."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _mmd(x, y, v, base, *options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.save_for_backward(output[2], inputs[0], inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        kept, x, y = ctx.saved_tensors
-        return (*_guarded(_scaled(grad, kept, x, y), x, y), None, None, None)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-        """More problems in the batch."""
-        x, y, v, base, options = arguments
-        size = info.batch_size
-        batch = x.shape[0] if in_dims[0] is None else x.movedim(in_dims[0], 0).shape[1]
-
-        def folded(value: Tensor | None, dim: int | None) -> Tensor | None:
-            if value is None:
-                return None
-            value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            return value.expand(size, batch, *value.shape[2:]).reshape(size * batch, *value.shape[2:])
-
-        tensors = [folded(t, dim) for t, dim in zip((x, y, v, base), in_dims, strict=False)]
-        value, used, gradient = _Function.apply(*tensors, options)
-        kept = gradient.unflatten(0, (size, batch)) if options[-1] else gradient.expand(size, 0)
-        return (value.unflatten(0, (size, batch)), used.unflatten(0, (size, batch)), kept), (0, 0, 0)
-
-
-def _value(
-    x: Tensor, y: Tensor, v: Tensor | None, base: Tensor | None, options: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    """(value, base) of the op, for x and y both [., d] or both [B, ., d]."""
-    compiling = torch.compiler.is_compiling()
-    func = not compiling and torch._C._functorch.peek_interpreter_stack() is not None
-    modes = compiling or func or torch._C._len_torch_dispatch_stack() > 0
-    if not modes and type(x) in _PLAIN and type(y) in _PLAIN:
-        return _Eager.apply(x, y, v, base, options) if options[-1] else _apart(x, y, v, base, options)[:2]
-    single = x.ndim == 2
-    x, y = _batched(x), _batched(y)
-    if func:  # a wrapped tensor does not tell whether a gradient will be asked for
-        value, used, _ = _Function.apply(x, y, v, base, (*options[:-1], torch.is_grad_enabled()))
-    else:
-        value, used, _ = torch.ops.tenfold.mmd(x, y, v, base, *options)
-    return (value[0], used[0]) if single else (value, used)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _watched(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
@@ -335,10 +60,6 @@ def _alike(names: tuple[str, str], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _batched(points: Tensor) -> Tensor:
-    return points[None] if points.ndim == 2 else points
-
-
 def factors_of(kernels: int, mul: float, middle: int | None = None) -> list[float]:
     """mul^(u - kernels // 2) for u = 0 .. kernels - 1: the widths as multiples of the base."""
     kernels = _checks.integer("kernels", kernels, 1, MAX_KERNELS)
@@ -349,6 +70,22 @@ def factors_of(kernels: int, mul: float, middle: int | None = None) -> list[floa
 
 def _ascending(factors: Sequence[float]) -> list[float]:
     return sorted(factors)
+
+
+def _given_factors(factors: Any) -> list[float]:
+    given = _checks.sequence("factors", factors, "numbers > 0")
+    if not 1 <= len(given) <= MAX_KERNELS:
+        _checks.fail(ValueError, "factors", f"1 to {MAX_KERNELS} of them", len(given))
+    return [_checks.real(f"factors[{u}]", f, positive=True) for u, f in enumerate(given)]
+
+
+def widths_of(kernels: int, mul: float, factors: Any, bandwidth: Any) -> list[float]:
+    """The widths as multiples of the base, ascending, as the arguments of `mmd` say."""
+    if factors is not None:
+        return _ascending(_given_factors(factors))
+    if isinstance(bandwidth, str) and bandwidth == "tllib":
+        return _ascending([2.0 * f for f in factors_of(kernels, mul, 3)])
+    return _ascending(factors_of(kernels, mul))
 
 
 def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
@@ -364,7 +101,7 @@ def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
 
 
 def median_distance(x: Any) -> Any:
-    """The median of |x_i - x_j|^2 over all ordered pairs (i == j among them), the lower one of two.
+    """The median of ``|x_i - x_j|^2`` over all ordered pairs (i == j among them), the lower one of two.
 
     Exact to the rounding of the distances and without a list of pairs: three passes count float patterns.
 
@@ -438,9 +175,13 @@ def mmd_with_base(
     bandwidth: Any = "mean",
     estimator: str = "biased",
     weights: Any = None,
+    factors: Sequence[float] | None = None,
     floor: float = FLOOR,
 ) -> tuple[Any, Any]:
     """As `mmd`, and the base of the widths, float64: a warning light for features that shrink to a point."""
+    found = _small(x, y, kernels, mul, bandwidth, estimator, weights, factors, floor)
+    if found is not None:
+        return found[0], torch.tensor(found[1], dtype=torch.float64)
     a, b = _alike(("x", "y"), x, y)
     _checks.choice("estimator", estimator, ESTIMATORS)
     floor = _checks.real("floor", floor, positive=True)
@@ -449,17 +190,16 @@ def mmd_with_base(
         _checks.fail(ValueError, "x" if a.shape[-2] < 2 else "y", expected, "one")
     if weights is not None and estimator != "biased":
         _checks.fail(ValueError, "weights", "estimator='biased' with weights", repr(estimator))
-    tllib = isinstance(bandwidth, str) and bandwidth == "tllib"
-    factors = [2.0 * f for f in factors_of(kernels, mul, 3)] if tllib else factors_of(kernels, mul)
+    widths = widths_of(kernels, mul, factors, bandwidth)
     mean = isinstance(bandwidth, str) and bandwidth == "mean"
     base = None if mean else _base(bandwidth, _batched(a), _batched(b), floor)
-    if estimator == "linear":
-        value, base = _ring(_batched(a), _batched(b), factors, base, floor)
+    if estimator in LINEAR:
+        value, base = _linear(_batched(a), _batched(b), widths, base, floor, estimator)
         if a.ndim == 2:
             value, base = value[0], base[0]
     else:
         v = None if weights is None else _weights(weights, _batched(a), _batched(b))
-        options = (_ascending(factors), floor, estimator == "unbiased", False, _watched(a, b))
+        options = (widths, floor, estimator == "unbiased", False, _watched(a, b))
         value, base = _value(a, b, v, base, options)
     to = _arrays.kind_of(x)
     return to(value), to(base)
@@ -474,24 +214,27 @@ def mmd(
     bandwidth: Any = "mean",
     estimator: str = "biased",
     weights: Any = None,
+    factors: Sequence[float] | None = None,
     floor: float = FLOOR,
 ) -> Any:
     """Squared maximum mean discrepancy with a sum of Gaussian kernels (MK-MMD), batched.
 
-    k(a, b) = sum_u exp(-|a - b|^2 / (base * mul^(u - kernels // 2))), u = 0 .. kernels - 1.
+    k(a, b) = sum_u exp(-``|a - b|^2`` / (base * mul^(u - kernels // 2))), u = 0 .. kernels - 1.
 
     Args:
         x: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16 (arithmetic in float32, sums float64).
         y: [M, d] or [B, M, d], same dtype and device. N and M may differ.
-        kernels: how many widths, 1 to 32.
+        kernels: how many widths, 1 to 64.
         mul: the ratio from one width to the next, > 0.
-        bandwidth: the base. "mean": mean of |z_i - z_j|^2 over i != j of the pooled points (DAN, DSAN,
+        bandwidth: the base. "mean": mean of ``|z_i - z_j|^2`` over i != j of the pooled points (DAN, DSAN,
             MS-MDA); "median": exact median over x alone, zeros included (pytorch-adapt); "tllib": widths
             2 * mul^(u - 3) times the mean over all pairs (Transfer-Learning-Library); or a number, or [B].
             A constant for the gradient.
-        estimator: "biased" (V-statistic, >= 0), "unbiased" (U-statistic, may be negative), or "linear": pairs
-            of neighbours in a ring, O(N), needs N == M.
+        estimator: "biased" (V-statistic, >= 0), "unbiased" (U-statistic, may be negative), or, O(N) and for
+            N == M, "linear": each point with the next one in a ring (MS-MDA, TLlib), or "pairs": points
+            2i and 2i + 1, a last odd one left out (Gretton et al.; pytorch-adapt).
         weights: a pair of weights >= 0, [N] or [B, N] and [M] or [B, M], normalised to sum 1; biased only.
+        factors: 1 to 64 widths as multiples of the base, in place of kernels and mul.
         floor: the least base, so that equal points give 0 and not 0/0.
 
     Returns:
@@ -500,9 +243,12 @@ def mmd(
 
     Raises:
         TypeError: another dtype, or x and y differ in dtype or device.
-        ValueError: another shape, no points, one point for "unbiased", N != M for "linear", an unknown name,
-            a number out of range.
+        ValueError: another shape, no points, one point for "unbiased" or "pairs", N != M for "linear" or
+            "pairs", an unknown name, a number out of range.
     """
+    found = _small(x, y, kernels, mul, bandwidth, estimator, weights, factors, floor)
+    if found is not None:
+        return found[0]
     return mmd_with_base(
         x,
         y,
@@ -511,33 +257,82 @@ def mmd(
         bandwidth=bandwidth,
         estimator=estimator,
         weights=weights,
+        factors=factors,
         floor=floor,
     )[0]
 
 
-def _ring(
-    x: Tensor, y: Tensor, factors: Sequence[float], base: Tensor | None, floor: float
+def _small(
+    x: Any,
+    y: Any,
+    kernels: int,
+    mul: float,
+    bandwidth: Any,
+    estimator: str,
+    weights: Any,
+    factors: Any,
+    floor: float,
+) -> tuple[Tensor, float] | None:
+    """Value and base by the short path, or None where the call is none of its kind."""
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(bandwidth, str)
+        or bandwidth != "mean"
+        or weights is not None
+        or not isinstance(estimator, str)
+        or estimator not in SMALL
+        or not usual(x, y)
+        or (estimator == "unbiased" and min(len(x), len(y)) < 2)
+    ):
+        return None
+    floor = _checks.real("floor", floor, positive=True)
+    return small_mmd(x, y, widths_of(kernels, mul, factors, "mean"), floor, estimator == "unbiased")
+
+
+LINEAR = ("linear", "pairs")
+SMALL = ("biased", "unbiased")
+
+
+def partners(points: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """Each point [B, N, d] that a linear-time estimate takes, and its partner."""
+    if estimator == "linear":
+        return points, points.roll(-1, 1)
+    even = points.shape[1] // 2 * 2
+    return points[:, 0:even:2], points[:, 1:even:2]
+
+
+def check_linear(x: Tensor, y: Tensor, estimator: str) -> None:
+    if x.shape[1] != y.shape[1]:
+        expected = f"{x.shape[1]} points, as many as x, for the {estimator} estimator"
+        _checks.fail(ValueError, "y", expected, y.shape[1])
+    if estimator == "pairs" and x.shape[1] < 2:
+        _checks.fail(ValueError, "x", "at least two points for the pairs estimator", "one")
+
+
+def near_kernels(x: Tensor, y: Tensor, widths: Tensor, estimator: str) -> Tensor:
+    """[4, B, pairs]: k of x with x, y with y, x with y, y with x; widths [B, K]; autograd follows."""
+    (x, next_x), (y, next_y) = partners(x, estimator), partners(y, estimator)
+    near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
+    return torch.exp(-near[..., None] / widths[:, None, :]).sum(-1)
+
+
+def _linear(
+    x: Tensor, y: Tensor, factors: Sequence[float], base: Tensor | None, floor: float, estimator: str
 ) -> tuple[Tensor, Tensor]:
-    """Gretton's linear-time estimate over the ring of neighbours, as MS-MDA and TLlib write it."""
+    """Gretton's linear-time estimate, over neighbours in a ring or over pairs without a common point."""
     from tenfold.kernels.mmd.mmd_reference import centred, mean_distance
 
-    if x.shape[1] != y.shape[1]:
-        _checks.fail(
-            ValueError, "y", f"{x.shape[1]} points, as many as x, for the linear estimator", y.shape[1]
-        )
+    check_linear(x, y, estimator)
     dtype = _float(x, y)
     if base is None:
         base = mean_distance(centred(x.detach(), y.detach())).clamp_min(floor)
-    x, y = x.to(dtype), y.to(dtype)
-    next_x, next_y = x.roll(-1, 1), y.roll(-1, 1)
-    near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
     widths = base[:, None] * torch.tensor(factors, dtype=torch.float64, device=x.device)
-    k = torch.exp(-near[..., None] / widths.to(dtype)[:, None, :]).sum(-1)
+    k = near_kernels(x.to(dtype), y.to(dtype), widths.to(dtype), estimator)
     return (k[0] + k[1] - k[2] - k[3]).mean(-1), base
 
 
 def linear_mmd(x: Any, y: Any) -> Any:
-    """|mean x - mean y|^2, the squared MMD of the linear kernel (DDC, Tzeng et al., arXiv 1412.3474).
+    """``|mean x - mean y|^2``, the squared MMD of the linear kernel (DDC, Tzeng et al., arXiv 1412.3474).
 
     Args:
         x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d], floating, same dtype and device.
@@ -597,128 +392,8 @@ def weighted_mmd(
     return _arrays.kind_of(z)(value[0] if single else value)
 
 
-def _labels(name: str, value: Any, like: Tensor, single: bool, classes: int) -> Tensor:
-    labels = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (torch.int64,))
-    labels = labels[None] if single and labels.ndim == 1 else labels
-    if labels.shape != like.shape[:2]:
-        expected = tuple(like.shape[1:2]) if single else tuple(like.shape[:2])
-        _checks.fail(ValueError, name, f"shape {expected}", tuple(labels.shape))
-    if labels.device != like.device:
-        _checks.fail(TypeError, name, f"the device of its points ({like.device})", labels.device)
-    if not torch.compiler.is_compiling() and labels.numel():
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low < -1 or high >= classes:
-            _checks.fail(ValueError, name, f"labels in [-1, {classes})", low if low < -1 else high)
-    return labels
-
-
-def cdd(
-    s: Any,
-    ys: Any,
-    t: Any,
-    yt: Any,
-    num_classes: int,
-    *,
-    kernels: int = 5,
-    mul: float = 2.0,
-    min_count: int = 2,
-    clamp: str = "none",
-    floor: float = FLOOR,
-) -> ContrastiveDiscrepancy:
-    """Contrastive domain discrepancy: the MMD between classes of a source and of a target (CAN).
-
-    For source class a and target class b, M_ab is the biased squared MMD with the mean distance within their
-    union as base. `intra` is the mean of M_aa, `inter` the mean of M_ab over a != b; CDD = intra - inter.
-
-    Args:
-        s: [N, d] or [B, N, d]: float32, float64, bfloat16 or float16. t: [M, d] or [B, M, d], same dtype.
-        ys, yt: int64 labels in [-1, num_classes), shaped as the points; -1 leaves a point out.
-        num_classes: C >= 1.
-        kernels, mul, floor: as `mmd`.
-        min_count: a pair of classes counts only with that many points on both sides, >= 1.
-        clamp: "none", or "can" for CAN's own |.|^2 / width clamped to [1e-5, 1e5].
-
-    Returns:
-        (intra, inter, matrix); a mean without pairs that count is 0. Differentiable once in s and t.
-
-    Raises:
-        TypeError, ValueError: as `mmd`; labels of another dtype, shape or range.
-    """
-    a, b, single = _samples(("s", "t"), s, t)
-    classes = _checks.integer("num_classes", num_classes, 1, 2**31 - 1)
-    source = _labels("ys", ys, a, single, classes)
-    target = _labels("yt", yt, b, single, classes)
-    least = _checks.integer("min_count", min_count, 1, 2**31 - 1)
-    _checks.choice("clamp", clamp, ("none", "can"))
-    floor = _checks.real("floor", floor, positive=True)
-    factors = _ascending(factors_of(kernels, mul))
-    intra, inter, matrix, _ = torch.ops.tenfold.cdd(
-        a, source, b, target, classes, factors, floor, clamp == "can", least, _watched(a, b)
-    )
-    to = _arrays.kind_of(s)
-    parts = (to(v[0] if single else v) for v in (intra, inter, matrix))
-    return ContrastiveDiscrepancy(*parts)
-
-
-def lmmd(
-    s: Any,
-    ys: Any,
-    t: Any,
-    q: Any,
-    *,
-    kernels: int = 5,
-    mul: float = 2.0,
-    bandwidth: Any = "mean",
-    floor: float = FLOOR,
-) -> Any:
-    """Local MMD: class by class, source points by label and target points by predicted probability (DSAN).
-
-    sum over classes present on both sides (by label and by arg max) of the MMD of the weighted samples,
-    divided by their number; 0 if there is none.
-
-    Args:
-        s: [N, d] or [B, N, d]; t: [M, d] or [B, M, d]; N and M may differ.
-        ys: [N] or [B, N] int64 labels in [-1, C), -1: left out.
-        q: [M, C] or [B, M, C], class probabilities of the target points; a constant for the gradient.
-        kernels, mul, bandwidth, floor: as `mmd`.
-
-    Returns:
-        A scalar, or [B]. Differentiable once in s and t.
-
-    Raises:
-        TypeError, ValueError: as `mmd`; q of another shape or negative.
-    """
-    a, b, single = _samples(("s", "t"), s, t)
-    soft = _checks.tensor("q", _arrays.as_tensor("q", q, write=False)).detach()
-    soft = soft[None] if single and soft.ndim == 2 else soft
-    if soft.ndim != 3 or soft.shape[:2] != b.shape[:2]:
-        _checks.fail(ValueError, "q", f"shape {[*b.shape[int(single) : 2], 'C']}", tuple(q.shape))
-    classes = soft.shape[2]
-    labels = _labels("ys", ys, a, single, classes)
-    floor = _checks.real("floor", floor, positive=True)
-    v = lmmd_weights(labels, soft.to(_float(a, b)))
-    base = None if isinstance(bandwidth, str) and bandwidth == "mean" else _base(bandwidth, a, b, floor)
-    options = (_ascending(factors_of(kernels, mul)), floor, False, False, _watched(a, b))
-    value, _ = _value(a, b, v, base, options)
-    return _arrays.kind_of(s)(value[0] if single else value)
-
-
-def lmmd_weights(labels: Tensor, q: Tensor) -> Tensor:
-    """v [B, N + M, C] with sum_ij (v v^T)_ij k_ij = the local MMD of labels [B, N] and probabilities q."""
-    classes = q.shape[2]
-    onehot = torch.nn.functional.one_hot(labels.clamp_min(0), classes).to(q.dtype)
-    onehot = onehot * (labels >= 0)[..., None]
-    top = torch.nn.functional.one_hot(q.argmax(-1), classes)
-    kept = (onehot.sum(1) > 0) & (top.sum(1) > 0)
-    p = onehot / onehot.sum(1, keepdim=True).clamp_min(1.0)
-    total = q.sum(1, keepdim=True)
-    shares = q / torch.where(total > 0, total, 1.0)
-    scale = kept.to(q.dtype) / kept.sum(1, keepdim=True).clamp_min(1).to(q.dtype).sqrt()
-    return torch.cat((p, -shares), 1) * scale[:, None]
-
-
 def coral(x: Any, y: Any) -> Any:
-    """|cov x - cov y|_F^2 / (4 d^2) with covariances over the samples (Sun and Saenko, arXiv 1607.01719).
+    """``|cov x - cov y|_F^2`` / (4 d^2) with covariances over the samples (Sun and Saenko, arXiv 1607.01719).
 
     Args:
         x, y: [N, d] and [M, d], or [B, N, d] and [B, M, d]; at least two points on both sides.
