@@ -27,4 +27,7 @@ def load_corpus(config: MsdcdaConfig) -> Corpus:
 
     given = {"feature": config.feature, "target": config.label, "threshold": config.threshold}
     options: dict[str, Any] = {name: value for name, value in given.items() if value not in ("", None)}
-    return load(config.dataset, config.data, raw=config.raw, **options)
+    return load(
+        config.dataset, config.data, raw=config.raw, subjects=config.subjects or None,
+        extraction=config.extraction or None, **options,
+    )  # fmt: skip

@@ -224,7 +224,8 @@ def _hold(name: str, key: str, make: Callable[[], Any]) -> Any:
 
 def _source(config: MsdcdaConfig) -> str:
     """What decides which rows are read."""
-    return repr((config.dataset, config.data, config.raw, config.feature, config.label, config.threshold))
+    names = ("dataset", "data", "subjects", "raw", "extraction", "feature", "label", "threshold")
+    return repr([getattr(config, name) for name in names])
 
 
 def _corpus(config: MsdcdaConfig) -> Corpus:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tenfold import _checks
 from tenfold.eeg.methods import METHODS, VARIANTS, Method, find
@@ -18,7 +18,7 @@ from tenfold.eeg.train import Settings
 
 __all__ = ["DATASETS", "MsdcdaConfig"]
 
-DATASETS = ("vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "eyes")
+DATASETS = ("vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity", "saved")
 
 
 @dataclass
@@ -29,15 +29,22 @@ class MsdcdaConfig:
     an option (--options.NAME). The embedded default holds out each of 15 speakers in turn, for 11 vowels.
     """
 
-    dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "eyes"] = "vowel"
-    """vowel (embedded), or the layout of --data. eyes: neurokit2's source archive, real EEG with eyes open or
-    closed at two sites."""
+    dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity", "saved"] = "vowel"
+    """vowel (embedded), or the layout of --data. complexity: neurokit2's source archive, real EEG with eyes open
+    or closed at two sites. saved: a corpus kept by tenfold.eeg.save."""
 
     data: str = ""
-    """Folder of the data set as it is published. Left empty: the embedded vowels."""
+    """Folder (of complexity and saved: file) of the data set as it is published. Left empty: the embedded
+    vowels."""
+
+    subjects: list[int] = field(default_factory=list)
+    """Numbers of the subjects to load. Empty: all."""
 
     raw: bool | None = None
     """Compute features from raw EEG. None: only where no features are published."""
+
+    extraction: dict[str, Any] = field(default_factory=dict)
+    """How features are computed from raw EEG: definition, smoothing, window_s, ... (see tenfold.eeg)."""
 
     feature: str = ""
     """SEED and SEED-IV: which published features, say de_movingAve. Left empty: de_LDS."""
