@@ -60,11 +60,12 @@ def evaluate(trained: Trained, fold: Fold, method: Method) -> Scores:
     y = fold.target.y
     if y is None:
         _checks.fail(ValueError, f"{fold.target.name}: y", "labels to score with", None)
-    p, z = predict(trained, fold.target.x)
+    y = y.cpu()
+    p, z = (t.cpu() for t in predict(trained, fold.target.x))
     label, classes = p.argmax(1), p.shape[1]
     confusion = confusion_matrix(y, label, classes)
     source = source_accuracy(trained, fold, method)
-    source_z = torch.cat([predict(trained, d.x)[1] for d in fold.sources])
+    source_z = torch.cat([predict(trained, d.x)[1].cpu() for d in fold.sources])
     return Scores(
         accuracy=float((label == y).double().mean()),
         macro_f1=macro_f1(confusion), confusion=confusion.tolist(),

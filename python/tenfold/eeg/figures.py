@@ -164,7 +164,7 @@ def embedding(outcome: Outcome) -> Picture | None:
     assert fold.target.y is not None
     source_x = torch.cat([d.x for d in fold.sources])
     drawn = torch.randperm(len(source_x), generator=torch.Generator().manual_seed(0))[:_POINTS]
-    y = fold.target.y.numpy()
+    y = fold.target.y.cpu().numpy()
     for k, name in enumerate(names):
         trained = restore(outcome, f"{name}-fold{number}-seed{seed}")
         z = torch.cat([predict(trained, x)[1] for x in (source_x[drawn].cpu(), fold.target.x.cpu())])

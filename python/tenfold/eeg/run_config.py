@@ -30,8 +30,8 @@ class MsdcdaConfig:
     """
 
     dataset: Literal["vowel", "seed", "seed-iv", "seed-v", "deap", "faced", "complexity", "saved"] = "vowel"
-    """vowel (embedded), or the layout of --data. complexity: neurokit2's source archive, real EEG with eyes open
-    or closed at two sites. saved: a corpus kept by tenfold.eeg.save."""
+    """vowel (embedded), or the layout of --data. complexity: neurokit2's source archive, real EEG, eyes open
+    or closed, two sites. saved: a corpus kept by tenfold.eeg.save."""
 
     data: str = ""
     """Folder (of complexity and saved: file) of the data set as it is published. Left empty: the embedded

@@ -223,7 +223,7 @@ class _Rows:
         """`count` rows of a mask, with repetition where there are fewer; any rows if there are none."""
         rows = mask.nonzero()[:, 0]
         if not len(rows):
-            rows = torch.arange(len(mask))
+            rows = torch.arange(len(mask), device=mask.device)
         order = torch.cat(
             [torch.randperm(len(rows), generator=self.generator) for _ in range(-(-count // len(rows)))]
         )
