@@ -171,6 +171,16 @@ def test_a_target_that_is_not_there(config: MsdcdaConfig, tmp_path: Path) -> Non
         adapt(replace(config, targets=[7]), tmp_path / "a")
 
 
+def test_a_missing_package_is_missed_at_the_beginning(
+    config: MsdcdaConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run.find_spec
+    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "sklearn" else found(name))
+    with pytest.raises(ModuleNotFoundError, match="sklearn"):
+        adapt(replace(config, embedding="tsne"), tmp_path / "a")
+    assert not (tmp_path / "a" / "state" / "dan-fold1-seed0.safetensors").exists()
+
+
 def test_methods_are_named_once_resolved() -> None:
     assert MsdcdaConfig(ablations=True).resolved().methods[-1] == "fixed-tau"
     config = MsdcdaConfig(methods=["dan"], ablations=True).resolved()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.assets import AssetError, locate
 from tenfold.eeg.run import adapt
 from tenfold.eeg.run_config import MsdcdaConfig
 
@@ -15,10 +14,6 @@ from tenfold.eeg.run_config import MsdcdaConfig
 @pytest.mark.slow
 def test_aligning_domains_helps_on_people_never_seen(tmp_path: Path) -> None:
     """DAN is at least five points above source-only, with the same head, rows and steps; nobody collapses."""
-    try:
-        locate("vowel")
-    except AssetError as error:
-        pytest.skip(str(error))
     config = MsdcdaConfig(methods=["source-only", "dan"], targets=[1, 5, 9, 12], seeds=[0], embedding="none")
     found = adapt(config, tmp_path / "a").metrics
     assert found["dan.gain"] >= 0.05

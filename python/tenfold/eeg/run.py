@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,11 @@ def run(config: MsdcdaConfig, folder: RunFolder) -> Result:
     Raises:
         ValueError, FileNotFoundError: a setting or a data file is wrong (named).
         RuntimeError: a loss is not finite, or a worker died.
+        ModuleNotFoundError: scipy, joblib or (for t-SNE) scikit-learn is not installed.
         tenfold.assets.AssetError: the embedded file is missing; the message says how to install it.
     """
     config = config.resolved()
+    _check_packages(config)
     corpus = load_corpus(config)
     every = folds(corpus, config.protocol)
     numbers = _chosen(config, len(every))
@@ -123,6 +126,14 @@ def run(config: MsdcdaConfig, folder: RunFolder) -> Result:
     from tenfold.eeg.report import write
 
     return Result(write(outcome, folder), folder.path)
+
+
+def _check_packages(config: MsdcdaConfig) -> None:
+    """What the run will need at its end is missed at its beginning."""
+    needed = ["scipy", "joblib", *(["sklearn"] if config.embedding == "tsne" else [])]
+    for package in needed:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _chosen(config: MsdcdaConfig, count: int) -> list[int]:
