@@ -125,28 +125,36 @@ def _write_cells(axis: Any, share: NDArray[Any]) -> None:
             axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
 
 
-def course(outcome: Outcome, name: str = tables.OURS) -> Picture | None:
+_PARTS = {
+    "ce": "cross-entropy", "mmd": "MMD² of domains", "intra": "MMD² within classes",
+    "inter": "MMD² between classes", "tau": "tau",
+}  # fmt: skip
+
+
+def course(outcome: Outcome) -> Picture | None:
     """What the parts of MS-DCDA's loss do while it trains: mean over all trainings, and their range."""
-    runs = [t.history for t in outcome.of(name)] if name in outcome.config.methods else []
-    parts = [p for p in ("ce", "mmd", "intra", "inter", "tau") if runs and all(p in h[0] for h in runs)]
-    if not parts:
+    names = [n for n in (tables.OURS, tables.REVISED) if n in outcome.config.methods]
+    if not names:
         return None
-    titles = {
-        "ce": "cross-entropy", "mmd": "MMD² of domains", "intra": "MMD² within classes",
-        "inter": "MMD² between classes", "tau": "tau",
-    }  # fmt: skip
-    fig, axes = figures.figure(2.3 * len(parts), 2.5, ncols=len(parts), squeeze=False)
-    steps = [entry["step"] for entry in runs[0]]
-    for axis, part in zip(axes[0], parts, strict=True):
-        values = np.array([[entry[part] for entry in h] for h in runs])
-        low, high = np.percentile(values, [10, 90], axis=0)
-        axis.fill_between(steps, low, high, color=figures.SERIES[1], alpha=0.25, linewidth=0)
-        axis.plot(steps, values.mean(0), color=figures.SERIES[1])
+    fig, axes = figures.figure(9.4, 5.0, nrows=2, ncols=3, squeeze=False)
+    told = []
+    for name in names:
+        runs = [t.history for t in outcome.of(name)]
+        steps = [entry["step"] for entry in runs[0]]
+        for axis, part in zip(axes.flat, _PARTS, strict=False):
+            values = np.array([[entry[part] for entry in h] for h in runs])
+            low, high = np.percentile(values, [10, 90], axis=0)
+            axis.fill_between(steps, low, high, color=_colour(name), alpha=0.2, linewidth=0)
+            axis.plot(steps, values.mean(0), color=_colour(name), label=tables.title(outcome, name))
+        ends = ", ".join(f"{_PARTS[p]} {np.mean([h[-1][p] for h in runs]):.2f}" for p in _PARTS)
+        told.append(f"{tables.title(outcome, name)}: {ends}")
+    for axis, part in zip(axes.flat, _PARTS, strict=False):
+        axis.set_title(_PARTS[part], fontsize=10)
         axis.set(xlabel="step", ylim=(0, None) if part != "tau" else (-0.03, 1.03))
-        axis.set_title(titles[part], fontsize=9)
-    ends = ", ".join(f"{titles[p]} {np.mean([h[-1][p] for h in runs]):.2f}" for p in parts)
-    caption = f"Mean of {len(runs)} trainings of {tables.title(outcome, name)}; the band holds 80 % of them."
-    return Picture(fig, caption, f"Line charts over {steps[-1] + 1} steps. At the end: {ends}.")
+    axes[1, 2].set_axis_off()
+    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
+    caption = "Mean over all trainings; the band holds 80 % of them."
+    return Picture(fig, caption, "Line charts over the steps. At the end, " + "; ".join(told) + ".")
 
 
 def embedding(outcome: Outcome) -> Picture | None:
@@ -158,7 +166,7 @@ def embedding(outcome: Outcome) -> Picture | None:
     number, row = _median_fold(outcome, names[0])
     fold = scaled_fold(outcome.config, number)
     seed = next(t.seed for t in outcome.of(names[0]) if t.key in outcome.weights)
-    fig, axes = figures.figure(3.1 * len(names) + 1.4, 6.2, nrows=2, ncols=len(names), squeeze=False)
+    fig, axes = figures.figure(7.6, 2.7 * len(names), nrows=len(names), ncols=2, squeeze=False)
     classes = outcome.corpus.classes
     colours = _class_colours(len(classes))
     assert fold.target.y is not None
@@ -169,27 +177,26 @@ def embedding(outcome: Outcome) -> Picture | None:
         trained = restore(outcome, f"{name}-fold{number}-seed{seed}")
         z = torch.cat([predict(trained, x)[1] for x in (source_x[drawn].cpu(), fold.target.x.cpu())])
         points, cut = _plane(z.numpy(), outcome.config.embedding), len(drawn)
-        top, bottom = axes[:, k]
-        top.scatter(*points[:cut].T, s=5, color=figures.MUTED, alpha=0.35, linewidths=0, label="sources")
-        top.scatter(*points[cut:].T, s=12, color=figures.SERIES[1], linewidths=0, label="target")
+        left, right = axes[k]
+        left.scatter(*points[:cut].T, s=5, color=figures.MUTED, alpha=0.35, linewidths=0, label="sources")
+        left.scatter(*points[cut:].T, s=12, color=figures.SERIES[1], linewidths=0, label="target")
         for c, label in enumerate(classes):
-            bottom.scatter(*points[cut:][y == c].T, s=14, color=colours[c], linewidths=0, label=label)
+            right.scatter(*points[cut:][y == c].T, s=14, color=colours[c], linewidths=0, label=label)
         accuracy = 100 * outcome.table(name)[row, outcome.config.seeds.index(seed)]
-        top.set_title(f"{tables.title(outcome, name)}, {accuracy:.0f} %", fontsize=10)
-        for axis in (top, bottom):
+        left.set_title(f"{tables.title(outcome, name)}, {accuracy:.0f} %", fontsize=10)
+        for axis in (left, right):
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-        bottom.set(xlim=top.get_xlim(), ylim=top.get_ylim())
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    axes[1, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    axes[0, 0].set_ylabel("sources and target")
-    axes[1, 0].set_ylabel("target by true class")
+        right.set(xlim=left.get_xlim(), ylim=left.get_ylim())
+    axes[0, 0].legend(loc="best", fontsize=8, markerscale=2)
+    axes[0, 1].set_title("target by true class", fontsize=10)
+    axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, markerscale=1.5)
     kind = {"tsne": "t-SNE", "pca": "the first two principal components"}[outcome.config.embedding]
     caption = (
-        f"Features before the classifier, by {kind} (fixed seed, each column by itself): sources and target "
-        f"above, the target alone by its true classes below. Target {fold.target.name}, whose source-only "
-        f"accuracy is the median; seed {seed}. Where target points lie among the sources the domains are "
-        "aligned, where colours lie apart the classes are."
+        f"Features before the classifier, by {kind} (fixed seed, each row by itself): sources and target "
+        f"on the left, the target alone by its true classes on the right. Target {fold.target.name}, whose "
+        f"source-only accuracy is the median; seed {seed}. Where target points lie among the sources the "
+        "domains are aligned, where colours lie apart the classes are."
     )
     return Picture(fig, caption, f"Scatter plots of features of target {fold.target.name}.")
 

@@ -340,7 +340,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "source-only": Method("source only", source_only, "one", "no adaptation"),
+    "source-only": Method("source-only", source_only, "one", "no adaptation"),
     "ddc": Method("DDC", ddc, "one", "distance of means"),
     "dan": Method("DAN", dan, "one", "MMD, five Gaussian kernels"),
     "coral": Method("Deep CORAL", deep_coral, "one", "distance of covariances"),

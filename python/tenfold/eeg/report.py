@@ -73,7 +73,11 @@ def _results(outcome: Outcome, folder: RunFolder) -> Section:
             f"\n\n**Collapsed:** {told}. These trainings did not even learn their sources; the methods are "
             "left out of every comparison."
         )
-    return Section("What came out", text, ["accuracy"], ["methods"])
+    shown = ["methods"]
+    if pairs := tables.pair_rows(outcome, tables.BASE):
+        folder.write_table("gains", pairs)
+        shown.append("gains")
+    return Section("What came out", text, ["accuracy"], shown)
 
 
 def _pairs(outcome: Outcome, folder: RunFolder) -> list[Section]:

@@ -77,29 +77,21 @@ def against(outcome: Outcome, base: str = BASE) -> dict[str, tuple[Comparison, f
 
 
 def method_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """One row per method, percent where it is a share."""
-    pairs = against(outcome)
-    return [_method_row(outcome, name, pairs) for name in outcome.config.methods]
-
-
-def _method_row(outcome: Outcome, name: str, pairs: dict[str, tuple[Comparison, float]]) -> dict[str, Any]:
-    s = summary(outcome, name)
-    row: dict[str, Any] = {
-        "method": title(outcome, name), "accuracy %": _percent(s.mean),
-        "95 % interval": f"{100 * s.low:.1f} to {100 * s.high:.1f}",
-        "std over targets": _percent(s.over_targets), "std over seeds": _percent(s.over_seeds),
-        "macro-F1 %": _percent(float(outcome.by_subject(name, "macro_f1").mean())),
-        "source accuracy %": _percent(float(outcome.by_subject(name, "source_accuracy").mean())),
-        "collapsed": outcome.collapsed(name) or "",
-    }  # fmt: skip
-    if name in pairs:
-        c, p = pairs[name]
-        row |= {
-            "minus source only": f"{100 * c.difference:+.1f}",
-            "its interval": f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
-            "better on": f"{c.wins} of {c.targets}", "p (Holm)": "" if p != p else f"{p:.2g}",
+    """One row per method, in percent."""
+    rows = []
+    for name in outcome.config.methods:
+        s = summary(outcome, name)
+        row = {
+            "method": title(outcome, name), "accuracy %": _percent(s.mean),
+            "95 % interval": f"{100 * s.low:.1f} to {100 * s.high:.1f}",
+            "± targets": _percent(s.over_targets), "± seeds": _percent(s.over_seeds),
+            "macro-F1 %": _percent(float(outcome.by_subject(name, "macro_f1").mean())),
+            "on sources %": _percent(float(outcome.by_subject(name, "source_accuracy").mean())),
         }  # fmt: skip
-    return row
+        if any(outcome.collapsed(n) for n in outcome.config.methods):
+            row["collapsed"] = outcome.collapsed(name)
+        rows.append(row)
+    return rows
 
 
 def geometry_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -112,11 +104,11 @@ def geometry_rows(outcome: Outcome) -> list[dict[str, Any]]:
         }
         rows.append(
             {
-                "method": title(outcome, name), "distance between classes": round(mean["margin"], 3),
-                "distance to own class": round(mean["compactness"], 3),
+                "method": title(outcome, name), "between classes": round(mean["margin"], 3),
+                "to own class": round(mean["compactness"], 3),
                 "ratio": round(mean["margin"] / max(mean["compactness"], 1e-12), 2),
                 "proxy A-distance": round(mean["a_distance"], 2),
-                "processor s per training": round(mean["seconds"], 2),
+                "processor s": round(mean["seconds"], 2),
             }
         )  # fmt: skip
     return rows
@@ -205,12 +197,12 @@ def split_rows(outcome: Outcome, names: list[str], best: str | None) -> list[dic
     used = [row for row, k in enumerate(outcome.numbers) if k in CHOSEN_ON[1]]
     for name in names:
         values = outcome.table(name).mean(1)
-        row: dict[str, Any] = {"method": title(outcome, name), "what": outcome.config.method(name).about}
-        row["speakers 0 to 7 %"] = _percent(float(values[used].mean())) if used else ""
-        row["speakers 8 to 14 %"] = _percent(float(values[unseen].mean()))
+        row: dict[str, Any] = {"method": title(outcome, name)}
+        row["0 to 7 %"] = _percent(float(values[used].mean())) if used else ""
+        row["8 to 14 %"] = _percent(float(values[unseen].mean()))
         if best is not None and name != best:
             c = compare(values[unseen], outcome.table(best).mean(1)[unseen])
-            row[f"minus {title(outcome, best)}, 8 to 14"] = f"{100 * c.difference:+.1f}"
+            row[f"8 to 14: minus {title(outcome, best)}"] = f"{100 * c.difference:+.1f}"
             row["95 % interval"] = f"{100 * c.low:+.1f} to {100 * c.high:+.1f}"
             row["better / equal / worse"] = f"{c.wins} / {c.ties} / {c.targets - c.wins - c.ties}"
         rows.append(row)
