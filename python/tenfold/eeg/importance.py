@@ -66,6 +66,7 @@ def maps(outcome: Outcome) -> Picture:
 
 def scalp_map(axis: Any, values: NDArray[Any], channels: tuple[str, ...], limits: tuple[float, float]) -> Any:
     """Draw one map; between electrodes a thin-plate spline, outside the head nothing. Returns the image."""
+    from matplotlib.patches import Circle
     from scipy.interpolate import RBFInterpolator
 
     points = positions_2d(channels)
@@ -74,17 +75,18 @@ def scalp_map(axis: Any, values: NDArray[Any], channels: tuple[str, ...], limits
     x, y = np.meshgrid(span, span)
     spline = RBFInterpolator(points, values, kernel="thin_plate_spline", smoothing=1e-3)
     field = spline(np.stack([x.ravel(), y.ravel()], 1)).reshape(x.shape)
-    field = np.where(np.hypot(x, y) <= radius, np.clip(field, *limits), np.nan)
     image = axis.imshow(
-        field, extent=(-radius, radius, -radius, radius), origin="lower", cmap=COLOUR_MAP, vmin=limits[0],
-        vmax=limits[1], interpolation="bilinear",
+        np.clip(field, *limits), extent=(-radius, radius, -radius, radius), origin="lower", cmap=COLOUR_MAP,
+        vmin=limits[0], vmax=limits[1], interpolation="bilinear",
     )  # fmt: skip
-    turn = np.linspace(0, 2 * np.pi, 200)
-    axis.plot(radius * np.cos(turn), radius * np.sin(turn), color=figures.INK, linewidth=1.2)
+    head = Circle((0, 0), radius, fill=False, color=figures.INK, linewidth=1.4)
+    axis.add_patch(head)
+    image.set_clip_path(head)
     nose = np.array([[-0.09, 0.99], [0.0, 1.11], [0.09, 0.99]]) * radius
     axis.plot(*nose.T, color=figures.INK, linewidth=1.2)
     axis.plot(*points.T, ".", color="#fefefe", markersize=2)
-    axis.set(xticks=[], yticks=[], aspect="equal")
+    reach = 1.04 * radius
+    axis.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, 1.12 * radius))
     axis.set_axis_off()
     return image
 
