@@ -60,12 +60,13 @@ def test_what_a_run_leaves(config: MsdcdaConfig, tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
     config: MsdcdaConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = replace(config, methods=["source-only", "ms-dcda"], steps=12, embedding="none")
     whole = adapt(config, tmp_path / "whole").metrics
     made: list[str] = []
     real = run.one
 
     def counted(settings: MsdcdaConfig, job: run.Job) -> Any:
-        if len(made) == 5:
+        if len(made) == 3:
             raise KeyboardInterrupt
         made.append(job.key)
         return real(settings, job)
@@ -76,7 +77,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     first, made[:] = set(made), []
     monkeypatch.setattr(run, "one", lambda c, job: (made.append(job.key), real(c, job))[1])
     again = adapt(config, tmp_path / "part", resume=True).metrics
-    assert len(made) == 11
+    assert len(made) == 5
     assert not first & set(made)
     for name, value in whole.items():
         if not name.endswith(".seconds"):
