@@ -157,6 +157,7 @@ def test_what_a_config_refuses() -> None:
         ("dataset", "seed", "data: expected where the files of seed are"),
         ("data", "nowhere.dat", "data: expected the file vowel.dat"),
         ("methods", ["dan", "none"], "methods: expected one of"),
+        ("methods", ["dan", "dan"], "methods: expected each name once"),
         ("seeds", [1, 1], "seeds: expected different"),
         ("seeds", [], "seeds: expected different"),
         ("steps", 0, "steps: expected an integer"),

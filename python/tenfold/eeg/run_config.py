@@ -153,6 +153,8 @@ def _check(config: MsdcdaConfig) -> None:
         _checks.fail(ValueError, "data", f"where the files of {config.dataset} are", "nothing")
     if config.data and config.dataset == "vowel" and not Path(config.data).is_file():
         _checks.fail(ValueError, "data", "the file vowel.dat (or another --dataset)", repr(config.data))
+    if len(set(config.methods)) < len(config.methods):
+        _checks.fail(ValueError, "methods", "each name once", config.methods)
     for name in config.methods:
         _checks.choice("methods", name, [*METHODS, *VARIANTS, *STUDY])
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tenfold import _checks
 from tenfold.eeg.corpus import Domain
-from tenfold.eeg.methods import Batch, Method, RunState
+from tenfold.eeg.methods import Batch, Method, RunState, dann
 from tenfold.eeg.network import Discriminator, Network
 from tenfold.eeg.protocols import Fold
 
@@ -108,7 +108,7 @@ def train(
     net = Network(target.x.shape[1], classes, method.branches(len(fold.sources)), bn=settings.bn).to(device)
     run = RunState()
     parameters = list(net.parameters())
-    if method.title == "DANN":
+    if method.loss is dann:
         run.discriminator = Discriminator().to(device)
         parameters += run.discriminator.parameters()
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
