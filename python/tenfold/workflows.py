@@ -115,6 +115,9 @@ _ALL = (
         families=("mmd",),
         default="MS-DCDA, reconstructed: spoken vowels of 15 real speakers, one held out, the others as "
         "sources",
+        config="tenfold.eeg.run_config:MsdcdaConfig",
+        target="tenfold.eeg.run:run",
+        ready=True,
     ),
     Workflow(
         name="segrap",

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from tenfold.eeg import Corpus
+from tenfold.eeg import Corpus, Domain
 from tenfold.eeg.simulate import simulate
 
 SUBJECTS = {"seed": 2, "seed-iv": 1, "seed-v": 11, "deap": 2, "faced": 2}
@@ -51,3 +52,24 @@ def labels() -> Callable[[Corpus, str], list[int]]:
         return [label for _, label in pairs]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def toy() -> Callable[..., Corpus]:
+    """A small transfer problem: Gaussian classes, a shift and a scale per domain. For mechanics only."""
+
+    def make(
+        domains: int = 4, rows: int = 36, width: int = 6, seed: int = 0, channels: tuple[str, ...] = ()
+    ) -> Corpus:
+        draw = torch.Generator().manual_seed(seed)
+        centres = 2.5 * torch.randn(3, width, generator=draw)
+        made = []
+        for k in range(domains):
+            y = torch.arange(rows) % 3
+            x = centres[y] + torch.randn(rows, width, generator=draw)
+            x = x * (0.5 + torch.rand(width, generator=draw)) + torch.randn(width, generator=draw)
+            made.append(Domain(f"person {k}", x, y, y.clone()))
+        bands = tuple(f"band {b}" for b in range(width // len(channels))) if channels else ()
+        return Corpus("toy", tuple(made), ("a", "b", "c"), channels, bands)
+
+    return make

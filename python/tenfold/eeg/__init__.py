@@ -3,6 +3,7 @@
     tenfold.eeg.load_vowel()                            the embedded data: 15 speakers, 11 vowels
     tenfold.eeg.load("seed", "SEED/ExtractedFeatures")  a published data set
     tenfold.eeg.folds(corpus, "cross-session")          which domains train and which one is tested
+    tenfold.eeg.adapt(MsdcdaConfig(seeds=[0]))          the workflow msdcda: methods compared on every fold
 
 Submodules load when they are first used.
 """
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tenfold.eeg.layouts import LAYOUTS, Extraction, load, save
     from tenfold.eeg.normalise import NORMALISATIONS, normalise_fold
     from tenfold.eeg.protocols import PROTOCOLS, Fold, folds
+    from tenfold.eeg.run import adapt
+    from tenfold.eeg.run_config import MsdcdaConfig
     from tenfold.eeg.smoothing import smooth
     from tenfold.eeg.vowel import load_vowel
 
@@ -28,6 +31,8 @@ __all__ = [
     "Domain",
     "Extraction",
     "Fold",
+    "MsdcdaConfig",
+    "adapt",
     "folds",
     "load",
     "load_vowel",
@@ -42,6 +47,8 @@ _HOMES = {
     "load": "layouts",
     "save": "layouts",
     "smooth": "smoothing",
+    "adapt": "run",
+    "MsdcdaConfig": "run_config",
     "NORMALISATIONS": "normalise",
     "PROTOCOLS": "protocols",
     "Corpus": "corpus",
