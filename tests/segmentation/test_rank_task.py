@@ -157,7 +157,9 @@ def test_refused_without_a_trace(
 def test_the_documented_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    per_case(tmp_path / "per_case.csv", challenge(teams=2, cases=4, organs=2))
+    table = tmp_path / "per_case.csv"
+    per_case(table, challenge(teams=2, cases=4, organs=2))
+    table.write_text(table.read_text().replace("oar", "1"))  # as evaluations name the challenge's first task
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "segmentation_ranking.md").read_text(encoding="utf-8")
     code = page.split("```python\n", 1)[1].split("```", 1)[0]
