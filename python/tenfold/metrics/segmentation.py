@@ -88,12 +88,15 @@ class _CaseMetric(_BASE):
         TorchMetrics sends an empty list as one axis of float32, which does not meet rows of more axes in a
         collective call. Here everyone sends one axis of float64: the axes of its rows, then the rows.
         """
-        if dist_sync_fn is None:
-            from torchmetrics.utilities.distributed import gather_all_tensors as dist_sync_fn
+        gather = dist_sync_fn
+        if gather is None:
+            from torchmetrics.utilities import distributed
+
+            gather = distributed.gather_all_tensors
         own = self.rows if len(self.rows) else [torch.empty(0, dtype=torch.float64, device=self.device)]
         rows = torch.cat(list(own)).double()
         head = rows.new_tensor([rows.ndim, *rows.shape])
-        packed = dist_sync_fn(torch.cat([head, rows.flatten()]), group=process_group or self.process_group)
+        packed = gather(torch.cat([head, rows.flatten()]), group=process_group or self.process_group)
         self.rows = [found.to(own[0].dtype) for found in map(_unpacked, packed) if found.numel()]
 
     def compute(self) -> Any:
