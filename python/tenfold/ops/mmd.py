@@ -254,7 +254,10 @@ def mmd(
             2i and 2i + 1, a last odd one left out (Gretton et al.; pytorch-adapt).
         weights: a pair of weights >= 0, [N] or [B, N] and [M] or [B, M], normalised to sum 1; biased only.
         factors: 1 to 64 widths as multiples of the base, in place of kernels and mul.
-        floor: the least base, so that equal points give 0 and not 0/0.
+        floor: the least base, so that equal points give 0 and not 0/0. A base given as a number is as given.
+
+    Float32 distances are off by about 1e-7 of the largest ``|z - mean z|^2``. With a base far below that (two
+    tight clusters a thousand of their own widths apart, and a "median" or a number), give float64.
 
     Returns:
         A scalar, or [B]; float32 (float64 for float64 input). Differentiable once in x and y; memory O((N +
