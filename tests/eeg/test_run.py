@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.eeg import Corpus, run, tables
+from tenfold.eeg import Corpus, figures, run, tables
 from tenfold.eeg.run import Outcome, adapt, restore, scaled_fold
 from tenfold.eeg.run_config import MsdcdaConfig
 from tenfold.eeg.train import predict
@@ -203,3 +203,15 @@ def test_processes_side_by_side_give_the_same(written: Any, tmp_path: Path) -> N
         if not name.endswith(".seconds"):
             assert two.metrics[name] == pytest.approx(value, abs=1e-9), name
     assert "SIMULATED DATA" in (one.path / "report.html").read_text()
+
+
+def test_choices_that_the_vowels_have_not_are_refused() -> None:
+    for name, value in (("subjects", [1]), ("raw", True), ("label", "valence"), ("threshold", 3.0)):
+        with pytest.raises(ValueError, match=f"{name}: expected nothing, for vowel"):
+            MsdcdaConfig(**{name: value})
+
+
+def test_features_shrunk_to_a_point_are_drawn_as_one() -> None:
+    """t-SNE divides by their spread, and ends the process."""
+    assert not figures._plane(np.full((40, 32), 7.0, np.float32), "tsne").any()
+    assert figures._plane(np.eye(40, 32, dtype=np.float32), "pca").any()

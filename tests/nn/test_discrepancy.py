@@ -370,3 +370,21 @@ def test_gradcheck_of_the_joint_mmd() -> None:
 def test_wrong_arguments(call: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+def test_a_contrastive_loss_refuses_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="num_classes: expected"):
+        tnn.CDDLoss(0)
+    with pytest.raises(ValueError, match="min_count: expected"):
+        tnn.CDDLoss(2, min_count=0)
+    with pytest.raises(ValueError, match="clamp: expected one of"):
+        tnn.CDDLoss(2, clamp="CAN")
+
+
+def test_pytorch_adapt_s_degenerate_settings() -> None:
+    with pytest.raises(ValueError, match="kernel_scales: expected a finite number > 0"):
+        pytorch_adapt.MMDLoss(kernel_scales=0)
+    equal = torch.zeros(20, 4)  # every median is 0
+    loss = pytorch_adapt.MMDBatchedLoss(batch_size=5, mmd_type="quadratic")
+    whole = pytorch_adapt.MMDLoss(mmd_type="quadratic")
+    torch.testing.assert_close(loss(equal, equal + 1), whole(equal, equal + 1))

@@ -480,8 +480,52 @@ X, Y, LABELS = torch.randn(6, 3), torch.randn(5, 3), torch.zeros(6, dtype=torch.
         (lambda: lmmd(X, LABELS, Y, torch.ones(6, 2)), ValueError, "q: expected shape"),
         (lambda: weighted_mmd(X, torch.ones(5), 1.0), ValueError, "v: expected shape"),
         (lambda: coral(X[:1], Y), ValueError, "x: expected at least two points"),
+        (lambda: mmd(X, Y, bandwidth=torch.tensor(-1.0)), ValueError, "bandwidth: expected widths > 0"),
+        (lambda: mmd(X, Y, bandwidth=torch.tensor(0.0)), ValueError, "bandwidth: expected widths > 0"),
+        (lambda: mmd(X, Y, mul=1e300), ValueError, "mul: expected a number whose powers"),
+        (
+            lambda: mmd(X, Y, weights=(torch.full((6,), torch.inf), torch.ones(5))),
+            ValueError,
+            r"weights\[0\]: expected weights >= 0 with a positive, finite sum",
+        ),
+        (
+            lambda: mmd(X, Y, weights=(torch.ones(6), torch.ones(5, device="meta"))),
+            TypeError,
+            r"weights\[1\]: expected the device of its points \(cpu\), got meta",
+        ),
+        (lambda: lmmd(X, LABELS, Y, -torch.ones(5, 2)), ValueError, "q: expected probabilities >= 0"),
+        (lambda: lmmd(X, LABELS, Y, torch.ones(5, 2, device="meta")), TypeError, "q: expected the device"),
+        (lambda: lmmd(X, LABELS, Y, torch.ones(5, 0)), ValueError, "q: expected probabilities of"),
     ],
 )
 def test_wrong_arguments_are_named(call: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased", "linear", "pairs"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_with_a_given_width(estimator: str, bad: float) -> None:
+    x = sample(1, 8, 3)
+    x[2, 1] = bad
+    assert mmd(x, sample(2, 8, 3), bandwidth=1.0, estimator=estimator).isnan()
+
+
+def test_forward_mode_is_refused_not_answered_with_zero() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
+        for call in (
+            lambda: mmd(dual, Y),
+            lambda: mmd(dual[None], Y[None]),
+            lambda: cdd(dual, LABELS, Y, LABELS[:5], 2),
+        ):
+            with pytest.raises(RuntimeError, match="expected reverse mode"):
+                call()
+        assert torch.equal(mmd(X, Y), mmd(X.detach(), Y))
+
+
+def test_coral_keeps_its_digits_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = coral(X, Y)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, coral(X, Y))

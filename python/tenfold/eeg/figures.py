@@ -208,7 +208,9 @@ def _median_fold(outcome: Outcome, name: str) -> tuple[int, int]:
 
 
 def _plane(z: NDArray[Any], kind: str) -> NDArray[Any]:
-    """[n, 32] -> [n, 2]."""
+    """[n, 32] -> [n, 2]. Features shrunk to one point are drawn as one: t-SNE cannot spread them."""
+    if np.ptp(z, axis=0).max() <= 1e-6 * max(np.abs(z).max(), 1e-30):
+        return np.zeros((len(z), 2))
     if kind == "pca":
         centred = z - z.mean(0)
         return np.asarray(centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T)

@@ -153,6 +153,10 @@ def _check(config: MsdcdaConfig) -> None:
         _checks.fail(ValueError, "data", f"where the files of {config.dataset} are", "nothing")
     if config.data and config.dataset == "vowel" and not Path(config.data).is_file():
         _checks.fail(ValueError, "data", "the file vowel.dat (or another --dataset)", repr(config.data))
+    if config.dataset == "vowel":
+        for name in ("subjects", "raw", "extraction", "feature", "label", "threshold"):
+            if getattr(config, name) not in (None, "", [], {}):
+                _checks.fail(ValueError, name, "nothing, for vowel has no such choice", getattr(config, name))
     if len(set(config.methods)) < len(config.methods):
         _checks.fail(ValueError, "methods", "each name once", config.methods)
     for name in config.methods:

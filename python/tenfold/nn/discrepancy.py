@@ -269,9 +269,12 @@ class CDDLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.num_classes, self.kernels, self.mul = num_classes, kernels, mul
+        self.num_classes = _checks.integer("num_classes", num_classes, 1, 2**31 - 1)
+        self.kernels, self.mul = len(factors_of(kernels, mul)), float(mul)
         self.beta = _checks.real("beta", beta, at_least=0.0)
-        self.min_count, self.clamp, self.floor = min_count, clamp, floor
+        self.min_count = _checks.integer("min_count", min_count, 1, 2**31 - 1)
+        self.clamp = _checks.choice("clamp", clamp, ("none", "can"))
+        self.floor = _checks.real("floor", floor, positive=True)
         self.reduction = _checks.choice("reduction", reduction, REDUCTIONS)
 
     def forward(self, source: Tensor, target: Tensor, source_labels: Tensor, target_labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Gretton et al., "A kernel two-sample test" (JMLR 2012); Long et al., DAN (arXiv 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,14 @@ def factors_of(kernels: int, mul: float, middle: int | None = None) -> list[floa
     kernels = _checks.integer("kernels", kernels, 1, MAX_KERNELS)
     mul = _checks.real("mul", mul, positive=True)
     middle = kernels // 2 if middle is None else middle
-    return [mul ** (u - middle) for u in range(kernels)]
+    try:
+        factors = [mul ** (u - middle) for u in range(kernels)]
+    except OverflowError:
+        factors = [math.inf]
+    if not 0.0 < min(factors) <= max(factors) < math.inf:
+        expected = f"a number whose powers from {-middle} to {kernels - 1 - middle} are finite and > 0"
+        _checks.fail(ValueError, "mul", expected, mul)
+    return factors
 
 
 def _ascending(factors: Sequence[float]) -> list[float]:
@@ -88,6 +96,12 @@ def widths_of(kernels: int, mul: float, factors: Any, bandwidth: Any) -> list[fl
     return _ascending(factors_of(kernels, mul))
 
 
+def _traced(value: Tensor) -> bool:
+    """Whether no number can be read from it now: under torch.compile, a transform of torch.func, or meta."""
+    compiling = torch.compiler.is_compiling()
+    return compiling or value.is_meta or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
     if isinstance(bandwidth, Tensor):
         base = _checks.tensor("bandwidth", bandwidth).detach().to(like.device, torch.float64)
@@ -97,6 +111,8 @@ def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
     if base.ndim > 1 or (base.ndim == 1 and base.shape[0] != like.shape[0]):
         expected = f"a number or one for each of {like.shape[0]} problems"
         _checks.fail(ValueError, "bandwidth", expected, f"shape {tuple(base.shape)}")
+    if not _traced(base) and bool((base <= 0).any()):  # NaN goes on, to a value of NaN
+        _checks.fail(ValueError, "bandwidth", "widths > 0", float(base.min()))
     return base.expand(like.shape[0])
 
 
@@ -150,8 +166,11 @@ def _weights(weights: Any, x: Tensor, y: Tensor) -> Tensor | None:
             _checks.fail(
                 ValueError, name, f"shape {(like.shape[1],)} or {tuple(like.shape[:2])}", tuple(w.shape)
             )
-        if bool((w < 0).any()) or not bool((w.sum(-1) > 0).all()):
-            _checks.fail(ValueError, name, "weights >= 0 with a positive sum", "others")
+        if w.device != like.device:
+            _checks.fail(TypeError, name, f"the device of its points ({like.device})", w.device)
+        total = w.sum(-1)
+        if bool((w < 0).any()) or not bool(((total > 0) & (total < math.inf)).all()):
+            _checks.fail(ValueError, name, "weights >= 0 with a positive, finite sum", "others")
         w = w.to(_float(x))
         parts.append((sign * w / w.sum(-1, keepdim=True)).expand(like.shape[:2]))
     return torch.cat(parts, 1)[..., None]
@@ -235,7 +254,10 @@ def mmd(
             2i and 2i + 1, a last odd one left out (Gretton et al.; pytorch-adapt).
         weights: a pair of weights >= 0, [N] or [B, N] and [M] or [B, M], normalised to sum 1; biased only.
         factors: 1 to 64 widths as multiples of the base, in place of kernels and mul.
-        floor: the least base, so that equal points give 0 and not 0/0.
+        floor: the least base, so that equal points give 0 and not 0/0. A base given as a number is as given.
+
+    Float32 distances are off by about 1e-7 of the largest ``|z - mean z|^2``. With a base far below that (two
+    tight clusters a thousand of their own widths apart, and a "median" or a number), give float64.
 
     Returns:
         A scalar, or [B]; float32 (float64 for float64 input). Differentiable once in x and y; memory O((N +
@@ -313,6 +335,7 @@ def near_kernels(x: Tensor, y: Tensor, widths: Tensor, estimator: str) -> Tensor
     """[4, B, pairs]: k of x with x, y with y, x with y, y with x; widths [B, K]; autograd follows."""
     (x, next_x), (y, next_y) = partners(x, estimator), partners(y, estimator)
     near = torch.stack((x - next_x, y - next_y, x - next_y, next_x - y)).square().sum(-1)
+    near = near + (near - near).detach()  # infinity becomes NaN, as in the sums over all pairs
     return torch.exp(-near[..., None] / widths[:, None, :]).sum(-1)
 
 
@@ -410,6 +433,7 @@ def coral(x: Any, y: Any) -> Any:
             _checks.fail(ValueError, name, "at least two points for a covariance", "one")
     dtype = _float(a, b)
 
+    @torch.autocast(a.device.type, enabled=False)  # products of bfloat16 keep three digits
     def covariance(points: Tensor) -> Tensor:
         z = points.to(dtype) - points.to(dtype).mean(1, keepdim=True)
         return z.transpose(1, 2) @ z / (points.shape[1] - 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tenfold import _arrays, _checks
 
-from .mmd import FLOOR, _ascending, _base, _samples, factors_of
+from .mmd import FLOOR, _ascending, _base, _samples, _traced, factors_of
 from .mmd_dispatch import _float, _value, _watched
 
 
@@ -30,7 +30,7 @@ def _labels(name: str, value: Any, like: Tensor, single: bool, classes: int) -> 
     labels = labels[None] if single and labels.ndim == 1 else labels
     if labels.shape != like.shape[:2]:
         expected = tuple(like.shape[1:2]) if single else tuple(like.shape[:2])
-        _checks.fail(ValueError, name, f"shape {expected}", tuple(labels.shape))
+        _checks.fail(ValueError, name, f"shape {expected}", tuple(labels.shape[int(single) :]))
     if labels.device != like.device:
         _checks.fail(TypeError, name, f"the device of its points ({like.device})", labels.device)
     if not torch.compiler.is_compiling() and labels.numel():
@@ -121,6 +121,12 @@ def lmmd(
     soft = soft[None] if single and soft.ndim == 2 else soft
     if soft.ndim != 3 or soft.shape[:2] != b.shape[:2]:
         _checks.fail(ValueError, "q", f"shape {[*b.shape[int(single) : 2], 'C']}", tuple(q.shape))
+    if soft.device != b.device:
+        _checks.fail(TypeError, "q", f"the device of its points ({b.device})", soft.device)
+    if not soft.shape[2]:
+        _checks.fail(ValueError, "q", "probabilities of at least one class", tuple(q.shape))
+    if not _traced(soft) and bool((soft < 0).any()):
+        _checks.fail(ValueError, "q", "probabilities >= 0", float(soft.min()))
     classes = soft.shape[2]
     labels = _labels("ys", ys, a, single, classes)
     floor = _checks.real("floor", floor, positive=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tenfold._backend import OPS, chosen_backend
 
@@ -275,4 +276,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _watched(*tensors: Tensor) -> bool:
+    """Whether a gradient may be asked for; refuses forward mode, whose tangents the kernels would lose."""
+    forward = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if forward and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(
+            "tenfold: expected reverse mode for a kernel discrepancy, got forward mode (a dual tensor)"
+        )
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.ops import coral, joint_mmd, mmd
+from tenfold.ops.mmd import FLOOR
 
 MMD_TYPES = {"linear": "pairs", "quadratic": "unbiased"}
 
@@ -43,7 +44,10 @@ class MMDLoss(nn.Module):
         _checks.choice("mmd_type", mmd_type, MMD_TYPES)
         self.kernel_scales, self.mmd_type, self.bandwidth = kernel_scales, mmd_type, bandwidth
         scales = kernel_scales.tolist() if isinstance(kernel_scales, Tensor) else kernel_scales
-        self.factors = [1.0 / float(s) for s in (scales if isinstance(scales, list) else [scales])]
+        self.factors = [
+            1.0 / _checks.real("kernel_scales", s, positive=True)
+            for s in (scales if isinstance(scales, list) else [scales])
+        ]
 
     def forward(self, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Tensor:
         """[N, d] and [M, d], or lists of them, to a scalar; N == M for "linear"."""
@@ -88,7 +92,7 @@ class MMDBatchedLoss(MMDLoss):
         with torch.no_grad():
             rows = x.split(self.batch_size)
             medians = [torch.cdist(r.float(), x.float()).square().median() for r in rows]
-            median = torch.stack(medians).median()
+            median = torch.stack(medians).median().clamp_min(FLOOR)
         value = mmd(x, y, bandwidth=median, factors=self.factors, estimator="unbiased")
         assert isinstance(value, Tensor)
         return value / len(self.factors)
