@@ -64,7 +64,7 @@ inline void bind_surface(pybind11::module_& m, const SurfaceKernels* const& tabl
                              overlap_pointer<uint8_t>(codes),
                              overlap_pointer<double>(area)};
     require_length("areas", areas.size(), 256);
-    require_length("box", box.size(), static_cast<size_t>(2 * args.mask.ndim));
+    require_length("box", box.size(), 2 * static_cast<size_t>(args.mask.ndim));
     if (args.mask.ndim < 2 || args.mask.ndim > 3) throw std::invalid_argument("mask: expected 2 or 3 axes");
     pybind11::gil_scoped_release unlocked;
     return (*kernels)->surfels(args);

@@ -71,7 +71,8 @@ TF_HD V log_positive(V x) {
   y = multiply_add(y, m, spread(-2.4999993993e-1f));
   y = multiply_add(y, m, spread(3.3333331174e-1f));
   y = multiply_add(e, spread(-2.12194440e-4f), y * m * z) - 0.5f * z;
-  return multiply_add(e, spread(0.693359375f), m + y) + (x - x);
+  // x - x lets NaN and infinity through
+  return multiply_add(e, spread(0.693359375f), m + y) + (x - x);  // NOLINT(misc-redundant-expression)
 }
 TF_HD D log_positive(D x) {
   for (uint32_t j = 0; j < kLanes / 2; ++j) x[j] = std::log(x[j]);

@@ -224,7 +224,7 @@ class Tile {
     const From* y = static_cast<const From*>(a_.target.data) + b_ * a_.target.batch_stride + first_ * a_.target.voxel_stride;
     int64_t bad = 0;
     for (int64_t v = 0; v < count; ++v) {
-      const int64_t value = static_cast<int64_t>(y[v * a_.target.voxel_stride]);
+      const int64_t value = static_cast<int64_t>(y[v * a_.target.voxel_stride]);  // NOLINT(bugprone-signed-char-misuse)
       const bool ignored = keep[v] == 0 || (a_.has_ignore && value == a_.ignore);
       const bool outside = value < 0 || value >= classes;
       bad += outside && !ignored;

@@ -85,13 +85,11 @@ void pairs_of_rows(const Runs<T>& runs, int64_t row, int64_t other, int diagonal
   while (a < a_end && b < b_end) {
     const auto &p = runs[a], &q = runs[b];
     if (p.start < q.end + diagonal && q.start < p.end + diagonal) touch(a, b);
-    if (p.end < q.end) {
-      ++a;
-    } else if (q.end < p.end) {
-      ++b;
-    } else if (diagonal != 0 && a + 1 < a_end && runs[a + 1].start < q.end + diagonal) {
+    if (p.end == q.end && diagonal != 0 && a + 1 < a_end && runs[a + 1].start < q.end + diagonal) {
       // Both end together: the next of each may still meet the other at a corner.
       if (b + 1 < b_end && runs[b + 1].start < p.end + diagonal) touch(a, b + 1);
+      ++a;
+    } else if (p.end < q.end) {
       ++a;
     } else {
       ++b;
