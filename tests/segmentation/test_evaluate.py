@@ -296,7 +296,7 @@ def test_a_cluster_gives_the_same(data: Path, plain: Evaluation) -> None:
 
 def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    from tenfold.segmentation import executor
+    from tenfold.runs import executor
 
     monkeypatch.setattr(executor, "CONNECT", 0.5)
     with pytest.raises(RuntimeError, match="cluster: expected a dask scheduler at"):

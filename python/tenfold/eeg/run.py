@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from tenfold.eeg.evaluate import Scores, evaluate, occlusion, saliency
 from tenfold.eeg.network import Network
 from tenfold.eeg.normalise import normalise_fold
 from tenfold.eeg.protocols import Fold, folds
-from tenfold.eeg.run_config import MsdcdaConfig, usable_cores
+from tenfold.eeg.run_config import MsdcdaConfig
 from tenfold.eeg.train import Trained, predict, train
 from tenfold.runs import RunFolder
+from tenfold.runs.executor import run_jobs
 
 __all__ = ["MsdcdaConfig", "Outcome", "Result", "Trial", "adapt", "run"]
 
@@ -194,33 +196,16 @@ def _take(outcome: Outcome, saved: tuple[Any, dict[str, Tensor]]) -> Trial:
 
 
 def _results(config: MsdcdaConfig, todo: list[Job]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Trainings as they are done: in this process for one worker, else in several."""
-    workers = min(config.workers or usable_cores(), max(1, len(todo)))
-    if config.device != "cpu":
-        workers = min(workers, config.workers or 1)  # several processes on one GPU only if asked for
-    if workers == 1:
-        for job in todo:
-            yield one(config, job)
-        return
-    import joblib
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    try:
-        for state, arrays in pool(joblib.delayed(_apart)(config, job) for job in todo):
-            yield state, {name: torch.from_numpy(array) for name, array in arrays.items()}
-    except TerminatedWorkerError as error:
-        raise RuntimeError(
-            f"workers: expected {workers} processes that stay alive, got one that was ended from outside, "
-            "as happens when memory runs out; --resume goes on, fewer --workers need less memory"
-        ) from error
+    """Trainings as they are done, side by side; on a GPU only if several workers are asked for."""
+    workers = config.workers if config.device == "cpu" else config.workers or 1
+    for state, arrays in run_jobs(partial(_arrays_of_one, config), todo, workers=workers):
+        yield state, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _apart(config: MsdcdaConfig, job: Job) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """`one` in a process of its own: one thread, for the other cores are taken; arrays travel better."""
-    torch.set_num_threads(1)
+def _arrays_of_one(config: MsdcdaConfig, job: Job) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """`one` with arrays, which travel better between processes."""
     state, tensors = one(config, job)
-    return state, {name: tensor.numpy() for name, tensor in tensors.items()}
+    return state, {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 _held: dict[str, tuple[str, Any]] = {}

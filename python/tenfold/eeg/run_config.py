@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -174,8 +173,3 @@ def _check(config: MsdcdaConfig) -> None:
         if not config.device.startswith("cuda") or not torch.cuda.is_available():
             found = "that" if torch.cuda.is_available() else "no CUDA device that torch finds"
             _checks.fail(ValueError, "device", "cpu or cuda", f"{config.device!r} ({found})")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold._statistics import bootstrap_mean
+from tenfold._statistics import holm as adjusted_by_holm
+
 __all__ = ["Comparison", "compare", "holm", "interval"]
 
 
@@ -37,12 +40,7 @@ class Comparison:
 
 def interval(values: NDArray[np.float64], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of one value per target (n >= 1)."""
-    count = len(values)
-    if not count:
-        raise ValueError("values: expected at least one number, got none")
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    low, high = np.percentile(weights @ values / count, [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_mean(values, draws=draws, seed=seed)
 
 
 def compare(a: NDArray[np.float64], b: NDArray[np.float64]) -> Comparison:
@@ -68,9 +66,5 @@ def _wilcoxon(d: NDArray[np.float64]) -> float:
 
 def holm(p: dict[str, float]) -> dict[str, float]:
     """p values adjusted for their number (Holm 1979); NaN stays NaN."""
-    known = sorted((value, name) for name, value in p.items() if value == value)
-    adjusted, worst = dict(p), 0.0
-    for rank, (value, name) in enumerate(known):
-        worst = max(worst, min(1.0, (len(known) - rank) * value))
-        adjusted[name] = worst
-    return adjusted
+    adjusted = adjusted_by_holm(np.array(list(p.values()), dtype=np.float64))
+    return dict(zip(p, adjusted.tolist(), strict=True))

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tenfold.runs.executor import usable_cores
+
 __all__ = [
     "capture",
     "gpus",
@@ -68,7 +70,7 @@ def processor() -> dict[str, Any]:
     return {
         "model": _processor_name(),
         "cores": os.cpu_count(),
-        "usable": _usable_cores(),
+        "usable": usable_cores(),
         "memory_gib": _memory_gib(),
     }
 
@@ -81,12 +83,6 @@ def _processor_name() -> str:
     if sys.platform == "darwin":
         return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Logical cores that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenfold.runs.executor import run_jobs
 from tenfold.segmentation.cases import CaseJob, CaseResult, Options, Row, score_case
-from tenfold.segmentation.executor import run_jobs
 from tenfold.segmentation.labels import Task
 from tenfold.segmentation.layouts import CaseFiles, Submission, match_cases
 
@@ -65,7 +65,7 @@ def evaluate(
     Args:
         teams, reference: from `find_submissions`; team names must differ.
         task, options: what is scored, and how.
-        workers, cluster: as for `tenfold.segmentation.executor.run_jobs`.
+        workers, cluster: as for `tenfold.runs.executor.run_jobs`.
         store: finished cases are taken from it if their files have not changed since, and put there.
         advance, begin: told how many cases are done: begin(total, from the store), advance(1).
 

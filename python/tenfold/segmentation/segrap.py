@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.runs import RunFolder
+from tenfold.runs.executor import run_jobs
 from tenfold.segmentation.cases import Options
 from tenfold.segmentation.evaluate import Evaluation, Store, evaluate
-from tenfold.segmentation.executor import run_jobs
 from tenfold.segmentation.labels import TASKS, Task, load_task
 from tenfold.segmentation.layouts import Submission, find_submissions
 from tenfold.segmentation.segrap_config import SegrapConfig

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold._checks import choice, fail, real
+from tenfold._statistics import holm
 from tenfold.segmentation.scores import Missing, ScoreTable, filled, mean_of_finite
 
 __all__ = [
@@ -105,20 +106,6 @@ def pairwise_p(scores: NDArray[np.float64], counts: NDArray[np.float64] | None =
     p[:, i, j] = _upper_tail(above, deviation)
     p[:, j, i] = _upper_tail(-above, deviation)
     return p[0] if counts is None else p
-
-
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's adjusted p-values over the last axis; NaN stays NaN and is not counted, as in R's p.adjust."""
-    data = np.asarray(p, dtype=np.float64)
-    order = np.argsort(data, axis=-1, kind="stable")  # NaN last
-    ordered = np.take_along_axis(data, order, axis=-1)
-    number = (~np.isnan(data)).sum(axis=-1, keepdims=True)
-    steps = ordered * np.maximum(number - np.arange(data.shape[-1]), 1)
-    steps = np.where(np.isnan(ordered), -np.inf, steps)
-    adjusted = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
-    result = np.empty_like(data)
-    np.put_along_axis(result, order, np.where(np.isnan(ordered), np.nan, adjusted), axis=-1)
-    return result
 
 
 def lowest_p(cases: int) -> float:
