@@ -111,7 +111,13 @@ def _keep_largest(device: torch.device, tiny: bool) -> Workload:
 
     cc3d_version = "" if _missing("cc3d") else version("connected-components-3d")
     return Workload(
-        ours=Side("tenfold", lambda: keep_largest(volume), version=_version(), kind="ours"),
+        ours=Side(
+            "tenfold",
+            lambda: keep_largest(volume),
+            version=_version(),
+            kind="ours",
+            backend=lambda: "cpu",
+        ),
         others=[
             Side(
                 "cc3d",

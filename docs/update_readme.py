@@ -255,9 +255,8 @@ def _unlearning_notes(rate: dict[str, Any]) -> list[str]:
 def _segmentation_notes(rate: dict[str, Any]) -> list[str]:
     return [
         f"The floor is the longer of the bytes at {rate['memory_gbps']:.0f} GB/s and the multiply-adds at",
-        f"{rate['fma_gflops']:.0f} GFLOP/s, both measured in the same run. The volume is that of a real CT",
-        "and two models' labels, tiled; the peers compute the same numbers, structure by structure, and are",
-        "checked against ours.",
+        f"{rate['fma_gflops']:.0f} GFLOP/s, both measured in the same run. Surface metrics and counts are of",
+        "two models' labels of a real CT, tiled, the rest of made-up ones.",
     ]
 
 

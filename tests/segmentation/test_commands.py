@@ -383,3 +383,10 @@ def test_from_training_data_to_the_container(call: Call, training: Path) -> None
     code, _, err = call(*arguments)
     assert code == 2
     assert "head-neck-ct: expected one volume, got 2" in err
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", "2"), ("images", "ct")])
+def test_settings_of_predictions_are_refused_without_them(call: Call, name: str, value: str) -> None:
+    code, _, error = call("run", "segrap", f"--{name}", value)
+    assert code == 2
+    assert f"{name}: expected --predictions with it, got only {name}='{value}'" in error

@@ -43,9 +43,11 @@ class PlainMetric(torch.nn.Module):
         return value
 
     def _value(self, gather: bool) -> Any:
+        """The score, of all processes with `gather`; each metric's own."""
         raise NotImplementedError
 
     def update(self, *arguments: Any, **named: Any) -> None:
+        """Take a batch in; each metric's own."""
         raise NotImplementedError
 
     def _gathered(self, name: str, gather: bool) -> list[Tensor]:

@@ -76,6 +76,7 @@ class _CaseMetric(_BASE):
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def _scores(self, preds: Any, target: Any, spacing: Any) -> Tensor:
+        """[B, structures, ...] of a batch; each metric's own."""
         raise NotImplementedError
 
     def update(self, preds: Any, target: Any, spacing: Any = None) -> None:

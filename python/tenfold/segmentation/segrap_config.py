@@ -112,6 +112,11 @@ def _check(config: SegrapConfig) -> None:
             ("predictions", "ground_truth") if config.predictions else ("ground_truth", "predictions")
         )
         raise ValueError(f"{other}: expected a folder with --{given}, got nothing")
+    if not config.predictions:
+        for name, default in (("task", "1"), ("images", "")):
+            if getattr(config, name) != default:
+                value = getattr(config, name)
+                raise ValueError(f"{name}: expected --predictions with it, got only {name}={value!r}")
     if config.predictions and config.archive:
         raise ValueError("archive: expected nothing beside --predictions, got " + repr(config.archive))
     if config.archive and not Path(config.archive).is_file():
