@@ -52,10 +52,11 @@ def moved(w: Tensor, stream: int, coef: float, query: int = 0, **options) -> Ten
 
 def exact_linear(x: Tensor, w: Tensor, b: Tensor | None, coef: float, query: int = 0) -> Tensor:
     """x (W + c Z)^T + b + c z in float64, streams 3 and 4."""
-    z = zo_sample(SEED, 3, query, n=w.numel(), dtype=torch.float64).view(w.shape)
-    y = x.cpu().double() @ (w.cpu().double() + coef * z).t()
-    if b is not None:
-        y += b.cpu().double() + coef * zo_sample(SEED, 4, query, n=b.numel(), dtype=torch.float64)
+    with tenfold.use_backend("auto"):
+        z = zo_sample(SEED, 3, query, n=w.numel(), dtype=torch.float64).view(w.shape)
+        y = x.cpu().double() @ (w.cpu().double() + coef * z).t()
+        if b is not None:
+            y += b.cpu().double() + coef * zo_sample(SEED, 4, query, n=b.numel(), dtype=torch.float64)
     return y
 
 

@@ -99,7 +99,9 @@ def test_project_equals_the_reference_and_the_sum(backend):
         want = torch.empty(rows, rank)
         ref.project_(want, *zip(*TERMS, strict=True), 9, "u")
         assert torch.equal(bits(got), bits(want)), (rows, rank)
-        exact = sum(t.coef * lowrank_factor(t.seed, 9, t.query, rows, rank).double() for t in TERMS)
+        device = backend.device
+        factors = [lowrank_factor(t.seed, 9, t.query, rows, rank, device=device) for t in TERMS]
+        exact = sum(t.coef * u.cpu().double() for t, u in zip(TERMS, factors, strict=True))
         assert torch.allclose(got.cpu().double(), exact, atol=1e-8)
 
 
@@ -162,11 +164,11 @@ def test_sources_are_read_and_kept(backend):
 
 def test_one_pass_is_the_explicit_product(backend):
     """Against float64: W + c U V^T within the rounding of the chain."""
-    w, v = draw(10, 80).float(), lowrank_factor(1, 2, 3, 80, 4, side="v")
+    w, v = draw(10, 80).float(), lowrank_factor(1, 2, 3, 80, 4, side="v", device=backend.device)
     got = w.clone().to(backend.device)
-    zo_lowrank_([got], [v.to(backend.device)], [7], [LowRankTerm(9, 5, -0.5)])
-    u = lowrank_factor(9, 7, 5, 10, 4)
-    exact = w.double() - 0.5 * u.double() @ v.double().t()
+    zo_lowrank_([got], [v], [7], [LowRankTerm(9, 5, -0.5)])
+    u = lowrank_factor(9, 7, 5, 10, 4, device=backend.device)
+    exact = w.double() - 0.5 * u.cpu().double() @ v.cpu().double().t()
     assert torch.allclose(got.cpu().double(), exact, atol=4e-6, rtol=0)
 
 
@@ -175,7 +177,7 @@ def test_factors_given_equal_factors_regenerated(backend):
     a, b = w.clone(), w.clone()
     term = LowRankTerm(9, 5, -0.5)
     zo_lowrank_([a], [v], [7], [term])
-    zo_lowrank_([b], [v], [7], [term], us=[lowrank_factor(9, 7, 5, 10, 4).to(backend.device)])
+    zo_lowrank_([b], [v], [7], [term], us=[lowrank_factor(9, 7, 5, 10, 4, device=backend.device)])
     assert torch.equal(a, b)
 
 
@@ -183,7 +185,7 @@ def test_chain_of_terms_is_one_rounding_away_from_their_sum(backend):
     w = torch.zeros(10, 40, device=backend.device)
     v = draw(40, 3, scale=1.0).float().to(backend.device)
     zo_lowrank_([w], [v], [1], TERMS)
-    left = zo_lowrank_project(TERMS, 1, 10, 3).double()
+    left = zo_lowrank_project(TERMS, 1, 10, 3, device=backend.device).cpu().double()
     assert torch.allclose(w.cpu().double(), left @ v.cpu().double().t(), atol=1e-6)
 
 
