@@ -47,7 +47,7 @@ def matrices(dtype: torch.dtype, backend) -> tuple[list[Tensor], list[Tensor]]:
         draw(3, 512).to(dtype),
     ]
     ranks = (3, 1, 8, 2, 5, 4, 2, 2, 17)
-    if backend.name == "triton":  # its interpreter takes seconds for what the others do in milliseconds
+    if backend.interpreted:  # its interpreter takes seconds for what the others do in milliseconds
         params = [p[:9, :70] for p in params[:1]] + [p[:5, :9] for p in params[1:]]
         ranks = (2, 1, 1, 1, 1, 1, 2, 2, 2)
     vs = [draw(p.shape[1], r, seed=1, scale=1.0).float() for p, r in zip(params, ranks, strict=True)]
@@ -111,7 +111,7 @@ def test_project_equals_the_reference_and_the_sum(backend):
 @pytest.mark.parametrize("out_rounding", ["rne", "sr"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_pass_equals_the_reference(backend, dtype, out_rounding):
-    for terms, decay in ((TERMS[:1], 1.0), (TERMS, 0.9))[backend.name == "triton" :]:
+    for terms, decay in ((TERMS[:1], 1.0), (TERMS, 0.9))[backend.interpreted :]:
         got, vs = matrices(dtype, backend)
         want = [p.cpu() for p in clones(got)]
         streams = [2**32 - 1 - i for i in range(len(got))]
@@ -142,7 +142,7 @@ def test_explicit_left_factors(backend, dtype):
 def test_many_terms_and_high_ranks(backend):
     """More terms times rank than the CPU kernel keeps factors for."""
     terms = [LowRankTerm(5, k, 1e-3) for k in range(5)]
-    rows, columns, rank = (5, 9, 2) if backend.name == "triton" else (37, 70, 100)
+    rows, columns, rank = (5, 9, 2) if backend.interpreted else (37, 70, 100)
     got = [draw(rows, columns).float().to(backend.device)]
     want = [got[0].cpu().clone()]
     v = draw(columns, rank, scale=1.0).float()
@@ -256,7 +256,7 @@ def test_one_column_more_changes_nothing_before_it(backend):
     v = draw(70, 3, scale=1.0).float().to(backend.device)
     full = torch.zeros(9, 70, device=backend.device)
     zo_lowrank_([full], [v], [5], TERMS)
-    for n in range(1, 70, 30 if backend.name == "triton" else 7):
+    for n in range(1, 70, 30 if backend.interpreted else 7):
         part = torch.zeros(9, n, device=backend.device)
         zo_lowrank_([part], [v[:n]], [5], TERMS)
         assert torch.equal(part, full[:, :n]), n
