@@ -47,14 +47,17 @@ def _in_their_way(loss: Callable[[], Tensor], x: Tensor, y: Tensor) -> Callable[
     return lambda _, theirs: _relative(_gradients(loss, x, y), theirs)
 
 
-def _fits(size: float) -> Callable[[], str | None]:
+def _fits(size: float, device: torch.device) -> Callable[[], str | None]:
     """Why `size` bytes are too many here, or None."""
 
     def prepare() -> str | None:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size < 0.6 * pages:
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size < 0.6 * free:
             return None
-        return f"out of memory: it would need about {size / 2**30:.0f} GiB, {pages / 2**30:.0f} GiB are free"
+        return f"out of memory: it would need about {size / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
 
     return prepare
 
@@ -95,7 +98,7 @@ def _tllib_ours(x: Tensor, y: Tensor) -> Tensor:
 
 def _adapt(x: Tensor, y: Tensor, scales: int) -> Tensor:
     layers = import_module("pytorch_adapt.layers")
-    values = torch.tensor([2.0**u for u in range(-(scales // 2), scales // 2 + 1)])
+    values = torch.tensor([2.0**u for u in range(-(scales // 2), scales // 2 + 1)], device=x.device)
     return layers.MMDLoss(kernel_scales=values if scales > 1 else 1, mmd_type="quadratic")(x, y)
 
 
@@ -132,7 +135,7 @@ def _mk(n: int, device: torch.device, tiny: bool) -> Workload:
         package: str | None = None,
     ) -> Side:
         def prepare() -> str | None:
-            return (_missing(package) if package else None) or _fits(size)()
+            return (_missing(package) if package else None) or _fits(size, device)()
 
         return Side(
             name,
