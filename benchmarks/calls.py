@@ -92,6 +92,8 @@ def _zo(name: str, device: torch.device, seed: int, dtype: torch.dtype = torch.f
     terms = [ops.Term(SEED, 3, 0.7), ops.Term(SEED + 1, 4, -0.2)]
     states = [[torch.full_like(p, v, dtype=torch.float32) for p in params] for v in (0.01, 1e-4, 0.5)]
     mask = ops.RandomMask(5, 6, 0.5)
+    options: dict[str, Any]
+    update: Callable[..., Any]
     if name == "perturb":
         return _in_place([params], lambda p: ops.zo_perturb_(p, streams, SEED, 3, 1e-3))
     if name == "chain":
@@ -264,15 +266,15 @@ def _linear(name: str, device: torch.device, seed: int) -> Run:
 
     x = _Inputs(device, seed)
     operands = [x.normal(7, 17), x.normal(301, 17), x.normal(301)]
-    ref = [x.normal(7, 17), x.normal(301, 17)]
+    ref, head = x.normal(7, 17), x.normal(301, 17)
     targets = x.whole(301, 7)
-    top = ops.linear_topk(*ref, 5)
+    top = ops.linear_topk(ref, head, 5)
     losses: dict[str, Callable[..., Tensor]] = {
         "logprob": lambda h, w, b: ops.linear_logprob(h, w, targets, b).logp,
         "loss": lambda h, w, b: ops.linear_loss(h, w, targets, b, weights=torch.ones_like(h[:, 0])).loss,
-        "kl": lambda h, w, b: ops.linear_kl(h, w, *ref, bias=b),
+        "kl": lambda h, w, b: ops.linear_kl(h, w, ref, head, bias=b),
         "ceu": lambda h, w, b: ops.linear_ceu(h, w, targets, b),
-        "undial": lambda h, w, b: ops.linear_undial(h, w, *ref, targets, bias=b),
+        "undial": lambda h, w, b: ops.linear_undial(h, w, ref, head, targets, bias=b),
         "topk_kl": lambda h, w, b: ops.linear_topk_kl(h, w, top, b),
         "gnb": lambda h, w, b: ops.linear_gnb_sample(h, w, b, seed=seed).logp,
         "vocab_parallel": lambda h, w, b: ops.vocab_parallel_logprob(
@@ -363,7 +365,7 @@ def _bits(device: torch.device, seed: int) -> Run:
     def run() -> list[Tensor]:
         owners = [ops.label_lut(v, lut) for v in (a, b)]
         packed = [ops.pack_bits(m) for m in masks]
-        counts = [ops.multihot_counts(*packed), ops.owner_counts(*owners, 3)]
+        counts = [ops.multihot_counts(*packed), ops.owner_counts(owners[0], owners[1], 3)]
         return [*owners, *packed, *counts, ops.unpack_bits(packed[0], a.shape)]
 
     return run
