@@ -113,12 +113,12 @@ def device() -> dict[str, str]:
 
 
 _VERSIONS = """
-import json, platform
+import importlib.metadata as metadata, json, platform
 found = {"python": platform.python_version()}
 for name in ("tenfold", "torch", "triton"):
     try:
-        found[name] = __import__(name).__version__
-    except ImportError:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
         found[name] = ""
 print(json.dumps(found))
 """
