@@ -3,9 +3,10 @@
     python -m benchmarks.gpu --out DIR            # in a checkout, with torch, pytest and nvcc at hand
     python -m tenfold.benchmarks.gpu --out DIR    # where the package is installed already
 
-Parts run one after the other, each within a limit of its own, and gpu.json and gpu.md are written after each,
-so that parts can be run in separate calls with the same DIR and an interrupted one costs only itself. This
-file and gpu_report.py need nothing but Python: the package under test is what `build` installs into DIR/site.
+Each part has a limit of its own, and gpu.json and gpu.md are written after each, so that parts can be run in
+separate calls with the same DIR and an interrupted one costs only itself. Tests and memory checks run at the
+same time, the benchmarks alone. This file and gpu_report.py need nothing but Python: the package under test
+is what `build` installs into DIR/site.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .gpu_report import SCHEMA, summary, table
 
 LIMITS = {"build": 300, "tests": 200, "sanitizer": 150, "bench": 240}
-"""Seconds; with all parts it must stay below the fifteen minutes that a GPU is lent for."""
+"""Seconds."""
+
+TOGETHER = (("build",), ("tests", "sanitizer"), ("bench",))
+"""What may run at the same time: times are measured with nothing beside them."""
 
 TESTS = ("tests/cuda", "tests/ops", "tests/optim", "tests/nn", "tests/metrics")
 CHOSEN = "(cuda or triton or gpu) and not emulated and not test_compile and not compiles_ahead"
@@ -38,6 +43,8 @@ GRACE_S = 30
 class Job:
     """One command of a part: how it ended, within which time."""
 
+    running: ClassVar[set[subprocess.Popen[bytes]]] = set()
+
     def __init__(
         self, command: Sequence[str], folder: Path, env: dict[str, str], limit: float, log: Path
     ) -> None:
@@ -47,6 +54,7 @@ class Job:
                 command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
             self.timed_out = False
+            self.running.add(child)
             try:
                 child.wait(max(limit, 1.0))
             except subprocess.TimeoutExpired:
@@ -55,6 +63,8 @@ class Job:
             except KeyboardInterrupt:
                 _end(child)
                 raise
+            finally:
+                self.running.discard(child)
         self.code, self.seconds = child.returncode, time.monotonic() - begin
 
 
@@ -77,7 +87,7 @@ class Place:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out, self.source = options, options.out.resolve(), options.source.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.site = self.out / "site"
+        self.site = options.site.resolve() if options.site else self.out / "site"
         self.env = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
@@ -89,8 +99,10 @@ class Place:
             before = os.environ.get("PYTHONPATH")
             self.env["PYTHONPATH"] = f"{self.site}{os.pathsep}{before}" if before else str(self.site)
 
-    def run(self, name: str, command: Sequence[str], limit: float, folder: Path | None = None) -> Job:
-        return Job(command, folder or self.out, self.env, limit, self.out / f"{name}.log")
+    def run(
+        self, name: str, command: Sequence[str], limit: float, folder: Path | None = None, **env: str
+    ) -> Job:
+        return Job(command, folder or self.out, {**self.env, **env}, limit, self.out / f"{name}.log")
 
 
 def _asked(command: Sequence[str], env: dict[str, str] | None = None) -> str:
@@ -195,15 +207,12 @@ def sanitizer(at: Place, limit: float) -> dict[str, Any]:
     """compute-sanitizer's memcheck over one call of every op, each tensor in an allocation of its own."""
     log = at.out / "sanitizer.log"
     log.unlink(missing_ok=True)
-    at.env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable]
     command += ["-W", "ignore", "-m", "tenfold.benchmarks.calls", "--device", "cuda"]
     try:
-        job = at.run("sanitizer", command, limit)
+        job = at.run("sanitizer", command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     except OSError as error:
         return {"ok": False, "errors": None, "calls": 0, "timed_out": False, "why": str(error)}
-    finally:
-        del at.env["PYTORCH_NO_CUDA_MEMORY_CACHING"]
     text = log.read_text(encoding="utf-8", errors="replace")
     said = re.search(r"ERROR SUMMARY: (\d+) error", text)
     calls = len(re.findall(r"^[a-z]+\.[a-z0-9_.]+$", text, re.MULTILINE))
@@ -253,6 +262,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="default: all")
     made.add_argument("--source", type=Path, default=Path(), metavar="DIR", help="the checkout (default: .)")
     made.add_argument("--wheel", type=Path, metavar="FILE", help="install this one instead of building")
+    made.add_argument("--site", type=Path, metavar="DIR", help="where to install (default: DIR/site)")
     made.add_argument("--limit", nargs="+", default=[], metavar="PART=SECONDS", help=f"default: {LIMITS}")
     made.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the tests")
     made.add_argument("--tests", nargs="+", default=list(TESTS), metavar="PATH", help="below the checkout")
@@ -282,6 +292,21 @@ def _write(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def _at_once(work: Place, names: Sequence[str], allowed: dict[str, float]) -> dict[str, Any]:
+    def timed(name: str) -> dict[str, Any]:
+        begin = time.monotonic()
+        part = PARTS[name](work, allowed[name])
+        return {**part, "seconds": round(time.monotonic() - begin, 1)}
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        try:
+            return dict(zip(names, pool.map(timed, names), strict=True))
+        except KeyboardInterrupt:
+            for child in list(Job.running):
+                _end(child)
+            raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every part that was asked for went well; 1: not so; 2: the command line is wrong, or there is no
     GPU."""
@@ -297,16 +322,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {"schema": SCHEMA, "parts": {}}
     if path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
-    for name in [part for part in PARTS if part in options.part]:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        begin = time.monotonic()
-        part = PARTS[name](work, allowed[name])
-        result["parts"][name] = {**part, "seconds": round(time.monotonic() - begin, 1)}
+    for names in ([name for name in group if name in options.part] for group in TOGETHER):
+        if not names:
+            continue
+        print(f"{', '.join(names)} ...", file=sys.stderr, flush=True)
+        result["parts"] |= _at_once(work, names, allowed)
         result |= {"device": found, "versions": versions(work.env)}
         result["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         _write(path, json.dumps(result, indent=1) + "\n")
         _write(work.out / "gpu.md", table(result) + "\n")
-        if name == "build" and not part["ok"]:
+        if names == ["build"] and not result["parts"]["build"]["ok"]:
             break
     print(summary(result))
     return 0 if all(result["parts"].get(name, {}).get("ok") for name in options.part) else 1
