@@ -30,21 +30,19 @@ def draw(*shape: int, seed: int = 0, scale: float = 0.02) -> Tensor:
 
 def matrices(dtype: torch.dtype, backend) -> tuple[list[Tensor], list[Tensor]]:
     """Shapes and layouts that a kernel treats apart, with a factor V of some rank for each."""
-    device = backend.device
-    wide = draw(37, 1100).to(dtype)  # more columns than a block of the CPU kernel has
-    wide[0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e-7], dtype=torch.float64).to(
-        dtype
-    )
+    put = lambda t: t.to(dtype).to(backend.device)  # noqa: E731  (before slicing: moved slices lose strides)
+    wide = put(draw(37, 1100))  # more columns than a block of the CPU kernel has
+    wide[0, :6] = put(torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e-7], dtype=torch.float64))
     params = [
         wide,
-        draw(19, 67).to(dtype),
-        draw(40, 33).to(dtype).t(),
-        draw(30, 90).to(dtype)[:, ::3],
-        draw(26, 50).to(dtype)[3:, 5:45],
-        draw(1, 1).to(dtype),
-        draw(0, 5).to(dtype),
-        draw(5, 0).to(dtype),
-        draw(3, 512).to(dtype),
+        put(draw(19, 67)),
+        put(draw(40, 33)).t(),
+        put(draw(30, 90))[:, ::3],
+        put(draw(26, 50))[3:, 5:45],
+        put(draw(1, 1)),
+        put(draw(0, 5)),
+        put(draw(5, 0)),
+        put(draw(3, 512)),
     ]
     ranks = (3, 1, 8, 2, 5, 4, 2, 2, 17)
     if backend.interpreted:  # its interpreter takes seconds for what the others do in milliseconds
@@ -52,7 +50,7 @@ def matrices(dtype: torch.dtype, backend) -> tuple[list[Tensor], list[Tensor]]:
         ranks = (2, 1, 1, 1, 1, 1, 2, 2, 2)
     vs = [draw(p.shape[1], r, seed=1, scale=1.0).float() for p, r in zip(params, ranks, strict=True)]
     vs[1] = draw(2, params[1].shape[1], seed=1, scale=1.0).float()[:1].t()  # a factor need not be contiguous
-    return [p.to(device) for p in params], [v.to(device) for v in vs]
+    return params, [v.to(backend.device) for v in vs]
 
 
 def clones(tensors: list[Tensor]) -> list[Tensor]:
