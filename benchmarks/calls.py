@@ -222,6 +222,21 @@ def _sophia(states: str, device: torch.device, seed: int) -> Run:
     return _in_place([params, mc, hc, ms, hs], step)
 
 
+def _codes(device: torch.device, seed: int) -> Run:
+    from tenfold.ops import sophia8_dequantize, sophia8_quantize
+
+    values = _Inputs(device, seed).normal(4099, scale=1e-3)
+
+    def run() -> list[Tensor]:
+        found = []
+        for kind, x, rounding in (("exp_avg", values, None), ("hessian", values.abs(), seed)):
+            codes, scales = sophia8_quantize(x, kind, seed=rounding, step=3)
+            found += [codes, scales, sophia8_dequantize(codes, scales, kind)]
+        return found
+
+    return run
+
+
 def _hutchinson(device: torch.device, seed: int) -> Run:
     from tenfold.ops import hutchinson_accumulate_, hutchinson_probe
 
@@ -452,10 +467,11 @@ CALLS: tuple[Call, ...] = (
         Call(f"sophia.{name}", partial(_sophia, name), captures=True, covers=covers)
         for name, covers in (
             ("f32", ("sophia_step_",)),
-            ("8bit", ("sophia8_quantize",)),
+            ("8bit", ("sophia_step_",)),
             ("hessian", ("sophia_hessian_",)),
         )
     ),
+    Call("sophia.codes", _codes, covers=("sophia8_quantize", "sophia8_dequantize")),
     Call("sophia.hutchinson", _hutchinson, covers=("hutchinson_probe", "hutchinson_accumulate_")),
     Call("logprob.logits", _logits, 2e-5, covers=("logits_logprob", "segment_nll")),
     Call("logprob.gnb", _gnb, 2e-5, covers=("gnb_sample",)),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tenfold.benchmarks import cli, report
 from tenfold.benchmarks.floors import better_of, measure_floors
-from tenfold.benchmarks.harness import Case, Plan, Workload
+from tenfold.benchmarks.harness import Case, Plan, Workload, floor_of
 
 from tenfold import benchmarks
 
@@ -241,3 +241,21 @@ def test_floors_are_positive_and_merged_upwards(monkeypatch: pytest.MonkeyPatch)
     assert best["rates"]["1"]["copy_gbps"] == 99.0
     assert best["rates"]["1"]["fma_gflops"] == 60.0
     assert best["rates"]["1"]["inplace_gbps"] == 12.0
+
+
+def test_products_of_every_precision() -> None:
+    """On the CPU here; on a GPU they are the floors of what is done in those precisions."""
+    from tenfold.benchmarks.floors import product_rates
+
+    rates = product_rates(torch.device("cpu"), size=64)
+    assert {"fma_gflops", "tf32_gflops", "bf16_gflops", "fma_by"} == rates.keys()
+    assert all(rates[f"{name}_gflops"] > 0 for name in ("fma", "tf32", "bf16"))
+    floors = {**FLOORS, "rates": {"1": {**FLOORS["rates"]["1"], **rates}}}
+    assert f"bfloat16 {rates['bf16_gflops']:.0f} GFLOP/s" in report.markdown(
+        {**result_with({}), "floors": floors}
+    )
+    work = {"bytes": 0.0, "normals": 0.0, "flops": 1e9, "precision": "bf16"}
+    assert floor_of(work, floors, 1)["floor_ms"] == pytest.approx(1e3 / rates["bf16_gflops"])
+    assert floor_of({**work, "precision": "f32"}, floors, 1)["floor_ms"] == pytest.approx(
+        1e3 / rates["fma_gflops"]
+    )

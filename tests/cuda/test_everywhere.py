@@ -30,7 +30,7 @@ IN_A_GRAPH = [
 NO_KERNEL = {
     "body_box", "connected_components", "fill_holes", "keep_largest",  # on the CPU only
     "gaussian_weights", "mirrored", "sliding_window", "sliding_window_slabs", "window_starts",
-    "labels_of_owners", "owner_words", "sophia8_dequantize", "surfels",  # plain PyTorch on any device
+    "labels_of_owners", "owner_words", "surfels",  # plain PyTorch on any device
 }  # fmt: skip
 OF_OTHERS = {
     "merge_vocab_shards", "mmd_permutation_test", "option_loss", "surface_dice", "token_logprobs",
