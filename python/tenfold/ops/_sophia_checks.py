@@ -57,40 +57,24 @@ class Picker:
         return [values[i] for i in self.positions]
 
 
-# Looking at every tensor for every possible fault takes longer than the step of a small one. Where all are of
-# the usual kind, which a few attributes tell, nothing can be wrong; otherwise the full checks find what is.
-
-_KINDS = (Tensor, torch.nn.Parameter)
-
-
-def _are_usual(values: Sequence[Any], dtypes: Sequence[torch.dtype], write: bool) -> bool:
-    """Whether all are dense tensors of these dtypes that may be read, or written."""
-    if torch.compiler.is_compiling() or not isinstance(values, (list, tuple)):
-        return False
-    watched = write and torch.is_grad_enabled()
-    for t in values:
-        if type(t) not in _KINDS or t.layout is not torch.strided or t.dtype not in dtypes:
-            return False
-        if t.is_nested or t.is_neg() or (watched and t.requires_grad):
-            return False
-    return True
+# Where all tensors are plain, nothing can be wrong; otherwise the full checks find what is.
 
 
 def params(values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _checks.FLOAT_DTYPES, True):
+    if _checks.are_plain(values, _checks.FLOAT_DTYPES, True):
         zo._one_device("params", values)
         return values
     return zo._params("params", values)
 
 
 def read(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _checks.FLOAT_DTYPES, False):
+    if _checks.are_plain(values, _checks.FLOAT_DTYPES, False):
         return values
     return zo._tensors(name, values, write=False)
 
 
 def states(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _STATES, True):
+    if _checks.are_plain(values, _STATES, True):
         return values
     out = [_checks.tensor(f"{name}[{i}]", t, _STATES) for i, t in enumerate(values)]
     for i, t in enumerate(out):
@@ -171,7 +155,7 @@ def _one_kind(tensors: Sequence[Tensor], shapes: list[torch.Size], dtypes: tuple
     dtype = tensors[0].dtype
     if dtype not in dtypes or [t.shape for t in tensors] != shapes:
         return False
-    return all(t.dtype is dtype and t.is_contiguous() for t in tensors)
+    return all(map(Tensor.is_contiguous, tensors)) and {t.dtype for t in tensors} == {dtype}
 
 
 Kind = tuple[Sequence[Tensor], list[torch.Size], tuple[torch.dtype, ...]]
