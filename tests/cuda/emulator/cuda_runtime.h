@@ -139,6 +139,10 @@ T atomicMax(T* at, T value) {
 inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+inline void __syncwarp() {
+  const unsigned first = emulator::current / 32 * 32;
+  emulator::wait(emulator::warps[first / 32].barrier, first, first + 32);
+}
 inline void __syncthreads() { emulator::wait(emulator::block_barrier, 0, static_cast<unsigned>(emulator::fibers.size())); }
 
 template <class P>
