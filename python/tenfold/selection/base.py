@@ -83,6 +83,8 @@ class Selector:
     """The name for `select` and the command."""
     needs: ClassVar[tuple[str, ...]] = ("X",)
     """What `fit` cannot do without, of X, y, logits, scores, dynamics, validation."""
+    scores_suffice: ClassVar[bool] = False
+    """Whether `scores` that were made before may stand for what they are made of."""
     can_shard: ClassVar[bool] = False
 
     # ---- fitting --------------------------------------------------------------------------------------
@@ -132,8 +134,8 @@ class Selector:
             y = found if y is None else y
         given = {"X": X, "y": y, "logits": logits, "scores": scores, "dynamics": dynamics}
         given["validation"] = validation
-        needed = (*self.needs, "y") if self.balanced and "y" not in self.needs else self.needs
-        for name in needed:
+        needed = () if scores is not None and self.scores_suffice else self.needs
+        for name in (*needed, "y") if self.balanced else needed:
             if given[name] is None:
                 _checks.fail(ValueError, name, f"some data ({type(self).__name__} reads them)", None)
         inputs = read_inputs(X, y, logits, scores, dynamics)

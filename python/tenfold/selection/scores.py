@@ -77,11 +77,13 @@ class ScoreSelector(Selector):
 class LogitScore(ScoreSelector):
     """A score that one pass over the logits gives. Of several runs [R, N, C] the mean is taken.
 
-    `logits` may be a DataLoader of (logits, y): they are scored batch by batch and not kept.
+    `logits` may be a DataLoader of (logits, y): they are scored batch by batch and not kept. `scores` that were
+    made before may be given in their place.
     """
 
     score: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    scores_suffice: ClassVar[bool] = True
 
     def fit(
         self,
@@ -95,13 +97,12 @@ class LogitScore(ScoreSelector):
     ) -> Self:
         if is_loader(logits) and "X" not in self.needs:
             scores, found = self._streamed(logits)
-            y = found if y is None else y
-            return super().fit(X, y, logits=scores[:, None], scores=scores)
-        return super().fit(X, y, logits=logits, scores=None, dynamics=dynamics, validation=validation)
+            return super().fit(X, found if y is None else y, scores=scores)
+        return super().fit(X, y, logits=logits, scores=scores, dynamics=dynamics, validation=validation)
 
     def _prepare(self, inputs: Inputs) -> Inputs:
         if inputs.scores is not None:
-            return replace(inputs, logits=None)
+            return inputs
         assert inputs.logits is not None
         norms = None if "X" not in self.needs else squared_norms(inputs.X)
         total = np.zeros(inputs.n)
@@ -167,14 +168,29 @@ def norm_of(piece: Tensor) -> Tensor:
 
 @dataclass(eq=False, kw_only=True)
 class EL2N(LogitScore):
-    """||softmax(z) - onehot(y)||_2, large for hard samples. Reads logits and y, or the records of a training run.
+    """||softmax(z) - onehot(y)||_2, large for hard samples. Reads logits and y, or `dynamics`.
 
-    Paul et al. (arXiv 2107.07075) take the mean over ten runs at epoch 10 to 20: `logits` [R, N, C].
+    Paul et al. (arXiv 2107.07075) take the mean over ten runs at epoch 10 to 20: `logits` [R, N, C]. With the
+    records of one training run instead, it is the mean over its updates, as CCS takes it over ten epochs.
     """
 
     method: ClassVar[str] = "el2n"
     score: ClassVar[str] = "el2n"
     needs: ClassVar[tuple[str, ...]] = ("logits", "y")
+
+    def fit(
+        self,
+        X: Any = None,
+        y: Any = None,
+        *,
+        logits: Any = None,
+        scores: Any = None,
+        dynamics: Any = None,
+        validation: Any = None,
+    ) -> Self:
+        if logits is None and scores is None and dynamics is not None:
+            scores = dynamics.scores("el2n")
+        return super().fit(X, y, logits=logits, scores=scores, dynamics=dynamics, validation=validation)
 
 
 @dataclass(eq=False, kw_only=True)
