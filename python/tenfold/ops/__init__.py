@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .intensity import IntensityHistogram
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
@@ -79,7 +80,9 @@ __all__ = [
     "BitMask",
     "Components",
     "ContrastiveDiscrepancy",
+    "Coverage",
     "GNBSample",
+    "Herding",
     "IntensityHistogram",
     "LinearLoss",
     "LogProbs",
@@ -88,6 +91,7 @@ __all__ = [
     "MagnitudeMask",
     "Mask",
     "OptionLoss",
+    "Picks",
     "RandomMask",
     "ReplayPass",
     "SoftOverlap",
@@ -105,9 +109,12 @@ __all__ = [
     "dice_loss",
     "edt",
     "fill_holes",
+    "fl_greedy",
     "gaussian_weights",
     "generalized_dice_loss",
     "gnb_sample",
+    "graphcut_greedy",
+    "herding",
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "joint_mmd",
@@ -124,6 +131,7 @@ __all__ = [
     "linear_topk_kl",
     "linear_undial",
     "lmmd",
+    "logdet_greedy",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
