@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .intensity import IntensityHistogram
@@ -82,7 +83,9 @@ __all__ = [
     "BitMask",
     "Components",
     "ContrastiveDiscrepancy",
+    "Coverage",
     "GNBSample",
+    "Herding",
     "IntensityHistogram",
     "KCenter",
     "KMeans",
@@ -94,6 +97,7 @@ __all__ = [
     "Mask",
     "NearestCenters",
     "OptionLoss",
+    "Picks",
     "RandomMask",
     "ReplayPass",
     "SoftOverlap",
@@ -111,9 +115,12 @@ __all__ = [
     "dice_loss",
     "edt",
     "fill_holes",
+    "fl_greedy",
     "gaussian_weights",
     "generalized_dice_loss",
     "gnb_sample",
+    "graphcut_greedy",
+    "herding",
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "joint_mmd",
@@ -132,6 +139,7 @@ __all__ = [
     "linear_topk_kl",
     "linear_undial",
     "lmmd",
+    "logdet_greedy",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",
