@@ -134,7 +134,7 @@ class Selector:
             y = found if y is None else y
         given = {"X": X, "y": y, "logits": logits, "scores": scores, "dynamics": dynamics}
         given["validation"] = validation
-        needed = () if scores is not None and self.scores_suffice else self.needs
+        needed = () if scores is not None and self.scores_suffice else self._needed()
         for name in (*needed, "y") if self.balanced else needed:
             if given[name] is None:
                 _checks.fail(ValueError, name, f"some data ({type(self).__name__} reads them)", None)
@@ -145,6 +145,9 @@ class Selector:
             _checks.fail(TypeError, "validation", "(X, logits, y)", type(validation).__name__)
         held_out = read_inputs(validation[0], validation[2], validation[1], None, None, "validation ")
         return dataclasses.replace(inputs, validation=held_out)
+
+    def _needed(self) -> tuple[str, ...]:
+        return self.needs
 
     def _prepare(self, inputs: Inputs) -> Inputs:
         """What is computed once, whatever the budget: a method that scores rows adds `scores`."""
@@ -182,19 +185,23 @@ class Selector:
         """`k` rows of `inputs`: each method's own."""
         raise NotImplementedError
 
+    def _pick_sharded(self, ranks: Any, inputs: Inputs, k: int, seed: int) -> Picked:
+        """`k` rows of all processes together, as positions in the rows of all; methods with `can_shard`."""
+        raise NotImplementedError
+
     def _pick_balanced(self, inputs: Inputs, k: int) -> Picked:
         """The same within each class, classes in ascending order."""
         assert inputs.y is not None
-        counts = np.bincount(inputs.y)
-        quotas = class_budgets(counts, k, self._how())
+        quotas = self._quotas(np.bincount(inputs.y), k)
         parts = []
         for c in np.flatnonzero(quotas):
             rows = np.flatnonzero(inputs.y == c)
             parts.append((rows, self._pick(inputs.take(rows), int(quotas[c]), class_seed(self.seed, int(c)))))
         return joined(parts, inputs.n, [int(c) for c in np.flatnonzero(quotas)])
 
-    def _how(self) -> str:
-        return "proportional" if self.balanced is True else str(self.balanced)
+    def _quotas(self, counts: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """How many rows of each class."""
+        return class_budgets(counts, k, "proportional" if self.balanced is True else str(self.balanced))
 
     def _result(self, picked: Picked, n: int) -> Selection:
         settings = {name: value for name, value in self.get_params().items() if is_plain(value)}
@@ -232,7 +239,9 @@ class Selector:
             self.select()
         rows = X if hasattr(X, "shape") else as_rows("X", X)
         if num_rows(rows) != inputs.n:
-            want = f"the {inputs.n} rows it was fitted on (a selector drops rows: it has no answer for others)"
+            want = (
+                f"the {inputs.n} rows it was fitted on (a selector drops rows: it has no answer for others)"
+            )
             _checks.fail(ValueError, "X", want, f"{num_rows(rows)} rows")
         if hasattr(rows, "iloc"):
             return rows.iloc[self.indices_]
@@ -277,9 +286,7 @@ def read_inputs(X: Any, y: Any, logits: Any, scores: Any, dynamics: Any, where: 
     if scores is not None:
         scores = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores)
         if scores.ndim != 1 or scores.dtype.kind not in "fiub":
-            _checks.fail(
-                ValueError, f"{where}scores", "numbers [N]", f"{scores.dtype} {list(scores.shape)}"
-            )
+            _checks.fail(ValueError, f"{where}scores", "numbers [N]", f"{scores.dtype} {list(scores.shape)}")
         scores = scores.astype(np.float64)
         if np.isnan(scores).any():
             row = int(np.isnan(scores).argmax())

@@ -203,5 +203,3 @@ class Recorder:
 
 def _tensors(state: Dynamics) -> dict[str, torch.Tensor]:
     return {f.name: getattr(state, f.name) for f in fields(state)}
-
-

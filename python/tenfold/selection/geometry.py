@@ -17,7 +17,6 @@ from tenfold.ops import (
     kmeans,
     moderate_select,
     nn_assign,
-    topk_stable,
 )
 from tenfold.selection.base import Picked, Selector
 from tenfold.selection.inputs import Inputs, chunks, num_rows, to_tensor
@@ -63,15 +62,29 @@ class KCenterGreedy(Selector):
     can_shard: ClassVar[bool] = True
 
     def _pick(self, inputs: Inputs, k: int, seed: int) -> Picked:
-        options = {"init": self.init, "metric": self.metric, "lookahead": self.lookahead, "seed": seed}
         if self.verbose:
-            from tenfold.selection.sharded import Alone, kcenter_rounds
+            from tenfold.selection.sharded import Alone
 
-            found = kcenter_rounds(Alone(inputs.n), inputs.X, k, verbose=True, **options)
-        else:
-            found = kcenter_greedy(inputs.X, k, **options)
+            return self._pick_sharded(Alone(inputs.n), inputs, k, seed)
+        return self._found(kcenter_greedy(inputs.X, k, **self._options(seed)))
+
+    def _pick_sharded(self, ranks: Any, inputs: Inputs, k: int, seed: int) -> Picked:
+        from tenfold.selection.sharded import kcenter_rounds
+
+        found = kcenter_rounds(ranks, inputs.X, k, verbose=self.verbose, **self._options(seed))
+        if not self.weighted:
+            return self._found(found)
+        counts = owner_counts(to_array(found.indices), to_array(found.owner))
+        return self._found(found, ranks.sum(torch.from_numpy(counts)).numpy())
+
+    def _options(self, seed: int) -> dict[str, Any]:
+        return {"init": self.init, "metric": self.metric, "lookahead": self.lookahead, "seed": seed}
+
+    def _found(self, found: Any, counts: NDArray[np.float32] | None = None) -> Picked:
         indices, radius, distance, owner = map(to_array, found)
-        weights = owner_counts(indices, owner) if self.weighted else None
+        if self.weighted and counts is None:
+            counts = owner_counts(indices, owner)
+        weights = counts if len(indices) else None
         return Picked(indices, weights, radius.astype(np.float64), distance)
 
     def _pick_balanced(self, inputs: Inputs, k: int) -> Picked:
@@ -229,10 +242,12 @@ class Moderate(Selector):
         if self.sharded:
             from tenfold.selection import sharded
 
-            return replace(inputs, scores=sharded.class_median_distance(inputs.X, y)[1].double().numpy())
-        classes = int(y.max(initial=-1)) + 1
-        found = class_median_distance(inputs.X, y, classes)
-        return replace(inputs, scores=to_array(found[1]).astype(np.float64))
+            found = sharded.class_median_distance(inputs.X, y)
+        else:
+            X = whole(inputs.X) if isinstance(inputs.X, list) else inputs.X
+            on = torch.from_numpy(y).to(X.device) if isinstance(X, torch.Tensor) else y
+            found = class_median_distance(X, on, int(y.max(initial=0)) + 1)
+        return replace(inputs, scores=to_array(found.distances).astype(np.float64))
 
     def _pick(self, inputs: Inputs, k: int, seed: int) -> Picked:
         assert inputs.scores is not None
@@ -244,6 +259,16 @@ class Moderate(Selector):
             return super()._pick_balanced(inputs, k)
         picks = to_array(moderate_select(inputs.scores, inputs.y, k, rounding=self.rounding))
         return Picked(picks, scores=inputs.scores)
+
+    def _pick_sharded(self, ranks: Any, inputs: Inputs, k: int, seed: int) -> Picked:
+        every = ranks.cat(torch.from_numpy(np.asarray(inputs.scores))).numpy()
+        picks = to_array(moderate_select(every, None, k, rounding=self.rounding))
+        return Picked(picks, scores=inputs.scores)
+
+    def _quotas(self, counts: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        if self.balanced is not True:
+            return super()._quotas(counts, k)
+        return np.minimum(k // max(1, np.count_nonzero(counts)), counts)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -311,5 +336,3 @@ def _divergence(
 ) -> torch.Tensor:
     """(KL(p_i, q) + KL(q, p_i)) / 2 of every row: own_i + q . ln q - p_i . ln q - q . ln p_i, halved."""
     return ((own + q @ log_q - p @ log_q - log_p @ q) / 2).clamp_min_(0)
-
-

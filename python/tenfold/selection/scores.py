@@ -72,6 +72,12 @@ class ScoreSelector(Selector):
         picks = np.asarray(topk_stable(inputs.scores, k, largest=self.largest_first))
         return Picked(picks, scores=inputs.scores)
 
+    def _pick_sharded(self, ranks: Any, inputs: Inputs, k: int, seed: int) -> Picked:
+        from tenfold.selection.sharded import top_rows
+
+        assert inputs.scores is not None
+        return Picked(top_rows(ranks, inputs.scores, k, self.largest_first), scores=inputs.scores)
+
 
 @dataclass(eq=False, kw_only=True)
 class LogitScore(ScoreSelector):
@@ -336,10 +342,5 @@ class Memorization(ScoreSelector):
                 _checks.fail(ValueError, "scores", "scores, or the parameter path", None)
             from tenfold.selection.files import read_scores
 
-            scores = read_scores(
-                self.path, index_column=self.index_column, score_column=self.score_column
-            )
-        return super().fit(
-            X, y, logits=logits, scores=scores, dynamics=dynamics, validation=validation
-        )
-
+            scores = read_scores(self.path, index_column=self.index_column, score_column=self.score_column)
+        return super().fit(X, y, logits=logits, scores=scores, dynamics=dynamics, validation=validation)
