@@ -80,8 +80,8 @@ def omp(
     rows = e.shape[0]
     first = rmv(e.double(), h.double(), _ones(rows, e) / rows, bias) if target is None else target.double()
     q = mv(e.double(), h.double(), first, bias)
-    indices, gram_, at, residuals = _pursue(e.double(), h.double(), first, q, k, lam, bias)
-    return finish(indices, gram_, at, residuals, first.square().sum(), lam)
+    indices, gram_, pivots, residuals = _pursue(e.double(), h.double(), first, q, k, lam, bias)
+    return finish(indices, gram_, pivots, q[indices], residuals, first.square().sum(), lam)
 
 
 def _ones(rows: int, like: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _ones(rows: int, like: Tensor) -> Tensor:
 def _pursue(
     e: Tensor, h: Tensor, target: Tensor, q: Tensor, k: int, lam: float, bias: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Picks [k], their inner products [k, k], <g, target> of the picks, residuals. Nothing waits for the
+    """Picks [k], their inner products [k, k], pivots of the Cholesky factor, residuals. Nothing waits for the
     device."""
     options = {"dtype": torch.float64, "device": e.device}
     indices = torch.zeros(k, dtype=torch.int64, device=e.device)
@@ -119,7 +119,7 @@ def _pursue(
             c = q - columns[:, : t + 1] @ x
         else:
             c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)
-    return indices, g, q[indices], residuals
+    return indices, g, chol.diagonal(), residuals
 
 
 def append_row_(chol: Tensor, row: Tensor, t: int, lam: float) -> None:
@@ -137,15 +137,23 @@ def _solve(chol: Tensor, right: Tensor) -> Tensor:
 
 
 def finish(
-    indices: Tensor, gram_: Tensor, at: Tensor, residuals: Tensor, size: Tensor, lam: float
+    indices: Tensor,
+    gram_: Tensor,
+    pivots: Tensor,
+    at: Tensor,
+    residuals: Tensor,
+    size: Tensor,
+    lam: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Non-negative weights of the same normal equations; picks of weight 0 are left out."""
-    k = indices.numel()
-    g, b = gram_.cpu().numpy(), at.cpu().numpy()
-    x = torch.from_numpy(nnls(g + lam * torch.eye(k, dtype=torch.float64).numpy(), b))
+    """Non-negative weights of the same normal equations; picks of weight 0 are left out, and those that
+    depend on earlier ones."""
+    g, b, free = (t.cpu() for t in (gram_, at, pivots.isfinite()))
+    some = free.nonzero()[:, 0]
+    system = g[some][:, some] + lam * torch.eye(some.numel(), dtype=torch.float64)
+    x = torch.zeros_like(b)
+    x[some] = torch.from_numpy(nnls(system.numpy(), b[some].numpy()))
     kept = x > 0
-    host = torch.from_numpy(g)
-    rest = size.cpu() - 2 * (x @ torch.from_numpy(b)) + x @ (host @ x)
+    rest = size.cpu() - 2 * (x @ b) + x @ (g @ x)
     device = indices.device
     return (
         indices[kept.to(device)],

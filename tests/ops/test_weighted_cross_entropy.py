@@ -24,7 +24,7 @@ def drawn(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> 
 def test_float64_is_met(backend, dtype, shape):
     z, labels, weights = drawn(*shape, dtype, backend.device)
     z.requires_grad_()
-    weights.requires_grad_()
+    weights = weights.to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
     loss = weighted_cross_entropy(z, labels, weights)
     grads = torch.autograd.grad(loss, (z, weights))
     exact_z, exact_w = (t.detach().double().requires_grad_() for t in (z, weights))

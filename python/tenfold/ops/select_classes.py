@@ -235,7 +235,8 @@ def stratified_budget(counts: Any, budget: int) -> Any:
     """
     kind = _arrays.kind_of(counts)
     if isinstance(counts, Sequence):
-        counts = torch.tensor([_checks.integer(f"counts[{i}]", n, 0, 2**62) for i, n in enumerate(counts)])
+        listed = [_checks.integer(f"counts[{i}]", n, 0, 2**62) for i, n in enumerate(counts)]
+        counts = torch.tensor(listed, dtype=torch.int64)
     sizes = _checks.tensor("counts", _select._view("counts", counts), _select.LABEL_DTYPES)
     if sizes.ndim != 1:
         _checks.fail(ValueError, "counts", "shape [S]", tuple(sizes.shape))
