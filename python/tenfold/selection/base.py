@@ -1,4 +1,4 @@
-"""The interface that all selectors share: `fit`, `select(budget)`, and what scikit-learn asks of an estimator."""
+"""The interface of all selectors: `fit`, `select(budget)`, and what scikit-learn asks of an estimator."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Selector:
 
     Attributes:
         budget: count or share for `fit_transform`, `fit_resample` and `select()`.
-        balanced: choose within each class: True or "proportional" (each class its share, total kept by largest
-            remainders), "equal" (the same number of each). Needs labels.
+        balanced: choose within each class: True or "proportional" (each class its share, total kept by
+            largest remainders), "equal" (the same number of each). Needs labels.
         seed: of whatever is drawn. Never touches global random states.
         verbose: show progress with rate and time left.
         sharded: the data are this process's part of a set that is spread over the processes of
-            torch.distributed, in the order of the ranks; `select` is called by all, and all get row numbers of
-            the whole set. Not every method can.
+            torch.distributed, in the order of the ranks; `select` is called by all, and all get row numbers
+            of the whole set. Not every method can.
     """
 
     budget: int | float | None = None
@@ -102,9 +102,9 @@ class Selector:
         """Take the data in. Which of them a method reads is in its description; others are left alone.
 
         Args:
-            X: features [N, d]: tensor, array, memory-mapped array or path of a .npy file, list of such shards,
-                or a DataLoader of batches x, (x, y) or (x, y, row numbers). float32, bfloat16, float16;
-                other numbers are rounded to float32.
+            X: features [N, d]: tensor, array, memory-mapped array or path of a .npy file, list of such
+                shards, or a DataLoader of batches x, (x, y) or (x, y, row numbers). float32, bfloat16,
+                float16; other numbers are rounded to float32.
             y: class of each row, int64 [N]; text is numbered in sorted order.
             logits: outputs of a classifier [N, C], or [R, N, C] of R runs; the same kinds as X.
             scores: a score for each row [N].

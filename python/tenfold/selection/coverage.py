@@ -72,14 +72,15 @@ class FacilityLocation(CoverageSelector):
     """Picks that maximise sum_i max_{j in S} s_ij: every row has a similar one among them. Reads X.
 
     Greedy picks are within 1 - 1/e of the best (Nemhauser et al., 1978). No matrix of similarities is held.
-    `gains_` is what each pick added. `ranking` and `gains` are other names for `indices_` and `gains_`, as apricot
-    has them.
+    `gains_` is what each pick added. `ranking` and `gains` are other names for `indices_` and `gains_`, as
+    apricot has them.
 
     Attributes:
         optimizer: "lazy" (Minoux 1978) and "naive" give the greedy picks; "stochastic" (arXiv 1409.7938) and
             "lazier" look at a random sample of candidates in each step.
         epsilon: of the last two: in expectation they are within 1 - 1/e - epsilon of the best.
-        costs: a price of each row, with `max_cost`: picks are those of the largest gain per price that still fit.
+        costs: a price of each row, with `max_cost`: picks are those of the largest gain per price that still
+            fit.
         max_cost: what the picks may cost together.
         sample_weight: what covering each row is worth.
         neighbors: only each row's most similar candidates count, as many: memory N x neighbors.

@@ -68,8 +68,8 @@ class Recorder:
             labels: int64 [B].
 
         Raises:
-            ValueError: a row number twice or not below n, a label that is no column, a row that is not finite;
-                nothing is recorded then.
+            ValueError: a row number twice or not below n, a label that is no column, a row that is not
+                finite; nothing is recorded then.
         """
         device = self.seen.device
         rows = torch.as_tensor(indices, device=device)
@@ -81,9 +81,9 @@ class Recorder:
         """float64 [n], one score for each sample.
 
         Args:
-            kind: "aum", the sum over updates of p_label - max p_other (small is hard); "forgetting", how often a
-                right answer was followed by a wrong one (many is hard); "correct", how often it was right (few
-                is hard); "el2n", the mean of ||p - onehot|| over updates (large is hard).
+            kind: "aum", the sum over updates of p_label - max p_other (small is hard); "forgetting", how
+                often a right answer was followed by a wrong one (many is hard); "correct", how often it was
+                right (few is hard); "el2n", the mean of ||p - onehot|| over updates (large is hard).
             never_learned: what forgetting says of a sample that was never right: "hardest" is infinity, as in
                 the paper on it, "zero" counts no event.
 

@@ -41,9 +41,9 @@ class Random(Selector):
 class KCenterGreedy(Selector):
     """Each pick is the row farthest from all picks before it. Reads X.
 
-    Gonzalez (1985); as a coreset: Sener and Savarese (arXiv 1708.00489). The largest distance of a row to its
-    nearest pick is at most twice the best possible. `gains_` is that radius after each pick, `scores_` each row's
-    distance to its nearest pick at the end. The first row is part of the result.
+    Gonzalez (1985); as a coreset: Sener and Savarese (arXiv 1708.00489). The largest distance of a row to
+    its nearest pick is at most twice the best possible. `gains_` is that radius after each pick, `scores_`
+    each row's distance to its nearest pick at the end. The first row is part of the result.
 
     Attributes:
         init: "farthest_from_mean", "random", a row number, or a list of rows that are covered already and not
@@ -157,11 +157,12 @@ def distinct_nearest(X: Any, centers: Any, labels: NDArray[Any]) -> NDArray[np.i
 class SSP(ScoreSelector):
     """Distance to the nearest centre of k-means, without labels: far rows are hard, near ones easy. Reads X.
 
-    "Self-supervised prototypes" of Sorscher et al., "Beyond neural scaling laws" (arXiv 2206.14486): keep the hard
-    samples where data abound, the easy ones where they are few.
+    "Self-supervised prototypes" of Sorscher et al., "Beyond neural scaling laws" (arXiv 2206.14486): keep
+    the hard samples where data abound, the easy ones where they are few.
 
     Attributes:
-        num_clusters: K; by default the number of classes where y is given, else min(2000, N / 50), at least 1.
+        num_clusters: K; by default the number of classes where y is given, else min(2000, N / 50), at least
+            1.
         iterations: of Lloyd's algorithm, at most.
     """
 
@@ -197,8 +198,8 @@ class SSP(ScoreSelector):
 class Herding(Selector):
     """Picks whose mean stays nearest to the mean of all rows. Reads X.
 
-    Step t takes the row z that makes ||t mean - (sum of picks + z)|| smallest (Welling, ICML 2009; iCaRL, arXiv
-    1611.07725). `gains_` is the distance of the two means after each pick.
+    Step t takes the row z that makes ||t mean - (sum of picks + z)|| smallest (Welling, ICML 2009; iCaRL,
+    arXiv 1611.07725). `gains_` is the distance of the two means after each pick.
     """
 
     method: ClassVar[str] = "herding"
@@ -218,18 +219,18 @@ def whole(X: Any) -> Any:
 
 @dataclass(eq=False, kw_only=True)
 class Moderate(Selector):
-    """Rows whose distance to their class's median is in the middle: neither typical nor odd. Reads X, y if given.
+    """Rows whose distance to their class's median is in the middle. Reads X, and y if given.
 
-    Xia et al., "Moderate coreset" (ICLR 2023): distances to the component-wise median of the class, of which a
-    window around the middle is kept. `scores_` are the distances.
+    Xia et al., "Moderate coreset" (ICLR 2023): distances to the component-wise median of the class, of which
+    a window around the middle is kept. `scores_` are the distances.
 
     balanced=False keeps one window over all rows. balanced=True keeps min(k // C, n_c) rows of each class, as
     CW-ERM does (fewer than k in all if k is no multiple of C); with k < C it keeps the window over all rows.
     balanced="proportional" and "equal" share out exactly k rows.
 
     Attributes:
-        rounding: "exact", or "reference" for the windows of the published code, which rounds halves to even and
-            wraps around where a class is smaller than its share (it may keep fewer rows, or none).
+        rounding: "exact", or "reference" for the windows of the published code, which rounds halves to even
+            and wraps around where a class is smaller than its share (it may keep fewer rows, or none).
     """
 
     rounding: str = "exact"
@@ -273,11 +274,11 @@ class Moderate(Selector):
 
 @dataclass(eq=False, kw_only=True)
 class ContextualDiversity(Selector):
-    """k-center greedy between predicted distributions, in symmetric Kullback-Leibler divergence. Reads logits.
+    """k-center greedy between predicted distributions, in symmetric KL divergence. Reads logits.
 
-    Agarwal et al., "Contextual diversity for active learning" (arXiv 2008.05723): d(p, q) is the mean of KL(p, q)
-    and KL(q, p). `gains_` is the largest divergence of a row from its nearest pick before each pick; for the first
-    one its divergence from the mean distribution.
+    Agarwal et al., "Contextual diversity for active learning" (arXiv 2008.05723): d(p, q) is the mean of
+    KL(p, q) and KL(q, p). `gains_` is the largest divergence of a row from its nearest pick before each
+    pick; for the first one its divergence from the mean distribution.
 
     Attributes:
         init: "farthest_from_mean", "random" or a row number.

@@ -58,10 +58,12 @@ def hidden_of(inputs: Inputs, device: torch.device) -> Tensor:
 class CRAIG(GradientSelector):
     """Facility location on distances of gradients; weights count the rows nearest to each pick and sum to N.
 
-    Mirzasoleiman et al. (arXiv 1906.01827), who run it within each class: `balanced=True`. Reads X, logits and y.
+    Mirzasoleiman et al. (arXiv 1906.01827), who run it within each class: `balanced=True`. Reads X, logits
+    and y.
 
     Attributes:
-        space: "gradients" of the last layer, or "features": distances of rows of X, without logits and labels.
+        space: "gradients" of the last layer, or "features": distances of rows of X, without logits and
+            labels.
         distance: "l2" or "sqeuclidean".
     """
 
@@ -95,10 +97,10 @@ class CRAIG(GradientSelector):
 class GradMatch(GradientSelector):
     """Weighted rows whose gradients add up to the mean gradient, by orthogonal matching pursuit.
 
-    Killamsetty et al. (arXiv 2103.00123). Reads X, logits and y; with `validation` the mean gradient of that set is
-    matched. Rows of weight 0 are left out, so that there may be fewer than asked for: `info["asked"]` says how many
-    those were. `info["residual"]` is the distance from the target after each pick, `info["final"]` with the weights
-    that are returned.
+    Killamsetty et al. (arXiv 2103.00123). Reads X, logits and y; with `validation` the mean gradient of that
+    set is matched. Rows of weight 0 are left out, so that there may be fewer than asked for: `info["asked"]`
+    says how many those were. `info["residual"]` is the distance from the target after each pick,
+    `info["final"]` with the weights that are returned.
 
     Attributes:
         lam: ridge on the weights.
@@ -126,8 +128,8 @@ class GradMatch(GradientSelector):
 class Glister(GradientSelector):
     """Rows whose gradient lies along that of the validation loss, which is made again after each round.
 
-    Killamsetty et al. (arXiv 2012.10630), Taylor form. Reads X, logits, y and `validation`; without one the rows
-    themselves stand for it, as in DeepCore. All rows weigh the same.
+    Killamsetty et al. (arXiv 2012.10630), Taylor form. Reads X, logits, y and `validation`; without one the
+    rows themselves stand for it, as in DeepCore. All rows weigh the same.
 
     Attributes:
         rounds: after each, the last layer is moved along the gradients of all picks.
@@ -162,12 +164,13 @@ def grand_scores(
 ) -> NDArray[np.float64]:
     """Norm of each sample's gradient over *all* parameters: GraNd of arXiv 2107.07075, float64 [N].
 
-    The paper averages it over ten freshly initialised models: call it with each. `EL2N` and `GraNd` (last layer
+    The paper averages it over ten freshly initialised models: call it with each. `EL2N` and `GraNd` (last
+        layer
     alone) need forward passes only.
 
     Args:
-        model: in evaluation mode or without layers that mix samples (BatchNorm in training mode makes a sample's
-            gradient depend on its batch). Its mode is left as it is.
+        model: in evaluation mode or without layers that mix samples (BatchNorm in training mode makes a
+            sample's gradient depend on its batch). Its mode is left as it is.
         loader: batches (x, y) in the order of the data set, or (x, y, row numbers).
         loss: of (logits [1, C], labels [1]); a scalar.
         chunk_size: samples whose gradients are in memory at once; by default a whole batch.

@@ -1,4 +1,4 @@
-"""What selectors are fitted on: arrays, memory-mapped files, lists of shards, and loaders, brought to one form."""
+"""What selectors are fitted on: arrays, memory-mapped files, lists of shards, loaders, in one form."""
 
 from __future__ import annotations
 

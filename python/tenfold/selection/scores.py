@@ -1,6 +1,7 @@
 """Selection by a score of each sample: the k hardest or easiest.
 
-EL2N and GraNd: Paul et al., "Deep learning on a data diet" (arXiv 2107.07075). Forgetting: Toneva et al. (arXiv
+EL2N and GraNd: Paul et al., "Deep learning on a data diet" (arXiv 2107.07075). Forgetting: Toneva et al.
+    (arXiv
 1812.05159). AUM: Pleiss et al. (arXiv 2001.10528), on probabilities as CCS has it (arXiv 2210.15809).
 Memorisation: Feldman and Zhang (arXiv 2008.03703). Entropy, margin and least confidence: Settles, "Active
 learning literature survey" (2009), and Coleman et al. (arXiv 1906.11829).
@@ -83,8 +84,8 @@ class ScoreSelector(Selector):
 class LogitScore(ScoreSelector):
     """A score that one pass over the logits gives. Of several runs [R, N, C] the mean is taken.
 
-    `logits` may be a DataLoader of (logits, y): they are scored batch by batch and not kept. `scores` that were
-    made before may be given in their place.
+    `logits` may be a DataLoader of (logits, y): they are scored batch by batch and not kept. `scores` that
+    were made before may be given in their place.
     """
 
     score: ClassVar[str]
@@ -263,7 +264,7 @@ class RecordedScore(ScoreSelector):
 
 @dataclass(eq=False, kw_only=True)
 class AUM(RecordedScore):
-    """Area under the margin: the sum over epochs of p_y - max of the others. Small for hard or mislabelled."""
+    """Area under the margin: the sum over epochs of p_y less the largest other p. Small for hard."""
 
     method: ClassVar[str] = "aum"
     kind: ClassVar[str] = "aum"
@@ -284,8 +285,9 @@ class Forgetting(RecordedScore):
     """How often a right answer was followed by a wrong one: many for hard samples.
 
     Attributes:
-        never_learned: a sample that was never right is the hardest ("hardest": infinity, as in the paper) or has no
-            event ("zero", as DeepCore and CCS count it). `selection_.info["never_learned"]` says how many.
+        never_learned: a sample that was never right is the hardest ("hardest": infinity, as in the paper) or
+            has no event ("zero", as DeepCore and CCS count it). `selection_.info["never_learned"]` says how
+            many.
     """
 
     never_learned: str = "hardest"

@@ -1,9 +1,9 @@
 """Selection over the processes of torch.distributed, each with its part of the rows.
 
-Rows are numbered through in the order of the ranks. Every function is called by all processes of the group, with
-the same options, and gives the same result as one process with all rows; what belongs to single rows
-(distances, owners, labels) is of the rows of this process. No process ever holds the rows of another, but for
-the few that a round of k-center looks at, and for class medians a few columns at a time.
+Rows are numbered through in the order of the ranks. Every function is called by all processes of the group,
+with the same options, and gives the same result as one process with all rows; what belongs to single rows
+(distances, owners, labels) is of the rows of this process. No process ever holds the rows of another, but
+for the few that a round of k-center looks at, and for class medians a few columns at a time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Alone:
         return own, rows[own] - self.offset
 
     def fetch(self, values: Any, rows: NDArray[np.int64]) -> Tensor:
-        """Entries of `values`, which each process has for its own rows, at global `rows`: on all processes."""
+        """Entries of `values` (each process has those of its own rows) at global `rows`, for all."""
         own, local = self.mine(rows)
         if values is None:
             _checks.fail(ValueError, "values", "one for each row", None)
@@ -173,8 +173,9 @@ def joined_sharded(parts: list[tuple[NDArray[np.int64], Picked]], n: int, classe
 
 
 def topk(scores: ArrayLike, k: int, largest: bool = True, group: Any = None) -> NDArray[np.int64]:
-    """The k largest (or smallest) of all processes' scores as global row numbers, best first; of equal scores the
-    smaller row number. Each process sends at most k of its own.
+    """The k largest (or smallest) of all processes' scores as global row numbers, best first.
+
+    Of equal scores the smaller row number comes first. Each process sends at most k of its own.
 
     Raises:
         ValueError: k is larger than the number of all rows; a score is NaN.
@@ -213,12 +214,13 @@ def kcenter_greedy(
 ) -> KCenter:
     """`tenfold.ops.kcenter_greedy` over the rows of all processes.
 
-    Each round all processes look at the `lookahead` (1 to 31) rows that are farthest at its start, and take picks
+    Each round all processes look at the `lookahead` (1 to 31) rows that are farthest at its start, and take
+    picks
     from them as long as no other row can be farther: one exchange of a few rows for many picks.
 
     Returns:
-        KCenter; indices and radius of all, min_distance and owner of the rows of this process. Owners are global
-        row numbers.
+        KCenter; indices and radius of all, min_distance and owner of the rows of this process. Owners are
+        global row numbers.
 
     Raises:
         As `tenfold.ops.kcenter_greedy`.
@@ -597,8 +599,8 @@ def class_median_distance(
 ) -> ClassMedians:
     """`tenfold.ops.class_median_distance` over the rows of all processes.
 
-    A median needs all values of a column. Each process makes the medians of some columns, of which it receives a
-    few at a time from all others (64 MiB), so that no process holds the whole set.
+    A median needs all values of a column. Each process makes the medians of some columns, of which it
+    receives a few at a time from all others (64 MiB), so that no process holds the whole set.
 
     Returns:
         ClassMedians; medians [C, d] of all, distances of the rows of this process.

@@ -1,4 +1,4 @@
-"""Selection by score and spread together: coverage-centric coresets, and messages on a graph of neighbours."""
+"""Selection by score and spread together: coverage-centric coresets, messages between neighbours."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["CCS", "D2", "Cal"]
 
 @dataclass(eq=False, kw_only=True)
 class CCS(Selector):
-    """Coverage-centric coreset: the hardest rows are dropped, the rest is drawn evenly over the range of scores.
+    """Coverage-centric coreset: the hardest rows are dropped, the others drawn evenly over the scores.
 
-    Zheng et al. (arXiv 2210.15809). Reads `scores`, or `dynamics` for the area under the margin. Scores are cut
-    into strata of equal width; from the smallest stratum on, each gives an equal share of what is left, or all it
-    has; rows of a stratum are drawn uniformly.
+    Zheng et al. (arXiv 2210.15809). Reads `scores`, or `dynamics` for the area under the margin. Scores are
+    cut into strata of equal width; from the smallest stratum on, each gives an equal share of what is left,
+    or all it has; rows of a stratum are drawn uniformly.
 
     Attributes:
         beta: share of the rows that are dropped as too hard, in [0, 1).
@@ -83,8 +83,8 @@ class CCS(Selector):
 def strata_of(scores: NDArray[np.float64], strata: int) -> NDArray[np.int64]:
     """The stratum of each score, of equal widths over [min, 1.0001 max].
 
-    The published code takes 1.0001 max as the end, which lies below the maximum where that is negative; here the
-    end is above it whatever its sign.
+    The published code takes 1.0001 max as the end, which lies below the maximum where that is negative; here
+    the end is above it whatever its sign.
     """
     if not len(scores):
         return np.zeros(0, np.int64)
@@ -97,11 +97,11 @@ def strata_of(scores: NDArray[np.float64], strata: int) -> NDArray[np.int64]:
 
 @dataclass(eq=False, kw_only=True)
 class D2(Selector):
-    """Difficulty and diversity by messages on a graph of nearest neighbours. Reads X and `scores`, large for hard.
+    """Difficulty and diversity by messages between neighbours. Reads X and `scores`, large for hard.
 
-    Maharana et al., "D2 pruning" (arXiv 2310.07931): each row starts with its score and what its neighbours send
-    it, rho_i = s_i + sum_j exp(-d_ij) s_j; the largest rho is picked, and its neighbours lose exp(-gamma d) rho.
-    `gains_` is rho of each pick when it was picked.
+    Maharana et al., "D2 pruning" (arXiv 2310.07931): each row starts with its score and what its neighbours
+    send it, rho_i = s_i + sum_j exp(-d_ij) s_j; the largest rho is picked, and its neighbours lose
+    exp(-gamma d) rho. `gains_` is rho of each pick when it was picked.
 
     Attributes:
         neighbors: k of the graph, 1 to 31; a row is not its own neighbour.
@@ -137,7 +137,8 @@ class D2(Selector):
 def neighbours(X: Any, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k nearest other rows of each row, and squared distances, int64 and float64 [N, min(k, N - 1)].
 
-    Of rows equally near the smaller row number comes first; a duplicate of a row is a neighbour, itself is not.
+    Of rows equally near the smaller row number comes first; a duplicate of a row is a neighbour, itself is
+    not.
     """
     k = _checks.integer("neighbors", k, 1, 31)
     rows = whole(X)
@@ -152,10 +153,10 @@ def neighbours(X: Any, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 @dataclass(eq=False, kw_only=True)
 class Cal(ScoreSelector):
-    """Contrastive: rows whose prediction differs most from those of their neighbours in features. Reads X, logits.
+    """Contrastive: rows whose prediction differs most from those of their neighbours. Reads X and logits.
 
-    Margatina et al. (arXiv 2109.03764): the score is the mean of KL(p_j || p_i) over the nearest neighbours j of i,
-    large for rows to keep.
+    Margatina et al. (arXiv 2109.03764): the score is the mean of KL(p_j || p_i) over the nearest neighbours
+    j of i, large for rows to keep.
 
     Attributes:
         neighbors: how many, 1 to 31.
