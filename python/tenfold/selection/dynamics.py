@@ -185,7 +185,7 @@ class Recorder:
         """Write all records to a .npz file, aside, then renamed."""
         from tenfold.runs.files import replacing
 
-        arrays = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
+        arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
         with replacing(Path(path)) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)
 

@@ -19,7 +19,7 @@ from tenfold.ops import (
     nn_assign,
 )
 from tenfold.selection.base import Picked, Selector
-from tenfold.selection.inputs import Inputs, chunks, num_rows, to_tensor
+from tenfold.selection.inputs import Inputs, whole_tensor
 from tenfold.selection.scores import ScoreSelector
 
 __all__ = ["SSP", "ContextualDiversity", "Herding", "KCenterGreedy", "KMeansCoreset", "Moderate", "Random"]
@@ -53,7 +53,7 @@ class KCenterGreedy(Selector):
         weighted: weights are the numbers of rows nearest to each pick.
     """
 
-    init: str | int | list[int] = "farthest_from_mean"
+    init: int | str | list[int] = "farthest_from_mean"
     metric: str = "l2"
     lookahead: int = 32
     weighted: bool = False
@@ -269,7 +269,7 @@ class Moderate(Selector):
     def _quotas(self, counts: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         if self.balanced is not True:
             return super()._quotas(counts, k)
-        return np.minimum(k // max(1, np.count_nonzero(counts)), counts)
+        return np.minimum(k // max(1, int((counts > 0).sum())), counts)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -284,7 +284,7 @@ class ContextualDiversity(Selector):
         init: "farthest_from_mean", "random" or a row number.
     """
 
-    init: str | int = "farthest_from_mean"
+    init: int | str = "farthest_from_mean"
 
     method: ClassVar[str] = "contextual_diversity"
     needs: ClassVar[tuple[str, ...]] = ("logits",)
@@ -320,10 +320,7 @@ def distributions(logits: list[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
     The symmetric divergence of near distributions is a difference of large numbers in float32.
     """
-    rows = []
-    for run in logits:
-        pieces = [to_tensor(piece) for _, piece in chunks(run)]
-        rows.append(torch.log_softmax(torch.cat(pieces).double(), 1) if num_rows(run) else pieces)
+    rows = [torch.log_softmax(whole_tensor(run).double(), 1) for run in logits]
     log_p = rows[0] if len(rows) == 1 else torch.logsumexp(torch.stack(rows), 0) - np.log(len(rows))
     if not bool(torch.isfinite(log_p).all()):
         row = int((~torch.isfinite(log_p).all(1)).to(torch.uint8).argmax())

@@ -15,7 +15,7 @@ from tenfold import _checks
 from tenfold.ops import craig, fgrad_rmv, fl_greedy, glister, omp_factored
 from tenfold.selection.base import Picked, Selector, warn
 from tenfold.selection.geometry import to_array, whole
-from tenfold.selection.inputs import Inputs, batches, chunks, to_tensor, width, with_progress
+from tenfold.selection.inputs import Inputs, batches, whole_tensor, with_progress
 
 __all__ = ["CRAIG", "Glister", "GradMatch", "grand_scores"]
 
@@ -36,8 +36,7 @@ def errors_of(inputs: Inputs) -> Tensor:
     assert inputs.y is not None
     total: Tensor | None = None
     for run in inputs.logits:
-        pieces = [torch.softmax(to_tensor(piece).float(), 1) for _, piece in chunks(run)]
-        p = torch.cat(pieces) if pieces else torch.zeros(0, width(run))
+        p = torch.softmax(whole_tensor(run).float(), 1)
         total = p if total is None else total + p
     assert total is not None
     if len(inputs.logits) > 1:
@@ -49,9 +48,7 @@ def errors_of(inputs: Inputs) -> Tensor:
 
 
 def hidden_of(inputs: Inputs, device: torch.device) -> Tensor:
-    """X as one tensor."""
-    rows = whole(inputs.X)
-    return (rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows))).to(device)
+    return whole_tensor(inputs.X).to(device)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -146,7 +143,7 @@ class Glister(GradientSelector):
         held = inputs if inputs.validation is None else inputs.validation
         if held.X is None or held.logits is None or held.y is None:
             _checks.fail(ValueError, "validation", "(X, logits, y)", "a part that is None")
-        z = torch.cat([to_tensor(piece).float() for _, piece in chunks(held.logits[0])]).to(e.device)
+        z = whole_tensor(held.logits[0]).float().to(e.device)
         h, hv = hidden_of(inputs, e.device), hidden_of(held, e.device)
         y = torch.from_numpy(held.y).to(e.device)
         found = glister(e, h, z, hv, y, k, rounds=self.rounds, eta=self.eta)

@@ -153,6 +153,14 @@ def to_tensor(piece: Any) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def whole_tensor(X: Any) -> Tensor:
+    """All rows as one tensor in memory."""
+    if isinstance(X, Tensor):
+        return X
+    pieces = [to_tensor(piece) for _, piece in chunks(X)]
+    return torch.cat(pieces) if pieces else torch.zeros(0, width(X))
+
+
 def as_labels(name: str, value: Any, n: int | None = None) -> NDArray[np.int64]:
     """Class numbers int64 [n]. Text and other labels are numbered in sorted order.
 

@@ -125,9 +125,10 @@ class LogitScore(ScoreSelector):
         labels = torch.zeros(len(z), dtype=torch.int64) if y is None else y
         norms = None if norms is None else norms.to(z.device)
         require_finite("logits", z, start)
-        options = {"feature_norms_squared": norms, "want": (self.score,), "check": False}
-        found = getattr(score_fused(z, labels.to(z.device), **options), self.score)
-        return found.double().cpu().numpy()
+        want = (self.score,)
+        found = score_fused(z, labels.to(z.device), feature_norms_squared=norms, want=want, check=False)
+        values: Tensor = getattr(found, self.score)
+        return values.double().cpu().numpy()
 
     def _streamed(self, loader: Any) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
         n = len(loader.dataset)
@@ -165,12 +166,12 @@ def require_finite(name: str, z: Tensor, start: int) -> None:
 
 def squared_norms(X: Any) -> Tensor:
     """||h||^2 of every row, float32 [N]."""
-    return torch.cat([norm_of(to_tensor(piece)) for _, piece in chunks(X)] or [torch.zeros(0)])
-
-
-def norm_of(piece: Tensor) -> Tensor:
-    found: Tensor = piece.float().square().sum(1).cpu()
-    return found
+    norms = []
+    for start, piece in chunks(X):
+        rows = to_tensor(piece)
+        require_finite("X", rows, start)
+        norms.append(rows.float().square().sum(1).cpu())
+    return torch.cat(norms) if norms else torch.zeros(0)
 
 
 @dataclass(eq=False, kw_only=True)
