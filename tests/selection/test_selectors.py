@@ -55,7 +55,7 @@ def test_budgets(everything, method, k):
 def test_all_rows_and_one_more(everything, method):
     selector = everything.fit(METHODS[method]())
     if method == "ccs":
-        with pytest.raises(ValueError, match="budget: expected at most 54, the rows that beta=0.1 leaves"):
+        with pytest.raises(ValueError, match=r"budget: expected at most 54, the rows that beta=0.1 leaves"):
             selector.select(60)
         selector.set_params(beta=0.0)
     chosen = selector.select(60)
