@@ -277,7 +277,7 @@ def test_memorisation_from_a_file(tmp_path):
     (tmp_path / "scores.csv").write_text("0,0.5\n2,0.9\n1,0.1\n")
     chosen = selection.Memorization(path=str(tmp_path / "scores.csv")).fit().select(2)
     assert chosen.indices.tolist() == [2, 0]
-    with pytest.raises(ValueError, match="X: expected|scores: expected"):
+    with pytest.raises(ValueError, match=r"X: expected|scores: expected"):
         selection.Memorization(path=str(tmp_path / "scores.csv")).fit(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="scores: expected scores, or the parameter path"):
         selection.Memorization().fit(np.zeros((4, 2)))

@@ -61,8 +61,8 @@ class Selector:
         seed: of whatever is drawn. Never touches global random states.
         verbose: show progress with rate and time left.
         sharded: the data are this process's part of a set that is spread over the processes of
-            torch.distributed, in the order of the ranks; `select` is called by all, and all get row numbers
-            of the whole set. Not every method can.
+            torch.distributed, in the order of the ranks. All processes call `fit` and `select` alike, and get
+            row numbers of the whole set. Not every method can.
     """
 
     budget: int | float | None = None

@@ -174,7 +174,7 @@ class SSP(ScoreSelector):
 
     def _prepare(self, inputs: Inputs) -> Inputs:
         clusters = self._clusters(inputs.n, inputs.y)
-        if inputs.n == 0:
+        if inputs.n == 0 and not self.sharded:
             return replace(inputs, scores=np.zeros(0))
         if self.sharded:
             from tenfold.selection import sharded
