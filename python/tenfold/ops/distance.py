@@ -13,7 +13,7 @@ from tenfold._backend import OPS, chosen_backend
 
 from ._shards import Features, features, labels
 
-DISTANCE_BACKENDS = ("reference",)
+DISTANCE_BACKENDS = ("cpu", "reference")
 OPS |= {"nn_assign": DISTANCE_BACKENDS}
 METRICS = ("l2", "cosine")
 PRECISIONS = ("f32", "bf16")
