@@ -73,7 +73,7 @@ inline void bind_distance(pybind11::module_& m, const DistanceKernels* const& ta
                              distance_pointer<float>(nearest),
                              threads};
     pybind11::gil_scoped_release unlocked;
-    table->assign(args);
+    return table->assign(args);
   });
   m.def("kmeans_pass", [&table](const PyShards& shards, uintptr_t targets, int64_t count, uintptr_t labels, uintptr_t distances,
                                 uintptr_t sums, uintptr_t counts, int threads) {
@@ -123,7 +123,7 @@ inline void bind_distance(pybind11::module_& m, const DistanceKernels* const& ta
                                     distance_pointer<int32_t>(owner),
                                     threads};
           pybind11::gil_scoped_release unlocked;
-          centers->kcenter(args);
+          return centers->kcenter(args);
         });
 }
 

@@ -1,9 +1,11 @@
 // Distances from products, with what they may be off: |a - b|^2 = |a|^2 + |b|^2 - 2 ab lies within E (|a|^2 + |b|^2) of what is computed
-// from the rounded rows that a block holds. Whatever could be nearer within that bound is measured again (exact.hpp), so that the product
-// decides nothing. Rows are taken relative to a point in the middle of the data, which keeps the bound small where the data lie far from 0.
+// from the rounded rows that a block holds, with a share E of each row. Whatever could be nearer within that bound is measured again
+// (exact.hpp), so that the product decides nothing. Rows are taken relative to a point in the middle of the data, which keeps the bound
+// small where the data lie far from 0.
 #pragma once
 
 #include "exact.hpp"
+#include "panel16.hpp"
 
 #include "../core/parallel.hpp"
 
@@ -28,43 +30,60 @@ TF_HD uint32_t lanes_set(I mask) {
 TF_HD V lesser(V a, V b) { return choose(less(a, b), a, b); }
 #endif
 
+// Keeps the lowest number that is not negative.
+inline void lower(std::atomic<int64_t>& least, int64_t value) {
+  int64_t now = least;
+  while (value >= 0 && value < now && !least.compare_exchange_weak(now, value)) {
+  }
+}
+
+constexpr int64_t kIntegersPay = 64;  // columns from which integer products pay where nobody asked for them
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 3.4028234663852886e38f;
 
-// The few rows that all others meet, packed: -2 ab + low <= (true distance) - (1 - E) |a|^2, and likewise high with (1 + E).
+// The few rows that all others meet, packed.
 struct Columns {
   const float* raw = nullptr;  // [count][d]
   int64_t count = 0, padded = 0, d = 0;
-  bool cosine = false;
+  bool cosine = false, integers = false;
   const float* shift = nullptr;
-  Room<float> panels, low, high;
+  float share = 0.0f;                  // with integers: the largest part of a column that they leave out
+  Room<float> panels, norms, factors;  // norms of columns that only fill a panel: infinity
+  Room<int16_t> panels16;
   Room<double> scale;
 
-  void pack(const float* rows, int64_t n, int64_t depth, bool by_angle, const float* middle) {
+  void pack(const float* rows, int64_t n, int64_t depth, bool by_angle, const float* middle, bool reduced) {
     raw = rows;
     count = n;
     d = depth;
     cosine = by_angle;
+    integers = reduced && has_integer_products();
     shift = middle;
+    share = 0.0f;
     padded = whole(n, kPanel);
-    panels.take(padded * d);
-    low.take(padded);
-    high.take(padded);
+    norms.take(padded);
     scale.take(padded);
     Room<float> some;
     some.take(kPanel * d);
-    const float share = error_share(d);
+    if (integers) {
+      factors.zeros(padded);
+      panels16.take(padded * even(d));
+    } else {
+      panels.take(padded * d);
+    }
     for (int64_t first = 0; first < count; first += kPanel) {
       const int64_t here = count - first < kPanel ? count - first : kPanel;
       for (int64_t j = 0; j < here; ++j) {
         float* to = some.data() + j * d;
         scale[first + j] = place(raw + (first + j) * d, to);
-        const float norm = static_cast<float>(square_length(to, d));
-        low[first + j] = norm * (1.0f - share);
-        high[first + j] = norm * (1.0f + share);
+        norms[first + j] = static_cast<float>(square_length(to, d));
       }
-      for (int64_t j = here; j < kPanel; ++j) low[first + j] = high[first + j] = kInfinity;
-      pack_panels(some.data(), d, here, d, panels.data() + first * d);
+      for (int64_t j = here; j < kPanel; ++j) norms[first + j] = kInfinity;
+      if (integers) {
+        pack_integers(some.data(), first, here);
+      } else {
+        pack_panels(some.data(), d, here, d, panels.data() + first * d);
+      }
     }
   }
 
@@ -79,17 +98,41 @@ struct Columns {
     for (int64_t k = 0; k < d; ++k) to[k] = row[k] * factor;
     return inverse;
   }
+
+ private:
+  void pack_integers([[maybe_unused]] const float* rows, [[maybe_unused]] int64_t first, [[maybe_unused]] int64_t here) {
+#if defined(TF_ISA_AVX512)
+    Room<int16_t> some;
+    some.take(kPanel * even(d));
+    for (int64_t j = 0; j < here; ++j) {
+      float left_out;
+      factors[first + j] = quantise(rows + j * d, d, norms[first + j], some.data() + j * even(d), &left_out);
+      share = left_out > share ? left_out : share;
+    }
+    pack_panels16(some.data(), even(d), here, even(d), panels16.data() + first * even(d));
+#endif
+  }
 };
 
 // Rows of x in the form that products take.
 struct Block {
+  const RowShards& x;
+  const Columns& columns;
   int64_t capacity, stride;
-  Room<float> rows, norms, buffer;
+  float share;                                       // E of float32 products
+  int64_t bad = -1;                                  // the first row seen that is not finite
+  Room<float> rows, norms, errors, factors, buffer;  // errors: E of each row
+  Room<int16_t> integers;
+  Ahead ahead;
 
-  explicit Block(int64_t d) : capacity(block_rows(d)), stride(whole(d, 16) + 16) {  // no two rows on one set of the first-level cache
-    rows.take(capacity * stride);
+  Block(const RowShards& from, const Columns& with) : x(from), columns(with), capacity(block_rows(from.d)), share(error_share(from.d)) {
+    stride = whole(x.d, 32) + 32;  // no two rows on one set of the first-level cache
+    rows.take(columns.integers ? stride : capacity * stride);
+    if (columns.integers) integers.take(capacity * stride);
     norms.take(capacity);
-    buffer.take(d);
+    errors.take(capacity);
+    factors.take(capacity);
+    buffer.take(x.d);
   }
 
   static int64_t block_rows(int64_t d) {
@@ -98,20 +141,64 @@ struct Block {
     return fit < 2 * kRows ? 2 * kRows : fit < most ? fit : most;
   }
 
-  void put(int64_t place, const RowShards& x, int64_t row, const Columns& columns) {
-    float* to = rows.data() + place * stride;
+  void put(int64_t place, int64_t row) {
+    float* to = rows.data() + (columns.integers ? 0 : place * stride);
     if (columns.cosine) {
       columns.place(raw_row(x, row, buffer.data()), to);
     } else {
       fetch_row(x, row, columns.shift, to);
     }
-    norms[place] = static_cast<float>(square_length(to, x.d));
+    const float square = static_cast<float>(square_length(to, x.d));
+    norms[place] = square;
+    errors[place] = share;
+    if (!(square < kInfinity)) look_closely(row);
+#if defined(TF_ISA_AVX512)
+    if (columns.integers) {
+      float left_out;
+      factors[place] = quantise(to, x.d, square, integers.data() + place * stride, &left_out);
+      errors[place] += left_out + columns.share * (1.0f + left_out);
+    }
+#endif
   }
-  // Zeros up to whole groups; returns their number.
-  int64_t fill(int64_t count) {
-    const int64_t end = whole(count, kRows);
-    for (int64_t r = count; r < end; ++r) memset(rows.data() + r * stride, 0, static_cast<size_t>(stride) * sizeof(float));
-    return end;
+
+  // The rows from `row` on, as far as they lie behind each other, come closer while the next product runs.
+  void expect(int64_t row, int64_t count, int64_t groups) {
+    ahead.end = ahead.at;
+    if (row >= x.rows) return;
+    const int64_t bytes = x.d * (x.dtype == kFloat32 ? 4 : 2);
+    int64_t shard = 0;
+    while (x.first[shard + 1] <= row) ++shard;
+    const int64_t most = x.first[shard + 1] - row;
+    const char* from = static_cast<const char*>(x.data[shard]) + (row - x.first[shard]) * bytes;
+    ahead.plan(from, (count < most ? count : most) * bytes, groups, x.d);
+  }
+
+  // to[r][j] = row r times column first + j, for `n` columns (a multiple of kPanel).
+  void multiply(int64_t count, int64_t first, int64_t n, float* to, int64_t to_row) {
+    const int64_t groups = whole(count, kRows);
+#if defined(TF_ISA_AVX512)
+    if (columns.integers) {
+      const int64_t depth = even(x.d);
+      for (int64_t r = count; r < groups; ++r) {
+        memset(integers.data() + r * stride, 0, static_cast<size_t>(depth) * sizeof(int16_t));
+        factors[r] = 0.0f;
+      }
+      panel_product16(integers.data(), stride, factors.data(), groups, columns.panels16.data() + first * depth,
+                      columns.factors.data() + first, n, depth, to, to_row, ahead);
+      return;
+    }
+#endif
+    for (int64_t r = count; r < groups; ++r) memset(rows.data() + r * stride, 0, static_cast<size_t>(x.d) * sizeof(float));
+    panel_product(rows.data(), stride, groups, columns.panels.data() + first * x.d, n, x.d, to, to_row, ahead);
+  }
+
+ private:
+  void look_closely(int64_t row) {
+    if (bad >= 0 && bad < row) return;
+    const float* raw = raw_row(x, row, buffer.data());
+    for (int64_t k = 0; k < x.d; ++k) {
+      if (!(raw[k] - raw[k] == 0.0f)) bad = row;
+    }
   }
 };
 

@@ -73,13 +73,13 @@ struct DistanceKernels {
   int64_t (*first_bad_row)(const RowShards&, int threads);  // or -1
   void (*mean)(const RowShards&, bool cosine, double* out, int threads);
   int64_t (*farthest_from)(const RowShards&, const double* point, bool cosine, int threads);
-  void (*assign)(const AssignArgs&);
+  int64_t (*assign)(const AssignArgs&);  // the first row seen that is not finite, or -1
   void (*lloyd)(const LloydArgs&);
   void (*cover)(const CoverArgs&);
 };
 
 struct KCenterKernels {
-  void (*kcenter)(const KCenterArgs&);
+  int64_t (*kcenter)(const KCenterArgs&);  // the first row seen that is not finite, or -1
 };
 
 }  // namespace tenfold

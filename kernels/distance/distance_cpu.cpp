@@ -126,7 +126,6 @@ struct Search {
   const RowShards& x;
   const Columns& centers;
   int k, room;
-  float share;
   Block block;
   Room<float> tile, bounds, values;  // bounds: the k smallest upper bounds of each row; values: of candidates
   Room<int32_t> candidates, have;    // have: how many, or -1: too many, so all
@@ -134,7 +133,7 @@ struct Search {
   Room<int32_t> found_index;
 
   Search(const RowShards& rows, const Columns& columns, int neighbors)
-      : x(rows), centers(columns), k(neighbors), room(64 + 2 * neighbors), share(error_share(rows.d)), block(rows.d) {
+      : x(rows), centers(columns), k(neighbors), room(64 + 2 * neighbors), block(rows, columns) {
     tile.take(block.capacity * kTileColumns);
     bounds.take(block.capacity * k);
     values.take(block.capacity * room);
@@ -145,9 +144,9 @@ struct Search {
     row_buffer.take(x.d);
   }
 
-  // Behind everything that can still be among the k nearest, in the measure "-2 ab + low".
+  // Nothing that can still be among the k nearest lies behind this, in the measure |b|^2 - 2 ab - E |b|^2.
   float limit(int64_t r) const {
-    const float bound = bounds[r * k + k - 1] + 2.0f * share * block.norms[r];
+    const float bound = bounds[r * k + k - 1] + 2.0f * block.errors[r] * block.norms[r];
     return bound < kLargest ? bound : kLargest;
   }
 
@@ -177,19 +176,18 @@ struct Search {
 
   void look(int64_t r, int64_t first, int64_t columns) {
     const float* products = tile.data() + r * kTileColumns;
-    const float* high = centers.high.data() + first;
-    const float* low = centers.low.data() + first;
-    const V twice = spread(-2.0f);
+    const float* norms = centers.norms.data() + first;
+    const V twice = spread(-2.0f), above = spread(1.0f + block.errors[r]), below = spread(1.0f - block.errors[r]);
     if (k == 1) {
       V best = spread(bounds[r]);
       for (int64_t j = 0; j < columns; j += kWidth)
-        best = lesser(best, multiply_add(load_lanes(products + j), twice, load_lanes(high + j)));
+        best = lesser(best, multiply_add(load_lanes(products + j), twice, above * load_lanes(norms + j)));
       float least = best[0];
       for (uint32_t j = 1; j < kLanes; ++j) least = best[j] < least ? best[j] : least;
       bounds[r] = least;
     } else {
       for (int64_t j = 0; j < columns; j += kWidth) {
-        const V upper = multiply_add(load_lanes(products + j), twice, load_lanes(high + j));
+        const V upper = multiply_add(load_lanes(products + j), twice, above * load_lanes(norms + j));
         uint32_t set = lanes_set(less(upper, spread(bounds[r * k + k - 1])));
         for (; set != 0; set &= set - 1) {
           const float value = upper[__builtin_ctz(set)];
@@ -199,7 +197,7 @@ struct Search {
     }
     const V bound = spread(limit(r));
     for (int64_t j = 0; j < columns; j += kWidth) {
-      const V lower = multiply_add(load_lanes(products + j), twice, load_lanes(low + j));
+      const V lower = multiply_add(load_lanes(products + j), twice, below * load_lanes(norms + j));
       uint32_t set = lanes_set(less(bound, lower)) ^ (kLanes == 32 ? ~0u : (1u << kLanes) - 1u);
       for (; set != 0; set &= set - 1) {
         const int lane = __builtin_ctz(set);
@@ -237,41 +235,44 @@ struct Search {
   // Rows numbers[0 .. count), or first, first + 1, ... where numbers is null.
   void assign(const int64_t* numbers, int64_t first, int64_t count, int32_t* index, float* nearest) {
     for (int64_t r = 0; r < count; ++r) {
-      block.put(r, x, numbers == nullptr ? first + r : numbers[r], centers);
+      block.put(r, numbers == nullptr ? first + r : numbers[r]);
       for (int j = 0; j < k; ++j) bounds[r * k + j] = kInfinity;
       have[r] = 0;
     }
-    const int64_t rows = block.fill(count);
+    if (numbers == nullptr) block.expect(first + count, block.capacity, whole(count, kRows) / kRows * (centers.padded / kPanel));
     for (int64_t at = 0; at < centers.padded; at += kTileColumns) {
       const int64_t columns = centers.padded - at < kTileColumns ? centers.padded - at : kTileColumns;
-      panel_product(block.rows.data(), block.stride, rows, centers.panels.data() + at * x.d, columns, x.d, tile.data(), kTileColumns);
+      block.multiply(count, at, columns, tile.data(), kTileColumns);
       for (int64_t r = 0; r < count; ++r) look(r, at, columns);
     }
     for (int64_t r = 0; r < count; ++r) settle(r, numbers == nullptr ? first + r : numbers[r], index + r * k, nearest + r * k);
   }
 };
 
-void pack_centers(const float* rows, int64_t m, int64_t d, bool cosine, Room<float>& middle, Columns& out) {
+void pack_centers(const float* rows, int64_t m, int64_t d, bool cosine, bool reduced, Room<float>& middle, Columns& out) {
   if (!cosine) {
     const void* data[1] = {rows};
     const int64_t first[2] = {0, m};
     find_middle({data, first, 1, m, d, kFloat32}, middle.take(d));
   }
-  out.pack(rows, m, d, cosine, cosine ? nullptr : middle.data());
+  out.pack(rows, m, d, cosine, cosine ? nullptr : middle.data(), reduced);
 }
 
-void assign(const AssignArgs& a) {
+int64_t assign(const AssignArgs& a) {
   Columns centers;
   Room<float> middle;
-  pack_centers(a.centers, a.m, a.x.d, a.cosine, middle, centers);
+  pack_centers(a.centers, a.m, a.x.d, a.cosine, a.reduced, middle, centers);
   const int64_t each = Block::block_rows(a.x.d);
+  std::atomic<int64_t> bad{a.x.rows};
   parallel_ranges(pieces_of(a.n, each), a.threads, [&](int64_t begin, int64_t end) {
     Search search(a.x, centers, a.k);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * each, count = a.n - first < each ? a.n - first : each;
       search.assign(a.rows == nullptr ? nullptr : a.rows + first, first, count, a.index + first * a.k, a.nearest + first * a.k);
     }
+    lower(bad, search.block.bad);
   });
+  return bad < a.x.rows ? int64_t{bad} : -1;
 }
 
 // ---- k-means ------------------------------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ void lloyd(const LloydArgs& a) {
   const int64_t d = a.x.d;
   Columns centers;
   Room<float> middle;
-  pack_centers(a.centers, a.m, d, false, middle, centers);
+  pack_centers(a.centers, a.m, d, false, d >= kIntegersPay, middle, centers);
   const int64_t each = Block::block_rows(d);
   const int64_t stretch = each * 4 * a.threads;  // rows that are assigned before they are added, while caches hold them
   const int64_t strips = whole(d, 16) / 16;      // of a cache line each
@@ -321,28 +322,26 @@ void cover(const CoverArgs& a) {
   for (int64_t t = 0; t < a.l; ++t) fetch_row(a.x, a.candidates[t], nullptr, raw.data() + t * d);
   if (!a.cosine) find_middle(a.x, middle.take(d));
   Columns candidates;
-  candidates.pack(raw.data(), a.l, d, a.cosine, a.cosine ? nullptr : middle.data());
-  const float share = error_share(d);
+  candidates.pack(raw.data(), a.l, d, a.cosine, a.cosine ? nullptr : middle.data(), false);
   const int64_t each = Block::block_rows(d);
   parallel_ranges(pieces_of(a.x.rows, each), a.threads, [&](int64_t begin, int64_t end) {
-    Block block(d);
+    Block block(a.x, candidates);
     Room<float> tile, buffer;
     tile.take(block.capacity * candidates.padded);
     buffer.take(d);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * each, count = a.x.rows - first < each ? a.x.rows - first : each;
-      for (int64_t r = 0; r < count; ++r) block.put(r, a.x, first + r, candidates);
-      const int64_t rows = block.fill(count);
-      panel_product(block.rows.data(), block.stride, rows, candidates.panels.data(), candidates.padded, d, tile.data(), candidates.padded);
+      for (int64_t r = 0; r < count; ++r) block.put(r, first + r);
+      block.multiply(count, 0, candidates.padded, tile.data(), candidates.padded);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t i = first + r;
         const float* products = tile.data() + r * candidates.padded;
-        const float reach = a.distance[i], own = block.norms[r] * (1.0f - share);
+        const float reach = a.distance[i], below = 1.0f - block.errors[r];
         const float* row = nullptr;
         double scale = 1.0;
         for (int64_t t = 0; t < a.l; ++t) {
           float value = reach;
-          if (candidates.low[t] - 2.0f * products[t] + own < reach) {
+          if ((candidates.norms[t] + block.norms[r]) * below - 2.0f * products[t] < reach) {
             if (row == nullptr) {
               row = raw_row(a.x, i, buffer.data());
               scale = a.cosine ? inverse_length(row, d) : 1.0;

@@ -10,7 +10,7 @@ from tenfold._native import DTYPE_CODES
 
 from . import distance_reference
 from .distance_reference import Cover
-from .shards import Shards, count
+from .shards import NotFinite, Shards, count
 
 Head = tuple[list[int], list[int], int, int]
 
@@ -54,17 +54,23 @@ def farthest_from(shards: Shards, point: Tensor, cosine: bool) -> int:
 
 
 def assign(
-    shards: Shards, centers: Tensor, k: int, rows: Tensor | None, cosine: bool, reduced: bool = False
+    shards: Shards,
+    centers: Tensor,
+    k: int,
+    rows: Tensor | None,
+    cosine: bool,
+    reduced: bool = False,
+    check: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See distance_reference.assign."""
     if _wide(shards):
-        return distance_reference.assign(shards, centers, k, rows, cosine, reduced)
+        return distance_reference.assign(shards, centers, k, rows, cosine, reduced, check)
     n = count(shards) if rows is None else len(rows)
     index = torch.empty((n, k), dtype=torch.int32)
     nearest = torch.empty((n, k), dtype=torch.float32)
     centers = centers.contiguous()
     numbers = None if rows is None else rows.contiguous()
-    _native.cpu.nn_assign(
+    bad = _native.cpu.nn_assign(
         _head(shards),
         0 if numbers is None else numbers.data_ptr(),
         n,
@@ -77,6 +83,8 @@ def assign(
         nearest.data_ptr(),
         torch.get_num_threads(),
     )
+    if check and bad >= 0:
+        raise NotFinite(bad)
     return index, nearest
 
 
@@ -120,17 +128,26 @@ def cover(shards: Shards, candidates: Tensor, distance: Tensor, cosine: bool) ->
 
 
 def kcenter(
-    shards: Shards, k: int, start: Tensor, picks: Tensor, cosine: bool, lookahead: int, prune: bool
+    shards: Shards,
+    k: int,
+    start: Tensor,
+    picks: Tensor,
+    cosine: bool,
+    lookahead: int,
+    prune: bool,
+    check: bool = False,
 ) -> Cover:
     """See distance_reference.kcenter."""
     if _wide(shards):
-        return distance_reference.kcenter(shards, k, start, picks, cosine, lookahead, prune)
+        return distance_reference.kcenter(shards, k, start, picks, cosine, lookahead, prune, check)
     n = count(shards)
     picked = torch.empty(k, dtype=torch.int64)
     radius = torch.empty(k, dtype=torch.float32)
     distance = torch.empty(n, dtype=torch.float32)
     owner = torch.empty(n, dtype=torch.int32)
-    _native.cpu.kcenter(
+    if check and k + len(start) == 0:  # no pass reads the rows
+        distance_reference.require_finite(shards)
+    bad = _native.cpu.kcenter(
         _head(shards),
         k,
         start.tolist(),
@@ -144,4 +161,6 @@ def kcenter(
         owner.data_ptr(),
         torch.get_num_threads(),
     )
+    if check and bad >= 0:
+        raise NotFinite(bad)
     return Cover(picked, radius, distance, owner)

@@ -14,7 +14,7 @@ namespace {
 
 using namespace tenfold;
 
-constexpr int64_t kSegment = 1024;  // rows whose largest distance is remembered
+constexpr int64_t kSegment = 1008;  // rows whose largest distance is remembered
 constexpr int64_t kPoolPerPick = 4;
 constexpr float kTaken = -1.0f;  // the distance of a picked row, below all others
 
@@ -27,15 +27,14 @@ bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.val
 
 struct State {
   const KCenterArgs& a;
-  int64_t n, d;
-  float share;
+  int64_t n, d, bad;
   Room<float> middle, segment_top;
   Room<int64_t> centers;  // row numbers, those of `start` first
   Room<float> raw;        // the picks of a pass, as they are
   Columns picks;
   Room<Entry> pool;
 
-  explicit State(const KCenterArgs& args) : a(args), n(args.x.rows), d(args.x.d), share(error_share(args.x.d)) {
+  explicit State(const KCenterArgs& args) : a(args), n(args.x.rows), d(args.x.d), bad(args.x.rows) {
     if (!a.cosine) find_middle(a.x, middle.take(d));
     segment_top.take((n + kSegment - 1) / kSegment);
     for (float& top : segment_top) top = kInfinity;
@@ -48,7 +47,7 @@ struct State {
   void pack(const Entry* rows, int64_t count) {
     raw.take(count * d);
     for (int64_t t = 0; t < count; ++t) fetch_row(a.x, rows[t].row, nullptr, raw.data() + t * d);
-    picks.pack(raw.data(), count, d, a.cosine, a.cosine ? nullptr : middle.data());
+    picks.pack(raw.data(), count, d, a.cosine, a.cosine ? nullptr : middle.data(), d >= kIntegersPay);
   }
 
   // The largest distances, in order, `size` of them or all that are left.
@@ -125,17 +124,17 @@ struct State {
     reach.take(centers.size());
     const int64_t each = Block::block_rows(d);
     parallel_ranges((centers.size() + each - 1) / each, a.threads, [&](int64_t begin, int64_t end) {
-      Block block(d);
+      Block block(a.x, picks);
       Room<float> tile;
       tile.take(block.capacity * picks.padded);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * each, count = centers.size() - first < each ? centers.size() - first : each;
-        for (int64_t r = 0; r < count; ++r) block.put(r, a.x, centers[first + r], picks);
-        panel_product(block.rows.data(), block.stride, block.fill(count), picks.panels.data(), picks.padded, d, tile.data(), picks.padded);
+        for (int64_t r = 0; r < count; ++r) block.put(r, centers[first + r]);
+        block.multiply(count, 0, picks.padded, tile.data(), picks.padded);
         for (int64_t r = 0; r < count; ++r) {
           float least = kLargest;
           for (int64_t t = 0; t < picks.count; ++t) {
-            const float low = picks.low[t] - 2.0f * tile[r * picks.padded + t] + block.norms[r] * (1.0f - share);
+            const float low = (picks.norms[t] + block.norms[r]) * (1.0f - block.errors[r]) - 2.0f * tile[r * picks.padded + t];
             least = low < least ? low : least;
           }
           reach[first + r] = 0.25f * (1.0f - 1e-4f) * least;
@@ -153,8 +152,9 @@ struct State {
     const int32_t known = static_cast<int32_t>(centers.size());
     for (int64_t t = 0; t < count; ++t) centers.push(chosen[t].row);
     const int64_t segments = (n + kSegment - 1) / kSegment;
+    std::atomic<int64_t> seen{bad};
     parallel_ranges(segments, a.threads, [&](int64_t begin, int64_t end) {
-      Block block(d);
+      Block block(a.x, picks);
       Room<float> tile, buffer;
       tile.take(block.capacity * picks.padded);
       buffer.take(d);
@@ -166,15 +166,18 @@ struct State {
         for (int64_t i = s * kSegment; i < last; ++i) {
           if (a.distance[i] == kTaken || (prune && a.distance[i] <= reach[a.owner[i]])) continue;
           rows[waiting] = i;
-          block.put(waiting++, a.x, i, picks);
+          block.put(waiting++, i);
           if (waiting == block.capacity) {
+            block.expect(i + 1, block.capacity, block.capacity / kRows * (picks.padded / kPanel));
             meet(block, tile.data(), rows.data(), waiting, known, buffer.data());
             waiting = 0;
           }
         }
         if (waiting > 0) meet(block, tile.data(), rows.data(), waiting, known, buffer.data());
       }
+      lower(seen, block.bad);
     });
+    bad = seen;
     for (int64_t t = 0; t < count; ++t) a.distance[chosen[t].row] = kTaken;
     for (int64_t s = 0; s < segments; ++s) {
       const int64_t last = (s + 1) * kSegment < n ? (s + 1) * kSegment : n;
@@ -185,16 +188,16 @@ struct State {
   }
 
   void meet(Block& block, float* tile, const int64_t* rows, int64_t count, int32_t known, float* buffer) const {
-    panel_product(block.rows.data(), block.stride, block.fill(count), picks.panels.data(), picks.padded, d, tile, picks.padded);
+    block.multiply(count, 0, picks.padded, tile, picks.padded);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t i = rows[r];
       const float* products = tile + r * picks.padded;
-      const float own = block.norms[r] * (1.0f - share);
+      const V below = spread(1.0f - block.errors[r]), own = spread(block.norms[r]);
       float reach = a.distance[i];
       const float* row = nullptr;
       double scale = 1.0;
       for (int64_t first = 0; first < picks.padded; first += kWidth) {
-        const V low = multiply_add(load_lanes(products + first), spread(-2.0f), load_lanes(picks.low.data() + first)) + own;
+        const V low = multiply_add(load_lanes(products + first), spread(-2.0f), (load_lanes(picks.norms.data() + first) + own) * below);
         uint32_t set = lanes_set(less(low, spread(reach)));
         for (; set != 0; set &= set - 1) {
           const int lane = __builtin_ctz(set);
@@ -216,7 +219,7 @@ struct State {
   }
 };
 
-void kcenter(const KCenterArgs& a) {
+int64_t kcenter(const KCenterArgs& a) {
   State state(a);
   Room<Entry> chosen;
   for (int64_t at = 0; at < a.starts; at += a.lookahead) {
@@ -252,6 +255,7 @@ void kcenter(const KCenterArgs& a) {
     if (a.owner[i] >= 0) a.owner[i] = static_cast<int32_t>(state.centers[a.owner[i]]);
   }
   if (a.k > 0) a.radius[a.k - 1] = top;
+  return state.bad < a.x.rows ? state.bad : -1;
 }
 
 }  // namespace
