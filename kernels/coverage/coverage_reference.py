@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .closed_forms import dyadic_shift, mean_of, unit
 from .problem import BATCH, COSINES, DISTANCES, Cover, Pool, Similarity, Wanted, scale_of, tolist
 
 ROW_BLOCK = 256
@@ -28,26 +29,12 @@ ROW_BLOCK = 256
 # ---- similarities ----------------------------------------------------------------------------------------
 
 
-def dyadic_shift(points: Tensor) -> Tensor:
-    """The mean of each feature, float64, rounded to a multiple of a power of two near its spread.
-
-    Distances do not change with it, cancellation does; and integer features stay exact.
-    """
-    mean = points.double().mean(0)
-    spread = (points.double() - mean).square().mean(0).sqrt()
-    unit = torch.where(spread > 0, torch.exp2(torch.floor(torch.log2(spread))), torch.ones_like(spread))
-    shift = torch.where(spread > 0, torch.round(mean / unit) * unit, points[0].double())
-    return torch.where(torch.isfinite(shift), shift, torch.zeros_like(shift))
-
-
 def prepared(points: Tensor, kind: str) -> Tensor:
     """float64 points as the kind compares them: of unit length for cosines (zero rows stay), else shifted."""
     if kind == "inner":
         return points.double()
     if kind in COSINES:
-        z = points.double()
-        length = z.square().sum(1, keepdim=True).sqrt()
-        return z / torch.where(length > 0, length, 1.0)
+        return unit(points.double())
     return points.double() - dyadic_shift(points)
 
 
@@ -322,7 +309,6 @@ def herding(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     sums = torch.zeros_like(mean)
     free = torch.ones(len(z), dtype=torch.bool, device=z.device)
     picks = torch.empty(k, dtype=torch.int64)
-    errors = torch.empty(k, dtype=torch.float64)
     for step in range(k):
         missing = (step + 1) * mean - sums
         away = torch.where(free, norms - 2.0 * (z @ missing), math.inf)
@@ -330,8 +316,14 @@ def herding(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
         free[j] = False
         sums += z[j]
         picks[step] = j
-        errors[step] = (mean - sums / (step + 1)).square().sum().sqrt()
-    return picks, errors
+    return picks, herding_errors(points, mean_of(points), picks)
+
+
+def herding_errors(points: Tensor, mean: Tensor, picks: Tensor) -> Tensor:
+    """float64 [k]: after each pick, the distance between the mean of the points and the mean of the picks."""
+    steps = torch.arange(1, len(picks) + 1, dtype=torch.float64, device=points.device)[:, None]
+    so_far = (points[picks.to(points.device)].double() - mean).cumsum(0)
+    return (so_far / steps).square().sum(1).sqrt().cpu()
 
 
 # ---- the nearest neighbours of every row -------------------------------------------------------------------
@@ -343,11 +335,11 @@ def nearest(similarity: Similarity, neighbors: int) -> tuple[Tensor, Tensor, Ten
     return nearest_of(values, values.similarity_of, similarity.rows, neighbors, similarity.device)
 
 
-def nearest_of(values, similarity_of, rows: int, neighbors: int, device: torch.device):  # type: ignore[no-untyped-def]
+def nearest_of(values, similarity_of, rows: int, neighbors: int, device: torch.device, size: int = BATCH):  # type: ignore[no-untyped-def]
     """As `nearest`, of values(block) [n, M]; of equal ones the smallest candidates."""
     parts = []
-    for first in range(0, rows, BATCH):
-        block = torch.arange(first, min(first + BATCH, rows), device=device)
+    for first in range(0, rows, size):
+        block = torch.arange(first, min(first + size, rows), device=device)
         s = values(block)
         least = s.topk(neighbors, dim=1).values[:, -1:]
         above = s > least
