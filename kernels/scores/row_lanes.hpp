@@ -47,6 +47,25 @@ TF_HD V lower(V a, V b) {
 #endif
 }
 
+// exp(x) for kLeastExponent <= x <= 0 within 2.2e-7 of its value, exactly 1 at 0. x / ln 2 is rounded to an integer k by adding
+// 1.5 * 2^23, r = x / ln 2 - k comes from one fused operation, 2^r from a minimax polynomial 1 + r q(r), and k goes to the exponent.
+// Seven instructions less than exp_lanes, whose range this is not.
+TF_HD V exp_scores(V x) {
+  const V t = multiply_add(x, spread(1.44269504f), spread(12582912.0f));
+  const V k = t - 12582912.0f;
+  const V r = multiply_add(x, spread(1.44269504f), -k);
+  V q = multiply_add(spread(1.3264727e-3f), r, spread(9.671513e-3f));
+  q = multiply_add(q, r, spread(5.5507336e-2f));
+  q = multiply_add(q, r, spread(2.4022242e-1f));
+  q = multiply_add(q, r, spread(6.93147e-1f));
+  const V p = multiply_add(q, r, spread(1.0f));
+#if defined(TF_ISA_AVX512)
+  return _mm512_scalef_ps(p, k);
+#else
+  return reinterpret_cast<V>(reinterpret_cast<B>(p) + (reinterpret_cast<B>(t) << 23));
+#endif
+}
+
 // Whether any lane of a comparison is set.
 inline bool any_lane(I hit) {
 #if defined(TF_ISA_AVX512)
@@ -65,16 +84,23 @@ inline bool any_lane(I hit) {
 template <class T>
 struct RowBlock {
   const T* z;
+  const T* next;  // what will be read after this block, brought into the cache in the meantime; or null
   int64_t whole;  // registers
   int64_t hole;
   int64_t specials;  // registers of `special` in use
   alignas(64) float special[2 * kLanes];
 
-  RowBlock(const T* row, int64_t n, int64_t label) : z(row), whole(n / kW), hole(-1), specials(0) {
-    if (whole * kW < n) put(whole * kW, n, label);
+  RowBlock(const T* row, int64_t n, int64_t label) : z(row), next(nullptr), whole(n / kW), hole(-1), specials(0) {
+    if (whole * kW < n) {
+      if (n >= kW) {
+        put(n - kW, whole * kW, label);
+      } else {
+        put_few(n, label);
+      }
+    }
     if (label >= 0 && label < whole * kW) {
       hole = label / kW;
-      put(hole * kW, hole * kW + kW, label);
+      put(hole * kW, 0, label);
     }
   }
 
@@ -88,15 +114,27 @@ struct RowBlock {
   }
 
  private:
-  void put(int64_t from, int64_t to, int64_t label) {
-    float* at = special + specials * kW;
-    for (int64_t j = 0; j < kW; ++j) at[j] = from + j < to && from + j != label ? to_math(z[from + j]) : kNoLogit;
+  // The logits from `from` on, but those before `begin` and the label.
+  void put(int64_t from, int64_t begin, int64_t label) {
+    I place;
+    for (uint32_t j = 0; j < kLanes; ++j) place[j] = static_cast<int32_t>(from + j);
+    const I out = (place < static_cast<int32_t>(begin)) | (place == static_cast<int32_t>(label < 0 ? -1 : label));
+    store_lanes(special + specials * kW, choose(out, spread(kNoLogit), load_lanes(z + from)));
+    ++specials;
+  }
+  void put_few(int64_t n, int64_t label) {
+    for (int64_t j = 0; j < kW; ++j) special[j] = j < n && j != label ? to_math(z[j]) : kNoLogit;
     ++specials;
   }
   template <class Visit>
   TF_INLINE void run(int64_t i, int64_t end, const Visit& visit) const {
     for (; i + 4 <= end; i += 4) {
       for (int j = 0; j < 4; ++j) visit(load_lanes(z + (i + j) * kW), j);
+      if (next != nullptr) {
+        for (int64_t byte = 0; byte < 4 * kW * int64_t{sizeof(T)}; byte += 64) {
+          __builtin_prefetch(reinterpret_cast<const char*>(next + i * kW) + byte);
+        }
+      }
     }
     for (; i < end; ++i) visit(load_lanes(z + i * kW), 0);
   }

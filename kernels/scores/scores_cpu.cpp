@@ -18,6 +18,12 @@ const T* row_of(const Matrix& m, int64_t r) {
   return static_cast<const T*>(m.data) + r * m.stride;
 }
 
+// The row behind row r, or null.
+template <class T>
+const T* following(const Matrix& m, int64_t r) {
+  return r + 1 < m.rows ? row_of<T>(m, r + 1) : nullptr;
+}
+
 template <class Call>
 void with_logits(int dtype, const Call& call) {
   switch (dtype) {
@@ -38,7 +44,7 @@ void count(int64_t* at) { __atomic_fetch_add(at, 1, __ATOMIC_RELAXED); }
 
 // Sums of the block over all but the label. `finite` becomes NaN where a logit is not finite.
 template <bool second, bool sums, class T>
-TF_INLINE inline OtherSums block_sums(const RowBlock<T>& b, V& finite) {
+TF_INLINE inline OtherSums block_sums(RowBlock<T>& b, const T* after, V& finite) {
   V top[4], next[4];
   for (int j = 0; j < 4; ++j) top[j] = next[j] = spread(kNoLogit);
   V seen = finite;
@@ -74,9 +80,10 @@ TF_INLINE inline OtherSums block_sums(const RowBlock<T>& b, V& finite) {
   if (out.max == kNoLogit) return out;
   V s[4] = {}, a[4] = {}, q[4] = {};
   const V max = spread(out.max), least = spread(kLeastExponent);
+  b.next = after;
   b.each([&](V x, int j) TF_INLINE {
     const V d = larger(x - max, least);
-    const V e = exp_lanes(d);
+    const V e = exp_scores(d);
     s[j] = s[j] + e;
     if constexpr (sums) {
       a[j] = multiply_add(e, d, a[j]);
@@ -93,12 +100,14 @@ TF_INLINE inline OtherSums block_sums(const RowBlock<T>& b, V& finite) {
 }
 
 template <bool second, bool sums, class T>
-TF_INLINE inline OtherSums row_sums(const T* z, int64_t n, int64_t label, V& finite) {
-  if (n <= kScoreBlock) return block_sums<second, sums>(RowBlock<T>(z, n, label), finite);
+TF_INLINE inline OtherSums row_sums(const T* z, int64_t n, int64_t label, const T* after, V& finite) {
   OtherSums all = other_none();
   for (int64_t first = 0; first < n; first += kScoreBlock) {
     const int64_t here = n - first < kScoreBlock ? n - first : kScoreBlock;
-    all = other_join(all, block_sums<second, sums>(RowBlock<T>(z + first, here, label - first), finite));
+    const bool last = first + here == n;
+    RowBlock<T> block(z + first, here, label - first);
+    const OtherSums found = block_sums<second, sums>(block, last ? after : z + first + kScoreBlock, finite);
+    all = first == 0 ? found : other_join(all, found);
   }
   return all;
 }
@@ -110,7 +119,7 @@ void score_row(const ScoreArgs& a, int64_t r) {
   const bool valid = label >= 0 && label < n;
   V finite = {};
   const float own = valid ? to_math(z[label]) : kNoLogit;
-  const OtherSums others = row_sums<second, true>(z, n, valid ? label : -1, finite);
+  const OtherSums others = row_sums<second, true>(z, n, valid ? label : -1, following<T>(a.logits, r), finite);
   const RowScore s = score_of(others, own);
   const bool infinite = std::isnan(tree_sum(finite)) || (valid && !std::isfinite(own));
   if (infinite) lower_to(a.bad, r);
@@ -151,7 +160,7 @@ void cross_entropy(const CrossEntropyArgs& a) {
         const int64_t n = a.logits.columns, label = a.labels[r];
         const bool valid = label >= 0 && label < n;
         V finite = {};
-        const OtherSums others = row_sums<false, false>(z, n, valid ? label : -1, finite);
+        const OtherSums others = row_sums<false, false>(z, n, valid ? label : -1, following<T>(a.logits, r), finite);
         const RowScore s = score_of(others, valid ? to_math(z[label]) : kNoLogit);
         a.loss[r] = valid && !s.hopeless ? s.loss : not_a_number();
         a.top[r] = s.top;
@@ -199,25 +208,36 @@ template <class T>
 void vote_row(const VoteArgs& a, int64_t r) {
   const T* z = row_of<T>(a.logits, r);
   const int64_t n = a.logits.columns;
-  V top[4];
-  I nan[4] = {};
-  for (V& t : top) t = spread(-INFINITY);
-  int64_t i = 0;
-  for (; i + 4 * kW <= n; i += 4 * kW) {
-    for (int j = 0; j < 4; ++j) {
-      const V x = load_lanes(z + i + j * kW);
+  float best = -INFINITY, finite = 0.0f;
+  if (n >= kW) {
+    V top[4], seen[4] = {};
+    for (V& t : top) t = spread(-INFINITY);
+    const T* next = following<T>(a.logits, r);
+    const auto visit = [&](int64_t at, int j) TF_INLINE {
+      const V x = load_lanes(z + at);
       top[j] = larger(top[j], x);
-      nan[j] = nan[j] | reinterpret_cast<I>(x != x);
+      seen[j] = multiply_add(x, V{}, seen[j]);
+      if (next != nullptr) __builtin_prefetch(next + at);
+    };
+    int64_t i = 0;
+    for (; i + 4 * kW <= n; i += 4 * kW) {
+      for (int j = 0; j < 4; ++j) visit(i + j * kW, j);
+    }
+    for (; i + kW <= n; i += kW) visit(i, 0);
+    if (i < n) visit(n - kW, 1);  // some again: a maximum does not mind
+    best = tree_max(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    finite = tree_sum((seen[0] + seen[1]) + (seen[2] + seen[3]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      best = larger(best, to_math(z[i]));
+      finite += to_math(z[i]) * 0.0f;
     }
   }
-  bool bad = any_lane((nan[0] | nan[1]) | (nan[2] | nan[3]));
-  float best = tree_max(larger(larger(top[0], top[1]), larger(top[2], top[3])));
-  for (; i < n; ++i) {
-    const float x = to_math(z[i]);
-    best = larger(best, x);
-    bad |= x != x;
+  bool bad = best == -INFINITY;
+  if (finite != finite) {  // NaN, or an infinity, which is allowed
+    for (int64_t i = 0; i < n; ++i) bad |= to_math(z[i]) != to_math(z[i]);
   }
-  if (bad || best == -INFINITY) return lower_to(a.bad, r);
+  if (bad) return lower_to(a.bad, r);
   const int64_t choice = find_logit(z, n, best);
   count(a.histogram + choice);
   if (a.matrix != nullptr) count(a.matrix + a.targets[r] * n + choice);
