@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenfold.selection.budgets import budget_size, class_budgets
     from tenfold.selection.coverage import FacilityLocation, GraphCut, LogDeterminant
     from tenfold.selection.dynamics import Recorder
+    from tenfold.selection.embedding import Embedding, embed
     from tenfold.selection.geometry import (
         SSP,
         ContextualDiversity,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from tenfold.selection.strata import CCS, D2, Cal
 
 _HOMES = {
+    "Embedding": "embedding",
+    "embed": "embedding",
     "AUM": "scores",
     "CCS": "strata",
     "CRAIG": "gradients",
@@ -104,6 +107,7 @@ __all__ = [
     "Cal",
     "ContextualDiversity",
     "Correctness",
+    "Embedding",
     "Entropy",
     "FacilityLocation",
     "Forgetting",
@@ -129,6 +133,7 @@ __all__ = [
     "WeightedSubset",
     "budget_size",
     "class_budgets",
+    "embed",
     "gather",
     "grand_scores",
     "make",
