@@ -33,7 +33,7 @@ def test_examples_run_as_they_stand(name: str, says: str, tmp_path: Path) -> Non
 
 def test_everything_public_is_named() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    named = set(re.findall(r"^\.\. auto(?:function|class|data):: (\w+)", text, re.M))
+    named = set(re.findall(r"^\.\. (?:auto(?:function|class)|py:data):: (\w+)", text, re.M))
     public = {*selection.__all__, *sharded.__all__, *compat.__all__, *files.__all__} - {"select_sharded"}
     assert named == public
     for module in (selection, sharded, compat, files):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks, ops
@@ -183,7 +183,7 @@ class FacilityLocationSelection:
         self,
         n_samples: int,
         metric: str = "euclidean",
-        initial_subset: ArrayLike | None = None,
+        initial_subset: Any = None,
         optimizer: str = "two-stage",
         optimizer_kwds: dict[str, Any] | None = None,
         n_neighbors: int | None = None,
@@ -201,8 +201,8 @@ class FacilityLocationSelection:
         self,
         X: Any,
         y: Any = None,
-        sample_weight: ArrayLike | None = None,
-        sample_cost: ArrayLike | None = None,
+        sample_weight: Any = None,
+        sample_cost: Any = None,
     ) -> Self:
         """Pick rows.
 
@@ -243,7 +243,7 @@ class FacilityLocationSelection:
         given = np.asarray(self.initial_subset)
         return (np.flatnonzero(given) if given.dtype == bool else given).tolist()
 
-    def transform(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Any:
+    def transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """The picked rows of X, and of y and the weights where they are given, as apricot returns them."""
         if self.ranking is None:
             _checks.fail(
@@ -257,8 +257,8 @@ class FacilityLocationSelection:
         self,
         X: Any,
         y: Any = None,
-        sample_weight: ArrayLike | None = None,
-        sample_cost: ArrayLike | None = None,
+        sample_weight: Any = None,
+        sample_cost: Any = None,
     ) -> Any:
         """`fit`, then `transform`."""
         return self.fit(X, y, sample_weight, sample_cost).transform(X, y, sample_weight)

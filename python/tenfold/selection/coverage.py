@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tenfold import _checks
 from tenfold.ops import fl_greedy, graphcut_greedy, logdet_greedy
@@ -89,9 +89,9 @@ class FacilityLocation(CoverageSelector):
 
     optimizer: str = "lazy"
     epsilon: float = 0.01
-    costs: ArrayLike | None = None
+    costs: Any = None
     max_cost: float | None = None
-    sample_weight: ArrayLike | None = None
+    sample_weight: Any = None
     neighbors: int | None = None
     weighted: bool = False
 
@@ -128,7 +128,7 @@ class FacilityLocation(CoverageSelector):
         return self.gains_
 
 
-def like(values: ArrayLike | None, X: Any) -> Any:
+def like(values: Any, X: Any) -> Any:
     """One number for each row as float64."""
     if values is None:
         return None

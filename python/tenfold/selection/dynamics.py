@@ -25,7 +25,7 @@ KINDS = ("aum", "forgetting", "correct", "el2n")
 
 
 class Recorder:
-    """Keeps the records of `n` samples; call `update` with each batch of a training loop.
+    """Keeps the records of `n` samples; call `update` with each batch of a training loop::
 
         recorder = Recorder(len(dataset))
         for x, y, index in loader:

@@ -41,8 +41,7 @@ def embed(
     """One pass over the data: the inputs of the last layer, and what comes out of the model.
 
     The model is in evaluation mode meanwhile, and afterwards in the mode that it was in: batch statistics
-        would
-    make a sample's features depend on its batch.
+    would make a sample's features depend on its batch.
 
     Args:
         model: called with a batch x on its device. Its output is the logits, or has them as `logits`.

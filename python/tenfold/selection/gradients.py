@@ -162,8 +162,7 @@ def grand_scores(
     """Norm of each sample's gradient over *all* parameters: GraNd of arXiv 2107.07075, float64 [N].
 
     The paper averages it over ten freshly initialised models: call it with each. `EL2N` and `GraNd` (last
-        layer
-    alone) need forward passes only.
+    layer alone) need forward passes only.
 
     Args:
         model: in evaluation mode or without layers that mix samples (BatchNorm in training mode makes a

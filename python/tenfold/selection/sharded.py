@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
@@ -172,7 +172,7 @@ def joined_sharded(parts: list[tuple[NDArray[np.int64], Picked]], n: int, classe
 # ---- rows with the largest scores --------------------------------------------------------------------------
 
 
-def topk(scores: ArrayLike, k: int, largest: bool = True, group: Any = None) -> NDArray[np.int64]:
+def topk(scores: Any, k: int, largest: bool = True, group: Any = None) -> NDArray[np.int64]:
     """The k largest (or smallest) of all processes' scores as global row numbers, best first.
 
     Of equal scores the smaller row number comes first. Each process sends at most k of its own.
