@@ -161,6 +161,12 @@ struct Block {
 #endif
   }
 
+  // Row `row`, at `place`, as float32.
+  const float* raw(int64_t place, int64_t row, float* to) const {
+    const bool held = columns.shift == nullptr && !columns.cosine && !columns.integers;
+    return held ? rows.data() + place * stride : raw_row(x, row, to);
+  }
+
   // The rows from `row` on, as far as they lie behind each other, come closer while the next product runs.
   void expect(int64_t row, int64_t count, int64_t groups) {
     ahead.end = ahead.at;
@@ -202,18 +208,26 @@ struct Block {
   }
 };
 
-// A point amid the rows: the mean of up to 256 of them, evenly spaced. Any point would do; see the head of this file.
-inline void find_middle(const RowShards& x, float* middle) {
+// A point amid the rows, if they lie far enough from 0 for it to matter, else null: the mean of up to 256 of them, evenly spaced. Any
+// point would do; see the head of this file.
+inline const float* find_middle(const RowShards& x, float* middle) {
   const int64_t samples = x.rows < 256 ? x.rows : 256;
   Room<double> sums;
   Room<float> buffer;
   sums.zeros(x.d);
   buffer.take(x.d);
+  double squares = 0.0;
   for (int64_t s = 0; s < samples; ++s) {
     const float* row = raw_row(x, x.rows * s / samples, buffer.data());
     for (int64_t k = 0; k < x.d; ++k) sums[k] += static_cast<double>(row[k]);
+    squares += square_length(row, x.d);
   }
-  for (int64_t k = 0; k < x.d; ++k) middle[k] = static_cast<float>(sums[k] / static_cast<double>(samples > 0 ? samples : 1));
+  double length = 0.0;
+  for (int64_t k = 0; k < x.d; ++k) {
+    middle[k] = static_cast<float>(sums[k] / static_cast<double>(samples > 0 ? samples : 1));
+    length += static_cast<double>(middle[k]) * static_cast<double>(middle[k]);
+  }
+  return 2.0 * length * static_cast<double>(samples) > squares ? middle : nullptr;  // the mean outweighs the spread about it
 }
 
 }  // namespace TF_NS

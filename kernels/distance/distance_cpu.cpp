@@ -207,7 +207,7 @@ struct Search {
   }
 
   void settle(int64_t r, int64_t row, int32_t* index, float* nearest) {
-    const float* raw = raw_row(x, row, row_buffer.data());
+    const float* raw = block.raw(r, row, row_buffer.data());
     const double scale = centers.cosine ? inverse_length(raw, x.d) : 1.0;
     const float bound = limit(r);
     const bool all = have[r] < 0;
@@ -250,12 +250,10 @@ struct Search {
 };
 
 void pack_centers(const float* rows, int64_t m, int64_t d, bool cosine, bool reduced, Room<float>& middle, Columns& out) {
-  if (!cosine) {
-    const void* data[1] = {rows};
-    const int64_t first[2] = {0, m};
-    find_middle({data, first, 1, m, d, kFloat32}, middle.take(d));
-  }
-  out.pack(rows, m, d, cosine, cosine ? nullptr : middle.data(), reduced);
+  const void* data[1] = {rows};
+  const int64_t first[2] = {0, m};
+  const float* shift = cosine ? nullptr : find_middle({data, first, 1, m, d, kFloat32}, middle.take(d));
+  out.pack(rows, m, d, cosine, shift, reduced);
 }
 
 int64_t assign(const AssignArgs& a) {
@@ -320,9 +318,8 @@ void cover(const CoverArgs& a) {
   Room<float> raw, middle;
   raw.take(a.l * d);
   for (int64_t t = 0; t < a.l; ++t) fetch_row(a.x, a.candidates[t], nullptr, raw.data() + t * d);
-  if (!a.cosine) find_middle(a.x, middle.take(d));
   Columns candidates;
-  candidates.pack(raw.data(), a.l, d, a.cosine, a.cosine ? nullptr : middle.data(), false);
+  candidates.pack(raw.data(), a.l, d, a.cosine, a.cosine ? nullptr : find_middle(a.x, middle.take(d)), false);
   const int64_t each = Block::block_rows(d);
   parallel_ranges(pieces_of(a.x.rows, each), a.threads, [&](int64_t begin, int64_t end) {
     Block block(a.x, candidates);
@@ -343,7 +340,7 @@ void cover(const CoverArgs& a) {
           float value = reach;
           if ((candidates.norms[t] + block.norms[r]) * below - 2.0f * products[t] < reach) {
             if (row == nullptr) {
-              row = raw_row(a.x, i, buffer.data());
+              row = block.raw(r, i, buffer.data());
               scale = a.cosine ? inverse_length(row, d) : 1.0;
             }
             const float exact = exact_distance(row, scale, raw.data() + t * d, candidates.scale[t], d, a.cosine);

@@ -10,6 +10,16 @@ typedef float Float8 __attribute__((vector_size(32)));
 typedef double Double8 __attribute__((vector_size(64)));
 constexpr int64_t kWide = 8;
 
+#if defined(TF_ISA_AVX512)
+TF_HD Double8 widen(const float* p) { return reinterpret_cast<Double8>(_mm512_cvtps_pd(_mm256_loadu_ps(p))); }
+#else
+TF_HD Double8 widen(const float* p) {
+  Float8 x;
+  memcpy(&x, p, sizeof(x));
+  return __builtin_convertvector(x, Double8);
+}
+#endif
+
 // sum over k of term(a[k], b[k]): two chains of eight lanes, joined in one order.
 template <class Term>
 TF_HD double wide_sum(const float* a, const float* b, int64_t d, const Term& term) {
@@ -18,10 +28,7 @@ TF_HD double wide_sum(const float* a, const float* b, int64_t d, const Term& ter
   for (; k + 2 * kWide <= d; k += 2 * kWide) {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      Float8 x, y;
-      memcpy(&x, a + k + j * kWide, sizeof(x));
-      memcpy(&y, b + k + j * kWide, sizeof(y));
-      sum[j] += term(__builtin_convertvector(x, Double8), __builtin_convertvector(y, Double8));
+      sum[j] += term(widen(a + k + j * kWide), widen(b + k + j * kWide));
     }
   }
   double total = 0.0;

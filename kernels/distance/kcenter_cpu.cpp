@@ -28,6 +28,7 @@ bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.val
 struct State {
   const KCenterArgs& a;
   int64_t n, d, bad;
+  const float* shift = nullptr;
   Room<float> middle, segment_top;
   Room<int64_t> centers;  // row numbers, those of `start` first
   Room<float> raw;        // the picks of a pass, as they are
@@ -35,7 +36,7 @@ struct State {
   Room<Entry> pool;
 
   explicit State(const KCenterArgs& args) : a(args), n(args.x.rows), d(args.x.d), bad(args.x.rows) {
-    if (!a.cosine) find_middle(a.x, middle.take(d));
+    if (!a.cosine) shift = find_middle(a.x, middle.take(d));
     segment_top.take((n + kSegment - 1) / kSegment);
     for (float& top : segment_top) top = kInfinity;
     for (int64_t i = 0; i < n; ++i) {
@@ -47,7 +48,7 @@ struct State {
   void pack(const Entry* rows, int64_t count) {
     raw.take(count * d);
     for (int64_t t = 0; t < count; ++t) fetch_row(a.x, rows[t].row, nullptr, raw.data() + t * d);
-    picks.pack(raw.data(), count, d, a.cosine, a.cosine ? nullptr : middle.data(), d >= kIntegersPay);
+    picks.pack(raw.data(), count, d, a.cosine, shift, d >= kIntegersPay);
   }
 
   // The largest distances, in order, `size` of them or all that are left.
@@ -204,7 +205,7 @@ struct State {
           const int64_t t = first + lane;
           if (!(low[lane] < reach)) continue;
           if (row == nullptr) {
-            row = raw_row(a.x, i, buffer);
+            row = block.raw(r, i, buffer);
             scale = a.cosine ? inverse_length(row, d) : 1.0;
           }
           const float value = exact_distance(row, scale, raw.data() + t * d, picks.scale[t], d, a.cosine);
@@ -228,11 +229,7 @@ int64_t kcenter(const KCenterArgs& a) {
     state.pass(chosen.data(), chosen.size());
   }
   for (int64_t done = 0; done < a.k;) {
-    const int64_t centers = state.centers.size();
-    // few picks at a time while there are few centres: each pick then lies nearest to a large share of the rows
-    int64_t most = centers < 4 ? 4 : centers;
-    most = most < a.lookahead ? most : a.lookahead;
-    most = most < a.k - done ? most : a.k - done;
+    const int64_t most = a.k - done < a.lookahead ? a.k - done : a.lookahead;
     if (done == 0 && a.first >= 0) {
       chosen.clear();
       chosen.push({kInfinity, a.first});

@@ -64,10 +64,15 @@ inline void pack_panels16(const int16_t* rows, int64_t stride, int64_t columns, 
   }
 }
 
+// sum += pairs of a times pairs of b. Not the intrinsic: GCC 12 copies the sums around it, which spills them.
+TF_HD __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+}
+
 template <bool add>
-__attribute__((target("avx512vnni"))) inline void product_group16(const int16_t* a, int64_t a_row, const float* row_scale,
-                                                                  const int16_t* panel, const float* scale, int64_t depth, float* c,
-                                                                  int64_t c_row) {
+inline void product_group16(const int16_t* a, int64_t a_row, const float* row_scale, const int16_t* panel, const float* scale,
+                            int64_t depth, float* c, int64_t c_row) {
   __m512i sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -84,7 +89,7 @@ __attribute__((target("avx512vnni"))) inline void product_group16(const int16_t*
       memcpy(&pair, a + r * a_row + k, sizeof(pair));
       const __m512i factor = _mm512_set1_epi32(pair);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) sum[r][j] = _mm512_dpwssd_epi32(sum[r][j], factor, lanes[j]);
+      for (int j = 0; j < kVectors; ++j) sum[r][j] = add_pairs(sum[r][j], factor, lanes[j]);
     }
   }
 #pragma GCC unroll 16

@@ -6,11 +6,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from tenfold.kernels.distance.shards import NotFinite
 from torch import Tensor
 
 from tenfold import _checks
 from tenfold._backend import OPS, chosen_backend
+from tenfold.kernels.distance.shards import NotFinite
 
 from ._shards import Features, features, labels
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from tenfold.kernels.distance.shards import NotFinite
 from torch import Tensor
 
 from tenfold import _checks
 from tenfold._backend import OPS
+from tenfold.kernels.distance.shards import NotFinite
 
 from ._shards import Features, features, rows_of
 from .distance import DISTANCE_BACKENDS, METRICS, kernels, not_finite
@@ -48,7 +48,7 @@ def kcenter_greedy(
     *,
     init: Any = "farthest_from_mean",
     metric: str = "l2",
-    lookahead: int = 32,
+    lookahead: int = 128,
     prune: bool = True,
     seed: int = 0,
     check: bool = True,
@@ -67,7 +67,7 @@ def kcenter_greedy(
             numbers is what is a centre already and not picked again.
         metric: "l2", or "cosine" for |a/|a| - b/|b|| = sqrt(2 - 2 cos); a row of zeros stays zero.
         lookahead: rows measured in one pass over x, those that are farthest at its start; picks are made from
-            them as long as the farthest row is one of them. 1 to 64. No matter for the result.
+            them as long as the farthest row is one of them. 1 to 256. No matter for the result.
         prune: leave out rows which the triangle inequality shows to be nearer to the centre that they have.
             No matter for the result.
         seed: of "random".
@@ -82,7 +82,7 @@ def kcenter_greedy(
     """
     data = features("x", x)
     cosine = _checks.choice("metric", metric, METRICS) == "cosine"
-    lookahead = _checks.integer("lookahead", lookahead, 1, 64)
+    lookahead = _checks.integer("lookahead", lookahead, 1, 256)
     seed = _checks.seed("seed", seed)
     start, first, farthest = _start(init, seed, data)
     k = _checks.integer("k", k, 0, data.rows - len(start))
