@@ -97,6 +97,7 @@ def test_all_rows_with_the_first():
 # ---- apricot -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "precomputed"])
 @pytest.mark.parametrize("start", [None, [3, 40]])
 def test_apricot(metric, start):

@@ -284,6 +284,25 @@ def test_progress_changes_nothing(everything):
         assert options.get("weighted") is None or told.weights.tolist() == quiet.weights.tolist()
 
 
+@pytest.mark.gpu
+@EVERY
+def test_tensors_on_a_gpu(method):
+    """The same rows as on the CPU; what comes back is NumPy's."""
+    draw = np.random.default_rng(7)
+    data = make_everything(60, X=draw.integers(0, 9, size=(60, 5)).astype(np.float32))
+    expected = data.fit(METHODS[method]()).select(12)
+    X, logits = torch.from_numpy(data.X).cuda(), torch.from_numpy(data.logits).cuda()
+    held = tuple(torch.as_tensor(part).cuda() for part in data.validation)
+    chosen = data.fit(
+        METHODS[method](), X=X, y=torch.from_numpy(data.y).cuda(), logits=logits, validation=held
+    )
+    found = chosen.select(12)
+    assert found.indices.tolist() == expected.indices.tolist()
+    assert isinstance(found.indices, np.ndarray)
+    told = selection.KCenterGreedy(verbose=True).fit(X).select(12)
+    assert told.indices.tolist() == selection.KCenterGreedy().fit(data.X).select(12).indices.tolist()
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -333,6 +352,11 @@ def test_logits_that_are_not_finite_are_named(everything, method):
 def test_bad_input(everything, call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(everything)
+
+
+def test_sharded_without_processes(everything):
+    with pytest.raises(RuntimeError, match=r"sharded: expected an initialised torch.distributed"):
+        selection.KCenterGreedy(sharded=True).fit(everything.X).select(1)
 
 
 def test_an_empty_class_that_is_asked_to_contribute_is_named(everything):

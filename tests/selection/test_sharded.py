@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sharded_worker import SELECTORS, N, chosen, functions, history, splits
 
-from tenfold.selection import KCenterGreedy, Recorder
+from tenfold.selection import Recorder
 
-pytestmark = pytest.mark.filterwarnings("ignore::tenfold.PerformanceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::tenfold.PerformanceWarning")]
 WORLD = 2
 
 
@@ -91,8 +91,3 @@ def test_all_processes_refuse_alike(found, split):
             messages["method"] == "sharded: expected False (herding needs all rows in one process), got True"
         )
         assert messages["clusters"] == "num_clusters: expected a number (with sharded), got None"
-
-
-def test_without_processes():
-    with pytest.raises(RuntimeError, match=r"sharded: expected an initialised torch.distributed"):
-        KCenterGreedy(sharded=True).fit(np.zeros((4, 2), np.float32)).select(1)

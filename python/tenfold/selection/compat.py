@@ -117,7 +117,7 @@ class KCenterGreedy:
         if self.verbose:
             from tenfold.selection.sharded import Alone, kcenter_rounds
 
-            options: dict[str, Any] = {"metric": "l2", "lookahead": 31, "seed": 0, "verbose": True}
+            options: dict[str, Any] = {"metric": "l2", "lookahead": 32, "seed": 0, "verbose": True}
             found = kcenter_rounds(Alone(len(rows)), rows, k, init=init, **options)
         else:
             found = ops.kcenter_greedy(rows, k, init=init)

@@ -20,8 +20,11 @@ from tenfold import _checks
 from tenfold import ops as _ops
 from tenfold.kernels.distance import distance_reference as _distance
 from tenfold.kernels.distance.kmeans import CANDIDATES, uniform
+from tenfold.kernels.distance.shards import blocks
 from tenfold.kernels.scores.scores_reference import own_distances
-from tenfold.ops import ClassMedians, KCenter, KMeans, Votes, nn_assign, topk_stable
+from tenfold.ops import ClassMedians, KCenter, KMeans, Votes, topk_stable
+from tenfold.ops._shards import features
+from tenfold.ops.distance import kernels
 from tenfold.selection.base import Picked, Selector, joined
 from tenfold.selection.budgets import budget_size
 from tenfold.selection.inputs import Inputs, as_labels, as_rows, chunks, num_rows, take, to_tensor, width
@@ -193,7 +196,7 @@ def top_rows(ranks: Alone, scores: NDArray[Any], k: int, largest: bool) -> NDArr
 def _top(ranks: Alone, scores: Tensor, k: int, largest: bool = True) -> tuple[NDArray[np.int64], Tensor]:
     """(global rows, scores) of the k best of all processes."""
     local = topk_stable(scores, min(k, len(scores)), largest=largest)
-    rows, values = ranks.cat(local.cpu() + ranks.offset), ranks.cat(scores[local])
+    rows, values = ranks.cat(local.cpu() + ranks.offset), ranks.cat(scores[local].cpu())
     order = np.lexsort((rows.numpy(), -values.numpy() if largest else values.numpy()))[:k]
     return rows.numpy()[order], values[torch.from_numpy(order)]
 
@@ -214,7 +217,7 @@ def kcenter_greedy(
 ) -> KCenter:
     """`tenfold.ops.kcenter_greedy` over the rows of all processes.
 
-    Each round all processes look at the `lookahead` (1 to 31) rows that are farthest at its start, and take
+    Each round all processes look at the `lookahead` (1 to 64) rows that are farthest at its start, and take
     picks
     from them as long as no other row can be farther: one exchange of a few rows for many picks.
 
@@ -244,39 +247,74 @@ def kcenter_rounds(
     verbose: bool = False,
 ) -> KCenter:
     """The rounds of `kcenter_greedy`, with progress where asked for."""
-    _checks.choice("metric", metric, ("l2", "cosine"))
-    lookahead = min(31, _checks.integer("lookahead", lookahead, 1, 64))
-    _require_finite(ranks, X)
-    start, first = _start(ranks, X, init, metric, seed)
+    cosine = _checks.choice("metric", metric, ("l2", "cosine")) == "cosine"
+    lookahead = _checks.integer("lookahead", lookahead, 1, 64)
+    shards = features("x", X).shards
+    _require_finite(ranks, shards)
+    start, first = _start(ranks, shards, init, cosine, seed)
     k = _checks.integer("k", k, 0, ranks.total - len(start))
-    distance = torch.full((ranks.n,), torch.inf)  # squared
-    owner = torch.full((ranks.n,), -1, dtype=torch.int32)
-    free = torch.ones(ranks.n, dtype=torch.bool)
+    state = _State(ranks.n, shards[0].device)
     if start:
-        _cover(ranks, X, np.array(start), metric, distance, owner, free)
+        rows = np.array(start)
+        state.take_in(ranks, rows, _cover(ranks, shards, rows, state.distance, cosine)[0])
     picks: list[int] = []
     radius: list[float] = []
     with _progress(k, verbose) as advance:
         while len(picks) < k:
             if first is None:
                 wanted = min(lookahead + 1, ranks.total - len(start) - len(picks))
-                rows, values = _top(ranks, torch.where(free, distance, -1.0), wanted)
+                rows, values = _top(ranks, torch.where(state.free, state.distance, -1.0), wanted)
             else:
                 rows, values, first = np.array([first]), torch.full((1,), torch.inf), None
             candidates = rows[:lookahead]
             bound = (float(values[lookahead]), int(rows[lookahead])) if len(rows) > lookahead else (-1.0, 0)
-            squared = _measure(X, ranks.fetch(X, candidates), metric)
-            between = ranks.fetch(squared, candidates)
+            nearer, between = _cover(ranks, shards, candidates, state.distance, cosine)
             taken = _accept(candidates, values[:lookahead], between, bound, k - len(picks))
             radius += [float(values[0])] if picks else []
             radius += [at for _, at in taken[1:]]
-            _take_in(ranks, candidates, [i for i, _ in taken], squared, distance, owner, free)
-            picks += [int(candidates[i]) for i, _ in taken]
+            chosen = [i for i, _ in taken]
+            state.take_in(ranks, candidates[chosen], nearer[chosen])
+            picks += candidates[chosen].tolist()
             advance(len(taken))
     if k:
-        radius.append(-float(ranks.least(_minus_max(distance))))
+        radius.append(-float(ranks.least(_minus_max(state.distance))))
     indices = torch.tensor(picks, dtype=torch.int64)
-    return KCenter(indices, torch.tensor(radius).sqrt(), distance.sqrt(), owner)
+    return KCenter(indices, torch.tensor(radius).sqrt(), state.distance.sqrt(), state.owner)
+
+
+class _State:
+    """Squared distance to the nearest centre, that centre's row number, and whether a row may be picked."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.distance = torch.full((n,), torch.inf, device=device)
+        self.owner = torch.full((n,), -1, dtype=torch.int32, device=device)
+        self.free = torch.ones(n, dtype=torch.bool, device=device)
+
+    def take_in(self, ranks: Alone, rows: NDArray[np.int64], nearer: Tensor) -> None:
+        """After centres at the global `rows`; `nearer` [L, N] as `_cover` gives it."""
+        device = self.distance.device
+        if len(self.distance):
+            near, which = nearer.min(0)  # of equals the first centre
+            closer = near < self.distance
+            numbers = torch.from_numpy(rows).to(device, torch.int32)
+            self.owner[closer] = numbers[which[closer]]
+            torch.minimum(self.distance, near, out=self.distance)
+        self.free[torch.from_numpy(ranks.mine(rows)[1]).to(device)] = False
+
+
+def _cover(
+    ranks: Alone, shards: list[Tensor], rows: NDArray[np.int64], distance: Tensor, cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """Squared distances to L global rows: [L, N] where below `distance`, else that; [L, L] between them.
+
+    The rows come from other processes, and stand as one more shard behind the own ones.
+    """
+    guests = ranks.fetch(shards, rows).to(shards[0].device, shards[0].dtype)
+    n, count = len(distance), len(rows)
+    padded = torch.cat([distance, distance.new_full((count,), torch.inf)])
+    module = kernels("kcenter_greedy", shards[0].device)
+    found = module.cover([*shards, guests], torch.arange(n, n + count), padded, cosine)
+    return found[:, :n], found[:, n:].cpu()
 
 
 def _minus_max(distance: Tensor) -> Tensor:
@@ -300,87 +338,21 @@ def _accept(
             break
         taken.append((i, top))
         open_[i] = False
-        now = torch.minimum(now, between[:, i])
+        now = torch.minimum(now, between[i])
     return taken
 
 
-def _take_in(
-    ranks: Alone,
-    candidates: NDArray[np.int64],
-    taken: list[int],
-    squared: Tensor,
-    distance: Tensor,
-    owner: Tensor,
-    free: Tensor,
-) -> None:
-    """Distances, owners and free rows after the picks, which are the columns `taken` of `squared`."""
-    near, which = squared[:, taken].min(1) if len(squared) else (squared[:, 0], squared[:, 0].long())
-    closer = near < distance
-    numbers = torch.from_numpy(candidates[taken]).to(torch.int32)
-    owner[closer] = numbers[which[closer]]
-    torch.minimum(distance, near, out=distance)
-    free[torch.from_numpy(ranks.mine(candidates[taken])[1])] = False
-
-
-def _cover(
-    ranks: Alone,
-    X: Any,
-    start: NDArray[np.int64],
-    metric: str,
-    distance: Tensor,
-    owner: Tensor,
-    free: Tensor,
-) -> None:
-    """Takes in rows that are centres from the start."""
-    centers = ranks.fetch(X, start).to(_device(X))
-    found = nn_assign(_as_tensors(X), centers, 1, metric=metric, check=False)
-    distance.copy_(found.distances_squared[:, 0])
-    owner.copy_(torch.from_numpy(start).to(torch.int32)[found.indices[:, 0].long().cpu()])
-    free[torch.from_numpy(ranks.mine(start)[1])] = False
-
-
-def _measure(X: Any, centers: Tensor, metric: str) -> Tensor:
-    """Squared distances float32 [N, L] of the own rows to L <= 32 centres, on the CPU."""
-    out = torch.empty((num_rows(X), len(centers)))
-    found = nn_assign(_as_tensors(X), centers.to(_device(X)), len(centers), metric=metric, check=False)
-    return out.scatter_(1, found.indices.long().cpu(), found.distances_squared.float().cpu())
-
-
-def _as_tensors(X: Any) -> Any:
-    """X for an op whose results are to be tensors; a memory map is passed on as it is."""
-    shards = X if isinstance(X, list) else [X]
-    return [s if isinstance(s, Tensor) else _shared(s) for s in shards]
-
-
-def _shared(array: NDArray[Any]) -> Tensor:
-    """A tensor over the array's memory, also where it may not be written (nothing here does)."""
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.asarray(array))
-
-
-def _device(X: Any) -> torch.device:
-    first = X[0] if isinstance(X, list) else X
-    return first.device if isinstance(first, Tensor) else torch.device("cpu")
-
-
-def _require_finite(ranks: Alone, X: Any) -> None:
-    bad = ranks.total
-    for start, piece in chunks(X):
-        rows = (~torch.isfinite(to_tensor(piece)).all(1)).nonzero()
-        if len(rows):
-            bad = ranks.offset + start + int(rows[0, 0])
-            break
+def _require_finite(ranks: Alone, shards: list[Tensor]) -> None:
+    row = kernels("nn_assign", shards[0].device).first_bad_row(shards)
+    bad = ranks.total if row < 0 else ranks.offset + row
     first = int(ranks.least(torch.tensor(bad)))
     if first < ranks.total:
         _checks.fail(ValueError, "x", "finite values", f"others in row {first}")
 
 
-def _start(ranks: Alone, X: Any, init: Any, metric: str, seed: int) -> tuple[list[int], int | None]:
+def _start(
+    ranks: Alone, shards: list[Tensor], init: Any, cosine: bool, seed: int
+) -> tuple[list[int], int | None]:
     """(rows that are centres already, the first pick or None for the farthest row)."""
     seed = _checks.seed("seed", seed)
     if isinstance(init, str):
@@ -389,7 +361,7 @@ def _start(ranks: Alone, X: Any, init: Any, metric: str, seed: int) -> tuple[lis
             return [], None
         if init == "random":
             return [], int(uniform(seed, 0)[0] * ranks.total)
-        return [], _farthest_from_mean(ranks, X, metric == "cosine")
+        return [], _farthest_from_mean(ranks, shards, cosine)
     if hasattr(init, "__len__"):
         from tenfold.selection.result import checked_indices
 
@@ -397,26 +369,18 @@ def _start(ranks: Alone, X: Any, init: Any, metric: str, seed: int) -> tuple[lis
     return [], _checks.integer("init", init, 0, ranks.total - 1)
 
 
-def _farthest_from_mean(ranks: Alone, X: Any, cosine: bool) -> int:
-    shards = _as_tensors(X)
-    mean = ranks.sum(_distance.mean(shards, cosine).cpu() * ranks.n) / ranks.total
+def _farthest_from_mean(ranks: Alone, shards: list[Tensor], cosine: bool) -> int:
+    module = kernels("kcenter_greedy", shards[0].device)
+    mean = ranks.sum(module.mean(shards, cosine).cpu() * ranks.n) / ranks.total
     far, row = -1.0, 0
-    for start, rows in _blocks(shards):
-        d = _distance.distances(_distance.scaled(rows, cosine), mean.to(rows.device)[None], torch.float32)[
-            :, 0
-        ]
-        top = float(d.max())
-        if top > far:
-            far, row = top, start + int((d == top).to(torch.uint8).argmax())
+    if ranks.n:
+        point = mean.to(shards[0].device)
+        row = module.farthest_from(shards, point, cosine)
+        own = _distance.scaled(take(shards, np.array([row])), cosine)
+        far = float(_distance.distances(own, point[None], torch.float32))
     best = -float(ranks.least(torch.tensor(-far, dtype=torch.float64)))
     mine = ranks.offset + row if far == best else ranks.total
     return int(ranks.least(torch.tensor(mine)))
-
-
-def _blocks(shards: list[Tensor]) -> Any:
-    from tenfold.kernels.distance.shards import blocks
-
-    return blocks(shards, _distance.ROWS)
 
 
 def _progress(total: int, verbose: bool) -> Any:
@@ -464,30 +428,31 @@ def kmeans(
     Raises:
         As `tenfold.ops.kmeans`.
     """
-    X = as_rows("x", x)
-    ranks = Ranks(num_rows(X), group)
+    shards = features("x", as_rows("x", x)).shards
+    ranks = Ranks(num_rows(shards), group)
     clusters = _checks.integer("num_clusters", num_clusters, 1, ranks.total)
     _checks.integer("iterations", iterations, 0, 2**31 - 1)
     tol = _checks.real("tol", tol, at_least=0.0)
-    _require_finite(ranks, X)
+    _require_finite(ranks, shards)
     if isinstance(init, str):
         _checks.choice("init", init, ("k-means++",))
-        centers = ranks.fetch(X, _plusplus(ranks, X, clusters, _checks.seed("seed", seed)))
+        centers = ranks.fetch(shards, _plusplus(ranks, shards, clusters, _checks.seed("seed", seed)))
     else:
         centers = to_tensor(as_rows("init", init)).float().cpu()
-        if centers.shape != (clusters, width(X)):
-            _checks.fail(ValueError, "init", f"shape {[clusters, width(X)]}", list(centers.shape))
-    bound = tol * _mean_variance(ranks, X) if tol > 0 else -1.0
+        if centers.shape != (clusters, width(shards)):
+            _checks.fail(ValueError, "init", f"shape {[clusters, width(shards)]}", list(centers.shape))
+    bound = tol * _mean_variance(ranks, shards) if tol > 0 else -1.0
     before, updates, moved = None, 0, 0
+    memory: list[Tensor] = []
     while True:
-        found = _assign(ranks, X, centers)
+        found = _assign(ranks, shards, centers, memory)
         changed = torch.ones((), dtype=torch.int64)
         if before is not None:
             changed = ranks.sum((found.labels != before).sum())
         before = found.labels
         if updates >= iterations or not int(changed):
             break
-        moved += _fill_empty(ranks, X, found)
+        moved += _fill_empty(ranks, shards, found)
         new = torch.where(
             found.counts[:, None] > 0, found.sums / found.counts.clamp(min=1)[:, None], centers.double()
         )
@@ -499,17 +464,13 @@ def kmeans(
     return KMeans(centers, found.labels, inertia, found.counts, updates, moved)
 
 
-def _assign(ranks: Alone, X: Any, centers: Tensor) -> _Assigned:
-    shards = _as_tensors(X)
-    near = nn_assign(shards, centers.to(_device(X)), 1, check=False)
-    labels = near.indices[:, 0]
-    sums, counts = _distance.accumulate(shards, labels, len(centers))
-    return _Assigned(
-        labels.cpu(), near.distances_squared[:, 0].cpu(), ranks.sum(sums.cpu()), ranks.sum(counts.cpu())
-    )
+def _assign(ranks: Alone, shards: list[Tensor], centers: Tensor, memory: list[Tensor]) -> _Assigned:
+    device = shards[0].device
+    labels, near, sums, counts = kernels("kmeans", device).lloyd(shards, centers.to(device), memory)
+    return _Assigned(labels.cpu(), near.cpu(), ranks.sum(sums.cpu()), ranks.sum(counts.cpu()))
 
 
-def _fill_empty(ranks: Alone, X: Any, found: _Assigned) -> int:
+def _fill_empty(ranks: Alone, shards: list[Tensor], found: _Assigned) -> int:
     """Moves empty clusters to the rows farthest from their centres, as `tenfold.ops.kmeans` does."""
     empty = (found.counts == 0).nonzero()[:, 0].tolist()
     if not empty:
@@ -517,7 +478,7 @@ def _fill_empty(ranks: Alone, X: Any, found: _Assigned) -> int:
     # A cluster gives up rows until one is left, so that each can be passed over once.
     rows, distances = _top(ranks, found.distances, min(ranks.total, len(empty) + len(found.counts)))
     labels = ranks.fetch(found.labels, rows).tolist()
-    values = ranks.fetch(X, rows).double()
+    values = ranks.fetch(shards, rows).double()
     moved = 0
     for i, old in enumerate(labels):
         if moved == len(empty) or not float(distances[i]) > 0:
@@ -532,21 +493,23 @@ def _fill_empty(ranks: Alone, X: Any, found: _Assigned) -> int:
     return moved
 
 
-def _mean_variance(ranks: Alone, X: Any) -> float:
-    shards = _as_tensors(X)
-    mean = (ranks.sum(_distance.mean(shards, False).cpu() * ranks.n) / ranks.total).to(_device(X))
-    own = sum(float((rows.double() - mean).square().sum()) for _, rows in _blocks(shards))
-    return float(ranks.sum(torch.tensor(own, dtype=torch.float64))) / (ranks.total * width(X))
+def _mean_variance(ranks: Alone, shards: list[Tensor]) -> float:
+    device = shards[0].device
+    own = kernels("kmeans", device).mean(shards, False).cpu() * ranks.n
+    mean = (ranks.sum(own) / ranks.total).to(device)
+    total = sum(float((rows.double() - mean).square().sum()) for _, rows in blocks(shards, 4096))
+    return float(ranks.sum(torch.tensor(total, dtype=torch.float64))) / (ranks.total * width(shards))
 
 
-def _plusplus(ranks: Alone, X: Any, clusters: int, seed: int) -> NDArray[np.int64]:
+def _plusplus(ranks: Alone, shards: list[Tensor], clusters: int, seed: int) -> NDArray[np.int64]:
     """Rows drawn as `tenfold.ops.kmeans` draws them: see kernels/distance/kmeans.py for the why."""
     n = ranks.total
     picked = [int(uniform(seed, 0)[0] * n)]
-    distance = _measure(X, ranks.fetch(X, np.array(picked)), "l2")[:, 0]
+    distance = torch.full((ranks.n,), torch.inf, device=shards[0].device)
+    distance = _cover(ranks, shards, np.array(picked), distance, False)[0][0]
     draw = 1
     while len(picked) < clusters:
-        own = distance.double().cumsum(0)
+        own = distance.double().cumsum(0).cpu()
         totals = ranks.cat(own[-1:] if len(own) else torch.zeros(1, dtype=torch.float64))
         total = float(totals.sum())
         if not total > 0:
@@ -560,14 +523,14 @@ def _plusplus(ranks: Alone, X: Any, clusters: int, seed: int) -> NDArray[np.int6
         targets = torch.tensor([c[0] * total for c in chances], dtype=torch.float64)
         at = torch.searchsorted(reached, targets, right=True)
         candidates = ranks.least(torch.where(at < ranks.n, at + ranks.offset, n)).clamp(max=n - 1).numpy()
-        squared = _measure(X, ranks.fetch(X, candidates), "l2")
-        now, between = ranks.fetch(distance, candidates), ranks.fetch(squared, candidates)
+        now = ranks.fetch(distance, candidates)
+        nearer, between = _cover(ranks, shards, candidates, distance, False)
         then = now.tolist()
         for i, row in enumerate(candidates.tolist()):
             if now[i] > 0 and chances[i][1] * then[i] < float(now[i]):
                 picked.append(row)
-                distance = torch.minimum(distance, squared[:, i])
-                now = torch.minimum(now, between[:, i])
+                distance = torch.minimum(distance, nearer[i])
+                now = torch.minimum(now, between[i])
     return np.array(picked, np.int64)
 
 
@@ -608,7 +571,7 @@ def class_median_distance(
     Raises:
         As `tenfold.ops.class_median_distance`.
     """
-    X = as_rows("x", x)
+    X = features("x", as_rows("x", x)).shards
     y = as_labels("labels", labels, num_rows(X))
     ranks = Ranks(num_rows(X), group)
     _require_finite(ranks, X)
@@ -631,9 +594,9 @@ def class_median_distance(
     return ClassMedians(medians, torch.cat(parts) if parts else torch.zeros(0))
 
 
-def _gathered_columns(ranks: Ranks, X: Any, columns: slice, owner: int) -> Tensor | None:
+def _gathered_columns(ranks: Ranks, X: list[Tensor], columns: slice, owner: int) -> Tensor | None:
     """Some columns of all rows, float32, on the process `owner`; None on the others."""
-    own = torch.cat([to_tensor(p).float().cpu() for p in (s[:, columns] for s in _as_tensors(X))])
+    own = torch.cat([to_tensor(p).float().cpu() for p in (s[:, columns] for s in X)])
     padded = torch.zeros((max(ranks.sizes), own.shape[1]), device=ranks.device)
     padded[: ranks.n] = own.to(ranks.device)
     every = [torch.empty_like(padded) for _ in range(ranks.world)] if ranks.rank == owner else None
