@@ -26,12 +26,12 @@ def published_k_center(rows, size, first):
 def test_anomalibs_coreset_without_its_first_row():
     embedding = torch.randn(80, 12, generator=torch.Generator().manual_seed(0))
     theirs = published_k_center(embedding, 20, 17)
-    own = KCenterGreedy(embedding, 0.25, projection=False, first=17)
+    own = KCenterGreedy(embedding, 0.25, projection=False, first=17, include_first=False)
     assert own.coreset_size == 20
     assert own.select_coreset_idxs() == theirs
     assert torch.equal(own.sample_coreset(), embedding[theirs])
     assert 17 not in theirs  # its distance is 0 from the start
-    whole = KCenterGreedy(embedding, 0.25, projection=False, first=17, include_first=True)
+    whole = KCenterGreedy(embedding, 0.25, projection=False, first=17)
     assert whole.select_coreset_idxs() == [17, *theirs[:19]]
     d = torch.cdist(embedding.double(), embedding[whole.select_coreset_idxs()].double()).amin(1)
     torch.testing.assert_close(whole.min_distances.double(), d, rtol=1e-6, atol=1e-6)
@@ -39,7 +39,7 @@ def test_anomalibs_coreset_without_its_first_row():
 
 def test_anomalibs_coreset_of_projected_rows():
     embedding = torch.randn(60, 300, generator=torch.Generator().manual_seed(0))
-    own = KCenterGreedy(embedding, 0.1, first=3, seed=9)
+    own = KCenterGreedy(embedding, 0.1, first=3, seed=9, include_first=False)
     rows = own.features()
     assert rows.shape == (60, 101)  # 4 ln 60 / (.9^2 / 2 - .9^3 / 3)
     assert own.select_coreset_idxs() == published_k_center(rows, 6, 3)
@@ -51,7 +51,7 @@ def test_anomalibs_coreset_of_projected_rows():
     assert not {5, 8} & set(started)
     assert len(started) == 6
     images = embedding.reshape(60, 3, 10, 10)
-    flat = KCenterGreedy(images, 0.1, first=3).select_coreset_idxs()
+    flat = KCenterGreedy(images, 0.1, first=3, include_first=False).select_coreset_idxs()
     assert flat == published_k_center(embedding, 6, 3)
 
 
@@ -70,7 +70,7 @@ def test_projections_keep_distances():
     ("call", "message"),
     [
         (
-            lambda x: KCenterGreedy(x, 1.0),
+            lambda x: KCenterGreedy(x, 1.0, include_first=False),
             "sampling_ratio: expected fewer than all rows, or include_first=True",
         ),
         (lambda x: KCenterGreedy(x, 1.5), r"sampling_ratio: expected a share in \(0, 1\], got 1.5"),
@@ -90,8 +90,9 @@ def test_anomalibs_bad_input(call, message):
 
 def test_all_rows_with_the_first():
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
-    assert sorted(KCenterGreedy(x, 1.0, include_first=True).select_coreset_idxs()) == list(range(9))
-    assert KCenterGreedy(x, 0.05).select_coreset_idxs() == []
+    assert sorted(KCenterGreedy(x, 1.0).select_coreset_idxs()) == list(range(9))
+    with pytest.raises(ValueError, match="sampling_ratio: expected a share that keeps one of 9 rows"):
+        KCenterGreedy(x, 0.05)
 
 
 # ---- apricot -----------------------------------------------------------------------------------------------

@@ -111,6 +111,10 @@ def test_ccs_drops_the_hardest_and_covers_the_rest():
     assert scores[hard.indices].min() >= cut
 
 
+def test_strata_share_a_budget_from_the_smallest_on():
+    assert np.asarray(stratified_budget([1, 0, 9, 30, 2], 20)).tolist() == [1, 0, 8, 9, 2]
+
+
 def test_ccs_draws_each_row_of_a_stratum_alike():
     """Counts over seeds are binomial; five standard deviations."""
     counts = np.zeros(12)

@@ -164,6 +164,39 @@ def test_select_is_the_same_in_one_call(everything, method):
     assert short.indices.tolist() == own.indices.tolist()
 
 
+@pytest.mark.parametrize("method", BY_ITSELF)
+def test_permuted_rows_give_permuted_picks(everything, method):
+    order = np.random.default_rng(8).permutation(60)
+    parts = {"X": everything.X[order], "y": everything.y[order], "logits": everything.logits[order]}
+    parts |= {"scores": everything.scores[order], "dynamics": everything.dynamics.take(order)}
+    if METHODS[method].scores_suffice:
+        parts.pop("scores")
+    options = {"kind": "inner"} if method == "log_determinant" else {}  # all rows begin alike under rbf
+    straight = everything.fit(METHODS[method](**options)).select(9).indices
+    permuted = order[everything.fit(METHODS[method](**options), **parts).select(9).indices]
+    if method in ("correctness", "forgetting"):  # whole numbers: many are equal, and the row number decides
+        kind = {"correctness": "correct"}.get(method, method)
+        scores = everything.dynamics.scores(kind)
+        assert scores[permuted].tolist() == scores[straight].tolist()
+    else:
+        assert permuted.tolist() == straight.tolist()
+
+
+@EVERY
+def test_the_number_of_threads_decides_nothing(everything, method):
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(everything.fit(METHODS[method]()).select(9))
+    torch.set_num_threads(before)
+    assert found[0].indices.tolist() == found[1].indices.tolist()
+    for part in ("weights", "scores", "gains"):
+        one, two = (getattr(chosen, part) for chosen in found)
+        assert (one is None) is (two is None)
+        assert one is None or one.tolist() == two.tolist(), part
+
+
 # ---- kinds of data -----------------------------------------------------------------------------------------
 
 READS_X = [name for name, kind in METHODS.items() if "X" in kind.needs]
@@ -243,6 +276,15 @@ def test_a_shuffled_loader_without_row_numbers_is_refused(everything):
     loader = torch.utils.data.DataLoader(Rows(everything, True), batch_size=7, sampler=weighted)
     with pytest.raises(ValueError, match=r"X( row numbers)?: expected every row once"):
         selection.KCenterGreedy().fit(loader)
+
+
+def test_a_stream_has_no_rows_to_choose(everything):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(everything.X)
+
+    with pytest.raises(ValueError, match="X: expected a loader of a data set with a length, got Stream"):
+        selection.KCenterGreedy().fit(torch.utils.data.DataLoader(Stream(), batch_size=7))
 
 
 def test_gathering_into_a_file(everything, tmp_path):

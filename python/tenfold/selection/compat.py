@@ -29,22 +29,27 @@ class KCenterGreedy:
     """anomalib's `KCenterGreedy(embedding, sampling_ratio)`, the coreset of PatchCore (arXiv 2106.08265).
 
     The embedding is projected to fewer dimensions, a first row is drawn, and rows are picked, each the
-    farthest from all before it. anomalib leaves the first row out of the result, although all distances are
-    measured from it too; that is the default here (`include_first=False`), so that the memory bank has the
-    same rows.
+    farthest from all before it. In PatchCore::
+
+        import anomalib.models.image.patchcore.torch_model as patchcore
+        patchcore.KCenterGreedy = tenfold.selection.compat.KCenterGreedy
 
     Args:
         embedding: [N, d]; with more dimensions all but the first are flattened and nothing is projected.
-        sampling_ratio: int(N * sampling_ratio) rows are picked.
-        include_first: let the first row be the first pick: then no row is far from all that are kept.
-        projection: project to the dimensions that keep distances within 90 % (Johnson and Lindenstrauss;
-            sparse signs after Li et al., KDD 2006), as anomalib does. False measures the rows as they are.
+        sampling_ratio: int(N * sampling_ratio) rows are picked, at least one.
+        include_first: whether the first row is the first pick. Releases of anomalib left it out of the
+            result, although all distances are measured from it too (its issue 3459): False makes their
+            memory bank.
+        projection: project to the dimensions that keep squared distances within 90 % (Johnson and
+            Lindenstrauss; sparse signs after Li et al., KDD 2006), as anomalib does. False measures the rows
+            as they are.
         first: the first row; drawn by `seed` if None.
         seed: of the projection and the first row.
         verbose: show progress.
 
     Raises:
-        ValueError: a ratio outside (0, 1]; all rows asked for without the first one.
+        ValueError: a ratio outside (0, 1], or one that keeps no row; all rows asked for without the first
+            one.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class KCenterGreedy:
         embedding: Tensor,
         sampling_ratio: float,
         *,
-        include_first: bool = False,
+        include_first: bool = True,
         projection: bool = True,
         first: int | None = None,
         seed: int = 0,
@@ -65,12 +70,15 @@ class KCenterGreedy:
         if ratio > 1:
             _checks.fail(ValueError, "sampling_ratio", "a share in (0, 1]", ratio)
         self.embedding = embedding
-        self.coreset_size = int(len(embedding) * ratio)
-        if not include_first and self.coreset_size >= len(embedding) > 0:
+        n = len(embedding)
+        self.coreset_size = int(n * ratio)
+        if self.coreset_size == 0:
+            _checks.fail(ValueError, "sampling_ratio", f"a share that keeps one of {n} rows", ratio)
+        if not include_first and self.coreset_size >= n:
             want = "fewer than all rows, or include_first=True (the first row is never in the result)"
             _checks.fail(ValueError, "sampling_ratio", want, ratio)
         self.include_first, self.projection, self.verbose = include_first, projection, verbose
-        self.first = None if first is None else _checks.integer("first", first, 0, len(embedding) - 1)
+        self.first = None if first is None else _checks.integer("first", first, 0, n - 1)
         self.seed = _checks.seed("seed", seed)
         self.min_distances: Tensor | None = None
 
@@ -82,8 +90,6 @@ class KCenterGreedy:
                 then.
         """
         n, size = len(self.embedding), self.coreset_size
-        if size == 0:
-            return []
         rows = self.features()
         covered = [] if selected_idxs is None else [int(i) for i in selected_idxs]
         if covered:

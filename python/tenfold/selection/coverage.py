@@ -12,7 +12,7 @@ from tenfold import _checks
 from tenfold.ops import fl_greedy, graphcut_greedy, logdet_greedy
 from tenfold.selection.base import Picked, Selector
 from tenfold.selection.geometry import to_array, whole
-from tenfold.selection.inputs import Inputs
+from tenfold.selection.inputs import Inputs, num_rows
 from tenfold.selection.result import checked_indices
 
 __all__ = ["FacilityLocation", "GraphCut", "LogDeterminant"]
@@ -105,9 +105,9 @@ class FacilityLocation(CoverageSelector):
             k=k,
             optimizer=self.optimizer,
             epsilon=self.epsilon,
-            costs=like(self.costs, inputs.X),
+            costs=like("costs", self.costs, inputs.X),
             budget=self.max_cost,
-            sample_weights=like(self.sample_weight, inputs.X),
+            sample_weights=like("sample_weight", self.sample_weight, inputs.X),
             neighbors=self.neighbors,
             seed=seed,
             **self._data(inputs),
@@ -128,13 +128,13 @@ class FacilityLocation(CoverageSelector):
         return self.gains_
 
 
-def like(values: Any, X: Any) -> Any:
+def like(name: str, values: Any, X: Any) -> Any:
     """One number for each row as float64."""
     if values is None:
         return None
     array = np.asarray(values, np.float64)
-    if len(array) != len(X):
-        _checks.fail(ValueError, "values", f"one for each of {len(X)} rows", len(array))
+    if len(array) != num_rows(X):
+        _checks.fail(ValueError, name, f"one for each of {num_rows(X)} rows", len(array))
     return array
 
 

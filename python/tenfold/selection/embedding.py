@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.selection.inputs import as_labels, batches, mapped, with_progress
+from tenfold.selection.inputs import as_labels, batches, dataset_length, mapped, with_progress
 
 __all__ = ["Embedding", "embed"]
 
@@ -62,7 +62,7 @@ def embed(
     _checks.dtype("dtype", dtype, tuple(_DTYPES))
     module = _last_layer(model, layer)
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    n = len(loader.dataset)
+    n = dataset_length("loader", loader)
     seen: list[Tensor] = []
     labels: NDArray[np.int64] | None = None
     known = np.zeros(n, bool)

@@ -84,7 +84,7 @@ class KCenterGreedy(Selector):
         indices, radius, distance, owner = map(to_array, found)
         if self.weighted and counts is None:
             counts = owner_counts(indices, owner)
-        weights = counts if len(indices) else None
+        weights = counts if counts is not None and counts.any() else None  # `init` may own every row
         return Picked(indices, weights, radius.astype(np.float64), distance)
 
     def _pick_balanced(self, inputs: Inputs, k: int) -> Picked:

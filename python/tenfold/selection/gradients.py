@@ -15,7 +15,7 @@ from tenfold import _checks
 from tenfold.ops import craig, fgrad_rmv, fl_greedy, glister, omp_factored
 from tenfold.selection.base import Picked, Selector, warn
 from tenfold.selection.geometry import to_array, whole
-from tenfold.selection.inputs import Inputs, batches, whole_tensor, with_progress
+from tenfold.selection.inputs import Inputs, batches, dataset_length, whole_tensor, with_progress
 
 __all__ = ["CRAIG", "Glister", "GradMatch", "grand_scores"]
 
@@ -197,7 +197,7 @@ def grand_scores(
         return torch.stack([g.double().square().sum() for g in grads.values()]).sum().sqrt()
 
     every = vmap(norm, chunk_size=chunk_size, randomness="different")
-    scores = np.full(len(loader.dataset), np.nan)
+    scores = np.full(dataset_length("loader", loader), np.nan)
     at = 0
     for batch in with_progress(batches("loader", loader), "gradient norms", verbose, len(loader)):
         if batch.labels is None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tenfold import _checks
+from tenfold import _arrays, _checks
 from tenfold.selection.result import checked_indices
 
 __all__ = ["Inputs", "as_labels", "as_rows", "chunks", "num_rows", "take"]
@@ -77,6 +77,8 @@ def as_rows(name: str, value: Any) -> Any:
         rows: Any = value
         wanted = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     else:
+        if type(value).__module__.partition(".")[0] == "cupy":
+            return as_rows(name, _arrays.as_tensor(name, value, write=False))
         if hasattr(value, "toarray"):
             _checks.fail(TypeError, name, "a dense array", type(value).__name__)
         rows = value if isinstance(value, np.ndarray) else np.asarray(value)
@@ -262,7 +264,7 @@ def gather(
         ValueError: batches of different widths, row numbers that are missing or stand twice, labels in some
             batches only, or a shuffled loader without row numbers.
     """
-    n = len(loader.dataset)
+    n = dataset_length(name, loader)
     if path is None:
         return _gathered(name, loader, n, None, verbose)
     from tenfold.runs.files import replacing
@@ -308,6 +310,14 @@ def _new(aside: Path | None, shape: tuple[int, int], dtype: Any) -> Any:
     if aside is None:
         return np.empty(shape, dtype)
     return np.lib.format.open_memmap(aside, "w+", dtype, shape)
+
+
+def dataset_length(name: str, loader: Any) -> int:
+    """Rows of a loader's data set; ValueError for a stream, which has no numbers to choose."""
+    try:
+        return len(loader.dataset)
+    except TypeError:
+        _checks.fail(ValueError, name, "a loader of a data set with a length", type(loader.dataset).__name__)
 
 
 def _length(loader: Any) -> int | None:

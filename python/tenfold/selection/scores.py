@@ -25,6 +25,7 @@ from tenfold.selection.inputs import (
     as_labels,
     batches,
     chunks,
+    dataset_length,
     is_loader,
     to_tensor,
     with_progress,
@@ -131,7 +132,7 @@ class LogitScore(ScoreSelector):
         return values.double().cpu().numpy()
 
     def _streamed(self, loader: Any) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
-        n = len(loader.dataset)
+        n = dataset_length("logits", loader)
         scores = np.full(n, np.nan)
         labels = np.full(n, -1, np.int64)
         at, labelled = 0, True
