@@ -121,7 +121,8 @@ class KCenterGreedy:
 
     def _picked(self, rows: Tensor, k: int, init: Any) -> list[int]:
         if self.verbose:
-            from tenfold.selection.sharded import Alone, kcenter_rounds
+            from tenfold.selection.ranks import Alone
+            from tenfold.selection.sharded import kcenter_rounds
 
             options: dict[str, Any] = {"metric": "l2", "lookahead": 32, "seed": 0, "verbose": True}
             found = kcenter_rounds(Alone(len(rows)), rows, k, init=init, **options)

@@ -63,7 +63,7 @@ class KCenterGreedy(Selector):
 
     def _pick(self, inputs: Inputs, k: int, seed: int) -> Picked:
         if self.verbose:
-            from tenfold.selection.sharded import Alone
+            from tenfold.selection.ranks import Alone
 
             return self._pick_sharded(Alone(inputs.n), inputs, k, seed)
         return self._found(kcenter_greedy(inputs.X, k, **self._options(seed)))

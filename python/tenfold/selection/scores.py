@@ -75,7 +75,7 @@ class ScoreSelector(Selector):
         return Picked(picks, scores=inputs.scores)
 
     def _pick_sharded(self, ranks: Any, inputs: Inputs, k: int, seed: int) -> Picked:
-        from tenfold.selection.sharded import top_rows
+        from tenfold.selection.ranks import top_rows
 
         assert inputs.scores is not None
         return Picked(top_rows(ranks, inputs.scores, k, self.largest_first), scores=inputs.scores)

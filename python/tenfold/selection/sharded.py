@@ -8,7 +8,7 @@ for the few that a round of k-center looks at, and for class medians a few colum
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,17 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold import ops as _ops
 from tenfold.kernels.distance import distance_reference as _distance
-from tenfold.kernels.distance.kmeans import CANDIDATES, uniform
-from tenfold.kernels.distance.shards import blocks
+from tenfold.kernels.distance.kmeans import uniform
 from tenfold.kernels.scores.scores_reference import own_distances
-from tenfold.ops import ClassMedians, KCenter, KMeans, Votes, topk_stable
+from tenfold.ops import ClassMedians, KCenter, Votes
 from tenfold.ops._shards import features
 from tenfold.ops.distance import kernels
 from tenfold.selection.base import Picked, Selector, joined
 from tenfold.selection.budgets import budget_size
 from tenfold.selection.inputs import Inputs, as_labels, as_rows, chunks, num_rows, take, to_tensor, width
+from tenfold.selection.ranks import Alone, Ranks, cover, require_finite, top, top_rows
 from tenfold.selection.result import Selection
+from tenfold.selection.sharded_kmeans import kmeans
 
 __all__ = [
     "class_median_distance",
@@ -41,89 +42,6 @@ __all__ = [
 
 MEDIAN_BYTES = 64 * 2**20
 """Columns of all processes that one of them holds at a time."""
-
-
-class Alone:
-    """One process with all rows: what the others have is nothing."""
-
-    rank, world, offset = 0, 1, 0
-
-    def __init__(self, n: int) -> None:
-        self.n = self.total = n
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def least(self, value: Tensor) -> Tensor:
-        return value
-
-    def cat(self, value: Tensor) -> Tensor:
-        return value
-
-    def mine(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which of the global `rows` are of this process, and their local numbers."""
-        own = (rows >= self.offset) & (rows < self.offset + self.n)
-        return own, rows[own] - self.offset
-
-    def fetch(self, values: Any, rows: NDArray[np.int64]) -> Tensor:
-        """Entries of `values` (each process has those of its own rows) at global `rows`, for all."""
-        own, local = self.mine(rows)
-        if values is None:
-            _checks.fail(ValueError, "values", "one for each row", None)
-        found = to_tensor(take(values, local) if not isinstance(values, Tensor) else values[local])
-        out = torch.zeros((len(rows), *found.shape[1:]), dtype=_wide(found.dtype))
-        out[torch.from_numpy(own)] = found.cpu().to(out.dtype)
-        return self.sum(out)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """A dtype that any backend can add."""
-    if dtype.is_floating_point:
-        return torch.float64 if dtype == torch.float64 else torch.float32
-    return torch.int64
-
-
-class Ranks(Alone):
-    """The processes of a group, each with `n` rows."""
-
-    def __init__(self, n: int, group: Any = None) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            want = "an initialised torch.distributed (init_process_group)"
-            _checks.fail(RuntimeError, "sharded", want, "none")
-        self.group = group
-        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
-        nccl = "nccl" in str(dist.get_backend(group))
-        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        self.sizes = [0] * self.world
-        self.sizes = self._gather_sizes(n)
-        super().__init__(n)
-        self.total, self.offset = sum(self.sizes), sum(self.sizes[: self.rank])
-
-    def _gather_sizes(self, n: int) -> list[int]:
-        mine = torch.zeros(self.world, dtype=torch.int64)
-        mine[self.rank] = n
-        return [int(size) for size in self.sum(mine)]
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes, on the CPU."""
-        moved = value.to(self.device, copy=True)
-        dist.all_reduce(moved, group=self.group)
-        return moved.cpu()
-
-    def least(self, value: Tensor) -> Tensor:
-        """The smallest over processes, on the CPU."""
-        moved = value.to(self.device, copy=True)
-        dist.all_reduce(moved, dist.ReduceOp.MIN, group=self.group)
-        return moved.cpu()
-
-    def cat(self, value: Tensor) -> Tensor:
-        """The values of all processes behind each other, in the order of the ranks, on the CPU."""
-        sizes = self._gather_sizes(len(value))
-        padded = torch.zeros((max(sizes), *value.shape[1:]), dtype=value.dtype, device=self.device)
-        padded[: len(value)] = value.to(self.device)
-        every = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(every, padded, group=self.group)
-        return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)]).cpu()
 
 
 # ---- selectors ---------------------------------------------------------------------------------------------
@@ -188,19 +106,6 @@ def topk(scores: Any, k: int, largest: bool = True, group: Any = None) -> NDArra
     return top_rows(ranks, values, _checks.integer("k", k, 0, ranks.total), largest)
 
 
-def top_rows(ranks: Alone, scores: NDArray[Any], k: int, largest: bool) -> NDArray[np.int64]:
-    rows, _ = _top(ranks, torch.from_numpy(np.ascontiguousarray(scores)), k, largest)
-    return rows
-
-
-def _top(ranks: Alone, scores: Tensor, k: int, largest: bool = True) -> tuple[NDArray[np.int64], Tensor]:
-    """(global rows, scores) of the k best of all processes."""
-    local = topk_stable(scores, min(k, len(scores)), largest=largest)
-    rows, values = ranks.cat(local.cpu() + ranks.offset), ranks.cat(scores[local].cpu())
-    order = np.lexsort((rows.numpy(), -values.numpy() if largest else values.numpy()))[:k]
-    return rows.numpy()[order], values[torch.from_numpy(order)]
-
-
 # ---- k-center ----------------------------------------------------------------------------------------------
 
 
@@ -250,25 +155,25 @@ def kcenter_rounds(
     cosine = _checks.choice("metric", metric, ("l2", "cosine")) == "cosine"
     lookahead = _checks.integer("lookahead", lookahead, 1, 64)
     shards = features("x", X).shards
-    _require_finite(ranks, shards)
+    require_finite(ranks, shards)
     start, first = _start(ranks, shards, init, cosine, seed)
     k = _checks.integer("k", k, 0, ranks.total - len(start))
     state = _State(ranks.n, shards[0].device)
     if start:
         rows = np.array(start)
-        state.take_in(ranks, rows, _cover(ranks, shards, rows, state.distance, cosine)[0])
+        state.take_in(ranks, rows, cover(ranks, shards, rows, state.distance, cosine)[0])
     picks: list[int] = []
     radius: list[float] = []
     with _progress(k, verbose) as advance:
         while len(picks) < k:
             if first is None:
                 wanted = min(lookahead + 1, ranks.total - len(start) - len(picks))
-                rows, values = _top(ranks, torch.where(state.free, state.distance, -1.0), wanted)
+                rows, values = top(ranks, torch.where(state.free, state.distance, -1.0), wanted)
             else:
                 rows, values, first = np.array([first]), torch.full((1,), torch.inf), None
             candidates = rows[:lookahead]
             bound = (float(values[lookahead]), int(rows[lookahead])) if len(rows) > lookahead else (-1.0, 0)
-            nearer, between = _cover(ranks, shards, candidates, state.distance, cosine)
+            nearer, between = cover(ranks, shards, candidates, state.distance, cosine)
             taken = _accept(candidates, values[:lookahead], between, bound, k - len(picks))
             radius += [float(values[0])] if picks else []
             radius += [at for _, at in taken[1:]]
@@ -291,7 +196,7 @@ class _State:
         self.free = torch.ones(n, dtype=torch.bool, device=device)
 
     def take_in(self, ranks: Alone, rows: NDArray[np.int64], nearer: Tensor) -> None:
-        """After centres at the global `rows`; `nearer` [L, N] as `_cover` gives it."""
+        """After centres at the global `rows`; `nearer` [L, N] as `cover` gives it."""
         device = self.distance.device
         if len(self.distance):
             near, which = nearer.min(0)  # of equals the first centre
@@ -300,21 +205,6 @@ class _State:
             self.owner[closer] = numbers[which[closer]]
             torch.minimum(self.distance, near, out=self.distance)
         self.free[torch.from_numpy(ranks.mine(rows)[1]).to(device)] = False
-
-
-def _cover(
-    ranks: Alone, shards: list[Tensor], rows: NDArray[np.int64], distance: Tensor, cosine: bool
-) -> tuple[Tensor, Tensor]:
-    """Squared distances to L global rows: [L, N] where below `distance`, else that; [L, L] between them.
-
-    The rows come from other processes, and stand as one more shard behind the own ones.
-    """
-    guests = ranks.fetch(shards, rows).to(shards[0].device, shards[0].dtype)
-    n, count = len(distance), len(rows)
-    padded = torch.cat([distance, distance.new_full((count,), torch.inf)])
-    module = kernels("kcenter_greedy", shards[0].device)
-    found = module.cover([*shards, guests], torch.arange(n, n + count), padded, cosine)
-    return found[:, :n], found[:, n:].cpu()
 
 
 def _minus_max(distance: Tensor) -> Tensor:
@@ -331,23 +221,15 @@ def _accept(
     now, open_ = values.clone(), torch.ones(len(values), dtype=torch.bool)
     taken: list[tuple[int, float]] = []
     while len(taken) < most and bool(open_.any()):
-        top = float(torch.where(open_, now, -1.0).max())
-        equal = [i for i in range(len(now)) if bool(open_[i]) and float(now[i]) == top]
+        best = float(torch.where(open_, now, -1.0).max())
+        equal = [i for i in range(len(now)) if bool(open_[i]) and float(now[i]) == best]
         i = min(equal, key=lambda at: candidates[at])
-        if taken and (top, -int(candidates[i])) < (bound[0], -bound[1]):
+        if taken and (best, -int(candidates[i])) < (bound[0], -bound[1]):
             break
-        taken.append((i, top))
+        taken.append((i, best))
         open_[i] = False
         now = torch.minimum(now, between[i])
     return taken
-
-
-def _require_finite(ranks: Alone, shards: list[Tensor]) -> None:
-    row = kernels("nn_assign", shards[0].device).first_bad_row(shards)
-    bad = ranks.total if row < 0 else ranks.offset + row
-    first = int(ranks.least(torch.tensor(bad)))
-    if first < ranks.total:
-        _checks.fail(ValueError, "x", "finite values", f"others in row {first}")
 
 
 def _start(
@@ -400,140 +282,6 @@ def _progress(total: int, verbose: bool) -> Any:
     return shown() if verbose else quiet()
 
 
-# ---- k-means -----------------------------------------------------------------------------------------------
-
-
-class _Assigned(NamedTuple):
-    labels: Tensor
-    distances: Tensor
-    sums: Tensor
-    counts: Tensor
-
-
-def kmeans(
-    x: Any,
-    num_clusters: int,
-    *,
-    iterations: int = 25,
-    init: Any = "k-means++",
-    tol: float = 0.0,
-    seed: int = 0,
-    group: Any = None,
-) -> KMeans:
-    """`tenfold.ops.kmeans` over the rows of all processes.
-
-    Returns:
-        KMeans; labels of the rows of this process, everything else of all.
-
-    Raises:
-        As `tenfold.ops.kmeans`.
-    """
-    shards = features("x", as_rows("x", x)).shards
-    ranks = Ranks(num_rows(shards), group)
-    clusters = _checks.integer("num_clusters", num_clusters, 1, ranks.total)
-    _checks.integer("iterations", iterations, 0, 2**31 - 1)
-    tol = _checks.real("tol", tol, at_least=0.0)
-    _require_finite(ranks, shards)
-    if isinstance(init, str):
-        _checks.choice("init", init, ("k-means++",))
-        centers = ranks.fetch(shards, _plusplus(ranks, shards, clusters, _checks.seed("seed", seed)))
-    else:
-        centers = to_tensor(as_rows("init", init)).float().cpu()
-        if centers.shape != (clusters, width(shards)):
-            _checks.fail(ValueError, "init", f"shape {[clusters, width(shards)]}", list(centers.shape))
-    bound = tol * _mean_variance(ranks, shards) if tol > 0 else -1.0
-    before, updates, moved = None, 0, 0
-    memory: list[Tensor] = []
-    while True:
-        found = _assign(ranks, shards, centers, memory)
-        changed = torch.ones((), dtype=torch.int64)
-        if before is not None:
-            changed = ranks.sum((found.labels != before).sum())
-        before = found.labels
-        if updates >= iterations or not int(changed):
-            break
-        moved += _fill_empty(ranks, shards, found)
-        new = torch.where(
-            found.counts[:, None] > 0, found.sums / found.counts.clamp(min=1)[:, None], centers.double()
-        )
-        step = float((new.float().double() - centers.double()).square().sum())
-        centers, updates = new.float(), updates + 1
-        if step <= bound:
-            iterations = updates
-    inertia = float(ranks.sum(found.distances.double().sum()))
-    return KMeans(centers, found.labels, inertia, found.counts, updates, moved)
-
-
-def _assign(ranks: Alone, shards: list[Tensor], centers: Tensor, memory: list[Tensor]) -> _Assigned:
-    device = shards[0].device
-    labels, near, sums, counts = kernels("kmeans", device).lloyd(shards, centers.to(device), memory)
-    return _Assigned(labels.cpu(), near.cpu(), ranks.sum(sums.cpu()), ranks.sum(counts.cpu()))
-
-
-def _fill_empty(ranks: Alone, shards: list[Tensor], found: _Assigned) -> int:
-    """Moves empty clusters to the rows farthest from their centres, as `tenfold.ops.kmeans` does."""
-    empty = (found.counts == 0).nonzero()[:, 0].tolist()
-    if not empty:
-        return 0
-    # A cluster gives up rows until one is left, so that each can be passed over once.
-    rows, distances = _top(ranks, found.distances, min(ranks.total, len(empty) + len(found.counts)))
-    labels = ranks.fetch(found.labels, rows).tolist()
-    values = ranks.fetch(shards, rows).double()
-    moved = 0
-    for i, old in enumerate(labels):
-        if moved == len(empty) or not float(distances[i]) > 0:
-            break
-        if found.counts[old] < 2:
-            continue
-        found.sums[old] -= values[i]
-        found.counts[old] -= 1
-        found.sums[empty[moved]] = values[i]
-        found.counts[empty[moved]] = 1
-        moved += 1
-    return moved
-
-
-def _mean_variance(ranks: Alone, shards: list[Tensor]) -> float:
-    device = shards[0].device
-    own = kernels("kmeans", device).mean(shards, False).cpu() * ranks.n
-    mean = (ranks.sum(own) / ranks.total).to(device)
-    total = sum(float((rows.double() - mean).square().sum()) for _, rows in blocks(shards, 4096))
-    return float(ranks.sum(torch.tensor(total, dtype=torch.float64))) / (ranks.total * width(shards))
-
-
-def _plusplus(ranks: Alone, shards: list[Tensor], clusters: int, seed: int) -> NDArray[np.int64]:
-    """Rows drawn as `tenfold.ops.kmeans` draws them: see kernels/distance/kmeans.py for the why."""
-    n = ranks.total
-    picked = [int(uniform(seed, 0)[0] * n)]
-    distance = torch.full((ranks.n,), torch.inf, device=shards[0].device)
-    distance = _cover(ranks, shards, np.array(picked), distance, False)[0][0]
-    draw = 1
-    while len(picked) < clusters:
-        own = distance.double().cumsum(0).cpu()
-        totals = ranks.cat(own[-1:] if len(own) else torch.zeros(1, dtype=torch.float64))
-        total = float(totals.sum())
-        if not total > 0:
-            taken = set(picked)
-            picked += [row for row in range(n) if row not in taken][: clusters - len(picked)]
-            break
-        reached = own + float(totals[: ranks.rank].sum())
-        count = min(CANDIDATES, clusters - len(picked))
-        chances = [uniform(seed, draw + i) for i in range(count)]
-        draw += count
-        targets = torch.tensor([c[0] * total for c in chances], dtype=torch.float64)
-        at = torch.searchsorted(reached, targets, right=True)
-        candidates = ranks.least(torch.where(at < ranks.n, at + ranks.offset, n)).clamp(max=n - 1).numpy()
-        now = ranks.fetch(distance, candidates)
-        nearer, between = _cover(ranks, shards, candidates, distance, False)
-        then = now.tolist()
-        for i, row in enumerate(candidates.tolist()):
-            if now[i] > 0 and chances[i][1] * then[i] < float(now[i]):
-                picked.append(row)
-                distance = torch.minimum(distance, nearer[i])
-                now = torch.minimum(now, between[i])
-    return np.array(picked, np.int64)
-
-
 # ---- classes -----------------------------------------------------------------------------------------------
 
 
@@ -574,7 +322,7 @@ def class_median_distance(
     X = features("x", as_rows("x", x)).shards
     y = as_labels("labels", labels, num_rows(X))
     ranks = Ranks(num_rows(X), group)
-    _require_finite(ranks, X)
+    require_finite(ranks, X)
     if num_classes is None:
         num_classes = -int(ranks.least(torch.tensor(-int(y.max(initial=-1)) - 1)))
     num_classes = _checks.integer("num_classes", num_classes, 1, 2**31 - 1)
