@@ -100,6 +100,7 @@ def column_sums(s: Similarity, shift: Tensor | None, weights: Tensor | None) -> 
             sums.append(0.5 * (mass + z @ total))
             own.append(0.5 + 0.5 * square)
         elif s.kind == "cosine2":
+            assert second is not None
             sums.append(((z @ second) * z).sum(1))
             own.append(square.square())
         else:
@@ -110,7 +111,7 @@ def column_sums(s: Similarity, shift: Tensor | None, weights: Tensor | None) -> 
 
 @dataclass(frozen=True)
 class Moments:
-    """What CoverMoments of coverage_api.hpp is made of: W, z_j . sum w z, z_j^T M z_j, and M = sum w z z^T."""
+    """CoverMoments of coverage_api.hpp: W, z_j . sum w z, z_j^T M z_j, and M = sum w z z^T."""
 
     mass: float
     slope: Tensor

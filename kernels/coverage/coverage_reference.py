@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,40 @@ from torch import Tensor
 from .closed_forms import dyadic_shift, mean_of, unit
 from .problem import BATCH, COSINES, DISTANCES, Cover, Pool, Similarity, Wanted, scale_of, tolist
 
-ROW_BLOCK = 256
+SPANNED = 1e-12
+
+
+class AnyValues(Protocol):
+    """v_ij of some candidates against all rows, [n, M], and what f is made of: scale, floor."""
+
+    similarity: Similarity
+    rows: int
+    batch: int
+    floor: float
+    scale: float
+
+    def __call__(self, which: Tensor) -> Tensor:
+        """float64."""
+
+    def similarity_of(self, value: Tensor) -> Tensor:
+        """What users call the similarity: 0.5 + 0.5 cos for "cosine01", c - distance for distances."""
+
+
+class AnyState(Protocol):
+    """What is covered, and the gain of candidates over it."""
+
+    batches: tuple[int, int]
+    first: list[float] | None
+    owner: Tensor
+
+    def gains(self, which: list[int]) -> list[float]:
+        """Of candidates, over what is covered now."""
+
+    def take(self, j: int) -> None:
+        """Candidate j covers what it covers better."""
+
+    def objective(self) -> float:
+        """f of what was taken."""
 
 
 # ---- similarities ----------------------------------------------------------------------------------------
@@ -39,7 +73,9 @@ def prepared(points: Tensor, kind: str) -> Tensor:
 
 
 class Values:
-    """v_ij of some candidates against all rows, float64 [n, M], and the floor they are counted from."""
+    """AnyValues in float64."""
+
+    batch = BATCH
 
     def __init__(self, similarity: Similarity) -> None:
         self.similarity = similarity
@@ -94,8 +130,11 @@ class Values:
 # ---- facility location -----------------------------------------------------------------------------------
 
 
-class _State:
-    """What is covered, and the gain of candidates over it."""
+class State:
+    """An AnyState in float64."""
+
+    batches = (BATCH, BATCH)  # stale candidates brought up to date at a time: at first, and at most
+    first: list[float] | None = None  # upper bounds of the gains of an empty cover
 
     def __init__(self, values: Values, wanted: Wanted) -> None:
         self.values = values
@@ -145,34 +184,37 @@ class _Costs:
 
 def fl_greedy(similarity: Similarity, wanted: Wanted) -> Cover:
     """Greedy facility location; see `tenfold.ops.fl_greedy`."""
-    state = _State(Values(similarity), wanted)
+    return greedy(State(Values(similarity), wanted), similarity.candidates, wanted)
+
+
+def greedy(state: AnyState, candidates: int, wanted: Wanted) -> Cover:
+    """The picks of any state."""
     for j in wanted.initial:
         state.take(j)
     picks: list[int] = []
     gains: list[float] = []
-    for j, gain in _picks(state, similarity.candidates, wanted):
+    for j, gain in _picks(state, candidates, wanted):
         picks.append(j)
         gains.append(gain)
     return Cover(
         torch.tensor(picks, dtype=torch.int64),
         torch.tensor(gains, dtype=torch.float64),
-        state.owner.cpu(),
+        state.owner.long().cpu(),
         state.objective(),
     )
 
 
-def _picks(state: _State, candidates: int, wanted: Wanted) -> Iterator[tuple[int, float]]:
+def _picks(state: AnyState, candidates: int, wanted: Wanted) -> Iterator[tuple[int, float]]:
     """The picks in order; each is taken before the next is looked for."""
     costs = _Costs(wanted)
     free = sorted(set(range(candidates)) - set(wanted.initial))
     if wanted.optimizer == "lazy":
         bounds = dict.fromkeys(free, math.inf)
         for _ in range(wanted.k):
-            found = _lazily(state, costs, bounds, free)
+            found = _lazily(state, costs, bounds, list(bounds))
             if found is None:
                 return
             del bounds[found[0]]
-            free.remove(found[0])
             yield found
         return
     pool, words = Pool(free), tolist(wanted.words)
@@ -193,13 +235,13 @@ def _picks(state: _State, candidates: int, wanted: Wanted) -> Iterator[tuple[int
         yield found
 
 
-def _accept(state: _State, costs: _Costs, j: int, gain: float) -> tuple[int, float]:
+def _accept(state: AnyState, costs: _Costs, j: int, gain: float) -> tuple[int, float]:
     state.take(j)
     costs.pay(j)
     return j, gain
 
 
-def _eagerly(state: _State, costs: _Costs, sample: list[int]) -> tuple[int, float] | None:
+def _eagerly(state: AnyState, costs: _Costs, sample: list[int]) -> tuple[int, float] | None:
     if not sample:
         return None
     gains = state.gains(sample)
@@ -208,23 +250,25 @@ def _eagerly(state: _State, costs: _Costs, sample: list[int]) -> tuple[int, floa
 
 
 def _lazily(
-    state: _State, costs: _Costs, bounds: dict[int, float], sample: list[int]
+    state: AnyState, costs: _Costs, bounds: dict[int, float], sample: list[int]
 ) -> tuple[int, float] | None:
     """The best of the sample; `bounds` are gains at earlier steps, which gains never exceed."""
     heap = [(-costs.ratio(bounds[j], j), j) for j in sample if costs.fits(j)]
     heapq.heapify(heap)
     fresh: set[int] = set()
+    most = state.batches[0]
     while heap:
         if heap[0][1] in fresh:
             j = heap[0][1]
             return _accept(state, costs, j, bounds[j])
         stale: list[int] = []
-        while heap and len(stale) < BATCH and heap[0][1] not in fresh:
+        while heap and len(stale) < most and heap[0][1] not in fresh:
             stale.append(heapq.heappop(heap)[1])
         for j, gain in zip(stale, state.gains(stale), strict=True):
             bounds[j] = gain
             fresh.add(j)
             heapq.heappush(heap, (-costs.ratio(gain, j), j))
+        most = min(2 * most, state.batches[1])
     return None
 
 
@@ -236,22 +280,34 @@ def graphcut_greedy(
 ) -> tuple[Tensor, Tensor]:
     """Indices and gains: lam sum_i s_ij - 2 sum_{i in S} s_ij - s_jj, largest first."""
     values = Values(similarity)
-    n = similarity.candidates
-    device = similarity.device
-    gain = torch.empty(n, dtype=torch.float64, device=device)
-    for first in range(0, n, BATCH):
-        block = torch.arange(first, min(first + BATCH, n), device=device)
+    sums, own = brute_sums(values)
+    return graph_cut(values, lam * sums - own, k, initial)
+
+
+def brute_sums(values: AnyValues) -> tuple[Tensor, Tensor]:
+    """(sum_i s_ij, s_jj), float64 [N] each."""
+    sums, own = [], []
+    n, device = values.similarity.candidates, values.similarity.device
+    for first in range(0, n, values.batch):
+        block = torch.arange(first, min(first + values.batch, n), device=device)
         s = values.similarity_of(values(block))
-        own = s[torch.arange(len(block), device=device), block]
-        gain[block] = lam * s.sum(1) - own
+        sums.append(s.sum(1))
+        own.append(s[torch.arange(len(block), device=device), block])
+    return torch.cat(sums), torch.cat(own)
+
+
+def graph_cut(values: AnyValues, gain: Tensor, k: int, initial: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The picks of any values, from the gains float64 [N] of an empty subset."""
 
     def take(j: int) -> None:
-        gain.sub_(2.0 * values.similarity_of(values(torch.tensor([j], device=device)))[0])
+        gain.sub_(2.0 * values.similarity_of(values(torch.tensor([j], device=gain.device)))[0])
 
     return _greedily(gain, k, initial, take)
 
 
-def _greedily(gain: Tensor, k: int, initial: tuple[int, ...], take) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _greedily(
+    gain: Tensor, k: int, initial: tuple[int, ...], take: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
     """Largest of `gain` first (of equals the smallest index); take(j) brings it up to date."""
     free = torch.ones(len(gain), dtype=torch.bool, device=gain.device)
     for j in initial:
@@ -277,40 +333,47 @@ def logdet_greedy(
     A candidate that lies in the span of the picks gains -inf; among those the smallest index is taken.
     """
     values = Values(similarity)
-    n = similarity.candidates
-    device = similarity.device
-    left = torch.empty(n, dtype=torch.float64, device=device)
-    for first in range(0, n, BATCH):
-        block = torch.arange(first, min(first + BATCH, n), device=device)
-        s = values.similarity_of(values(block))
-        left[block] = s[torch.arange(len(block), device=device), block] + ridge
-    least = 1e-12 * float(left.max()) if n else 0.0
-    rows: list[Tensor] = []  # of the Cholesky factor, over all candidates
+    return log_determinant(values, brute_sums(values)[1] + ridge, k, initial, SPANNED)
+
+
+def log_determinant(
+    values: AnyValues, left: Tensor, k: int, initial: tuple[int, ...], spanned: float
+) -> tuple[Tensor, Tensor]:
+    """The picks of any values, from the diagonal float64 [N]; `spanned` of its largest entry counts as 0."""
+    least = spanned * float(left.max())
+    left = torch.where(left > least, left, 0.0)
+    rows = torch.empty(k + len(initial), len(left), dtype=torch.float64, device=left.device)  # of the factor
+    made = 0
 
     def take(j: int) -> None:
-        if left[j] <= least:
+        nonlocal made
+        if left[j] == 0:
             return
-        row = values.similarity_of(values(torch.tensor([j], device=device)))[0]
-        for before in rows:
-            row = row - before[j] * before
-        row = row / left[j].sqrt()
-        rows.append(row)
+        row = values.similarity_of(values(torch.tensor([j], device=left.device)))[0].double()
+        row = (row - rows[:made, j] @ rows[:made]) / left[j].sqrt()
+        rows[made] = row
+        made += 1
         left.sub_(row.square())
+        left[left <= least] = 0.0
 
     picks, remaining = _greedily(left, k, initial, take)
-    return picks, torch.where(remaining > least, remaining, 0.0).log()
+    return picks, remaining.log()
 
 
 def herding(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Indices, and after each the distance between the mean of the points and the mean of the picks."""
-    z = prepared(points, "sqeuclidean")
-    mean = z.mean(0)
+    return herd(points, prepared(points, "sqeuclidean"), k)
+
+
+def herd(points: Tensor, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As herding; z are the shifted points in the type of the products."""
+    mean = z.mean(0, dtype=torch.float64)
     norms = z.square().sum(1)
     sums = torch.zeros_like(mean)
     free = torch.ones(len(z), dtype=torch.bool, device=z.device)
     picks = torch.empty(k, dtype=torch.int64)
     for step in range(k):
-        missing = (step + 1) * mean - sums
+        missing = ((step + 1) * mean - sums).to(z.dtype)
         away = torch.where(free, norms - 2.0 * (z @ missing), math.inf)
         j = int(torch.nonzero(away == away.min())[0])
         free[j] = False
@@ -335,7 +398,14 @@ def nearest(similarity: Similarity, neighbors: int) -> tuple[Tensor, Tensor, Ten
     return nearest_of(values, values.similarity_of, similarity.rows, neighbors, similarity.device)
 
 
-def nearest_of(values, similarity_of, rows: int, neighbors: int, device: torch.device, size: int = BATCH):  # type: ignore[no-untyped-def]
+def nearest_of(
+    values: Callable[[Tensor], Tensor],
+    similarity_of: Callable[[Tensor], Tensor],
+    rows: int,
+    neighbors: int,
+    device: torch.device,
+    size: int = BATCH,
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `nearest`, of values(block) [n, M]; of equal ones the smallest candidates."""
     parts = []
     for first in range(0, rows, size):

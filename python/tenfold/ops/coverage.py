@@ -22,10 +22,10 @@ from tenfold.kernels.coverage.problem import DISTANCES, OPTIMIZERS, Similarity, 
 from . import _coverage_checks as given
 
 OPS |= {
-    "fl_greedy": ("cpu", "reference"),
-    "graphcut_greedy": ("cpu", "reference"),
-    "logdet_greedy": ("cpu", "reference"),
-    "herding": ("cpu", "reference"),
+    "fl_greedy": ("cpu", "cuda", "triton", "reference"),
+    "graphcut_greedy": ("cpu", "cuda", "triton", "reference"),
+    "logdet_greedy": ("cpu", "cuda", "triton", "reference"),
+    "herding": ("cpu", "cuda", "triton", "reference"),
 }
 
 
