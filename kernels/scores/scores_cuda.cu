@@ -1,10 +1,11 @@
-// Scores, cross-entropies and votes of rows of logits on CUDA: a warp owns a row and holds 1024 of its logits in registers at a time, read
-// 16 bytes per lane and load, 8 loads (4 for the half types) before the first is used. So the maximum and the sums about it take one read,
-// and the logits of a label that was missed are searched where they are. Bound by memory: 50,000 rows of 1000 float32 logits are 200 MB.
+// Scores, cross-entropies and votes of rows of logits on CUDA: a warp owns a row and holds 512 of its logits in registers at a time, 16
+// bytes per lane and load. Each lane sums about the largest logit that it has seen, so that nothing waits for other lanes before the end of
+// the row. Bound by memory: 50,000 rows of 1000 float32 logits are 200 MB. Only where the label is not the likeliest class, and somebody
+// wants to know which one is, the row is looked at once more, in the cache.
 //
-// The exponential is the device's ex2.approx of x / ln 2, x >= -87: about 15 instructions per logit in all, half of what the arithmetic
-// units do while the bytes arrive. What is done once per row (logarithms, square roots, stores) is done by one lane per row, for four rows
-// together. A row is summed in one order whatever the grid; histograms are sums of integers.
+// The exponential is the device's ex2.approx of x / ln 2: about 12 instructions per logit in all. What is done once per row (logarithms,
+// square roots, stores) is done by one lane per row, for four rows together. A row is summed in one order whatever the grid; histograms
+// are sums of integers.
 #include "scores_cuda.hpp"
 
 #include "scores.hpp"
@@ -21,8 +22,9 @@ using namespace tenfold;
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kHeld = 32;       // logits per lane and chunk, besides one of the ragged ends
-constexpr int kRowsOfWarp = 4;  // rows a warp does one after the other
+constexpr int kHeld = 16;         // logits per lane and chunk
+constexpr float kPad = -1.7e38f;  // stands where there is no logit; a logit below counts as -inf
+constexpr int kRowsOfWarp = 4;    // rows a warp does one after the other
 constexpr int kNowhere = 0x7FFFFFFF;
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
@@ -43,8 +45,11 @@ __device__ T warp_min(T x) {
   }
   return x;
 }
+// One instruction each; a NaN loses against a number.
+__device__ float higher_of(float a, float b) { return ::fmaxf(a, b); }
+__device__ float lower_of(float a, float b) { return ::fminf(a, b); }
 __device__ float warp_max(float x) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = larger(x, __shfl_xor_sync(kAll, x, distance));
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = higher_of(x, __shfl_xor_sync(kAll, x, distance));
   return x;
 }
 
@@ -73,6 +78,7 @@ template <class T>
 struct Layout {
   static constexpr int kEach = 16 / static_cast<int>(sizeof(T));
   static constexpr int kLoads = kHeld / kEach;
+  static constexpr int kChunk = kWarp * kLoads;  // pieces that a warp holds at a time
   const T* row;
   int size, head, pieces, tail;
 
@@ -83,22 +89,23 @@ struct Layout {
     pieces = (n - head) / kEach;
     tail = n - head - pieces * kEach;
   }
-  // Place of slot `slot` of `lane` in the row; slot kHeld is the ragged ends', eight lanes for either.
+  // Place in the row of the one logit of the ragged ends that belongs to this lane, or -1.
+  __device__ int end_place(int lane) const {
+    if (lane < head) return lane;
+    return lane >= 8 && lane < 8 + tail ? size - tail + lane - 8 : -1;
+  }
   __device__ int place(int first, int lane, int slot) const {
-    if (slot == kHeld) return lane < 8 ? lane : size - tail + lane - 8;
     return head + (first + lane + kWarp * (slot / kEach)) * kEach + slot % kEach;
   }
   // The slot of this lane that holds class `label`, or -1.
   __device__ int slot_of(int first, int lane, int label) const {
-    if (label < 0) return -1;
-    if (label < head) return first == 0 && lane == label ? kHeld : -1;
-    if (label >= size - tail) return first == 0 && lane == 8 + label - (size - tail) ? kHeld : -1;
+    if (label < head || label >= size - tail) return -1;
     const int piece = (label - head) / kEach - first;
-    if (piece < 0 || piece >= kWarp * kLoads || piece % kWarp != lane) return -1;
+    if (piece < 0 || piece >= kChunk || piece % kWarp != lane) return -1;
     return piece / kWarp * kEach + (label - head) % kEach;
   }
-  // Logits of pieces first .. first + 32 * kLoads - 1, kNoLogit where there are none. With the first pieces come the ragged ends.
-  __device__ void load(int first, int lane, float x[kHeld + 1]) const {
+  // Logits of pieces first .. first + kChunk - 1, kPad where there are none.
+  __device__ void load(int first, int lane, float x[kHeld]) const {
     Sixteen raw[kLoads];
     const Sixteen* from = reinterpret_cast<const Sixteen*>(row + head);
 #pragma unroll
@@ -106,82 +113,144 @@ struct Layout {
       const int piece = first + lane + kWarp * u;
       if (piece < pieces) raw[u] = from[piece];
     }
-    x[kHeld] = kNoLogit;
-    if (first == 0 && (lane < head || (lane >= 8 && lane < 8 + tail))) x[kHeld] = to_math(row[place(0, lane, kHeld)]);
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const bool there = first + lane + kWarp * u < pieces;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) x[u * kEach + i] = there ? logit_of(raw[u], i, T{}) : kNoLogit;
+      for (int i = 0; i < kEach; ++i) x[u * kEach + i] = there ? logit_of(raw[u], i, T{}) : kPad;
     }
   }
 };
+
+// What one lane has seen of a row: as OtherSums, and `finite`, which is NaN where a logit was not.
+struct LaneSums {
+  float max, second, s, a, q, finite;
+};
+
+// A NaN or +inf spoils the sum, -inf becomes a logit that counts for nothing.
+__device__ float mended(float x, LaneSums& l) {
+  if (x - x == 0.0f) return x;
+  l.finite = x - x;
+  if (!(x < 0.0f)) l.s = l.finite;
+  return kPad;
+}
+
+// Adds a chunk of logits, all finite. What was there is brought to the new maximum (Milakov and Gimelshein, arXiv 1805.02867).
+template <bool second, bool sums>
+__device__ void push(LaneSums& l, const float x[kHeld]) {
+  float top = l.max;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    if (second) l.second = higher_of(l.second, lower_of(top, x[i]));
+    top = higher_of(top, x[i]);
+  }
+  const float shift = higher_of(l.max - top, kLeastExponent);
+  const float c = exp_device(shift);
+  if (sums) {
+    l.a = c * multiply_add(shift, l.s, l.a);
+    l.q = c * c * l.q;
+  }
+  l.s = c * l.s;
+  l.max = top;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const float d = x[i] - top;
+    const float e = exp_device(d);
+    l.s += e;
+    if (sums) {
+      l.a = multiply_add(e, d, l.a);
+      l.q = multiply_add(e, e, l.q);
+    }
+  }
+}
+
+// All lanes' sums, the same for every lane.
+template <bool second, bool sums>
+__device__ OtherSums joined(LaneSums l) {
+  const bool nothing = l.max <= kPad;
+  OtherSums out = other_none();
+  const float top = warp_max(l.max);
+  if (second) {
+    float first = l.max, next = l.second;
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      const float other_first = __shfl_xor_sync(kAll, first, distance), other_next = __shfl_xor_sync(kAll, next, distance);
+      next = higher_of(lower_of(first, other_first), higher_of(next, other_next));
+      first = higher_of(first, other_first);
+    }
+    if (next > kPad) out.second = next;
+  }
+  const float shift = higher_of(l.max - top, kLeastExponent);
+  const float c = nothing && l.s == l.s ? 0.0f : exp_device(shift);
+  out.s = warp_sum(c * l.s);
+  if (sums) {
+    out.a = warp_sum(c * multiply_add(shift, l.s, l.a));
+    out.q = warp_sum(c * c * l.q);
+  }
+  if (top > kPad) out.max = top;
+  return out;
+}
 
 struct Found {
   OtherSums sums;  // over all classes but the label
-  int index;       // the lowest class of sums.max, where that is not below the label's logit
   float finite;    // NaN where a logit is not finite
 };
 
-// The same for every lane. Index and second largest only where they are wanted.
-template <class T, bool second, bool sums, bool index>
-__device__ Found search_row(const T* row, int n, int label, float own) {
+// The same for every lane. `a`, `q` and the second largest only where they are wanted.
+template <class T, bool second, bool sums>
+__device__ Found search_row(const T* row, int n, int label) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Layout<T> layout(row, n);
-  Found out = {other_none(), kNowhere, 0.0f};
-  for (int first = 0; first == 0 || first < layout.pieces; first += kWarp * Layout<T>::kLoads) {
-    float x[kHeld + 1];
-    layout.load(first, lane, x);
-    const int hole = layout.slot_of(first, lane, label);
-    float top = kNoLogit, next = kNoLogit;
-#pragma unroll
-    for (int i = 0; i <= kHeld; ++i) {
-      out.finite = multiply_add(x[i], 0.0f, out.finite);
-      if (i == hole) x[i] = kNoLogit;
-      if (second) next = larger(next, smaller(top, x[i]));
-      top = larger(top, x[i]);
+  LaneSums l = {kPad, kPad, 0.0f, 0.0f, 0.0f, 0.0f};
+  const int end = layout.end_place(lane);
+  if (end >= 0) {
+    const float x = mended(to_math(row[end]), l);
+    if (end != label && x > kPad) {
+      l.max = x;
+      l.s += 1.0f;
+      l.q = 1.0f;
     }
-    OtherSums here = other_none();
-    here.max = warp_max(top);
-    if (second) {
-      for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-        const float other_top = __shfl_xor_sync(kAll, top, distance), other_next = __shfl_xor_sync(kAll, next, distance);
-        next = larger(smaller(top, other_top), larger(next, other_next));
-        top = larger(top, other_top);
-      }
-      here.second = next;
-    }
-    if (here.max != kNoLogit) {
-      float s = 0.0f, a = 0.0f, q = 0.0f;
-#pragma unroll
-      for (int i = 0; i <= kHeld; ++i) {
-        const float d = larger(x[i] - here.max, kLeastExponent);
-        const float e = exp_device(d);
-        s += e;
-        if (sums) {
-          a = multiply_add(e, d, a);
-          q = multiply_add(e, e, q);
-        }
-      }
-      here.s = warp_sum(s);
-      if (sums) {
-        here.a = warp_sum(a);
-        here.q = warp_sum(q);
-      }
-    }
-    if (index && here.max > out.sums.max && !(own > here.max)) {
-      int lowest = kNowhere;
-#pragma unroll
-      for (int i = 0; i <= kHeld; ++i) {
-        const int at = layout.place(first, lane, i);
-        if (x[i] == here.max && at < lowest) lowest = at;
-      }
-      out.index = warp_min(lowest);
-    }
-    out.sums = first == 0 ? here : other_join(out.sums, here);
   }
-  out.finite = warp_sum(out.finite);
-  return out;
+#pragma unroll 1
+  for (int first = 0; first < layout.pieces; first += Layout<T>::kChunk) {
+    float x[kHeld];
+    layout.load(first, lane, x);
+    float finite = 0.0f;
+    const int hole = layout.slot_of(first, lane, label);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) finite = multiply_add(x[i], 0.0f, finite);
+    if (finite != finite) {  // rare
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) x[i] = mended(x[i], l);
+    }
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (i == hole) x[i] = kPad;
+    }
+    push<second, sums>(l, x);
+  }
+  return {joined<second, sums>(l), warp_sum(l.finite)};
+}
+
+// The lowest class whose logit is `value`, the same for every lane: a second look at the row, which is in the cache.
+template <class T>
+__device__ int find_class(const T* row, int n, float value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Layout<T> layout(row, n);
+  const int end = layout.end_place(lane);
+  int lowest = end >= 0 && to_math(row[end]) == value ? end : kNowhere;
+#pragma unroll 1
+  for (int first = 0; first < layout.pieces; first += Layout<T>::kChunk) {
+    float x[kHeld];
+    layout.load(first, lane, x);
+    int slot = kHeld;
+#pragma unroll
+    for (int i = kHeld; i-- > 0;) {
+      if (x[i] == value) slot = i;
+    }
+    const int at = layout.place(first, lane, slot);
+    if (slot < kHeld && at < lowest) lowest = at;
+  }
+  return warp_min(lowest);
 }
 
 template <class T>
@@ -197,16 +266,18 @@ struct Kept {
   bool valid, infinite;
 };
 
-template <class T, bool second, bool sums, bool index>
-__device__ Kept keep_row(const Matrix& logits, const int64_t* labels, int64_t r) {
+template <class T, bool second, bool sums>
+__device__ Kept keep_row(const Matrix& logits, const int64_t* labels, int64_t r, bool index) {
   const T* row = row_of<T>(logits, r);
   const int n = static_cast<int>(logits.columns);
   const int64_t label = labels[r];
   const bool valid = label >= 0 && label < n;
   const float own = valid ? to_math(row[label]) : kNoLogit;
-  const Found found = search_row<T, second, sums, index>(row, n, valid ? static_cast<int>(label) : -1, own);
+  const Found found = search_row<T, second, sums>(row, n, valid ? static_cast<int>(label) : -1);
   const bool infinite = !(found.finite == found.finite) || (valid && !(own - own == 0.0f));
-  return {found.sums, own, found.index, valid, infinite};
+  int at = kNowhere;
+  if (index && found.sums.max > kNoLogit && !(own > found.sums.max)) at = find_class(row, n, found.sums.max);
+  return {found.sums, own, at, valid, infinite};
 }
 
 __device__ void lower_to(int64_t* at, int64_t row) { atomicMin(reinterpret_cast<long long*>(at), static_cast<long long>(row)); }
@@ -214,13 +285,15 @@ __device__ void count(int64_t* at) { atomicAdd(reinterpret_cast<unsigned long lo
 
 __device__ int64_t first_row_of_warp() { return (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kRowsOfWarp; }
 
-template <class T, bool second, bool index>
-__global__ void __launch_bounds__(kThreads) score_kernel(const ScoreArgs a) {
+template <class T, bool second>
+__global__ void __launch_bounds__(kThreads, 3) score_kernel(const ScoreArgs a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t first = first_row_of_warp();
+  const bool index = a.histogram != nullptr || a.correct != nullptr;
   Kept mine = {};
+#pragma unroll 1
   for (int i = 0; i < kRowsOfWarp && first + i < a.logits.rows; ++i) {
-    const Kept kept = keep_row<T, second, true, index>(a.logits, a.labels, first + i);
+    const Kept kept = keep_row<T, second, true>(a.logits, a.labels, first + i, index);
     if (lane == i) mine = kept;
   }
   const int64_t r = first + lane;
@@ -231,8 +304,7 @@ __global__ void __launch_bounds__(kThreads) score_kernel(const ScoreArgs a) {
   if (!mine.valid) lower_to(a.bad + 1, r);
   int64_t choice = label;
   if (!(mine.valid && mine.own > mine.sums.max)) {
-    choice = mine.index;
-    if (mine.valid && mine.own == mine.sums.max && label < choice) choice = label;
+    choice = mine.index;  // with a tie, the label's own class may be it
   }
   if (a.histogram != nullptr && !s.hopeless) count(a.histogram + choice);
   write_scores(a, r, s, mine.valid, choice == label);
@@ -243,8 +315,9 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const CrossEntr
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t first = first_row_of_warp();
   Kept mine = {};
+#pragma unroll 1
   for (int i = 0; i < kRowsOfWarp && first + i < a.logits.rows; ++i) {
-    const Kept kept = keep_row<T, false, false, false>(a.logits, a.labels, first + i);
+    const Kept kept = keep_row<T, false, false>(a.logits, a.labels, first + i, false);
     if (lane == i) mine = kept;
   }
   const int64_t r = first + lane;
@@ -309,26 +382,43 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
   const int64_t r = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (r >= a.logits.rows) return;
   const Layout<T> layout(row_of<T>(a.logits, r), n);
-  float best = kNoLogit;
-  int index = kNowhere, nan = 0;
-  for (int first = 0; first == 0 || first < layout.pieces; first += kWarp * Layout<T>::kLoads) {
-    float x[kHeld + 1];
+  const int end = layout.end_place(lane);
+  const float ragged = end >= 0 ? to_math(layout.row[end]) : kNoLogit;
+  float best = kNoLogit, finite = ragged * 0.0f;
+  int index = kNowhere, nan = ragged != ragged ? 1 : 0;
+  if (lane < layout.head && ragged > best) {
+    best = ragged;
+    index = end;
+  }
+#pragma unroll 1
+  for (int first = 0; first < layout.pieces; first += Layout<T>::kChunk) {
+    float x[kHeld];
     layout.load(first, lane, x);
+    int slot = -1;
+    finite = 0.0f;
 #pragma unroll
-    for (int i = 0; i <= kHeld; ++i) {  // places rise with i, but for the ragged ends
-      nan |= x[i] != x[i] ? 1 : 0;
-      const int at = layout.place(first, lane, i);
-      if (x[i] > best || (x[i] == best && x[i] > kNoLogit && at < index)) {
+    for (int i = 0; i < kHeld; ++i) {
+      finite = multiply_add(x[i], 0.0f, finite);
+      if (x[i] > best) {
         best = x[i];
-        index = at;
+        slot = i;
       }
     }
+    if (slot >= 0) index = layout.place(first, lane, slot);
+    if (finite != finite) {  // NaN, or an infinity, which is allowed
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) nan |= x[i] != x[i] ? 1 : 0;
+    }
+  }
+  if (lane >= layout.head && ragged > best) {
+    best = ragged;
+    index = end;
   }
   const float top = warp_max(best);
   index = warp_min(best == top ? index : kNowhere);
   nan = warp_sum(nan);
   if (lane != 0) return;
-  if (nan != 0 || top == kNoLogit) return lower_to(a.bad, r);
+  if (nan != 0 || index == kNowhere) return lower_to(a.bad, r);
   count(a.histogram + index);
   if (a.matrix != nullptr) count(a.matrix + a.targets[r] * n + index);
 }
@@ -361,17 +451,10 @@ dim3 grid_of(int64_t work, int64_t each) { return dim3(static_cast<unsigned>((wo
 template <class T>
 void launch_score(const ScoreArgs& a, cudaStream_t stream) {
   const dim3 grid = grid_of(a.logits.rows, kWarps * kRowsOfWarp);
-  const bool index = a.histogram != nullptr || a.correct != nullptr;
   if (a.margin != nullptr) {
-    if (index) {
-      score_kernel<T, true, true><<<grid, kThreads, 0, stream>>>(a);
-    } else {
-      score_kernel<T, true, false><<<grid, kThreads, 0, stream>>>(a);
-    }
-  } else if (index) {
-    score_kernel<T, false, true><<<grid, kThreads, 0, stream>>>(a);
+    score_kernel<T, true><<<grid, kThreads, 0, stream>>>(a);
   } else {
-    score_kernel<T, false, false><<<grid, kThreads, 0, stream>>>(a);
+    score_kernel<T, false><<<grid, kThreads, 0, stream>>>(a);
   }
 }
 
