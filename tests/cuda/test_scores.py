@@ -79,7 +79,7 @@ def test_cross_entropy_both_ways(gpu, monkeypatch, request, dtype):
             back = module.cross_entropy_rows_backward(g, x, y, top, log_total)
             outs.append((loss.cpu(), back.cpu().float()))
         torch.testing.assert_close(outs[0][0], outs[1][0], rtol=2e-6, atol=2e-6, equal_nan=True)
-        step = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+        step = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
         fine = outs[1][0].isfinite()  # where the loss is not, neither gradient means anything
         torch.testing.assert_close(outs[0][1][fine], outs[1][1][fine], rtol=step, atol=step / 10)
         assert (outs[0][1][3] == 0).all()

@@ -15,9 +15,9 @@ from tenfold._backend import OPS, chosen_backend
 from . import _select_checks as _select
 
 OPS |= {
-    "class_median_distance": ("cpu", "reference"),
-    "class_vote": ("cpu", "reference"),
-    "class_mask": ("cpu", "reference"),
+    "class_median_distance": ("cpu", "cuda", "reference"),
+    "class_vote": ("cpu", "cuda", "triton", "reference"),
+    "class_mask": ("cpu", "cuda", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
