@@ -128,11 +128,10 @@ def _pursue(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Picks [k], their inner products [k, k], pivots of the Cholesky factor, residuals. Nothing waits for the
     device."""
-    options = {"dtype": torch.float64, "device": e.device}
     indices = torch.zeros(k, dtype=torch.int64, device=e.device)
-    g, chol, residuals = torch.zeros(k, k, **options), torch.zeros(k, k, **options), torch.zeros(k, **options)
+    g, chol, residuals = (q.new_zeros(shape) for shape in ((k, k), (k, k), (k,)))
     keep = keeps_columns(e.shape[0], k, e.shape[1] + h.shape[1])
-    columns = torch.zeros(e.shape[0], k if keep else 0, **options)
+    columns = q.new_zeros(e.shape[0], k if keep else 0)
     size = target.square().sum()
     c, taken = q.clone(), torch.zeros(e.shape[0], dtype=torch.bool, device=e.device)
     for t in range(k):
