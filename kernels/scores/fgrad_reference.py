@@ -11,6 +11,8 @@ It has rank one, so inner products, norms and sums need C + d numbers per sample
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,13 +81,29 @@ def keeps_columns(rows: int, k: int, width: int) -> bool:
     return 8 * rows * k <= max(KEPT_BYTES, 4 * rows * width)
 
 
+def column(e: Tensor, h: Tensor, pick: Tensor, bias: bool) -> Tensor:
+    """<g_i, g_pick> of every sample, float64 [N]; `pick` is an int64 scalar where e is. A chunk of rows at a
+    time."""
+    out = torch.empty(e.shape[0], dtype=torch.float64, device=e.device)
+    e_pick, h_pick = e[pick].double(), h[pick].double()
+    for part in _chunks(e, h):
+        out[part] = (e[part].double() @ e_pick) * (h[part].double() @ h_pick + float(bias))
+    return out
+
+
 def omp(
-    e: Tensor, h: Tensor, target: Tensor | None, k: int, lam: float, bias: bool
+    e: Tensor,
+    h: Tensor,
+    target: Tensor | None,
+    k: int,
+    lam: float,
+    bias: bool,
+    make_column: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = column,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Orthogonal matching pursuit: see `tenfold.ops.omp_factored`. Indices and weights of the kept picks,
     the residual after each pick, and that of the weights returned. Sums are float64."""
     goal, q = start(e, h, target, bias)
-    indices, gram_, pivots, residuals = _pursue(e.double(), h.double(), goal, q, k, lam, bias)
+    indices, gram_, pivots, residuals = _pursue(e, h, goal, q, k, lam, bias, make_column)
     return finish(indices, gram_, pivots, q[indices], residuals, goal.square().sum(), lam)
 
 
@@ -99,15 +117,21 @@ def start(e: Tensor, h: Tensor, target: Tensor | None, bias: bool) -> tuple[Tens
 
 
 def _pursue(
-    e: Tensor, h: Tensor, target: Tensor, q: Tensor, k: int, lam: float, bias: bool
+    e: Tensor,
+    h: Tensor,
+    target: Tensor,
+    q: Tensor,
+    k: int,
+    lam: float,
+    bias: bool,
+    make_column: Callable[[Tensor, Tensor, Tensor, bool], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Picks [k], their inner products [k, k], pivots of the Cholesky factor, residuals. Nothing waits for the
     device."""
-    options = {"dtype": torch.float64, "device": e.device}
     indices = torch.zeros(k, dtype=torch.int64, device=e.device)
-    g, chol, residuals = torch.zeros(k, k, **options), torch.zeros(k, k, **options), torch.zeros(k, **options)
+    g, chol, residuals = (q.new_zeros(shape) for shape in ((k, k), (k, k), (k,)))
     keep = keeps_columns(e.shape[0], k, e.shape[1] + h.shape[1])
-    columns = torch.zeros(e.shape[0], k if keep else 0, **options)
+    columns = q.new_zeros(e.shape[0], k if keep else 0)
     size = target.square().sum()
     c, taken = q.clone(), torch.zeros(e.shape[0], dtype=torch.bool, device=e.device)
     for t in range(k):
@@ -115,7 +139,7 @@ def _pursue(
         indices[t] = j
         taken[j] = True
         picks = indices[: t + 1]
-        new = (e @ e[j]) * (h @ h[j] + float(bias))
+        new = make_column(e, h, j, bias)
         row = new[picks]
         g[t, : t + 1] = row
         g[: t + 1, t] = row
@@ -128,7 +152,7 @@ def _pursue(
             columns[:, t] = new
             c = q - columns[:, : t + 1] @ x
         else:
-            c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)
+            c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)  # float64, as x is
     return indices, g, chol.diagonal(), residuals
 
 

@@ -105,7 +105,7 @@ def test_omp_is_the_published_one(backend, bias, lam):
 
 def test_omp_of_a_target(backend):
     e, h = factors(90, 4, 7)
-    goal = fgrad_rmv(*factors(40, 4, 7, seed=5))
+    goal = dense(*factors(40, 4, 7, seed=5)).mean(0).view(4, 8).float()
     picks, weights, _ = plain_omp(dense(e, h).numpy(), goal.double().flatten().numpy(), 10, 0.5)
     found = omp_factored(
         e.to(backend.device), h.to(backend.device), 10, target=goal.to(backend.device), lam=0.5

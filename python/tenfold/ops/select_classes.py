@@ -15,9 +15,9 @@ from tenfold._backend import OPS, chosen_backend
 from . import _select_checks as _select
 
 OPS |= {
-    "class_median_distance": ("cpu", "reference"),
-    "class_vote": ("cpu", "reference"),
-    "class_mask": ("cpu", "reference"),
+    "class_median_distance": ("cpu", "cuda", "reference"),
+    "class_vote": ("cpu", "cuda", "triton", "reference"),
+    "class_mask": ("cpu", "cuda", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -120,7 +120,7 @@ def _predictions(value: Any, num_classes: int) -> list[Tensor]:
     names = [f"logits[{i}]" for i in range(len(values))] if several else ["logits"]
     if not values:
         _checks.fail(ValueError, "logits", "at least one shard", "an empty list")
-    found = []
+    found: list[Tensor] = []
     for name, shard in zip(names, values, strict=True):
         part = _checks.tensor(
             name, _select._view(name, shard), (*_checks.FLOAT_DTYPES, *_select.LABEL_DTYPES)
@@ -169,8 +169,8 @@ def class_mask(labels: Any, keep: Any, num_classes: int) -> Any:
 
 def _keep_table(keep: Any, num_classes: int, device: torch.device) -> Tensor:
     if isinstance(keep, Sequence) and not isinstance(keep, (str, bytes)):
-        classes = [_checks.integer(f"keep[{i}]", c, 0, num_classes - 1) for i, c in enumerate(keep)]
-        keep = torch.tensor(classes, dtype=torch.int64)
+        listed = [_checks.integer(f"keep[{i}]", c, 0, num_classes - 1) for i, c in enumerate(keep)]
+        keep = torch.tensor(listed, dtype=torch.int64)
     table = _checks.tensor("keep", _select._view("keep", keep), (torch.bool, *_select.LABEL_DTYPES))
     if table.dtype == torch.bool:
         if table.shape != (num_classes,):
