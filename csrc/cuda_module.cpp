@@ -7,6 +7,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
@@ -395,4 +396,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_softdice_cuda(m, on_device);
   bind_overlap_cuda(m, on_device);
   bind_mmd_cuda(m, on_device);
+  bind_distance_cuda(m, on_device);
 }
