@@ -14,7 +14,7 @@ from tenfold.kernels.distance.shards import NotFinite
 
 from ._shards import Features, features, labels
 
-DISTANCE_BACKENDS = ("cpu", "reference")
+DISTANCE_BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPS |= {"nn_assign": DISTANCE_BACKENDS}
 METRICS = ("l2", "cosine")
 PRECISIONS = ("f32", "bf16")
