@@ -65,7 +65,10 @@ def fit(
     _check_amp(recipe, device)
     rank, world = _place()
     view = replace(
-        view or View(), crop="random" if recipe.augment else "centre", share=1.0, flip=0.5 * recipe.augment
+        view or view_of(images),
+        crop="random" if recipe.augment else "centre",
+        share=1.0,
+        flip=0.5 * recipe.augment,
     )
     network.to(device)
     moving = [p for p in network.parameters() if p.requires_grad]
@@ -112,6 +115,11 @@ def fit(
         if after_epoch is not None:
             after_epoch(epoch + 1, network)
     return done
+
+
+def view_of(images: Images) -> View:
+    """The normalisation of images that come without one: ImageNet's; none for images in memory."""
+    return View(mean=(0.0,), std=(1.0,)) if images.pixels is not None else View()
 
 
 def _shuffled(count: int, seed: int, epoch: int, rank: int, world: int) -> Tensor:
@@ -161,7 +169,7 @@ def accuracy(
     workers: int = 0, classes: int = 0,
 ) -> float:  # fmt: skip
     """Share of images whose class has the largest logit (of the first `classes` outputs, if given)."""
-    view = replace(view or View(), crop="centre", share=recipe.test_share, flip=0.0).at(
+    view = replace(view or view_of(images), crop="centre", share=recipe.test_share, flip=0.0).at(
         recipe.test_resolution
     )
     network.to(device).eval()
