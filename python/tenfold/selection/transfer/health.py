@@ -1,8 +1,8 @@
 """Whether a mapping can be trusted: does the surrogate know what it is looking at when it sees the target?
 
-Label mapping can fail without a sign of it: images that look like nothing in the source still get a class. What
-gives it away is the surrogate's confidence beside its confidence on source images it was not trained on, votes
-that pile up in few classes, and a disagreement of label mapping with feature mapping.
+Label mapping can fail without a sign of it: images that look like nothing in the source still get a class.
+What gives it away is the surrogate's confidence beside its confidence on source images it was not trained on,
+votes that pile up in few classes, and a disagreement of label mapping with feature mapping.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def _warnings(h: Health, target_classes: int) -> list[str]:
     found = []
     if h.confidence < LOW_CONFIDENCE * h.confidence_held_out:
         found.append(
-            f"the surrogate is unsure of the target: its largest probability is {h.confidence:.2f} on average, "
-            f"{h.confidence_held_out:.2f} on source images it has not seen"
+            f"the surrogate is unsure of the target: its largest probability is {h.confidence:.2f} on "
+            f"average, {h.confidence_held_out:.2f} on source images it has not seen"
         )
     if h.largest_share > PILED_UP and target_classes != 2:
         found.append(f"{100 * h.largest_share:.0f} % of the votes went to one source class")
