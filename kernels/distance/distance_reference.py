@@ -11,6 +11,7 @@ With `cosine`, rows are divided by their length first (a row of zeros stays), so
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,9 @@ def assign(
     nearest = torch.full((n, k), torch.inf, dtype=dtype, device=device)
     targets = scaled(centers, cosine)
     if rows is not None:
-        pieces = ((at, take(shards, rows[at : at + ROWS])) for at in range(0, n, ROWS))
+        pieces: Iterator[tuple[int, Tensor]] = (
+            (at, take(shards, rows[at : at + ROWS])) for at in range(0, n, ROWS)
+        )
     else:
         pieces = blocks(shards, ROWS)
     for first, piece in pieces:

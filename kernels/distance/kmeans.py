@@ -90,8 +90,8 @@ def plusplus(backend: Any, shards: Shards, clusters: int, seed: int) -> Tensor:
     (Arthur and Vassilvitskii, SODA 2007).
 
     Several rows are drawn at a time from the distances as they stand, and each is accepted with probability
-    distance now / distance then, which makes the draw exact: one pass over the data serves all of them. Draw t
-    uses the words of Philox block t. When all distances are 0, rows are taken in their order.
+    distance now / distance then, which makes the draw exact: one pass over the data serves all of them. Draw
+    t uses the words of Philox block t. When all distances are 0, rows are taken in their order.
     """
     n, device = count(shards), shards[0].device
     picked = [int(uniform(seed, 0)[0] * n)]

@@ -16,7 +16,7 @@ def count(shards: Shards) -> int:
 
 
 def blocks(shards: Shards, size: int) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first row, up to `size` rows), one behind the other; no block reaches over two shards."""
+    """(number of the first row, up to `size` rows), in order; no block reaches over two shards."""
     first = 0
     for shard in shards:
         for at in range(0, shard.shape[0], size):

@@ -1,4 +1,4 @@
-"""Nearest centres, k-means and k-center: values from elsewhere, invariants, every backend alike, bad input."""
+"""Nearest centres, k-means and k-center: values from elsewhere, invariants, backends alike, bad input."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def brute(x, centers, cosine=False):
 def test_kcenter_on_digits(backend, digits):
     found = kcenter_greedy(digits.to(backend.device), 20, init=0)
     expected = [
-        0, 623, 1275, 75, 889, 1643, 683, 1001, 1113, 1290, 1115, 1512, 1024, 1742, 1727, 673, 1344, 1705, 1660, 717,
+        0, 623, 1275, 75, 889, 1643, 683, 1001, 1113, 1290,
+        1115, 1512, 1024, 1742, 1727, 673, 1344, 1705, 1660, 717,
     ]  # fmt: skip
     assert found.indices.tolist() == expected
     assert round(float(found.radius[-1].double() ** 2), 2) == 2011
@@ -279,12 +280,9 @@ def test_empty_clusters_move_to_the_farthest_rows(backend):
     init = torch.tensor([[5.0], [1000.0], [2000.0]], device=backend.device)
     found = kmeans(x, 3, init=init, iterations=1)
     assert found.moved == 2
-    assert (
-        sorted(found.centers[:, 0].tolist()) == pytest.approx([22 / 3, 0 + 0.0, 50.0])
-        or found.counts.min() > 0
-    )
+    assert found.centers[:, 0].tolist() == pytest.approx([11 / 3, 50.0, 11.0])
     settled = kmeans(x, 3, init=init, iterations=20)
-    assert settled.counts.tolist() and int(settled.counts.min()) > 0
+    assert int(settled.counts.min()) > 0
     same = kmeans(torch.ones(6, 2, device=backend.device), 3, init=torch.ones(3, 2, device=backend.device))
     assert same.counts.tolist() == [6, 0, 0]
     assert (same.inertia, same.moved) == (0.0, 0)
@@ -368,7 +366,7 @@ def test_float64_goes_through_the_reference():
 
 # ---- bad input ---------------------------------------------------------------------------------------------
 
-X = draw(20, 3)
+X, V = draw(20, 3), ValueError
 
 
 def bad(row, value):
@@ -380,33 +378,33 @@ def bad(row, value):
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: kcenter_greedy(X, 21), ValueError, r"k: expected an integer in \[0, 20\], got 21"),
-        (lambda: kcenter_greedy(X, -1), ValueError, r"k: expected an integer in \[0, 20\], got -1"),
-        (lambda: kcenter_greedy(X, 18, init=[0, 1, 2]), ValueError, r"k: expected .* \[0, 17\], got 18"),
+        (lambda: kcenter_greedy(X, 21), V, r"k: expected an integer in \[0, 20\], got 21"),
+        (lambda: kcenter_greedy(X, -1), V, r"k: expected an integer in \[0, 20\], got -1"),
+        (lambda: kcenter_greedy(X, 18, init=[0, 1, 2]), V, r"k: expected .* \[0, 17\], got 18"),
         (lambda: kcenter_greedy(X, 2.0), TypeError, "k: expected an integer"),
-        (lambda: kcenter_greedy(X, 2, init=20), ValueError, r"init: expected an integer in \[0, 19\], got 20"),
-        (lambda: kcenter_greedy(X, 2, init=[4, 5, 4]), ValueError, r"init\[2\]: expected every row once, got row 4"),
-        (lambda: kcenter_greedy(X, 2, init="first"), ValueError, "init: expected one of"),
-        (lambda: kcenter_greedy(X, 2, metric="l1"), ValueError, "metric: expected one of"),
-        (lambda: kcenter_greedy(X, 2, lookahead=0), ValueError, r"lookahead: expected an integer in \[1, 64\]"),
-        (lambda: kcenter_greedy(bad(7, torch.nan), 2), ValueError, "x: expected finite values, got nan in row 7"),
-        (lambda: kcenter_greedy(bad(0, -torch.inf), 2), ValueError, "x: expected finite values, got -inf in row 0"),
-        (lambda: kcenter_greedy([X, bad(3, torch.nan)], 2), ValueError, "x: .* got nan in row 23"),
-        (lambda: kcenter_greedy(X[0], 2), ValueError, r"x: expected shape \[N, d\]"),
-        (lambda: kcenter_greedy(X[:, :0], 2), ValueError, "x: expected at least one column"),
-        (lambda: kcenter_greedy([], 2), ValueError, "x: expected at least one shard"),
-        (lambda: kcenter_greedy([X, X[:, :2]], 2), ValueError, r"x\[1\]: expected 3 columns, as x\[0\], got 2"),
+        (lambda: kcenter_greedy(X, 2, init=20), V, r"init: expected an integer in \[0, 19\], got 20"),
+        (lambda: kcenter_greedy(X, 2, init=[4, 5, 4]), V, r"init\[2\]: expected every row once, got row 4"),
+        (lambda: kcenter_greedy(X, 2, init="first"), V, "init: expected one of"),
+        (lambda: kcenter_greedy(X, 2, metric="l1"), V, "metric: expected one of"),
+        (lambda: kcenter_greedy(X, 2, lookahead=0), V, r"lookahead: expected an integer in \[1, 64\]"),
+        (lambda: kcenter_greedy(bad(7, torch.nan), 2), V, "x: expected finite values, got nan in row 7"),
+        (lambda: kcenter_greedy(bad(0, -torch.inf), 2), V, "x: expected finite values, got -inf in row 0"),
+        (lambda: kcenter_greedy([X, bad(3, torch.nan)], 2), V, "x: .* got nan in row 23"),
+        (lambda: kcenter_greedy(X[0], 2), V, r"x: expected shape \[N, d\]"),
+        (lambda: kcenter_greedy(X[:, :0], 2), V, "x: expected at least one column"),
+        (lambda: kcenter_greedy([], 2), V, "x: expected at least one shard"),
+        (lambda: kcenter_greedy([X, X[:, :2]], 2), V, r"x\[1\]: expected 3 columns, as x\[0\], got 2"),
         (lambda: kcenter_greedy([X, X.half()], 2), TypeError, r"x\[1\]: expected dtype torch.float32"),
         (lambda: kcenter_greedy(X.long(), 2), TypeError, "x: expected dtype"),
         (lambda: kcenter_greedy("x", 2), TypeError, "x: expected a torch.Tensor"),
-        (lambda: nn_assign(X, X, 0), ValueError, r"k: expected an integer in \[1, 32\], got 0"),
-        (lambda: nn_assign(X, X[:, :2]), ValueError, "centers: expected 3 columns, as x, got 2"),
+        (lambda: nn_assign(X, X, 0), V, r"k: expected an integer in \[1, 32\], got 0"),
+        (lambda: nn_assign(X, X[:, :2]), V, "centers: expected 3 columns, as x, got 2"),
         (lambda: nn_assign(X, [X]), TypeError, "centers: expected one tensor or array"),
-        (lambda: nn_assign(X, bad(2, torch.inf)), ValueError, "centers: expected finite values, got inf in row 2"),
-        (lambda: nn_assign(X, X, precision="fp8"), ValueError, "precision: expected one of"),
-        (lambda: nn_assign(X, X, x_labels=torch.zeros(20)), ValueError, "center_labels: expected labels"),
+        (lambda: nn_assign(X, bad(2, torch.inf)), V, "centers: expected finite values, got inf in row 2"),
+        (lambda: nn_assign(X, X, precision="fp8"), V, "precision: expected one of"),
+        (lambda: nn_assign(X, X, x_labels=torch.zeros(20)), V, "center_labels: expected labels"),
         (
-            lambda: nn_assign(X, X, x_labels=torch.zeros(3, dtype=torch.int64), center_labels=torch.arange(20)),
+            lambda: nn_assign(X, X, x_labels=torch.zeros(3).long(), center_labels=torch.arange(20)),
             ValueError,
             r"x_labels: expected shape \(20,\)",
         ),
@@ -415,14 +413,14 @@ def bad(row, value):
             TypeError,
             "x_labels: expected dtype",
         ),
-        (lambda: kmeans(X, 21), ValueError, r"num_clusters: expected an integer in \[1, 20\], got 21"),
-        (lambda: kmeans(X, 0), ValueError, "num_clusters"),
-        (lambda: kmeans(X, 3, init=X[:4]), ValueError, "init: expected 3 centres, one for each cluster, got 4"),
-        (lambda: kmeans(X, 3, init="random"), ValueError, "init: expected one of"),
-        (lambda: kmeans(X, 3, iterations=-1), ValueError, "iterations"),
-        (lambda: kmeans(X, 3, tol=-1.0), ValueError, "tol: expected a finite number >= 0"),
-        (lambda: kmeans(X, 3, init=bad(1, torch.nan)[:3]), ValueError, "init: .* got nan in row 1"),
-        (lambda: kmeans(bad(19, torch.nan), 3), ValueError, "x: .* got nan in row 19"),
+        (lambda: kmeans(X, 21), V, r"num_clusters: expected an integer in \[1, 20\], got 21"),
+        (lambda: kmeans(X, 0), V, "num_clusters"),
+        (lambda: kmeans(X, 3, init=X[:4]), V, "init: expected 3 centres, one for each cluster, got 4"),
+        (lambda: kmeans(X, 3, init="random"), V, "init: expected one of"),
+        (lambda: kmeans(X, 3, iterations=-1), V, "iterations"),
+        (lambda: kmeans(X, 3, tol=-1.0), V, "tol: expected a finite number >= 0"),
+        (lambda: kmeans(X, 3, init=bad(1, torch.nan)[:3]), V, "init: .* got nan in row 1"),
+        (lambda: kmeans(bad(19, torch.nan), 3), V, "x: .* got nan in row 19"),
     ],
 )  # fmt: skip
 def test_bad_input(call, kind, message):

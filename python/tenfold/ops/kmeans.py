@@ -64,8 +64,8 @@ def kmeans(
         num_clusters: K, 1 to N.
         iterations: updates of the centres at most; it ends earlier when no label changes.
         init: "k-means++" (Arthur and Vassilvitskii, SODA 2007; by `seed`) or centres [K, d].
-        tol: also ends when the squared movement of all centres together is at most tol times the mean variance
-            of a feature.
+        tol: also ends when the squared movement of all centres together is at most tol times the mean
+            variance of a feature.
         seed: of "k-means++".
         check: whether values that are not finite are looked for. Without it they give an undefined result.
 
