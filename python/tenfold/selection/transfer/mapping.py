@@ -45,7 +45,7 @@ def label_mapping(
     votes, matrix = class_vote(
         _tensor(target), source_classes,
         target_labels=None if target_labels is None else _tensor(target_labels),
-        num_target_classes=target_classes,
+        num_target_classes=None if target_labels is None else target_classes,
     )  # fmt: skip
     return ClassRanking("lm", labels, _scores(votes, labels, source_classes), votes, matrix)
 
@@ -91,7 +91,7 @@ def feature_mapping(
     votes, matrix = class_vote(
         there[nearest.long()], len(means),
         target_labels=None if target_labels is None else _tensor(target_labels),
-        num_target_classes=target_classes,
+        num_target_classes=None if target_labels is None else target_classes,
     )  # fmt: skip
     return ClassRanking(method, labels, _scores(votes, labels, len(means)), votes, matrix)
 
