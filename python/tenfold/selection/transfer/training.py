@@ -21,7 +21,7 @@ from tenfold.selection.transfer.images import Images
 from tenfold.selection.transfer.networks import head_of
 from tenfold.selection.transfer.recipe import Recipe
 
-__all__ = ["Fitted", "accuracy", "fit", "outputs", "probe"]
+__all__ = ["Fitted", "accuracy", "fit", "hits", "outputs", "probe", "view_of"]
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Fitted:
 def fit(
     network: nn.Module, images: Images, recipe: Recipe, *, seed: int = 0, view: View | None = None,
     device: str = "cpu", test: Images | None = None, checkpoint: Checkpoint | None = None, workers: int = 0,
-    after_epoch: Callable[[int, nn.Module], None] | None = None,
+    after_epoch: Callable[[int, nn.Module], None] | None = None, until: int | None = None,
 ) -> Fitted:  # fmt: skip
     """Train `network` in place with cross-entropy over all of its outputs; only what requires grad moves.
 
@@ -52,6 +52,7 @@ def fit(
         checkpoint: written after each epoch; if it is there, training goes on from it to the same weights.
         workers: processes that read images.
         after_epoch: called with the number of epochs done and the network.
+        until: stop after that many epochs of the recipe's.
 
     With torch.distributed started, each rank takes its share of every epoch and `recipe.batch` images of it
     per step, and gradients are averaged (DistributedDataParallel).
@@ -80,7 +81,7 @@ def fit(
     first = checkpoint.load(network, optimizer, scheduler, scaler, done) if checkpoint is not None else 0
     called: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     noise = torch.Generator()
-    for epoch in range(first, recipe.epochs):
+    for epoch in range(first, min(recipe.epochs, until or recipe.epochs)):
         started = time.process_time()
         network.train(recipe.train_mode)
         noise.manual_seed(seed * 1_000_003 + epoch)
@@ -164,25 +165,29 @@ def outputs(
             yield features.float().cpu(), head(features).float().cpu(), at
 
 
-def accuracy(
+def accuracy(network: nn.Module, images: Images, recipe: Recipe, **options: Any) -> float:
+    """Share of images whose class has the largest logit; options as of :func:`hits`."""
+    return float(hits(network, images, recipe, **options).double().mean())
+
+
+def hits(
     network: nn.Module, images: Images, recipe: Recipe, *, view: View | None = None, device: str = "cpu",
-    workers: int = 0, classes: int = 0,
-) -> float:  # fmt: skip
-    """Share of images whose class has the largest logit (of the first `classes` outputs, if given)."""
+    workers: int = 0,
+) -> Tensor:  # fmt: skip
+    """Whether each image's class has the largest logit, bool [N]: evaluation mode, the recipe's test view."""
     view = replace(view or view_of(images), crop="centre", share=recipe.test_share, flip=0.0).at(
         recipe.test_resolution
     )
     network.to(device).eval()
-    right = 0
+    right = torch.zeros(len(images), dtype=torch.bool)
     with torch.no_grad(), _autocast(recipe, device):
-        for x, y, _ in images.batches(view, recipe.test_batch, workers=workers):
+        for x, y, at in images.batches(view, recipe.test_batch, workers=workers):
             x = x.to(device)
             logits = network(x)
             if recipe.test_flip:
                 logits = logits + network(x.flip(3))
-            logits = logits[:, :classes] if classes else logits
-            right += int((logits.argmax(1).cpu() == y).sum())
-    return right / len(images)
+            right[at] = logits.argmax(1).cpu() == y
+    return right
 
 
 def probe(features: Tensor, labels: Tensor, head: nn.Linear, recipe: Recipe, *, seed: int = 0) -> Fitted:
