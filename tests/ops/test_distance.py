@@ -350,8 +350,8 @@ def test_permuted_rows_give_permuted_results(backend):
 def test_ops_have_schemas_and_fakes():
     x = draw(40, 5)
     for op, arguments in (
-        (torch.ops.tenfold.nn_assign, ([x, x[:3]], x[:7], 2, None, None, False, False)),
-        (torch.ops.tenfold.kcenter_greedy, ([x], 5, [1], [], False, False, 32, True)),
+        (torch.ops.tenfold.nn_assign, ([x, x[:3]], x[:7], 2, None, None, False, False, True)),
+        (torch.ops.tenfold.kcenter_greedy, ([x], 5, [1], [], False, False, 32, True, True)),
         (torch.ops.tenfold.kmeans, ([x], None, 4, 3, 0.0, 0)),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from tenfold.kernels.distance.shards import NotFinite
 from torch import Tensor
 
 from tenfold import _checks
 from tenfold._backend import OPS
 
 from ._shards import Features, features, rows_of
-from .distance import DISTANCE_BACKENDS, METRICS, kernels, require_finite
+from .distance import DISTANCE_BACKENDS, METRICS, kernels, not_finite
 
 OPS |= {"kcenter_greedy": DISTANCE_BACKENDS}
 STARTS = ("farthest_from_mean", "random")
@@ -19,7 +20,7 @@ STARTS = ("farthest_from_mean", "random")
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
     "kcenter_greedy(Tensor[] x, int k, int[] start, int[] first, bool farthest, bool cosine, int lookahead, "
-    "bool prune) -> (Tensor indices, Tensor radius, Tensor min_distance, Tensor owner)"
+    "bool prune, bool check) -> (Tensor indices, Tensor radius, Tensor min_distance, Tensor owner)"
 )
 
 
@@ -85,9 +86,7 @@ def kcenter_greedy(
     seed = _checks.seed("seed", seed)
     start, first, farthest = _start(init, seed, data)
     k = _checks.integer("k", k, 0, data.rows - len(start))
-    if check:
-        require_finite("x", data.shards)
-    options = (start, first, farthest, cosine, lookahead, bool(prune))
+    options = (start, first, farthest, cosine, lookahead, bool(prune), bool(check))
     found = torch.ops.tenfold.kcenter_greedy(data.shards, k, *options)
     return KCenter(*(data.kind(t) for t in found))
 
@@ -117,12 +116,16 @@ def _kcenter(
     cosine: bool,
     lookahead: int,
     prune: bool,
+    check: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     module = kernels("kcenter_greedy", x[0].device)
     if farthest and k:
         first = [module.farthest_from(x, module.mean(x, cosine), cosine)]
     rows = (torch.tensor(given, dtype=torch.int64) for given in (start, first))
-    found = module.kcenter(x, k, *rows, cosine, lookahead, prune)
+    try:
+        found = module.kcenter(x, k, *rows, cosine, lookahead, prune, check)
+    except NotFinite as error:
+        not_finite("x", x, error.row)
     return found.picked, found.radius.sqrt(), found.distance.sqrt(), found.owner
 
 
