@@ -46,24 +46,31 @@ def sqdist(e: Tensor, h: Tensor, f: Tensor, g: Tensor, bias: bool) -> Tensor:
 
 
 def mv(e: Tensor, h: Tensor, matrix: Tensor, bias: bool) -> Tensor:
-    """<g_i, matrix> [N]."""
+    """<g_i, matrix> [N], a chunk of rows at a time."""
     dtype = math_dtype(e, h, matrix)
     first = matrix[:, 0].to(dtype) if bias else torch.zeros((), dtype=dtype, device=e.device)
     weight = matrix[:, int(bias) :].to(dtype).T
     out = torch.empty(e.shape[0], dtype=dtype, device=e.device)
-    step = max(1, CHUNK // max(1, e.shape[1]))
-    for start in range(0, e.shape[0], step):
-        part = slice(start, start + step)
+    for part in _chunks(e, h):
         out[part] = (torch.addmm(first, h[part].to(dtype), weight) * e[part].to(dtype)).sum(1)
     return out
 
 
 def rmv(e: Tensor, h: Tensor, weights: Tensor, bias: bool) -> Tensor:
-    """sum_i weights_i g_i [C, d + bias]."""
+    """sum_i weights_i g_i [C, d + bias], a chunk of rows at a time."""
     dtype = math_dtype(e, h, weights)
-    scaled = (e.to(dtype) * weights.to(dtype)[:, None]).T
-    sums = scaled @ h.to(dtype)
-    return torch.cat([scaled.sum(1, keepdim=True), sums], 1) if bias else sums
+    sums = torch.zeros(e.shape[1], h.shape[1] + int(bias), dtype=dtype, device=e.device)
+    for part in _chunks(e, h):
+        scaled = (e[part].to(dtype) * weights[part].to(dtype)[:, None]).T
+        sums[:, int(bias) :].addmm_(scaled, h[part].to(dtype))
+        if bias:
+            sums[:, 0] += scaled.sum(1)
+    return sums
+
+
+def _chunks(e: Tensor, h: Tensor) -> list[slice]:
+    step = max(1, CHUNK // max(1, e.shape[1] + h.shape[1]))
+    return [slice(first, first + step) for first in range(0, e.shape[0], step)]
 
 
 def keeps_columns(rows: int, k: int, width: int) -> bool:
@@ -77,15 +84,18 @@ def omp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Orthogonal matching pursuit: see `tenfold.ops.omp_factored`. Indices and weights of the kept picks,
     the residual after each pick, and that of the weights returned. Sums are float64."""
-    rows = e.shape[0]
-    first = rmv(e.double(), h.double(), _ones(rows, e) / rows, bias) if target is None else target.double()
-    q = mv(e.double(), h.double(), first, bias)
-    indices, gram_, pivots, residuals = _pursue(e.double(), h.double(), first, q, k, lam, bias)
-    return finish(indices, gram_, pivots, q[indices], residuals, first.square().sum(), lam)
+    goal, q = start(e, h, target, bias)
+    indices, gram_, pivots, residuals = _pursue(e.double(), h.double(), goal, q, k, lam, bias)
+    return finish(indices, gram_, pivots, q[indices], residuals, goal.square().sum(), lam)
 
 
-def _ones(rows: int, like: Tensor) -> Tensor:
-    return torch.ones(rows, dtype=torch.float64, device=like.device)
+def start(e: Tensor, h: Tensor, target: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
+    """The target, by default the mean gradient, and every gradient's inner product with it, in float64."""
+    if target is None:
+        rows = e.shape[0]
+        mean = torch.full((rows,), 1 / max(1, rows), dtype=torch.float64, device=e.device)
+        target = rmv(e, h, mean, bias)
+    return target.double(), mv(e, h, target.double(), bias)
 
 
 def _pursue(
