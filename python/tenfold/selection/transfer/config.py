@@ -23,6 +23,9 @@ SMALL = Recipe(
     epochs=8, batch=64, optimizer="adam", lr=3e-3, weight_decay=0.0, scheduler="cosine", augment=False
 )
 """Pretraining in the embedded tasks."""
+SMALL_TUNE = replace(FINETUNE_FF, lr=3e-3, epochs=60, augment=False)
+"""Fine-tuning, and training from scratch, in the embedded tasks: the published settings (1e-4, 200 epochs)
+move a network of this size too little in one batch per epoch. The linear probe has the published settings."""
 
 
 @dataclass
@@ -174,8 +177,8 @@ class DP4TLConfig:
                 given = read_published(path)
                 if what in (given.method if given.kind == "finetune" else "", given.kind):
                     found = given.recipe
-            if self.embedded:
-                found = replace(found, augment=False)
+            if self.embedded and not self.finetune:
+                found = found if what == "lp" else SMALL_TUNE
         return replace(found, amp=self.amp)
 
 

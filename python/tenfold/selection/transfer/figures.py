@@ -21,7 +21,8 @@ KINDS = {"lp": "linear probe", "ff": "fine-tuning"}
 _BLUE, _ORANGE, _TEAL, _MAGENTA, _GOLD, _VIOLET = figures.SERIES
 _STYLES = {
     "lm": (_BLUE, "o", "-"), "fm": (_TEAL, "s", "-"), "fm-kmeans": (_VIOLET, "D", "-"),
-    "random": (_ORANGE, "v", "--"), "lm-reverse": (_MAGENTA, "^", "--"), "moderate": (figures.MUTED, "x", ":"),
+    "random": (_ORANGE, "v", "--"), "lm-reverse": (_MAGENTA, "^", "--"),
+    "moderate": (figures.MUTED, "x", ":"),
     "el2n": (figures.MUTED, "+", ":"), "random-samples": (figures.MUTED, "1", ":"),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -127,9 +127,9 @@ def _picked(e: Evidence) -> ClassRanking:
 
 
 def _mapped(method: str, e: Evidence, seed: int) -> ClassRanking:
-    known = {"target_labels": e.target_labels, "target_classes": e.target_classes or None}
-    if e.target_labels is None:
-        known = {}
+    known: dict[str, Any] = {}
+    if e.target_labels is not None:
+        known = {"target_labels": e.target_labels, "target_classes": e.target_classes or None}
     if method == "lm":
         return mapping.label_mapping(e.target_logits, e.labels, e.classes, **known)
     if method == "fm-kmeans":

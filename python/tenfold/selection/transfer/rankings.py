@@ -22,7 +22,10 @@ __all__ = ["ClassRanking", "ModerateRanking", "Ranking", "SampleRanking", "class
 class Ranking(Protocol):
     """Anything that says what to keep."""
 
-    method: str
+    @property
+    def method(self) -> str:
+        """How it came about."""
+        ...
 
     def keep(self, ratio: float) -> NDArray[np.int64]:
         """Positions of the kept source samples, ascending, after a share `ratio` has been pruned."""

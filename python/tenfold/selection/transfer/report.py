@@ -41,10 +41,10 @@ def _accuracy(outcome: Outcome, folder: RunFolder) -> Section:
             folder.write_table(f"gains_{kind}", tables.gain_rows(outcome, kind))
             shown.append(f"gains_{kind}")
     text = (
-        "Every row pretrains the same network from the same first weights for the same number of epochs, on "
-        "what the method kept, and transfers it to the same labelled target images. Label and feature mapping "
-        "look at target images without their labels. **Random classes, reversed mapping and random samples "
-        "are the controls:** pruning at all costs little here if they do as well."
+        "Every row pretrains the same network from the same first weights for the same number of epochs, "
+        "on what the method kept, and transfers it to the same labelled target images. Label and feature "
+        "mapping look at target images without their labels. **Random classes, reversed mapping and random "
+        "samples are the controls:** where they do as well, a mapping adds nothing."
     )
     return Section("Accuracy against pruning ratio", text, ["accuracy"], shown)
 
@@ -71,9 +71,10 @@ def _cost(outcome: Outcome, folder: RunFolder) -> Section:
     text = (
         "Epochs are fixed, so that optimiser steps shrink with the kept share; that is all of the speed-up. "
         f"Surrogate and mapping take {tables.overhead(outcome):.1f} s of processor time per seed (for all "
-        "methods of this run together); the column *time saved with surrogate* charges them to a single "
-        "pretraining. They pay when the model is much larger than the surrogate, or pretrained more than once."
-    ).replace("*time saved with surrogate*", "`time saved with surrogate`")
+        "methods of this run together); the column `time saved with surrogate` charges them to a single "
+        "pretraining. They pay when the model is much larger than the surrogate, or pretrained more than "
+        "once."
+    )
     return Section("What it costs", text, ["cost"] if picture is not None else [])
 
 
@@ -84,9 +85,9 @@ def _health(outcome: Outcome, folder: RunFolder) -> Section:
     text = (
         "A mapping can fail without a sign of it: images that look like nothing in the source still vote. "
         "Warnings are given when the surrogate is much less sure of the target than of source images it has "
-        "not seen, when one class takes more than half of the votes, or when label mapping and feature mapping "
-        "disagree. Consistency (the share of a target class that goes to one source class) uses target labels "
-        "and is for reading only."
+        "not seen, when one class takes more than half of the votes, or when label mapping and feature "
+        "mapping disagree. Consistency (the share of a target class that goes to one source class) uses "
+        "target labels and is for reading only."
     )
     if warned:
         text = "**Warnings.** " + "; ".join(warned) + ".\n\n" + text
@@ -95,10 +96,10 @@ def _health(outcome: Outcome, folder: RunFolder) -> Section:
 
 def _files(outcome: Outcome, folder: RunFolder) -> Section:
     text = (
-        "The folder `kept` has, for each method, ratio and seed, the kept images: `.indices` (torch int64, the "
-        "identifiers, as the published code's loader takes them) and `.npz` (a `tenfold.selection.Selection` "
-        "of positions, with `subset(dataset)` and `sampler()`); `manifest.json` lists them with votes and "
-        "classes."
+        "The folder `kept` has, for each method, ratio and seed, the kept images: `.indices` (torch int64, "
+        "the identifiers, as the published code's loader takes them) and `.npz` (a "
+        "`tenfold.selection.Selection` of positions, with `subset(dataset)` and `sampler()`); "
+        "`manifest.json` lists them with votes and classes."
     )
     return Section("Files", text)
 
@@ -107,7 +108,8 @@ def _lead(outcome: Outcome) -> str:
     task, config = outcome.task, outcome.config
     text = (
         f"Source: {task.source.name}, {len(task.source):,} images of {len(task.source.classes)} classes. "
-        f"Target: {task.target.name}, {len(task.target.classes)} classes, {len(task.target):,} images to map, "
+        f"Target: {task.target.name}, {len(task.target.classes)} classes, {len(task.target):,} images to "
+        "map, "
         + (f"{config.shots} labelled images per class to learn from, " if config.shots else "")
         + f"{len(task.test):,} to test on. {len(config.seeds)} seeds, {len(outcome.trials)} pretrainings. "
     )
@@ -136,8 +138,8 @@ def _verdict(outcome: Outcome) -> str:
         name = tables.title(tables.ours(outcome)[0])
         doubt = "" if low > 0 or high < 0 else ", no clear difference"
         text += (
-            f" {name.capitalize()} is {abs(100 * d):.1f} points {'above' if d > 0 else 'below'} random classes "
-            f"({100 * low:+.1f} to {100 * high:+.1f}{doubt})."
+            f" {name.capitalize()} is {abs(100 * d):.1f} points {'above' if d > 0 else 'below'} random "
+            f"classes ({100 * low:+.1f} to {100 * high:+.1f}{doubt})."
         )
     return text
 
@@ -204,8 +206,8 @@ def _claims(outcome: Outcome) -> list[Claim]:
                   f"{source}, abstract")
         )  # fmt: skip
     claims.append(
-        Claim("ResNet-18 surrogate, ResNet-101, OxfordPets and StanfordCars, frozen features: up to 5x faster "
-              "with no drop", _comparable(outcome), f"{source}, caption of Fig. 1")
+        Claim("ResNet-18 surrogate, ResNet-101, OxfordPets and StanfordCars, frozen features: up to 5x "
+              "faster with no drop", _comparable(outcome), f"{source}, caption of Fig. 1")
     )  # fmt: skip
     return claims
 

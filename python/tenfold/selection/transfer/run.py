@@ -191,8 +191,10 @@ def _train_all(config: DP4TLConfig, folder: RunFolder, outcome: Outcome) -> None
 
 def _take(outcome: Outcome, job: Job, figures: dict[str, Any], tensors: dict[str, Tensor]) -> Trial:
     nothing = float("nan")
-    values = {k: nothing if v is None else v for k, v in figures.items()}
-    hits = {kind: tensors[kind].numpy().astype(bool) for kind in ("lp", "ff") if kind in tensors}
+    values: dict[str, Any] = {k: nothing if v is None else v for k, v in figures.items()}
+    hits: dict[str, NDArray[np.bool_]] = {
+        kind: tensors[kind].numpy().astype(bool) for kind in ("lp", "ff") if kind in tensors
+    }
     trial = Trial(job, Transfer(**values), hits)
     outcome.trials.append(trial)
     kept = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}

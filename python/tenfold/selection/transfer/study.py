@@ -28,9 +28,10 @@ from tenfold.selection.transfer.index_files import read_class_list, read_score_c
 from tenfold.selection.transfer.methods import METHODS, Evidence, pca, rank
 from tenfold.selection.transfer.networks import build, head_of, load_weights, replace_head
 from tenfold.selection.transfer.rankings import ClassRanking
+from tenfold.selection.transfer.recipe import Recipe
 from tenfold.selection.transfer.tasks import Task, load_task, shots_of
 
-__all__ = ["Job", "keys_of", "survey", "task_of", "transfer_one"]
+__all__ = ["Job", "keys_of", "survey", "task_of", "transfer_one", "view_for_recipe"]
 
 COMPONENTS = 32
 """Principal components of the pixels for methods without labels."""
@@ -67,10 +68,15 @@ def make(config: DP4TLConfig, name: str, task: Task, classes: int, seed: int) ->
         return build(name, classes, channels=channels, side=side)
 
 
-def view_for(task: Task, recipe: Any) -> View:
-    """How images are looked at for features: the central square, whole, at the recipe's test size."""
-    size = 0 if task.in_memory else (224 if recipe.test_resolution == 256 else recipe.test_resolution)
-    return replace(training.view_of(task.source), crop="centre", share=1.0, flip=0.0).at(size)
+def view_for(task: Task, recipe: Recipe) -> View:
+    """How images are looked at for features: the whole central square, nothing mirrored."""
+    return replace(view_for_recipe(task.source, recipe), crop="centre", share=1.0, flip=0.0)
+
+
+def view_for_recipe(images: Images, recipe: Recipe) -> View:
+    """Normalisation and size for features: 224 pixels where pretraining is tested at 256, as published."""
+    size = 224 if recipe.test_resolution == 256 else recipe.test_resolution
+    return training.view_of(images).at(0 if images.pixels is not None else size)
 
 
 # ---- survey ----------------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ def _evidence(
     config: DP4TLConfig, task: Task, network: nn.Module, view: View, seed: int
 ) -> tuple[Evidence, dict[str, Tensor]]:
     """Everything that the chosen methods look at."""
-    options = {"device": config.device, "workers": config.readers}
+    options: dict[str, Any] = {"device": config.device, "workers": config.readers}
     needs = {need for m in config.methods for need in METHODS[m].needs} | {"features"}
     found = Evidence(
         task.source.labels, len(task.source.classes), clusters=config.clusters or None,
@@ -251,7 +257,7 @@ def _fill(
     want: tuple[str, ...],
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
     def blocks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        options = {"device": config.device, "workers": config.readers}
+        options: dict[str, Any] = {"device": config.device, "workers": config.readers}
         for x, logits, at in training.outputs(network, images, view, **options):
             features[at] = x
             yield x, logits, images.labels[at]
@@ -335,7 +341,7 @@ def transfer_one(
 def _probed(config: DP4TLConfig, task: Task, network: nn.Module, shots: Images, seed: int) -> Tensor:
     recipe = config.recipe("lp")
     view = view_for(task, recipe)
-    options = {"device": config.device, "workers": config.readers}
+    options: dict[str, Any] = {"device": config.device, "workers": config.readers}
     x, z = (
         torch.cat([f for f, _, _ in training.outputs(network, images, view, **options)])
         for images in (shots, task.test)

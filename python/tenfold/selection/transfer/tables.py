@@ -169,7 +169,8 @@ def health_rows(outcome: Outcome) -> list[dict[str, Any]]:
     names = {
         "confidence": "confidence on target", "confidence_held_out": "on held-out source",
         "energy": "energy on target", "energy_held_out": "energy on held-out source",
-        "unfamiliar": "unfamiliar share", "classes_used": "classes with votes", "top_share": "votes in top tenth",
+        "unfamiliar": "unfamiliar share", "classes_used": "classes with votes",
+        "top_share": "votes in top tenth",
         "largest_share": "votes in top class", "consistency": "consistency", "agreement": "LM/FM correlation",
         "overlap": "LM/FM overlap at 50 %",
     }  # fmt: skip
