@@ -14,8 +14,6 @@ __all__ = ["write"]
 
 def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     """Everything that a finished run leaves; returns its numbers."""
-    for key, tensors in outcome.weights.items():
-        folder.write_safetensors(key, tensors, {"architecture": outcome.config.model})
     with style():
         sections = [
             _accuracy(outcome, folder), *_kept(outcome, folder), _cost(outcome, folder),

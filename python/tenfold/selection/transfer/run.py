@@ -105,6 +105,8 @@ def run(config: DP4TLConfig, folder: RunFolder) -> Result:
     _survey_all(config, folder, outcome)
     write_kept(outcome, folder.path / "kept")
     _train_all(config, folder, outcome)
+    for key, tensors in outcome.weights.items():
+        folder.write_safetensors(key, tensors, {"architecture": config.model})
     from tenfold.selection.transfer.report import write
 
     return Result(write(outcome, folder), folder.path)
