@@ -16,14 +16,14 @@ import torch
 from tenfold.runs import Report, RunFolder
 from tenfold.selection import Selection
 from tenfold.selection.transfer import config as config_module
-from tenfold.selection.transfer import index_files, report, study, tables
+from tenfold.selection.transfer import index_files, report, tables, work
 from tenfold.selection.transfer import run as run_module
 from tenfold.selection.transfer.config import SMALL, DP4TLConfig
 from tenfold.selection.transfer.images import Images
 from tenfold.selection.transfer.run import Outcome
 from tenfold.selection.transfer.run import study as run_study
-from tenfold.selection.transfer.study import Job, keys_of
 from tenfold.selection.transfer.tasks import Task
+from tenfold.selection.transfer.work import Job, keys_of
 
 METHODS = ["none", "scratch", "lm", "fm", "fm-kmeans", "random", "lm-reverse", "moderate", "el2n"]
 
@@ -44,8 +44,8 @@ def config(monkeypatch: pytest.MonkeyPatch) -> DP4TLConfig:
     source = squares(90, 9, 0)
     known = np.arange(90)
     toy = Task("toy", source, known, squares(27, 9, 1), squares(30, 3, 2), squares(24, 3, 3))
-    monkeypatch.setattr(study, "load_task", lambda *a, **k: toy)
-    monkeypatch.setattr(study, "_held", {})
+    monkeypatch.setattr(work, "load_task", lambda *a, **k: toy)
+    monkeypatch.setattr(work, "_held", {})
     return DP4TLConfig(
         methods=METHODS, ratios=[0.3, 0.6], seeds=[0, 1], draws=2, workers=1, epochs=2, clusters=12, shots=3
     )
@@ -116,7 +116,7 @@ def test_the_mapping_finds_what_the_target_is_made_of(
     config: DP4TLConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config_module, "SMALL", replace(SMALL, batch=8))
-    state, tensors = study.survey(replace(config.resolved(), ratios=[0.6]), 0)
+    state, tensors = work.survey(replace(config.resolved(), ratios=[0.6]), 0)
     kept = squares(90, 9, 0).labels[tensors["kept/lm-0600-seed0"]].unique().tolist()
     assert set(kept) >= {0, 1, 2}
     assert tensors["votes/lm"].sum() == 30
@@ -160,11 +160,11 @@ def test_two_processes_come_to_the_same_numbers_as_one(config: DP4TLConfig, tmp_
     real = DP4TLConfig(methods=["lm"], ratios=[0.9], seeds=[0], epochs=1, evaluate=["lp"], shots=2).resolved()
     job = keys_of(real, 0)[0]
     kept = np.arange(0, 5400, 9)
-    study._held.clear()
+    work._held.clear()
     with pytest.MonkeyPatch.context() as patch:
         from tenfold.selection.transfer.tasks import load_task
 
-        patch.setattr(study, "load_task", load_task)
+        patch.setattr(work, "load_task", load_task)
         here = run_module._one(real, tmp_path, run_module.Work(job, kept))
         there = list(
             run_module.run_jobs(
@@ -173,7 +173,7 @@ def test_two_processes_come_to_the_same_numbers_as_one(config: DP4TLConfig, tmp_
                 workers=2,
             )
         )
-    study._held.clear()
+    work._held.clear()
     for figures in (t[1] for t in there):
         assert {k: v for k, v in figures.items() if k != "seconds"} == {
             k: v for k, v in here[1].items() if k != "seconds"
@@ -182,14 +182,14 @@ def test_two_processes_come_to_the_same_numbers_as_one(config: DP4TLConfig, tmp_
 
 def test_cached_features(config: DP4TLConfig, tmp_path: Path) -> None:
     cached = replace(config.resolved(), cache=str(tmp_path / "cache"), evaluate=["lp"])
-    plain = study.survey(config.resolved(), 0)[1]
-    first, second = study.survey(cached, 0)[1], study.survey(cached, 0)[1]
+    plain = work.survey(config.resolved(), 0)[1]
+    first, second = work.survey(cached, 0)[1], work.survey(cached, 0)[1]
     for name, value in plain.items():
         assert torch.equal(first[name], value), name
         assert torch.equal(second[name], value), name
     with pytest.raises(ValueError, match="expected features of these network"):
-        study.survey(cached, 1)  # another surrogate
-    study._held.clear()
+        work.survey(cached, 1)  # another surrogate
+    work._held.clear()
 
 
 def test_all_methods_and_the_published_head(quick: DP4TLConfig, tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_all_methods_and_the_published_head(quick: DP4TLConfig, tmp_path: Path) 
 
 def test_differences_are_paired_by_test_image(config: DP4TLConfig) -> None:
     from tenfold.selection.transfer.run import Trial
-    from tenfold.selection.transfer.study import Transfer
+    from tenfold.selection.transfer.work import Transfer
 
-    task = study.load_task("digits")
+    task = work.load_task("digits")
     outcome = Outcome(replace(config, evaluate=["lp"], draws=1).resolved(), task)
     a, b = np.array([1, 1, 0, 1], bool), np.array([1, 0, 0, 0], bool)
     for method, ratio, hits in (("lm", 0.3, a), ("none", 0.0, b)):
@@ -234,7 +234,7 @@ def test_differences_are_paired_by_test_image(config: DP4TLConfig) -> None:
 def test_pruned_digits_transfer_as_well_as_all_of_them(tmp_path: Path) -> None:
     """The embedded default: the paper's effect at 60 %, with its controls (about two minutes)."""
     pytest.importorskip("sklearn")
-    study._held.clear()
+    work._held.clear()
     methods = ["none", "lm", "fm", "fm-kmeans", "random", "lm-reverse"]
     numbers = run_study(DP4TLConfig(methods=methods, ratios=[0.6], evaluate=["lp"]), tmp_path / "a").metrics
     full, random, reverse = (100 * numbers[f"{m}.lp"] for m in ("none.0", "random.60", "lm-reverse.60"))

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     )
     from tenfold.selection.transfer.methods import METHODS, Evidence, rank
     from tenfold.selection.transfer.networks import build, load_weights
-    from tenfold.selection.transfer.prune import Pruned, prune
+    from tenfold.selection.transfer.pruning import Pruned, prune
     from tenfold.selection.transfer.published import read_mapping, read_published
     from tenfold.selection.transfer.published_runs import Trained, finetune, pretrain
     from tenfold.selection.transfer.rankings import ClassRanking, ModerateRanking, SampleRanking
     from tenfold.selection.transfer.recipe import Recipe
-    from tenfold.selection.transfer.run import run, study
+    from tenfold.selection.transfer.run import study
     from tenfold.selection.transfer.tasks import SUITES, load_task
     from tenfold.selection.transfer.training import accuracy, fit, probe
 
@@ -54,12 +54,12 @@ _HOMES = {
     ),
     "methods": ("METHODS", "Evidence", "rank"),
     "networks": ("build", "load_weights"),
-    "prune": ("Pruned", "prune"),
+    "pruning": ("Pruned", "prune"),
     "published": ("read_mapping", "read_published"),
     "published_runs": ("Trained", "finetune", "pretrain"),
     "rankings": ("ClassRanking", "ModerateRanking", "SampleRanking"),
     "recipe": ("Recipe",),
-    "run": ("run", "study"),
+    "run": ("study",),
     "tasks": ("SUITES", "load_task"),
     "training": ("accuracy", "fit", "probe"),
 }  # fmt: skip
@@ -70,7 +70,7 @@ __all__ = [
     "ModerateRanking", "Pruned", "Recipe", "SampleRanking", "Trained", "View", "accuracy", "build",
     "class_distance_mapping", "class_means", "coreset_means", "feature_mapping", "finetune", "fit",
     "label_mapping", "load_images", "load_task", "load_weights", "mapping_health", "perturb", "pretrain",
-    "probe", "prune", "pseudo_class_mapping", "rank", "read_beton", "read_mapping", "read_published", "run",
+    "probe", "prune", "pseudo_class_mapping", "rank", "read_beton", "read_mapping", "read_published",
     "study", "write_beton",
 ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(f"{__name__}.{module}"), name)
-            globals()[name] = value  # a module of the same name (prune, run) must not hide the function
+            globals()[name] = value
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -45,6 +45,7 @@ def accuracy(outcome: Outcome) -> Picture:
     fig, axes = figures.figure(4.9 * len(kinds) + 1.6, 4.4, ncols=len(kinds), squeeze=False)
     told = []
     for axis, kind in zip(axes[0], kinds, strict=True):
+        curves = [m for m in outcome.config.methods if METHODS[m].unit != "all"]
         for method in outcome.config.methods:
             pruned = [r for m, r in tables.cells(outcome) if m == method]
             found = [tables.summary(outcome, method, r, kind) for r in pruned]
@@ -60,13 +61,16 @@ def accuracy(outcome: Outcome) -> Picture:
                 )
             else:
                 colour, marker, line = _style_of(method)
+                shift = 0.35 * (curves.index(method) - (len(curves) - 1) / 2)  # bars beside each other
                 axis.errorbar(
-                    [100 * r for r in pruned], mean, spread, color=colour, marker=marker, linestyle=line,
-                    capsize=3, linewidth=1.6, elinewidth=0.8, label=tables.title(method),
+                    [100 * r + shift for r in pruned], mean, spread,
+                    color=colour, marker=marker, linestyle=line, capsize=2,
+                    linewidth=1.6, elinewidth=0.7, markersize=5, label=tables.title(method),
                 )  # fmt: skip
             numbers = ", ".join(f"{m:.1f} at {round(100 * r)} %" for m, r in zip(mean, pruned, strict=True))
             told.append(f"{KINDS[kind]}, {tables.title(method)}: {numbers}")
         axis.set(xlabel="pruned share of the source, %", ylabel="accuracy on the target, %")
+        axis.set_xticks([100 * r for r in outcome.config.ratios])
         axis.set_title(KINDS[kind].capitalize())
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", fontsize=9)
@@ -84,14 +88,14 @@ def cost(outcome: Outcome) -> Picture | None:
         return None
     kind = outcome.config.evaluate[0]
     fig, axis = figures.figure(7.4, 4.0)
-    extra, told = tables.overhead(outcome), []
+    extra, told = max(tables.overhead(outcome, m) for m in outcome.config.methods), []
     full = tables.summary(outcome, "none", 0.0, kind)
     axis.plot(100, 100 * full.mean, "o", color=figures.INK, markersize=8)
     axis.annotate("whole source", (100, 100 * full.mean), (-6, 8), textcoords="offset points", ha="right")
     for method in [*tables.ours(outcome), *[m for m in tables.controls(outcome) if m in _STYLES]]:
         colour, marker, line = _style_of(method)
         found = [tables.summary(outcome, method, r, kind) for r in outcome.config.ratios]
-        needs = extra if METHODS[method].needs else 0.0
+        needs = tables.overhead(outcome, method)
         bare = [100 * s.seconds / full.seconds for s in found]
         mean = [100 * s.mean for s in found]
         axis.plot(bare, mean, color=colour, marker=marker, linestyle=line, label=tables.title(method))
@@ -105,8 +109,8 @@ def cost(outcome: Outcome) -> Picture | None:
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     caption = (
         f"What accuracy costs ({KINDS[kind]}). Surrogate and mapping are paid once, however many models are "
-        f"pretrained: {extra:.1f} s here, {100 * extra / full.seconds:.0f} % of one pretraining on the whole "
-        "source; they are not in the plot but in the table."
+        f"pretrained: at most {extra:.1f} s here, {100 * extra / full.seconds:.0f} % of one pretraining on "
+        "the whole source; they are in the table, not in the plot."
     )
     return Picture(fig, caption, "Accuracy against cost. " + "; ".join(told) + ".")
 

@@ -23,7 +23,7 @@ from tenfold.selection.transfer.images import Images, load_images
 from tenfold.selection.transfer.index_files import read_indices
 from tenfold.selection.transfer.networks import build, head_of, load_weights, replace_head
 from tenfold.selection.transfer.published import Settings, read_published
-from tenfold.selection.transfer.study import view_for_recipe
+from tenfold.selection.transfer.work import view_for_recipe
 
 __all__ = ["Trained", "finetune", "pretrain"]
 

@@ -68,10 +68,10 @@ def _cost(outcome: Outcome, folder: RunFolder) -> Section:
         folder.write_figure("cost", *picture)
     text = (
         "Epochs are fixed, so that optimiser steps shrink with the kept share; that is all of the speed-up. "
-        f"Surrogate and mapping take {tables.overhead(outcome):.1f} s of processor time per seed (for all "
-        "methods of this run together); the column `time saved with surrogate` charges them to a single "
-        "pretraining. They pay when the model is much larger than the surrogate, or pretrained more than "
-        "once."
+        "The column `with surrogate` of the first table is the time saved when the surrogate's training, its "
+        "passes over source and target, and the ranking are charged to a single pretraining. They pay when "
+        "the model is much larger than the surrogate, or pretrained more than once; in the embedded task "
+        "both are small networks."
     )
     return Section("What it costs", text, ["cost"] if picture is not None else [])
 

@@ -31,8 +31,8 @@ from tenfold.runs.files import write_json
 from tenfold.selection import Selection
 from tenfold.selection.transfer.config import DP4TLConfig
 from tenfold.selection.transfer.index_files import write_indices
-from tenfold.selection.transfer.study import Job, Transfer, keys_of, survey, task_of, transfer_one
 from tenfold.selection.transfer.tasks import Task
+from tenfold.selection.transfer.work import Job, Transfer, keys_of, survey, task_of, transfer_one
 
 __all__ = ["Outcome", "Result", "Survey", "Trial", "run", "study"]
 

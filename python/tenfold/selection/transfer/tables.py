@@ -92,11 +92,15 @@ def controls(outcome: Outcome) -> list[str]:
     return [m for m in CONTROLS if m in outcome.config.methods]
 
 
-def overhead(outcome: Outcome) -> float:
-    """Processor seconds of the surrogate and the mapping, mean over seeds."""
-    return float(
-        np.mean([s.state["surrogate_seconds"] + s.state["mapping_seconds"] for s in outcome.surveys])
-    )
+def overhead(outcome: Outcome, method: str) -> float:
+    """Processor seconds of the surrogate, its passes over the images and the ranking, mean over seeds."""
+    if not METHODS[method].needs:
+        return 0.0
+    parts = [
+        s.state["surrogate_seconds"] + s.state["features_seconds"] + s.state["ranking_seconds"][method]
+        for s in outcome.surveys
+    ]
+    return float(np.mean(parts))
 
 
 def rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -111,13 +115,12 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"method": title(method), "pruned %": round(100 * ratio)}
         for kind in outcome.config.evaluate:
             s = summary(outcome, method, ratio, kind)
-            row[f"{kind.upper()} %"] = round(100 * s.mean, 1)
-            row[f"± {kind.upper()}"] = "" if math.isnan(s.deviation) else round(100 * s.deviation, 1)
+            spread = "" if math.isnan(s.deviation) else f" ± {100 * s.deviation:.1f}"
+            row[f"{kind.upper()} %"] = f"{100 * s.mean:.1f}{spread}"
         row |= {"images": round(s.images), "steps": round(s.steps), "seconds": round(s.seconds, 2)}
         if full is not None and s.steps and method != "none":
             row["steps saved"] = f"{full.steps / s.steps:.2f}x"
-            needs = overhead(outcome) if METHODS[method].needs else 0.0
-            row["time saved with surrogate"] = f"{full.seconds / (s.seconds + needs):.2f}x"
+            row["with surrogate"] = f"{full.seconds / (s.seconds + overhead(outcome, method)):.2f}x"
         made.append(row)
     return made
 
@@ -187,8 +190,10 @@ def metrics(outcome: Outcome) -> dict[str, float | int]:
     found: dict[str, float | int] = {
         "source.images": len(outcome.task.source), "source.classes": len(outcome.task.source.classes),
         "target.classes": len(outcome.task.target.classes), "test.images": len(outcome.task.test),
-        "trainings": len(outcome.trials), "surrogate.seconds": overhead(outcome),
+        "trainings": len(outcome.trials),
     }  # fmt: skip
+    for name in ("surrogate_seconds", "features_seconds"):
+        found[name.replace("_", ".")] = float(np.mean([s.state[name] for s in outcome.surveys]))
     for method, ratio in cells(outcome):
         at = f"{method}.{round(100 * ratio)}"
         for kind in outcome.config.evaluate:
