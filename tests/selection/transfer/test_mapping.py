@@ -239,6 +239,13 @@ def test_health() -> None:
     other = mapping.label_mapping(torch.tensor([2] * 9 + [3]), labels, 4)
     told = mapping_health(sure[:10], sure, piled, other).warnings
     assert any("90 % of the votes" in w for w in told)
+    assert good.effective_classes == pytest.approx(4)
+    one = mapping.label_mapping(
+        torch.tensor([0] * 8 + [1] * 8), labels, 4, target_labels=torch.arange(16) % 5, target_classes=5
+    )
+    assert mapping_health(sure[:16], sure, one).warnings == [
+        "the votes spread over 2.0 source classes, for 5 target classes"
+    ]
     assert any("disagree" in w for w in told)
 
 

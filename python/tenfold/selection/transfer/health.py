@@ -22,6 +22,8 @@ LOW_CONFIDENCE = 0.7
 """Warn where the target's mean largest probability is below this share of the held-out source's."""
 PILED_UP = 0.5
 """Warn where one class has more of the votes, if the target has more than two classes."""
+TOO_FEW = 0.5
+"""Warn where the votes spread over fewer classes (by entropy) than this share of the target's classes."""
 DISAGREEMENT = 0.4
 """Warn where the rank correlation of LM's and FM's votes is below this."""
 
@@ -36,6 +38,7 @@ class Health:
         energy, energy_held_out: mean of -logsumexp of the logits (arXiv 2010.03759); lower is more familiar.
         unfamiliar: share of target images with an energy above 95 % of the held-out source's.
         classes_used: source classes with at least one vote.
+        effective_classes: exp of the entropy of the votes: over how many classes they spread.
         top_share: share of the votes in the most voted tenth of the classes (at least one class).
         largest_share: share of the votes in the most voted class.
         consistency: of each target class the share of its most frequent source class, averaged; NaN without
@@ -51,6 +54,7 @@ class Health:
     energy_held_out: float
     unfamiliar: float
     classes_used: int
+    effective_classes: float
     top_share: float
     largest_share: float
     consistency: float
@@ -88,6 +92,7 @@ def mapping_health(
     made = Health(
         float(p.mean()), float(q.mean()), float(e.mean()), float(f.mean()),
         float((e > torch.quantile(f, 0.95)).double().mean()), int((lm.votes > 0).sum()),
+        float(np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())),
         float(shares[: max(1, len(shares) // 10)].sum()), float(shares[0]), consistency, agreement, overlap,
     )  # fmt: skip
     made.warnings = _warnings(made, 0 if lm.matrix is None else len(lm.matrix))
@@ -117,6 +122,11 @@ def _warnings(h: Health, target_classes: int) -> list[str]:
         )
     if h.largest_share > PILED_UP and target_classes != 2:
         found.append(f"{100 * h.largest_share:.0f} % of the votes went to one source class")
+    if h.effective_classes < TOO_FEW * target_classes:
+        found.append(
+            f"the votes spread over {h.effective_classes:.1f} source classes, for {target_classes} target "
+            "classes"
+        )
     if h.agreement < DISAGREEMENT:
         found.append(
             f"label mapping and feature mapping disagree: their votes' correlation is {h.agreement:.2f}"

@@ -83,9 +83,9 @@ def _health(outcome: Outcome, folder: RunFolder) -> Section:
     text = (
         "A mapping can fail without a sign of it: images that look like nothing in the source still vote. "
         "Warnings are given when the surrogate is much less sure of the target than of source images it has "
-        "not seen, when one class takes more than half of the votes, or when label mapping and feature "
-        "mapping disagree. Consistency (the share of a target class that goes to one source class) uses "
-        "target labels and is for reading only."
+        "not seen, when one class takes more than half of the votes or the votes spread over fewer classes "
+        "than half of the target's, or when label mapping and feature mapping disagree. Consistency (the "
+        "share of a target class that goes to one source class) uses target labels and is for reading only."
     )
     if warned:
         text = "**Warnings.** " + "; ".join(warned) + ".\n\n" + text

@@ -173,6 +173,7 @@ def health_rows(outcome: Outcome) -> list[dict[str, Any]]:
         "confidence": "confidence on target", "confidence_held_out": "on held-out source",
         "energy": "energy on target", "energy_held_out": "energy on held-out source",
         "unfamiliar": "unfamiliar share", "classes_used": "classes with votes",
+        "effective_classes": "effective classes",
         "top_share": "votes in top tenth",
         "largest_share": "votes in top class", "consistency": "consistency", "agreement": "LM/FM correlation",
         "overlap": "LM/FM overlap at 50 %",
