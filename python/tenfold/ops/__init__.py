@@ -1,7 +1,10 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .intensity import IntensityHistogram
+from .kcenter import KCenter, kcenter_greedy
+from .kmeans import KMeans, kmeans
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
@@ -81,12 +84,15 @@ __all__ = [
     "ContrastiveDiscrepancy",
     "GNBSample",
     "IntensityHistogram",
+    "KCenter",
+    "KMeans",
     "LinearLoss",
     "LogProbs",
     "LowRankTerm",
     "MMDTest",
     "MagnitudeMask",
     "Mask",
+    "NearestCenters",
     "OptionLoss",
     "RandomMask",
     "ReplayPass",
@@ -111,7 +117,9 @@ __all__ = [
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "joint_mmd",
+    "kcenter_greedy",
     "keep_largest",
+    "kmeans",
     "label_lut",
     "labels_of_owners",
     "linear_ceu",
@@ -133,6 +141,7 @@ __all__ = [
     "mmd",
     "mmd_permutation_test",
     "multihot_counts",
+    "nn_assign",
     "option_loss",
     "overlap_counts",
     "owner_counts",
