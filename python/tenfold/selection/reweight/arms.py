@@ -20,7 +20,7 @@ class Arm:
         name, title: in tables and on the page.
         rows: "all", "random" (coreset at random) or "moderate" (moderate coreset).
         source: where weights come from: "" (none), "coreset", "all" (Meta-Weight-Net on every row), "given".
-        mode: how a coreset's weights are carried, see `broadcast.MODES`.
+        mode: how a coreset's weights are carried, see `carry.MODES`.
         normalise: weights are divided by their mean.
         control: "", "constant" or "shuffled".
         of: name of the method that a control belongs to.
