@@ -94,9 +94,7 @@ def _classwise(
     w: NDArray[np.float32], x: torch.Tensor, centres: torch.Tensor, y: NDArray[np.int64],
     rows: NDArray[np.int64], compat: str, notes: list[str],
 ) -> NDArray[np.float32]:  # fmt: skip
-    indices, _ = nn_assign(
-        x, centres, x_labels=torch.from_numpy(y), center_labels=torch.from_numpy(y[rows])
-    )
+    indices, _ = nn_assign(x, centres, x_labels=torch.from_numpy(y), center_labels=torch.from_numpy(y[rows]))
     at = np.asarray(indices, dtype=np.int64)[:, 0]
     alone = at < 0
     found = w[np.where(alone, 0, at)]

@@ -17,11 +17,11 @@ __all__ = ["CwermConfig"]
 
 _DIGITS: dict[str, Any] = {
     "settings": ["symmetric:0.4", "symmetric:0.4+wd=0+epochs=100", "clean"], "model": "mlp",
-    "meta_model": "mlp", "extractor": "pixels", "ratio": 0.1, "ratios": [0.02, 0.05, 0.2, 0.5],
+    "meta_model": "mlp", "extractor": "pixels", "ratio": 0.1, "ratios": [0.02, 0.05, 0.3],
     "epochs": 60, "batch": 32, "augment": False,
 }  # fmt: skip
 _ARRAYS: dict[str, Any] = {
-    **_DIGITS, "settings": ["clean"], "ratios": [], "ratio": 0.05, "batch": 128,
+    **_DIGITS, "settings": ["clean"], "ratios": [], "ratio": 0.05, "epochs": 100, "batch": 128,
 }  # fmt: skip
 _PAPER: dict[str, Any] = {
     "settings": ["clean"], "model": "preactresnet18", "meta_model": "resnet32", "extractor": "resnet50",
@@ -78,7 +78,7 @@ class CwermConfig:
     """Coreset's share of the training rows. None: 0.1 for digits, 0.01 else."""
 
     ratios: list[float] | None = None
-    """Other shares to try, in the first problem. None: 0.02, 0.05, 0.2, 0.5 for digits, none else."""
+    """Other shares to try, in the first problem. None: 0.02, 0.05, 0.3 for digits, none else."""
 
     neighbours: int = 5
     """Coreset samples that vote on a label (label-aware)."""
@@ -93,8 +93,9 @@ class CwermConfig:
     meta_rows: int | None = None
     """How many. None: as the published code counts for split, and 50 for clean."""
 
-    reweight_all: Literal["first", "every"] = "first"
-    """W-ERM, which learns weights on all rows and is what takes time: in the first problem, or in every."""
+    every_method: bool | None = None
+    """All methods in every problem; else W-ERM, which is what takes time, and variants in the first one only.
+    None: yes, except for the embedded default."""
 
     epochs: int | None = None
     """Of the weighted training. None: 60 for digits, 100 else."""
@@ -176,6 +177,8 @@ class CwermConfig:
         if self.given_weights and "given" not in names:
             names.append("given")
         filled["methods"] = with_controls(names)
+        if self.every_method is None:
+            filled["every_method"] = self.dataset != "digits" or bool(self.methods)
         if self.meta_rows is None and self.meta == "clean":
             filled["meta_rows"] = 50
         made = dataclasses.replace(self, **filled)
@@ -186,21 +189,23 @@ class CwermConfig:
         """The settings, parsed."""
         return [parse_setting(text) for text in self.settings]
 
-    def arms(self, setting: int = 0, ratio: float | None = None) -> list[Arm]:
-        """What is trained in a problem; at another ratio only what depends on it."""
-        names = list(self.methods)
-        if setting and self.reweight_all == "first":
-            names = [name for name in names if ARMS[name].source != "all"]
-        if ratio is not None and ratio != self.ratio:
-            names = [name for name in names if name in SWEPT or ARMS[name].of in SWEPT]
-        return [ARMS[name] for name in names]
+    def arms(self, setting: int = 0) -> list[Arm]:
+        """What is trained in a problem."""
+        named = [ARMS[name] for name in self.methods]
+        if setting and not self.every_method:
+            named = [arm for arm in named if arm.name in SWEPT or arm.of in SWEPT or arm.name == "erm"]
+        return named
+
+    def swept(self) -> list[Arm]:
+        """What is trained at each coreset ratio: all that depends on it and is worth it, with controls."""
+        return [arm for arm in self.arms() if arm.name in SWEPT or arm.of in SWEPT]
 
 
 def _check(config: CwermConfig) -> None:
     for name, known in (
         ("dataset", DATASETS), ("weights", ("final", "trajectory")), ("meta", ("split", "clean", "given")),
         ("compat", ("", "reference")), ("save", ("first", "all", "none")),
-        ("reweight_all", ("first", "every")), ("precision", ("float32", "bfloat16")),
+        ("precision", ("float32", "bfloat16")),
     ):  # fmt: skip
         _checks.choice(name, getattr(config, name), known)
     if config.dataset != "digits" and not config.data:
@@ -254,14 +259,16 @@ def _check_resolved(config: CwermConfig) -> None:
 
     _checks.choice("extractor", config.extractor, EXTRACTORS)
     if not config.features and config.extractor != "pixels":
-        if config.dataset in ("digits", "arrays") and config.dataset == "digits":
+        if config.dataset == "digits":
             _checks.fail(ValueError, "extractor", "pixels for digits", repr(config.extractor))
         if not config.extractor_weights:
             expected = f"the .safetensors file of {config.extractor} (or --extractor pixels, or --features)"
             _checks.fail(ValueError, "extractor_weights", expected, "nothing")
     for name in ("extractor_weights", "features", "given_weights"):
         if getattr(config, name) and not Path(getattr(config, name)).is_file():
-            raise FileNotFoundError(f"{name}: expected a file, got {getattr(config, name)}, which is not there")
+            raise FileNotFoundError(
+                f"{name}: expected a file, got {getattr(config, name)}, which is not there"
+            )
     if config.features and len(config.seeds) > 1 and config.dataset == "digits":
         _checks.fail(ValueError, "features", "one seed, for digits are parted anew by each", config.seeds)
     if "given" in config.methods and not config.given_weights:

@@ -12,7 +12,15 @@ from tenfold import _checks
 from tenfold.ops import class_median_distance, moderate_select
 from tenfold.selection.reweight.corrupt import checked_labels
 
-__all__ = ["Split", "coreset_size", "meta_count", "moderate_coreset", "purity", "random_coreset", "split_meta"]
+__all__ = [
+    "Split",
+    "coreset_size",
+    "meta_count",
+    "moderate_coreset",
+    "purity",
+    "random_coreset",
+    "split_meta",
+]
 
 
 def coreset_size(ratio: float, count: int) -> int:

@@ -65,9 +65,13 @@ class Labelled:
                 _checks.fail(ValueError, name, f"{len(x)} labels, one a row", len(y))
             checked_labels(name, y, len(self.classes))
         if not len(self.x) or not len(self.x_test):
-            _checks.fail(ValueError, "x", "rows to train and to test with", f"{len(self.x)}, {len(self.x_test)}")
+            _checks.fail(
+                ValueError, "x", "rows to train and to test with", f"{len(self.x)}, {len(self.x_test)}"
+            )
         if self.x_test.shape[1:] != self.x.shape[1:]:
-            _checks.fail(ValueError, "x_test", f"rows of shape {tuple(self.x.shape[1:])}", tuple(self.x_test.shape))
+            _checks.fail(
+                ValueError, "x_test", f"rows of shape {tuple(self.x.shape[1:])}", tuple(self.x_test.shape)
+            )
         if self.true_y is not None:
             checked_labels("true_y", self.true_y, len(self.classes))
             if len(self.true_y) != len(self.y):
@@ -169,7 +173,9 @@ def _meta_name(count: int) -> str:
 
 def _cifar_files(path: Path, names: list[str]) -> dict[str, bytes]:
     if not path.exists():
-        raise FileNotFoundError(f"data: expected a folder or .tar.gz of CIFAR, got {path}, which is not there")
+        raise FileNotFoundError(
+            f"data: expected a folder or .tar.gz of CIFAR, got {path}, which is not there"
+        )
     if path.is_file():
         with tarfile.open(path) as archive:
             members = {Path(m.name).name: m for m in archive if m.isfile()}
@@ -192,9 +198,7 @@ def _all_there(path: Path, names: list[str], found: dict[str, Any]) -> None:
             raise FileNotFoundError(f"data: expected {name} in {path}, got {sorted(found)[:8]}")
 
 
-def _cifar_batch(
-    data: bytes, name: str, key: str, count: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _cifar_batch(data: bytes, name: str, key: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     told = _text_keys(loads_pickle(data, name))
     pixels, labels = told.get("data"), told.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):

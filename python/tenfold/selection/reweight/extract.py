@@ -97,7 +97,9 @@ def extract(
     from tenfold.selection.transfer.augment import IMAGENET_MEAN, IMAGENET_STD
 
     if data.x.dtype != torch.uint8:
-        _checks.fail(ValueError, "extractor", "pixels, for rows that are no uint8 images", tuple(data.x.shape))
+        _checks.fail(
+            ValueError, "extractor", "pixels, for rows that are no uint8 images", tuple(data.x.shape)
+        )
     before = network.training
     network.train(training)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -118,9 +120,7 @@ def save_features(
     """PATH.npy, and beside it PATH.json with what they were made from."""
     with replacing(path) as aside, aside.open("wb") as file:
         np.save(file, features)
-    write_json(
-        path.with_suffix(".json"), {"key": key, "data_sha256": data_sha256, "extractor": extractor}
-    )
+    write_json(path.with_suffix(".json"), {"key": key, "data_sha256": data_sha256, "extractor": extractor})
 
 
 def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float32]:
@@ -154,7 +154,9 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
             raise ValueError(f"{beside}: expected JSON, got {error}") from error
         told = note.get("data_sha256", "")
         if key and note.get("key") != key:
-            _checks.fail(ValueError, str(path), f"features with the key {key[:16]}", str(note.get("key"))[:16])
+            _checks.fail(
+                ValueError, str(path), f"features with the key {key[:16]}", str(note.get("key"))[:16]
+            )
     if x.ndim != 2 or len(x) != len(data.x) or x.dtype.kind != "f":
         _checks.fail(ValueError, str(path), f"numbers [{len(data.x)}, d], one row a sample", x.shape)
     if told and told != data.fingerprint():

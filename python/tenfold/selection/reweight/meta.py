@@ -229,7 +229,9 @@ class _Rate:
 def _rates(model: nn.Module, optimizer: torch.optim.Optimizer | None, lr: float | None) -> dict[str, _Rate]:
     """How far each trainable parameter goes along its gradient, and what is added to that."""
     if (optimizer is None) == (lr is None):
-        _checks.fail(TypeError, "optimizer", "either an optimizer or lr", "both" if lr is not None else "none")
+        _checks.fail(
+            TypeError, "optimizer", "either an optimizer or lr", "both" if lr is not None else "none"
+        )
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not names:
         _checks.fail(ValueError, "model", "parameters that require grad", "none")
@@ -246,7 +248,9 @@ def _rates(model: nn.Module, optimizer: torch.optim.Optimizer | None, lr: float 
                 rates[names[parameter]] = _sgd_rate(group, parameter, optimizer.state.get(parameter, {}))
     missing = sorted(set(names.values()) - set(rates))
     if missing:
-        _checks.fail(ValueError, "optimizer", "every trainable parameter of the model", f"none for {missing[0]}")
+        _checks.fail(
+            ValueError, "optimizer", "every trainable parameter of the model", f"none for {missing[0]}"
+        )
     return rates
 
 
@@ -319,7 +323,9 @@ def _forward_product(
     return tangent
 
 
-def _double_backward_product(losses: Tensor, theta: dict[str, Tensor], direction: dict[str, Tensor]) -> Tensor:
+def _double_backward_product(
+    losses: Tensor, theta: dict[str, Tensor], direction: dict[str, Tensor]
+) -> Tensor:
     """u -> J^T u is linear in u; its derivative along the direction is J direction."""
     u = torch.zeros_like(losses, requires_grad=True)
     back = torch.autograd.grad(losses, list(theta.values()), u, create_graph=True, allow_unused=True)

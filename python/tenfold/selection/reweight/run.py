@@ -199,7 +199,9 @@ def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
             _checks.fail(ValueError, "meta", "x_meta and y_meta in the data", "none")
         assert config.ratio is not None
         if coreset_size(config.ratio, len(data.y)) < 2 and config.meta == "split":
-            _checks.fail(ValueError, "ratio", f"a coreset of at least two of {len(data.y)} rows", config.ratio)
+            _checks.fail(
+                ValueError, "ratio", f"a coreset of at least two of {len(data.y)} rows", config.ratio
+            )
         if config.given_weights:
             given_weights(config, len(data.y))
     data = base_data(config, config.seeds[0])
@@ -259,7 +261,8 @@ def trainings(config: CwermConfig) -> list[Training]:
         for k in settings:
             for seed in config.seeds:
                 keep = seed in kept and ratio == config.ratio
-                found += [Training(k, seed, ratio, arm, keep) for arm in config.arms(k, ratio)]
+                arms = config.arms(k) if ratio == config.ratio else config.swept()
+                found += [Training(k, seed, ratio, arm, keep) for arm in arms]
     return found
 
 
@@ -318,7 +321,8 @@ def weigh(
         split = split_meta(data.y[core], count, rng, count=config.meta_rows, compat=config.compat)
     recipe = meta_recipe(config)
     model = make_model(config.meta_model, data.shape, count, job.seed)
-    modes = sorted({arm.mode for arm in config.arms(job.setting, job.ratio) if arm.source == "coreset"})
+    arms = config.arms(job.setting) if job.ratio == config.ratio else config.swept()
+    modes = sorted({arm.mode for arm in arms if arm.source == "coreset"})
     learned = learn_weights(
         model, data, core, split, recipe, job.seed, device=device, compat=config.compat,
         everywhere="function" in modes and not job.everything,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold import _checks
-from tenfold.selection.reweight.corrupt import CIFAR10_PAIRS, NOISE, long_tail, noisy_labels
 from tenfold.selection.reweight.coreset import split_meta
+from tenfold.selection.reweight.corrupt import CIFAR10_PAIRS, NOISE, long_tail, noisy_labels
 from tenfold.selection.reweight.data import Labelled
 
 __all__ = ["Setting", "parse_setting", "problem"]

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold import _checks
-from tenfold.ops import weighted_cross_entropy
 from tenfold.runs.files import replacing
 from tenfold.selection.result import checked_weights
 from tenfold.selection.reweight.data import Labelled
@@ -231,12 +230,14 @@ def _step(
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     if weights is None:
         loss = F.cross_entropy(logits, y)
-    else:
-        loss = weighted_cross_entropy(logits, y, weights[rows.to(weights.device)])
+    else:  # mean_i w_i CE_i; in these operations, weights of 1 leave every bit of the gradient as it is without
+        loss = (weights[rows.to(weights.device)] * F.cross_entropy(logits, y, reduction="none")).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clamp:
-        torch.nn.utils.clip_grad_value_(model.parameters(), recipe.clamp)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-recipe.clamp, recipe.clamp)
     optimizer.step()
     return loss.detach()
 

@@ -137,7 +137,11 @@ def learn_weights(
                 meta_loss, weight, steps = meta_loss + told.meta_loss, weight + told.weights.mean(), steps + 1
         total += reweighter.weights(logits_of(model, rows), rows.y)
         history.append(
-            {"epoch": epoch, "meta_loss": float(meta_loss) / max(steps, 1), "weight": float(weight) / max(steps, 1)}
+            {
+                "epoch": epoch,
+                "meta_loss": float(meta_loss) / max(steps, 1),
+                "weight": float(weight) / max(steps, 1),
+            }
         )
     if compat == "reference":
         model.train()
