@@ -1,7 +1,7 @@
 """What is trained beside each other: the paper's methods, the variants, and their controls.
 
-A weighted loss differs from a plain one in two ways: which samples count more, and how large the loss is on the
-whole. The second alone acts like another learning rate and weight decay. So every weighted method has two
+A weighted loss differs from a plain one in two ways: which samples count more, and how large the loss is on
+the whole. The second alone acts like another learning rate and weight decay. So every weighted method has two
 controls: every sample at the mean weight, and the same weights given to other samples.
 """
 

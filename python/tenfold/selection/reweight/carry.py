@@ -43,10 +43,10 @@ def broadcast(
         core_weights: [m] >= 0, not all zero.
         features: [N, d] of all samples. core: [m], their rows that are the coreset.
         mode: "nn": the weight of the nearest coreset sample, whatever its label (CW-ERM, arXiv 2403.12166).
-            "classwise": of the nearest with the same label; a label that the coreset has not falls back to the
-            nearest of all, with a note. "label_aware": the weight as in "nn" times the share of the
-            `neighbours` nearest coreset samples that carry the sample's label. "function": `function_weights`,
-            V's weights of each sample's own loss.
+            "classwise": of the nearest with the same label; a label that the coreset has not falls back to
+            the nearest of all, with a note. "label_aware": the weight as in "nn" times the share of the
+            `neighbours` nearest coreset samples that carry the sample's label. "function":
+            `function_weights`, V's weights of each sample's own loss.
         labels: [N], for classwise and label_aware.
         normalise: divide by the mean, so that the loss keeps its scale.
         compat: "reference": classwise gives labels that the coreset has not the weight 0, as the published

@@ -35,8 +35,8 @@ _PRESETS = {"digits": _DIGITS, "cifar10": _PAPER, "cifar100": _PAPER, "arrays": 
 class CwermConfig:
     """Learn sample weights on a small coreset, carry them to all data, train once (arXiv 2403.12166).
 
-    Baselines, variants and two controls of every weighted method are trained beside it. The embedded default is
-    scikit-learn's digits with noisy labels.
+    Baselines, variants and two controls of every weighted method are trained beside it. The embedded default
+    is scikit-learn's digits with noisy labels.
     """
 
     dataset: Literal["digits", "cifar10", "cifar100", "arrays", "images"] = "digits"
@@ -72,7 +72,7 @@ class CwermConfig:
     """Features that exist already, .npy or .npz, one row for each training row; instead of an extractor."""
 
     cache: str = ""
-    """Folder to keep extracted features in, by the hash of data and weights. Empty: inside the run's folder."""
+    """Folder to keep extracted features in, by the hash of data and weights. Empty: the run's own."""
 
     ratio: float | None = None
     """Coreset's share of the training rows. None: 0.1 for digits, 0.01 else."""
@@ -137,11 +137,12 @@ class CwermConfig:
     """Weights are divided by their mean in each batch while V learns."""
 
     given_weights: str = ""
-    """A file of weights (.npz or .csv of a Selection, .npy) of all training rows, trained beside the others."""
+    """Weights of all training rows (.npz or .csv of a Selection, .npy), to train with beside the others."""
 
     compat: Literal["", "reference"] = ""
-    """reference: what the published code does otherwise. Meta rows are the training rows, counts of the coreset
-    are rounded to even, the extractor and the final weights use training mode and augmented images."""
+    """reference: what the published code does otherwise. Meta rows are the training rows, counts of the
+    coreset are rounded to even, the extractor and the final weights use training mode and augmented
+    images."""
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Everything is made with each."""
@@ -169,10 +170,10 @@ class CwermConfig:
 
     def resolved(self) -> CwermConfig:
         """With everything that was left open filled in, controls named."""
-        filled: dict[str, Any] = {}
-        for name, value in _PRESETS[self.dataset].items():
-            if getattr(self, name) in (None, "") or (name == "settings" and not self.settings):
-                filled[name] = value
+        filled: dict[str, Any] = {
+            name: value for name, value in _PRESETS[self.dataset].items()
+            if getattr(self, name) in (None, "") or (name == "settings" and not self.settings)
+        }  # fmt: skip
         names = list(self.methods) or list(DEFAULT)
         if self.given_weights and "given" not in names:
             names.append("given")
@@ -222,9 +223,9 @@ def _check(config: CwermConfig) -> None:
     for name, value in (("model", config.model), ("meta_model", config.meta_model)):
         if value:
             _checks.choice(name, value, MODELS)
-    for value in [*([] if config.ratio is None else [config.ratio]), *(config.ratios or [])]:
-        if not 0 < _checks.real("ratio", value) <= 1:
-            _checks.fail(ValueError, "ratio", "a share in (0, 1]", value)
+    for share in [*([] if config.ratio is None else [config.ratio]), *(config.ratios or [])]:
+        if not 0 < _checks.real("ratio", share) <= 1:
+            _checks.fail(ValueError, "ratio", "a share in (0, 1]", share)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         _checks.fail(ValueError, "seeds", "different whole numbers", config.seeds)
     for seed in config.seeds:

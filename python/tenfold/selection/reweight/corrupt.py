@@ -31,10 +31,10 @@ def noisy_labels(
 
     Args:
         labels: [N] in 0..num_classes-1.
-        kind: "symmetric": a class drawn from all, the right one among them, so that rate (C-1)/C of the labels
-            are wrong (Meta-Weight-Net, arXiv 1902.07379). "flip": one other class, the same for all samples of
-            a class. "flip2": one of two such classes. "asymmetric": by `pairs`; classes without a partner keep
-            their labels.
+        kind: "symmetric": a class drawn from all, the right one among them, so that rate (C-1)/C of the
+            labels are wrong (Meta-Weight-Net, arXiv 1902.07379). "flip": one other class, the same for all
+            samples of a class. "flip2": one of two such classes. "asymmetric": by `pairs`; classes without a
+            partner keep their labels.
         rate: in [0, 1).
         pairs: class -> class; None: every class goes to the next one.
 

@@ -244,8 +244,9 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     std = tuple(map(float, found.get("std", np.ones(channels))))
     return Labelled(
         path.stem, x, _labels("y", found, names), _as_rows("x_test", found["x_test"]),
-        _labels("y_test", found, names), names, _labels("y_true", found, names) if "y_true" in found else None,
-        mean, std, _as_rows("x_meta", found["x_meta"]) if "x_meta" in found else None,
+        _labels("y_test", found, names), names,
+        _labels("y_true", found, names) if "y_true" in found else None, mean, std,
+        _as_rows("x_meta", found["x_meta"]) if "x_meta" in found else None,
         _labels("y_meta", found, names) if "y_meta" in found else None,
     )  # fmt: skip
 
@@ -307,5 +308,5 @@ def _squares(images: Any, side: int) -> Tensor:
         _checks.fail(ValueError, "data", "pictures", "tensors")
     made = np.empty((len(images), side, side, 3), np.uint8)
     for i in range(len(images)):
-        made[i] = Image.fromarray(images.read(i)).resize((side, side), Image.Resampling.BILINEAR)
+        made[i] = np.asarray(Image.fromarray(images.read(i)).resize((side, side), Image.Resampling.BILINEAR))
     return torch.from_numpy(made.transpose(0, 3, 1, 2).copy())

@@ -34,8 +34,8 @@ def features_of(
         weights: its .safetensors file.
         file: features that exist already, .npy or .npz (:func:`load_features`); instead of an extractor.
         cache: folder to keep extracted features in, under a name with the hash of data and weights.
-        compat: "reference": the network stays in training mode, so that BatchNorm takes the statistics of each
-            batch of 16, as the published code does.
+        compat: "reference": the network stays in training mode, so that BatchNorm takes the statistics of
+            each batch of 16, as the published code does.
     """
     if file:
         return load_features(Path(file), data)
@@ -93,7 +93,7 @@ def _network(extractor: str, weights: str, device: str) -> torch.nn.Module:
 def extract(
     network: Any, data: Labelled, *, device: str = "cpu", training: bool = False, batch: int = 64
 ) -> NDArray[np.float32]:
-    """Pooled features [N, d] of images made 224 pixels square and normalised as ImageNet's; no augmentation."""
+    """Pooled features [N, d] of images 224 pixels square, normalised as ImageNet's, not augmented."""
     from tenfold.selection.transfer.augment import IMAGENET_MEAN, IMAGENET_STD
 
     if data.x.dtype != torch.uint8:
@@ -129,8 +129,8 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     Where the file says what it was made from (PATH.json, or `data_sha256` in the .npz), that is compared.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: a wrong number of rows, values that are not finite, or made
-            from other data.
+        FileNotFoundError: no such file. ValueError: a wrong number of rows, values that are not finite, or
+            made from other data.
     """
     if not path.exists():
         raise FileNotFoundError(f"features: expected a file, got {path}, which is not there")

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracies with controls, weights, V, ratios, time, and samples with small and large weights."""
+"""Pictures of a run: accuracies with controls, weights, V, ratios, time, samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from tenfold.runs import figures
 from tenfold.selection.reweight import tables
 from tenfold.selection.reweight.arms import ARMS, Arm
-from tenfold.selection.reweight.run import Outcome, base_data, problem_of
+from tenfold.selection.reweight.run import Outcome, problem_of
 from tenfold.selection.reweight.weigh import CURVE
 
 __all__ = ["Picture", "accuracies", "learning", "ratio_sweep", "samples", "times", "weights"]
@@ -90,8 +90,8 @@ def weights(outcome: Outcome, setting: int) -> Picture | None:
     told = []
     for axis, arm in zip(axes[0], shown, strict=True):
         w, right = tables.pooled(outcome, arm, setting)
-        top = float(max(np.quantile(w, 0.999), 1e-6))
-        bins = np.linspace(0, max(top, 1.0 if not arm.normalise else top), 41)
+        top = max(float(np.quantile(w, 0.999)), 1e-6)
+        bins = np.linspace(0.0, top if arm.normalise else max(top, 1.0), 41)
         axis.hist(np.minimum(w[right], bins[-1]), bins, color=BLUE, alpha=0.65, label="right label")
         if (~right).any():
             axis.hist(np.minimum(w[~right], bins[-1]), bins, color=ORANGE, alpha=0.65, label="wrong label")
@@ -116,7 +116,7 @@ def weights(outcome: Outcome, setting: int) -> Picture | None:
 def learning(outcome: Outcome) -> Picture:
     """V before and after, and what it is trained by, on coresets (and on all rows)."""
     fig, axes = figures.figure(9.4, 3.2, ncols=3)
-    moved = []
+    moved: dict[str, float] = {}
     for colour, whole, name in ((ORANGE, False, "coreset"), (MAGENTA, True, "all rows")):
         found = [w for job, w in outcome.weighed.items() if job.setting == 0 and job.everything == whole
                  and (whole or job.ratio == outcome.at(None))]  # fmt: skip
@@ -125,7 +125,8 @@ def learning(outcome: Outcome) -> Picture:
             first = {"label": "before"} if not k and not whole else {}
             axes[0].plot(CURVE, w.arrays["before"], color=figures.MUTED, linestyle="--", linewidth=1, **first)
             axes[0].plot(CURVE, w.arrays["after"], color=colour, **label)
-            moved.append(float(np.abs(w.arrays["after"] - w.arrays["before"]).max()))
+            change = float(np.abs(w.arrays["after"] - w.arrays["before"]).max())
+            moved[name] = max(change, moved.get(name, 0.0))
             history = w.state["history"]
             epochs = [h["epoch"] for h in history]
             axes[1].plot(epochs, [h["weight"] for h in history], color=colour, alpha=0.8)
@@ -137,11 +138,12 @@ def learning(outcome: Outcome) -> Picture:
     axes[1].set_title("mean weight of a batch", fontsize=10)
     axes[2].set(xlabel="epoch", ylim=(0, None))
     axes[2].set_title("loss on meta rows", fontsize=10)
+    told = "; ".join(f"on {name} by at most {change:.3f}" for name, change in moved.items())
     caption = (
-        f"First problem. V starts near 0.5, sigmoid of a small number; training moves it by at most "
-        f"{max(moved):.3f} (largest change at any loss, any seed)."
+        "First problem. V starts near 0.5, the sigmoid of a small number, and training moves it "
+        f"(largest change at any loss, any seed) {told}. Meta rows have noisy labels where the data have."
     )
-    return Picture(fig, caption, f"Line charts. Largest change of V: {max(moved):.3f}.")
+    return Picture(fig, caption, f"Line charts. Training moves V {told}.")
 
 
 def ratio_sweep(outcome: Outcome) -> Picture | None:
@@ -152,7 +154,7 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
         return None
     states = {r: [outcome.coreset(0, s, r).state for s in outcome.config.seeds] for r in ratios}
     pure = bool(states[ratios[0]][0]["purity"])
-    fig, axes = figures.figure(9.6, 4.2, ncols=3 if pure else 2, squeeze=False,
+    fig, axes = figures.figure(9.6, 4.6, ncols=3 if pure else 2, squeeze=False,
                                width_ratios=[2.2, 1, 1] if pure else [2.2, 1])  # fmt: skip
     left = axes[0, 0]
     share = 100 * np.array(ratios)
@@ -180,7 +182,7 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
     left.set(xscale="log", xlabel="coreset, % of the rows", ylabel="test accuracy, %")
     left.set_xticks(share, [f"{s:g}" for s in share])
     left.set_xticks([], minor=True)
-    left.legend(fontsize=7, loc="best")
+    fig.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     last = axes[0, -1]
     last.plot(
         share, [tables.reweighting_seconds(outcome, r) for r in ratios], "o-", color=ORANGE, markersize=4
@@ -200,8 +202,8 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
         middle.legend(fontsize=8)
         _plain_ticks(middle, share)
     caption = (
-        f"{outcome.problems[0].title}. Solid lines are methods with the range of seeds, dotted and dashed ones "
-        "of the same colour their controls (constant, shuffled)."
+        f"{outcome.problems[0].title}. Solid lines are methods with the range of seeds, dotted and dashed "
+        "ones of the same colour their controls (constant, shuffled)."
     )
     return Picture(fig, caption, "Line charts against the coreset's share. " + "; ".join(told) + ".")
 
@@ -257,11 +259,13 @@ def samples(outcome: Outcome, arm_name: str = "label-aware-normalised") -> Pictu
         return None
     order = np.random.default_rng(0).permutation(len(w))
     order = order[np.argsort(w[order], kind="stable")]  # ties in a random order
-    groups = (("smallest weights", order[:20]), ("largest weights", order[-20:]))
+    groups = (("smallest weights", order[:20]), ("largest weights of each class", _largest(order, data.y)))
     fig, axes = figures.figure(9.4, 5.6, nrows=4, ncols=10, squeeze=False)
     told = []
     for block, (name, rows) in enumerate(groups):
-        for axis, row in zip(axes[2 * block : 2 * block + 2].flat, rows, strict=True):
+        for axis in axes[2 * block : 2 * block + 2].flat:
+            axis.set_axis_off()
+        for axis, row in zip(axes[2 * block : 2 * block + 2].flat, rows, strict=False):
             _draw(axis, data.x[int(row)], shape)
             label = data.classes[data.y[row]]
             true = None if data.true_y is None else data.classes[data.true_y[row]]
@@ -273,12 +277,20 @@ def samples(outcome: Outcome, arm_name: str = "label-aware-normalised") -> Pictu
             share = 100 * float((data.y[rows] != data.true_y[rows]).mean())
             told.append(f"{name}: {share:.0f} % of these labels are wrong")
     caption = (
-        f"{arm.title}, seed {seed}: above the 20 samples with the smallest, below with the largest weights. The "
-        "title is the label that is trained with, the weight below it; orange where the label is wrong. "
-        + "; ".join(told)
-        + ("." if told else "")
+        f"{arm.title}, seed {seed}: above 20 samples with the smallest weights, below some with the largest "
+        "of their class. The title is the label that is trained with, the weight below it; orange where the "
+        "label is wrong. " + "; ".join(told) + ("." if told else "")
     )
     return Picture(fig, caption, f"Forty pictures. {'; '.join(told) or arm.title}.")
+
+
+def _largest(order: Any, labels: Any) -> Any:
+    """Twenty rows from the end of `order`, equally many of each of up to ten classes."""
+    found = order[::-1]
+    classes = np.unique(labels)[:10]
+    each = 20 // len(classes)
+    picked = np.concatenate([found[labels[found] == c][:each] for c in classes])
+    return np.concatenate([picked, np.setdiff1d(found[:40], picked)])[:20]
 
 
 def _picture_shape(shape: tuple[int, ...], dataset: str) -> tuple[int, ...] | None:
@@ -293,10 +305,4 @@ def _draw(axis: Any, x: Any, shape: tuple[int, ...]) -> None:
         axis.imshow(picture[:, :, 0], cmap="gray_r", interpolation="nearest")
     else:
         axis.imshow(picture, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
     axis.grid(False)
-
-
-def rows_of_seed(outcome: Outcome, seed: int) -> int:
-    """Training rows of the data set before anything is done to it."""
-    return len(base_data(outcome.config, seed).y)

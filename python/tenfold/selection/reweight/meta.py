@@ -1,8 +1,8 @@
 """Meta-Weight-Net for any module: sample weights learned from a few rows that are trusted.
 
 A small network V turns the loss of a sample into its weight. V is trained so that one weighted step of the
-classifier lowers the loss on meta rows (Shu et al., Meta-Weight-Net, arXiv 1902.07379). The gradient for V runs
-through that step:
+classifier lowers the loss on meta rows (Shu et al., Meta-Weight-Net, arXiv 1902.07379). The gradient for V
+runs through that step:
 
     l_i   loss of sample i at theta                w_i = V(l_i)
     theta' = theta - lr * update(mean_i w_i grad l_i(theta))
@@ -99,8 +99,8 @@ def meta_weight_step(
             vector-Jacobian product, for modules with an operation that has no forward formula.
 
     Raises:
-        TypeError, ValueError: an argument is not what is expected. NotImplementedError comes from PyTorch where
-            an operation of the model has no forward formula.
+        TypeError, ValueError: an argument is not what is expected. NotImplementedError comes from PyTorch
+            where an operation of the model has no forward formula.
         RuntimeError: losses or weights that are not finite.
     """
     _checks.choice("derivative", derivative, ("jvp", "double-backward"))
@@ -123,8 +123,8 @@ class MetaWeightNet:
 
     Args:
         model: any module.
-        optimizer: `torch.optim.SGD` over its parameters. With another one give `pseudo_lr`: the pseudo step is
-            then plain gradient descent.
+        optimizer: `torch.optim.SGD` over its parameters. With another one give `pseudo_lr`: the pseudo step
+            is then plain gradient descent.
         hidden: units of V. weight_net: another V (losses [n] -> weights [n]).
         lr, weight_decay: of Adam on V. CW-ERM has 1e-5 and 0, Meta-Weight-Net 1e-3 and 1e-4.
         normalise: divide weights by their mean in the batch.
@@ -204,7 +204,7 @@ class MetaWeightNet:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Of V, of its optimizer, and the number of steps; the classifier and its optimizer have their own."""
+        """Of V, of its optimizer, and the number of steps; the classifier keeps its own."""
         return {
             "weight_net": self.weight_net.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
@@ -255,7 +255,10 @@ def _rates(model: nn.Module, optimizer: torch.optim.Optimizer | None, lr: float 
 
 
 def _sgd_rate(group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> _Rate:
-    """torch.optim.SGD's step, as it depends on the gradient g: d = g + wd theta; b = m b + (1 - dampening) d."""
+    """torch.optim.SGD's step as it depends on the gradient g.
+
+    d = g + weight_decay theta; b = momentum b + (1 - dampening) d; theta' = theta - lr b.
+    """
     if group.get("maximize"):
         _checks.fail(ValueError, "optimizer", "one that minimises", "maximize=True")
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]

@@ -1,4 +1,4 @@
-"""Figures of the paper (arXiv 2403.12166): test accuracy in percent and minutes, mean of five seeds, coreset 1 %."""
+"""Figures of the paper (arXiv 2403.12166): accuracy in percent, minutes, mean of five seeds, coreset 1 %."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
         ]  # fmt: skip
     numbers = tables.numbers(outcome)
     report = Report(
-        title=f"Coreset reweighting on {_data(outcome).name}: {len(outcome.config.methods)} methods and controls",
+        title=f"Coreset reweighting on {_data(outcome).name}, with controls",
         lead=_lead(outcome), headlines=_headlines(outcome), sections=sections, claims=_claims(outcome),
         measured=_measured(outcome),
     )  # fmt: skip
@@ -65,9 +65,10 @@ def _save_selections(outcome: Outcome, folder: RunFolder, k: int, seed: int, ste
     config, weighed = outcome.config, outcome.coreset(k, seed)
     core, count = weighed.arrays["core"], weighed.state["count"]
     note = {"method": "moderate", "n": count, "problem": outcome.problems[k].text, "seed": seed}
-    _made(folder, "coresets", f"{stem}.npz",
-          Selection(core, weighed.arrays["core_weights"], info={**note, "weights": config.weights}))  # fmt: skip
-    name = f"idx_{config.dataset}_{config.extractor}_{len(core)}-{stem}.npy"  # the published layout, and which run
+    chosen = Selection(core, weighed.arrays["core_weights"], info={**note, "weights": config.weights})
+    _made(folder, "coresets", f"{stem}.npz", chosen)
+    # as the published code names it, and which problem and seed
+    name = f"idx_{config.dataset}_{config.extractor}_{len(core)}-{stem}.npy"
     path = folder.path / "coreset_indices" / name
     with replacing(path) as aside, aside.open("wb") as file:
         np.save(file, core)
@@ -87,9 +88,9 @@ def _results(outcome: Outcome, folder: RunFolder) -> Section:
     folder.write_figure("accuracy", *figures.accuracies(outcome))
     folder.write_table("methods", tables.method_rows(outcome, 0))
     text = (
-        f"The table is of the first problem, **{outcome.problems[0].title}**. All methods have the same first "
-        "weights, the same order of rows and the same length of training; the network after the last epoch is "
-        "tested, once. Intervals are Student's t over seeds, paired."
+        f"The table is of the first problem, **{outcome.problems[0].title}**. All methods have the same "
+        "first weights, the same order of rows and the same length of training; the network after the last "
+        "epoch is tested, once. Intervals are Student's t over seeds, paired."
     )
     return Section("What came out", text, ["accuracy"], ["methods"])
 
@@ -100,21 +101,51 @@ def _explained(outcome: Outcome, folder: RunFolder) -> Section:
     paragraphs = [_verdict(outcome, "cw-erm", k) for k in range(len(outcome.problems))]
     paragraphs += [_verdict(outcome, "w-erm", 0), _verdict(outcome, "label-aware-normalised", 0)]
     paragraphs += [_verdict(outcome, "label-aware-normalised", k) for k in range(1, len(outcome.problems))]
-    if "cw-erm" in outcome.config.methods:
-        paragraphs.append(
-            "Why: V ends in a sigmoid, so before any training its weights are near 0.5, and with Adam at "
-            f"{outcome.config.meta_lr:g} it hardly moves (picture). Weights near 0.5 halve every loss. With SGD "
-            "and weight decay that is the same as half the learning rate and twice the weight decay: a stronger "
-            "regularisation, of which noisy labels profit whoever gets the weight. And a weight that is carried by "
-            "nearness of inputs alone cannot see the label, so right and wrong labels get the same."
-        )
+    paragraphs += [_why(outcome), _inverted(outcome)]
     if "label-aware-normalised" in outcome.config.methods:
         paragraphs.append(
-            "The label-aware weight is the carried one times the share of the nearest coreset samples that have "
-            "the sample's own label, divided by the mean. Its mean is 1, so its control at the same scale is ERM "
-            "itself."
+            "The label-aware weight is the carried one times the share of the nearest coreset samples that "
+            "have the sample's own label, divided by the mean. Its mean is 1, so its control at the same "
+            "scale is ERM itself."
         )
     return Section("What explains the gain", "\n\n".join(p for p in paragraphs if p), ["learning"])
+
+
+def _why(outcome: Outcome) -> str:
+    """What V did on the coreset, and what a weight near 0.5 does to SGD."""
+    if "cw-erm" not in outcome.config.methods:
+        return ""
+    found = [outcome.coreset(0, s).arrays for s in outcome.config.seeds]
+    moved = max(float(np.abs(a["after"] - a["before"]).max()) for a in found)
+    mean = float(np.mean([a["w-nn"].mean() for a in found])) if "w-nn" in found[0] else float("nan")
+    text = (
+        f"On the coreset, training moved V by at most {moved:.3f} at any loss; the carried weights have the "
+        f"mean {mean:.2f}. "
+    )
+    if moved < 0.1:
+        text += (
+            "V ends in a sigmoid, so it starts near 0.5, and with Adam at "
+            f"{outcome.config.meta_lr:g} it stays there. Weights near 0.5 halve every loss. With SGD, "
+            "momentum and weight decay that is the same as half the learning rate and twice the weight "
+            "decay: a stronger regularisation, of which noisy labels profit whoever gets which weight. "
+        )
+    return text + (
+        "A weight that is carried by the nearness of inputs alone cannot see the label: of two samples at "
+        "the same place, the one with the wrong label gets the same weight."
+    )
+
+
+def _inverted(outcome: Outcome) -> str:
+    """Where weights prefer wrong labels, that is said."""
+    told = [
+        f"{row['weights']} {row['AUC']:.2f}" for row in tables.weight_rows(outcome, 0) if row["AUC"] < 0.45
+    ]
+    if not told:
+        return ""
+    return (
+        f"**Weights that prefer wrong labels** (AUC below 0.45): {', '.join(told)}. V was taught by meta "
+        "rows that are as noisy as what it weighs, and gives more to large losses."
+    )
 
 
 def _verdict(outcome: Outcome, name: str, setting: int) -> str:
@@ -145,9 +176,9 @@ def _reading(gain: tables.Difference, over: tables.Difference, shuffled: tables.
     same = abs(over.mean) <= SMALL and abs(shuffled.mean) <= SMALL
     if gain.mean > SMALL and same:
         return (
-            "**The gain over ERM is explained by the constant control**: every sample at the mean weight does as "
-            "well, and so do the same weights given to other samples. Which sample gets which weight plays no "
-            "part that these runs can see."
+            "**The gain over ERM is explained by the constant control**: every sample at the mean weight "
+            "does as well, and so do the same weights given to other samples. Which sample gets which "
+            "weight plays no part that these runs can see."
         )
     if abs(gain.mean) <= SMALL and same:
         return "No difference to ERM or to the controls worth speaking of."
@@ -213,10 +244,11 @@ def _time_text(outcome: Outcome) -> str:
     if whole is None:
         return f"Reweighting on the coreset took {core:.2f} {unit}; W-ERM was not run."
     return (
-        f"Reweighting, that is choosing the coreset, learning weights on it and carrying them, took {core:.2f} "
-        f"{unit}; learning weights on all rows took {whole:.2f}: **{whole / core:.1f} times as long**. The paper's "
-        "ratio of totals is 308.7 to 54.7 minutes, 5.6 (CIFAR-10, PreActResNet-18, ViT). Each meta step here is "
-        "two passes forward and back and one Jacobian-vector product; no second-order graph is kept."
+        "Reweighting, that is choosing the coreset, learning weights on it and carrying them, took "
+        f"{core:.2f} {unit}; learning weights on all rows took {whole:.2f}: **{whole / core:.1f} times as "
+        "long**. The paper's ratio of totals is 308.7 to 54.7 minutes, 5.6 (CIFAR-10, PreActResNet-18, "
+        "ViT). Each meta step here is two passes forward and back and one Jacobian-vector product; no "
+        "second-order graph is kept."
     )
 
 
@@ -227,10 +259,10 @@ def _paper(outcome: Outcome, folder: RunFolder) -> Section:
     if column is not None:
         told = f"column {column + 1} of the paper is the one to compare with"
     text = (
-        f"Test accuracy in percent, minutes in brackets, mean of five seeds, coreset 1 %; this run: {told}. ERM uses "
-        "no extractor, so the two columns of each network (94.1 and 93.6, for one) are the same experiment: "
-        "**the spread between them is of the size of the gain that is claimed.** The paper has no control of "
-        "the loss's scale."
+        f"Test accuracy in percent, minutes in brackets, mean of five seeds, coreset 1 %; this run: {told}. "
+        "ERM uses no extractor, so the two columns of each network (94.1 and 93.6, for one) are the same "
+        "experiment: **the spread between them is of the size of the gain that is claimed.** The paper has "
+        "no control of the loss's scale."
     )
     return Section("The paper's table", text, [], ["paper"])
 
@@ -245,11 +277,10 @@ def _coresets(outcome: Outcome, folder: RunFolder) -> Section:
     if outcome.config.compat:
         meta = "Meta rows are the training rows themselves, as in the published code (`compat=reference`)"
     text = (
-        f"{meta}. Features: {outcome.config.features or outcome.config.extractor}. Coresets: moderate, class by class "
-        "with the labels that are trained with. The published code's pictures of purity count in the same way."
+        f"{meta}. Features: {outcome.config.features or outcome.config.extractor}. Coresets: moderate, "
+        "class by class with the labels that are trained with."
     )
-    return Section("Coresets", text.replace(" The published code's pictures of purity count in the same way.", ""),
-                   [], ["coresets"])  # fmt: skip
+    return Section("Coresets", text, [], ["coresets"])
 
 
 def _lead(outcome: Outcome) -> str:
@@ -272,7 +303,7 @@ def _lead(outcome: Outcome) -> str:
     text += ". "
     if "label-aware-normalised" in config.methods:
         text += "Label-aware weights at unchanged scale: " + ", ".join(
-            f"{100 * tables.difference(outcome, 'label-aware-normalised', 'erm', k).mean():+.1f} "
+            f"{100 * tables.difference(outcome, 'label-aware-normalised', 'erm', k).mean:+.1f} "
             f"({outcome.problems[k].title})" for k in range(len(outcome.problems))) + "."  # fmt: skip
     return text
 
@@ -341,7 +372,8 @@ def _claims(outcome: Outcome) -> list[Claim]:
         minutes = {n: TABLE[n][at][1] for n in times}
         claims.append(
             Claim(
-                f"reweighting all data costs {minutes['w-erm'] / minutes['cw-erm']:.1f} times the time of CW-ERM",
+                f"reweighting all data costs {minutes['w-erm'] / minutes['cw-erm']:.1f} times the time of "
+                "CW-ERM",
                 f"{times['w-erm'] / times['cw-erm']:.1f} times in all, "
                 f"{tables.learning_seconds(outcome, True) or 0:.2f} s to "
                 f"{tables.reweighting_seconds(outcome):.2f} s of reweighting{other}",
@@ -355,11 +387,12 @@ def _measured(outcome: Outcome) -> str:
     config = outcome.config
     clock = "processor time of the process" if config.device == "cpu" else "wall time to the end of GPU work"
     text = (
-        f"Weighted training: SGD, learning rate {config.lr:g} with a cosine over epochs, momentum 0.9, weight decay "
-        f"{config.weight_decay:g}, batch {config.batch}, {config.epochs} epochs, gradients clamped to "
-        f"{config.clamp:g}; loss mean(w CE), weights as they are. Meta-Weight-Net: {config.meta_model}, "
-        f"{config.meta_epochs} epochs, batch {config.meta_batch}, Adam on V {config.meta_lr:g}; weights "
-        f"`{config.weights}`. Times are {clock}, of the work itself; the memory is that of the main process."
+        f"Weighted training: SGD, learning rate {config.lr:g} with a cosine over epochs, momentum 0.9, "
+        f"weight decay {config.weight_decay:g}, batch {config.batch}, {config.epochs} epochs, gradients "
+        f"clamped to {config.clamp:g}; loss mean(w CE), weights as they are. Meta-Weight-Net: "
+        f"{config.meta_model}, {config.meta_epochs} epochs, batch {config.meta_batch}, Adam on V "
+        f"{config.meta_lr:g}; weights `{config.weights}`. Times are {clock}, of the work itself; the memory "
+        "is that of the main process."
     )
     notes = sorted({note for w in outcome.weighed.values() for note in w.state["notes"]})
     if notes:

@@ -1,5 +1,4 @@
-"""The workflow ``cwerm``: weights learned on a coreset, carried to all rows, trained with, beside all that it is
-compared with."""
+"""The workflow ``cwerm``: weights learned on a coreset, carried to all rows, trained with and compared."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ class Weighed:
 
     Attributes:
         state: seconds of each part, purities, notes, history, sizes.
-        arrays: core and random (rows), core_weights, core_losses, before and after (V), w-MODE (weights of all).
+        arrays: core and random (rows), core_weights, core_losses, before and after (V), w-MODE (of all).
     """
 
     state: dict[str, Any]
@@ -186,9 +185,10 @@ def problem_of(config: CwermConfig, setting: int, seed: int) -> tuple[Labelled, 
     """The data of a problem, and which rows of the data set are its training rows."""
     rows = config.meta_rows or 0 if config.meta == "clean" else 0
     key = repr((config.dataset, config.data, config.settings[setting], seed, config.side, rows))
-    return _hold(  # type: ignore[no-any-return]
+    found: tuple[Labelled, NDArray[np.int64]] = _hold(
         "problem", key, lambda: problem(base_data(config, seed), config.problems()[setting], seed, rows)
     )
+    return found
 
 
 def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
@@ -240,11 +240,11 @@ def given_weights(config: CwermConfig, count: int) -> NDArray[np.float32]:
 def weighings(config: CwermConfig) -> list[Weighing]:
     """All learnings of weights, the long ones first."""
     assert config.ratio is not None
-    found = []
-    for k in range(len(config.settings)):
-        for seed in config.seeds:
-            if any(arm.source == "all" for arm in config.arms(k)):
-                found.append(Weighing(k, seed, 1.0, True))
+    found = [
+        Weighing(k, seed, 1.0, True)
+        for k in range(len(config.settings)) if any(arm.source == "all" for arm in config.arms(k))
+        for seed in config.seeds
+    ]  # fmt: skip
     for ratio in sorted({*(config.ratios or []), config.ratio}, reverse=True):
         settings = range(len(config.settings)) if ratio == config.ratio else range(1)
         found += [Weighing(k, seed, ratio) for k in settings for seed in config.seeds]
@@ -337,7 +337,7 @@ def weigh(
     for mode in ["nn"] if job.everything else modes:
         clock = Clock("cpu")
         if job.everything:
-            arrays["w-nn"] = own
+            arrays["w-nn"] = own.copy()
         else:
             carried = carry.broadcast(
                 own, x, core, mode, labels=data.y, function_weights=learned.everywhere,
@@ -347,8 +347,8 @@ def weigh(
             notes += carried.notes
         seconds[f"carry-{mode}"] = clock.seconds
     state = {
-        "seconds": seconds, "history": learned.history, "notes": notes, "size": len(core), "count": len(data.y),
-        "purity": purities(data, core, arrays["random"]),
+        "seconds": seconds, "history": learned.history, "notes": notes, "size": len(core),
+        "count": len(data.y), "purity": purities(data, core, arrays["random"]),
     }  # fmt: skip
     return number, state, arrays
 

@@ -99,8 +99,8 @@ def problem(
     Args:
         data: with right labels.
         seed: of what is drawn; the same problem for every method.
-        meta_rows: so many rows, each class in proportion, become `x_meta` and leave the training set, with their
-            right labels. 0: none.
+        meta_rows: so many rows, each class in proportion, become `x_meta` and leave the training set, with
+            their right labels. 0: none.
 
     Returns:
         The data, and which rows of those given are its training rows.

@@ -191,7 +191,7 @@ def auc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
 
 
 def weight_rows(outcome: Outcome, setting: int) -> list[dict[str, Any]]:
-    """Weights of samples with right and with wrong labels, methods that are no control; all seeds together."""
+    """Weights of samples with right and with wrong labels, all seeds together; no controls."""
     rows = []
     for arm in outcome.config.arms(setting):
         if not arm.source or arm.control:

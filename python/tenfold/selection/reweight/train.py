@@ -1,7 +1,7 @@
 """Weighted empirical risk minimisation: SGD, cosine or steps, clamped gradients, a fixed length.
 
-The loss of a batch is mean_i(w_i CE_i), weights as they are given: nothing is normalised here. Without weights it
-is the mean cross-entropy; with weights that are all 1 the trained network has the same bits.
+The loss of a batch is mean_i(w_i CE_i), weights as they are given: nothing is normalised here. Without
+weights it is the mean cross-entropy; with weights that are all 1 the trained network has the same bits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Recipe:
 
     Attributes:
         epochs, batch, lr, momentum, weight_decay: of SGD without nesterov.
-        schedule: "cosine": lr (1 + cos(pi epoch / epochs)) / 2, epoch by epoch; "step": times 0.1 at 80 and 100
-            of 120 epochs, or at the same shares of others.
+        schedule: "cosine": lr (1 + cos(pi epoch / epochs)) / 2, epoch by epoch; "step": times 0.1 at 80 and
+            100 of 120 epochs, or at the same shares of others.
         clamp: limit of each element of the gradient; 0 for none.
         augment: random crops with a border of 4 pixels, and flips; images only.
         precision: "float32", or "bfloat16" autocast.
@@ -139,8 +139,8 @@ class Fitted:
     Attributes:
         model: in evaluation mode.
         correct: bool [T], which test rows it gets right.
-        curve: one entry an epoch: loss (weighted, mean over the epoch's batches), and the accuracy on the test
-            set where it was asked for.
+        curve: one entry an epoch: loss (weighted, mean over the epoch's batches), and the accuracy on the
+            test set where it was asked for.
         steps: optimiser steps. seconds: see :class:`Clock`; tests on the way are not in it.
     """
 
@@ -220,22 +220,26 @@ def fit(
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, rows: Tensor, weights: Tensor | None,
-    recipe: Recipe, generator: torch.Generator,
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, rows: Tensor,
+    weights: Tensor | None, recipe: Recipe, generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     x, y = batches.take(rows, generator), batches.labels(rows)
-    kind = torch.device(batches.device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    if recipe.precision == "bfloat16":
+        with torch.autocast(torch.device(batches.device).type, torch.bfloat16):
+            logits = model(x).float()
+    else:
         logits = model(x)
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     if weights is None:
         loss = F.cross_entropy(logits, y)
-    else:  # mean_i w_i CE_i; in these operations, weights of 1 leave every bit of the gradient as it is without
-        loss = (weights[rows.to(weights.device)] * F.cross_entropy(logits, y, reduction="none")).mean()
-    optimizer.zero_grad(set_to_none=True)
+    else:  # mean_i w_i CE_i, in operations in which weights of 1 change no bit of the gradient
+        losses = F.cross_entropy(logits, y, reduction="none")
+        loss = (weights[rows.to(weights.device)] * losses).mean()
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter in parameters:
+        parameter.grad = None
     loss.backward()
     if recipe.clamp:
-        for parameter in model.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.clamp_(-recipe.clamp, recipe.clamp)
     optimizer.step()

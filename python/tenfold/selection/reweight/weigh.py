@@ -26,8 +26,8 @@ class MetaRecipe:
     """How weights are learned. The defaults are those of CW-ERM's code.
 
     Attributes:
-        epochs, batch, lr, momentum, weight_decay, augment: of the classifier, SGD with the rate cut to a tenth
-            at two thirds and at five sixths of the epochs.
+        epochs, batch, lr, momentum, weight_decay, augment: of the classifier, SGD with the rate cut to a
+            tenth at two thirds and at five sixths of the epochs.
         hidden: units of V. meta_lr, meta_weight_decay: of Adam on V. Meta-Weight-Net has 1e-3 and 1e-4.
         meta_batch: meta rows in a step.
         meta_interval: V moves at every so many steps.
@@ -93,8 +93,8 @@ def learn_weights(
     Args:
         model: a classifier, trained in place.
         core: rows of the coreset.
-        split: positions in the coreset that are trained on, and those that are meta rows. None: all are trained
-            on, and `data.x_meta` are the meta rows.
+        split: positions in the coreset that are trained on, and those that are meta rows. None: all are
+            trained on, and `data.x_meta` are the meta rows.
         seed: of V, of the order of rows and of augmentation.
         everywhere: also V's weight of every training row.
         compat: "reference": final weights come from the network in training mode and augmented images, as in
@@ -158,8 +158,8 @@ def learn_weights(
         full = Batches(data.x, data.y, data, device)
         spread = _array(reweighter.weights(logits_of(model, full), full.y))
     return Learned(
-        _array(weights), _array(total / sgd.epochs), _array(losses), spread, before, _curve(reweighter, device),
-        history, seconds,
+        _array(weights), _array(total / sgd.epochs), _array(losses), spread, before,
+        _curve(reweighter, device), history, seconds,
     )  # fmt: skip
 
 
