@@ -69,9 +69,8 @@ class Labelled:
                 ValueError, "x", "rows to train and to test with", f"{len(self.x)}, {len(self.x_test)}"
             )
         if self.x_test.shape[1:] != self.x.shape[1:]:
-            _checks.fail(
-                ValueError, "x_test", f"rows of shape {tuple(self.x.shape[1:])}", tuple(self.x_test.shape)
-            )
+            expected = f"rows of shape {self.shape}"
+            _checks.fail(ValueError, "x_test", expected, tuple(self.x_test.shape[1:]))
         if self.true_y is not None:
             checked_labels("true_y", self.true_y, len(self.classes))
             if len(self.true_y) != len(self.y):

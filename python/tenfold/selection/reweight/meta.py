@@ -285,7 +285,12 @@ def _meta_step(
     derivative: str,
 ) -> MetaStep:  # fmt: skip
     """`losses` with their graph, which is kept for whoever made them."""
+    for name, rows in (("batch", batch), ("meta_batch", meta_batch)):
+        if not len(rows[1]):
+            _checks.fail(ValueError, name, "at least one sample", "none")
     held = losses.detach()
+    if held.shape != batch[1].shape[:1]:
+        _checks.fail(ValueError, "sample_loss", f"losses [{len(batch[1])}]", tuple(held.shape))
     _finite("losses", held)
     weights = _scaled(weight_net(held), normalise)
     _finite("weights", weights.detach())

@@ -163,7 +163,7 @@ def _verdict(outcome: Outcome, name: str, setting: int) -> str:
         text += f" Minus the constant control: {over.told()}. Minus its weights shuffled: {shuffled.told()}."
         text += " " + _reading(gain, over, shuffled)
         return text
-    text += f" Its weights shuffled: {shuffled.told()} points to its own."
+    text += f" Minus its weights shuffled: {shuffled.told()}."
     if gain.mean > 0 and shuffled.mean > SMALL:
         text += " **The gain is in which samples get which weight**, and scale plays no part (the mean is 1)."
         text += "" if gain.clear else " The interval over seeds does not leave 0 out."
