@@ -233,7 +233,12 @@ def test_the_embedded_default_shows_what_it_should(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_cifar_like_images_end_to_end(tmp_path: Path) -> None:
-    """Random images in CIFAR's shape through ResNet-20, augmentation and bfloat16: it runs and resumes."""
+    """Images of CIFAR's shape: features of ResNet-18, ResNet-20, augmentation, bfloat16, checkpoints."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tenfold.selection.transfer.networks import build
+
     g = np.random.default_rng(0)
     y = g.integers(0, 3, 90)
     x = (g.integers(0, 60, (90, 32, 32, 3)) + 60 * y[:, None, None, None]).astype(np.uint8)
@@ -242,8 +247,21 @@ def test_cifar_like_images_end_to_end(tmp_path: Path) -> None:
     config = CwermConfig(
         dataset="arrays", data=str(tmp_path / "a.npz"), settings=["symmetric:0.2"], methods=["cw-erm"],
         model="resnet20", meta_model="resnet20", augment=True, ratio=0.3, epochs=3, meta_epochs=2, batch=20,
-        seeds=[0], precision="bfloat16", watch=True, checkpoint_every=1, workers=1,
+        extractor="resnet18", cache=str(tmp_path / "kept"), seeds=[0], precision="bfloat16", watch=True,
+        checkpoint_every=1, workers=1, extractor_weights=str(tmp_path / "0.safetensors"),
     )  # fmt: skip
-    result = reweight(config, tmp_path / "run")
-    assert (result.path / "figures" / "samples.png").exists() is False  # no label-aware arm
-    assert 0 < result.metrics["symmetric-0.2/cw-erm.accuracy"] <= 1
+    chosen = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        state = build("resnet18", 5).state_dict()
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / f"{seed}.safetensors")
+        own = replace(config, extractor_weights=str(tmp_path / f"{seed}.safetensors"))
+        result = reweight(own, tmp_path / f"run{seed}")
+        assert result.metrics["extract_seconds"] > 0
+        assert 0 < result.metrics["symmetric-0.2/cw-erm.accuracy"] <= 1
+        (core,) = (result.path / "coresets").glob("*.npz")
+        chosen.append(Selection.load(core).indices.tolist())
+        assert (result.path / "figures" / "curves.png").exists()
+        assert not list((result.path).rglob("*.part.safetensors"))
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == 2
+    assert chosen[0] != chosen[1]  # each run took the features of its own weights

@@ -23,10 +23,13 @@ def test_problems_in_words() -> None:
     assert (both.noise, both.factor, both.slug) == ("flip", 50, "flip-0.2-longtail-50")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "noise:0.4", "symmetric", "symmetric:1", "symmetric:x", "clean+flip:0.1", "wd=-1", "epochs=0",
-             "flip:0.1+flip2:0.1", "longtail:0.5", "longtail:nan"]
-)  # fmt: skip
+NONE = (
+    *("", "noise:0.4", "symmetric", "symmetric:1", "symmetric:x", "clean+flip:0.1", "wd=-1", "epochs=0"),
+    *("flip:0.1+flip2:0.1", "longtail:0.5", "longtail:nan"),
+)
+
+
+@pytest.mark.parametrize("text", NONE)
 def test_problems_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="settings: expected"):
         parse_setting(text)

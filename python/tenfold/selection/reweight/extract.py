@@ -45,7 +45,7 @@ def features_of(
     if not weights:
         _checks.fail(ValueError, "extractor_weights", f"the .safetensors file of {extractor}", "nothing")
     key = feature_key(data, extractor, Path(weights), compat)
-    kept = None if cache is None else cache / f"{extractor}-{key[:16]}.npy"
+    kept = None if cache is None else kept_features(cache, extractor, key)
     if kept is not None and kept.exists():
         return load_features(kept, data, key)
     network = _network(extractor, weights, device)
@@ -54,6 +54,11 @@ def features_of(
     if kept is not None:
         save_features(kept, found, key, data.fingerprint(), extractor)
     return found
+
+
+def kept_features(cache: Path, extractor: str, key: str) -> Path:
+    """Where extracted features are kept."""
+    return cache / f"{extractor}-{key[:16]}.npy"
 
 
 def pixels(x: Tensor) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from tenfold.selection.reweight.arms import ARMS, Arm
 from tenfold.selection.reweight.run import Outcome, problem_of
 from tenfold.selection.reweight.weigh import CURVE
 
-__all__ = ["Picture", "accuracies", "learning", "ratio_sweep", "samples", "times", "weights"]
+__all__ = ["Picture", "accuracies", "curves", "learning", "ratio_sweep", "samples", "times", "weights"]
 
 BLUE, ORANGE, TEAL, MAGENTA, GOLD, VIOLET = figures.SERIES
 
@@ -111,6 +111,29 @@ def weights(outcome: Outcome, setting: int) -> Picture | None:
     if known and outcome.problems[setting].noise:
         caption += " An AUC of 0.5 means that a weight does not tell right labels from wrong ones."
     return Picture(fig, caption, "Histograms of weights. " + "; ".join(told) + ".")
+
+
+def curves(outcome: Outcome) -> Picture | None:
+    """Accuracy after each epoch, mean over seeds, where a run watched it."""
+    if not outcome.config.watch:
+        return None
+    fig, axis = figures.figure(7.6, 3.6)
+    told = []
+    for arm in outcome.config.arms():
+        found = [outcome.trials[(0, s, outcome.at(None), arm.name)].curve for s in outcome.config.seeds]
+        mean = 100 * np.mean([[e["accuracy"] for e in curve] for curve in found], axis=0)
+        line = {"constant": ":", "shuffled": "--"}.get(arm.control, "-")
+        colour = _colour(ARMS[arm.of]) if arm.of else _colour(arm)
+        axis.plot(range(1, len(mean) + 1), mean, line, color=colour, linewidth=1.3, label=arm.title)
+        told.append(f"{arm.title} {mean[-1]:.1f} %")
+    axis.set(xlabel="epoch", ylabel="test accuracy, %")
+    axis.set_title(outcome.problems[0].title, fontsize=10)
+    fig.legend(fontsize=7, loc="outside lower center", ncols=3)
+    caption = (
+        "Mean over seeds. Dotted and dashed lines are the controls of the same colour. Nothing is chosen by "
+        "these."
+    )
+    return Picture(fig, caption, f"Line chart of accuracies. At the end: {'; '.join(told)}.")
 
 
 def learning(outcome: Outcome) -> Picture:

@@ -24,6 +24,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     """Everything that a finished run leaves; returns its numbers."""
     _save(outcome, folder)
     folder.write_table("trainings", tables.seed_rows(outcome))
+    folder.write_table("curves", tables.curve_rows(outcome))
     with style():
         sections = [
             _results(outcome, folder), _explained(outcome, folder), *_problems(outcome, folder),
@@ -92,7 +93,12 @@ def _results(outcome: Outcome, folder: RunFolder) -> Section:
         "first weights, the same order of rows and the same length of training; the network after the last "
         "epoch is tested, once. Intervals are Student's t over seeds, paired."
     )
-    return Section("What came out", text, ["accuracy"], ["methods"])
+    shown = ["accuracy"]
+    picture = figures.curves(outcome)
+    if picture is not None:
+        folder.write_figure("curves", *picture)
+        shown.append("curves")
+    return Section("What came out", text, shown, ["methods"])
 
 
 def _explained(outcome: Outcome, folder: RunFolder) -> Section:

@@ -28,7 +28,13 @@ from tenfold.selection.reweight.coreset import (
     split_meta,
 )
 from tenfold.selection.reweight.data import Labelled, load
-from tenfold.selection.reweight.extract import features_of, load_features, pixels
+from tenfold.selection.reweight.extract import (
+    feature_key,
+    features_of,
+    kept_features,
+    load_features,
+    pixels,
+)
 from tenfold.selection.reweight.models import make_model
 from tenfold.selection.reweight.settings import Setting, problem
 from tenfold.selection.reweight.train import Clock, Recipe, fit
@@ -221,7 +227,8 @@ def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
     outcome.extract_seconds = clock.seconds if saved is None else saved[0]["seconds"]
     folder.save_state("features", {"seconds": outcome.extract_seconds})
     folder.log(f"features: {found.shape[0]:,} rows of {found.shape[1]:,} numbers")
-    return str(next(kept.glob(f"{config.extractor}-*.npy")))
+    key = feature_key(data, config.extractor, Path(config.extractor_weights), config.compat)
+    return str(kept_features(kept, config.extractor, key))
 
 
 def given_weights(config: CwermConfig, count: int) -> NDArray[np.float32]:

@@ -110,6 +110,15 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def curve_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every epoch of every training."""
+    return [
+        {"problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": t.ratio, "seed": t.seed}
+        | {"epoch": int(entry["epoch"]) + 1, "loss": entry["loss"], "accuracy": entry.get("accuracy", "")}
+        for t in outcome.trials.values() for entry in t.curve
+    ]  # fmt: skip
+
+
 def ratios(outcome: Outcome) -> list[float]:
     """All coreset ratios that were tried, ascending."""
     return sorted({outcome.at(None), *(outcome.config.ratios or [])})
