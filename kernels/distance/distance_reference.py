@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .shards import Shards, blocks, count, take
+from .shards import NotFinite, Shards, blocks, count, take
 
 PIECE = 1 << 22
 """Differences [rows, centres, d] held at a time."""
@@ -41,6 +41,13 @@ def first_bad_row(shards: Shards) -> int:
         if len(bad):
             return first + int(bad[0, 0])
     return -1
+
+
+def require_finite(shards: Shards) -> None:
+    """Raises NotFinite."""
+    row = first_bad_row(shards)
+    if row >= 0:
+        raise NotFinite(row)
 
 
 def mean(shards: Shards, cosine: bool) -> Tensor:
@@ -75,13 +82,21 @@ def result_dtype(shards: Shards) -> torch.dtype:
 
 
 def assign(
-    shards: Shards, centers: Tensor, k: int, rows: Tensor | None, cosine: bool, reduced: bool = False
+    shards: Shards,
+    centers: Tensor,
+    k: int,
+    rows: Tensor | None,
+    cosine: bool,
+    reduced: bool = False,
+    check: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest of `centers` [M, d] for each of `rows` (None: all): (int32, squared distances) [n, k].
 
     Fewer than k centres leave -1 and infinity. `reduced` is how candidates may be found, which is no matter
-    here.
+    here. With `check`, a row that is not finite raises NotFinite.
     """
+    if check:
+        require_finite(shards)
     device, dtype = shards[0].device, result_dtype(shards)
     n, found = count(shards) if rows is None else len(rows), min(k, len(centers))
     index = torch.full((n, k), -1, dtype=torch.int32, device=device)
@@ -140,13 +155,22 @@ def farthest_from(shards: Shards, point: Tensor, cosine: bool) -> int:
 
 
 def kcenter(
-    shards: Shards, k: int, start: Tensor, picks: Tensor, cosine: bool, lookahead: int, prune: bool
+    shards: Shards,
+    k: int,
+    start: Tensor,
+    picks: Tensor,
+    cosine: bool,
+    lookahead: int,
+    prune: bool,
+    check: bool = False,
 ) -> Cover:
     """Greedy k-center: each pick is the row farthest from all centres so far.
 
     `start` int64: rows that are centres already; `picks` int64: the first of the k picks. The other options
-    are ways to be faster, which are no matter here.
+    are ways to be faster, which are no matter here. With `check`, a row that is not finite raises NotFinite.
     """
+    if check:
+        require_finite(shards)
     n, device = count(shards), shards[0].device
     distance = torch.full((n,), torch.inf, dtype=result_dtype(shards), device=device)
     owner = torch.full((n,), -1, dtype=torch.int32, device=device)

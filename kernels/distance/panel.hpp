@@ -143,14 +143,35 @@ inline void product_group(const float* a, int64_t a_row, const float* panel, int
   }
 }
 
+// Memory that is wanted next, asked for a little at a time while a product runs.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+  int64_t share = 0;  // bytes for each 1024 steps of a group
+
+  // `bytes` at `from`, over a product of `groups` groups of rows with panels, of `depth` steps.
+  void plan(const void* from, int64_t bytes, int64_t groups, int64_t depth) {
+    at = static_cast<const char*>(from);
+    end = at + bytes;
+    share = bytes * 1024 / (groups * depth) + 1;
+  }
+  TF_HD void fetch(int64_t steps) {
+    if (at >= end) return;
+    const char* stop = at + (share * steps / 1024 + 64);
+    stop = stop < end ? stop : end;
+    for (; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // c[r][j] = sum_k a[r * a_row + k] panels[k][j] for `rows` rows (a multiple of kRows) and `columns` columns (a multiple of kPanel).
 inline void panel_product(const float* a, int64_t a_row, int64_t rows, const float* panels, int64_t columns, int64_t depth, float* c,
-                          int64_t c_row) {
+                          int64_t c_row, Ahead& ahead) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
     for (int64_t j = 0; j < columns; j += kPanel) {
       const float* panel = panels + j * depth + k * kPanel;
       for (int64_t r = 0; r < rows; r += kRows) {
+        ahead.fetch(steps);
         if (k == 0) {
           product_group<false>(a + r * a_row + k, a_row, panel, steps, c + r * c_row + j, c_row);
         } else {
@@ -159,6 +180,12 @@ inline void panel_product(const float* a, int64_t a_row, int64_t rows, const flo
       }
     }
   }
+}
+
+inline void panel_product(const float* a, int64_t a_row, int64_t rows, const float* panels, int64_t columns, int64_t depth, float* c,
+                          int64_t c_row) {
+  Ahead nothing;
+  panel_product(a, a_row, rows, panels, columns, depth, c, c_row, nothing);
 }
 
 }  // namespace TF_NS

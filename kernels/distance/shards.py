@@ -10,6 +10,14 @@ Shards = Sequence[Tensor]
 """Tensors [n_i, d] of one dtype and device; row numbers run on from one to the next."""
 
 
+class NotFinite(ValueError):
+    """Row `row` holds a value that is not finite."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} is not finite")
+        self.row = row
+
+
 def count(shards: Shards) -> int:
     """How many rows there are in all."""
     return sum(s.shape[0] for s in shards)

@@ -116,6 +116,28 @@ def test_nearest_are_those_of_float64(backend, dtype, n, m, d, k, metric, precis
     assert torch.isinf(found.distances_squared[:, have:]).all()
 
 
+def test_wide_rows_with_integer_products(backend):
+    """From 64 columns on, k-means and k-center may find candidates by 16-bit products: heavy tails and all."""
+    x = draw(300, 300)
+    x[5] *= 1e4
+    x[:, 7] *= 300
+    x[9] = 0
+    centers = torch.cat((x[40:75] + 0.1, x[5:6], x[9:10]))
+    near, which = brute(x, centers).float().sort(dim=1, stable=True)
+    for precision in ("f32", "bf16"):
+        found = nn_assign(x.to(backend.device), centers.to(backend.device), 3, precision=precision)
+        assert torch.equal(found.indices.cpu(), which[:, :3].to(torch.int32))
+    want = distance_reference.kcenter(
+        [x], 80, torch.tensor([], dtype=torch.int64), torch.tensor([0]), False, 32, True
+    )
+    got = kcenter_greedy(x.to(backend.device), 80, init=0)
+    assert got.indices.tolist() == want.picked.tolist()
+    assert got.owner.tolist() == want.owner.tolist()
+    lloyd = seeding.lloyd(distance_reference, [x], x[:20].clone(), 3, 0.0)
+    labels = kmeans(x.to(backend.device), 20, init=x[:20].to(backend.device), iterations=3).labels
+    assert torch.equal(labels.cpu(), lloyd.labels)
+
+
 @pytest.mark.parametrize("offset", [100.0, 1e4])
 def test_offsets_do_not_cost_digits(backend, offset):
     x, centers = draw(150, 24, offset=offset), draw(90, 24, seed=1, offset=offset)
@@ -350,8 +372,8 @@ def test_permuted_rows_give_permuted_results(backend):
 def test_ops_have_schemas_and_fakes():
     x = draw(40, 5)
     for op, arguments in (
-        (torch.ops.tenfold.nn_assign, ([x, x[:3]], x[:7], 2, None, None, False, False)),
-        (torch.ops.tenfold.kcenter_greedy, ([x], 5, [1], [], False, False, 32, True)),
+        (torch.ops.tenfold.nn_assign, ([x, x[:3]], x[:7], 2, None, None, False, False, True)),
+        (torch.ops.tenfold.kcenter_greedy, ([x], 5, [1], [], False, False, 32, True, True)),
         (torch.ops.tenfold.kmeans, ([x], None, 4, 3, 0.0, 0)),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
@@ -386,7 +408,7 @@ def bad(row, value):
         (lambda: kcenter_greedy(X, 2, init=[4, 5, 4]), V, r"init\[2\]: expected every row once, got row 4"),
         (lambda: kcenter_greedy(X, 2, init="first"), V, "init: expected one of"),
         (lambda: kcenter_greedy(X, 2, metric="l1"), V, "metric: expected one of"),
-        (lambda: kcenter_greedy(X, 2, lookahead=0), V, r"lookahead: expected an integer in \[1, 64\]"),
+        (lambda: kcenter_greedy(X, 2, lookahead=0), V, r"lookahead: expected an integer in \[1, 256\]"),
         (lambda: kcenter_greedy(bad(7, torch.nan), 2), V, "x: expected finite values, got nan in row 7"),
         (lambda: kcenter_greedy(bad(0, -torch.inf), 2), V, "x: expected finite values, got -inf in row 0"),
         (lambda: kcenter_greedy([X, bad(3, torch.nan)], 2), V, "x: .* got nan in row 23"),

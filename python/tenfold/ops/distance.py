@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from tenfold import _checks
 from tenfold._backend import OPS, chosen_backend
+from tenfold.kernels.distance.shards import NotFinite
 
 from ._shards import Features, features, labels
 
-DISTANCE_BACKENDS = ("reference",)
+DISTANCE_BACKENDS = ("cpu", "reference")
 OPS |= {"nn_assign": DISTANCE_BACKENDS}
 METRICS = ("l2", "cosine")
 PRECISIONS = ("f32", "bf16")
@@ -22,7 +23,7 @@ MOST_NEIGHBORS = 32
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
     "nn_assign(Tensor[] x, Tensor centers, int k, Tensor? x_labels, Tensor? center_labels, bool cosine, "
-    "bool reduced) -> (Tensor indices, Tensor distances_squared)"
+    "bool reduced, bool check) -> (Tensor indices, Tensor distances_squared)"
 )
 
 
@@ -79,9 +80,11 @@ def nn_assign(
         x_labels = labels("x_labels", x_labels, data.rows, "x").to(data.device)
         center_labels = labels("center_labels", center_labels, len(targets), "centers").to(data.device)
     if check:
-        require_finite("x", data.shards)
         require_finite("centers", [targets])
-    found = torch.ops.tenfold.nn_assign(data.shards, targets, k, x_labels, center_labels, cosine, reduced)
+        if x_labels is not None:  # rows are gathered, maybe not all
+            require_finite("x", data.shards)
+    options = (x_labels, center_labels, cosine, reduced, bool(check))
+    found = torch.ops.tenfold.nn_assign(data.shards, targets, k, *options)
     return NearestCenters(*(data.kind(t) for t in found))
 
 
@@ -101,11 +104,16 @@ def require_finite(name: str, shards: list[Tensor]) -> None:
     """ValueError naming the first row that is not finite."""
     row = kernels("nn_assign", shards[0].device).first_bad_row(shards)
     if row >= 0:
-        from tenfold.kernels.distance.shards import take
+        not_finite(name, shards, row)
 
-        values = take(shards, torch.tensor([row]))[0]
-        value = float(values[~torch.isfinite(values)][0])
-        _checks.fail(ValueError, name, "finite values", f"{value} in row {row}")
+
+def not_finite(name: str, shards: list[Tensor], row: int) -> NoReturn:
+    """Raises ValueError with the row and its first value that is not finite."""
+    from tenfold.kernels.distance.shards import take
+
+    values = take(shards, torch.tensor([row]))[0]
+    value = float(values[~torch.isfinite(values)][0])
+    _checks.fail(ValueError, name, "finite values", f"{value} in row {row}")
 
 
 # ---- registration ----------------------------------------------------------------------------------------
@@ -133,12 +141,16 @@ def _assign(
     center_labels: Tensor | None,
     cosine: bool,
     reduced: bool,
+    check: bool,
 ) -> tuple[Tensor, Tensor]:
     module = kernels("nn_assign", x[0].device)
     if x_labels is None or center_labels is None:
-        found: tuple[Tensor, Tensor] = module.assign(x, centers, k, None, cosine, reduced)
+        try:
+            found: tuple[Tensor, Tensor] = module.assign(x, centers, k, None, cosine, reduced, check)
+        except NotFinite as error:
+            not_finite("x", x, error.row)
         return found
-    index, nearest = _assign_fake(x, centers, k, x_labels, center_labels, cosine, reduced)
+    index, nearest = _assign_fake(x, centers, k, x_labels, center_labels, cosine, reduced, check)
     index.fill_(-1)
     nearest.fill_(torch.inf)
     for label in center_labels.unique().tolist():
@@ -159,6 +171,7 @@ def _assign_fake(
     center_labels: Tensor | None,
     cosine: bool,
     reduced: bool,
+    check: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (sum(s.shape[0] for s in x), k)
     dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold._backend import OPS
+from tenfold.kernels.distance.shards import NotFinite
 
 from ._shards import Features, features, rows_of
-from .distance import DISTANCE_BACKENDS, METRICS, kernels, require_finite
+from .distance import DISTANCE_BACKENDS, METRICS, kernels, not_finite
 
 OPS |= {"kcenter_greedy": DISTANCE_BACKENDS}
 STARTS = ("farthest_from_mean", "random")
@@ -19,7 +20,7 @@ STARTS = ("farthest_from_mean", "random")
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _LIBRARY.define(
     "kcenter_greedy(Tensor[] x, int k, int[] start, int[] first, bool farthest, bool cosine, int lookahead, "
-    "bool prune) -> (Tensor indices, Tensor radius, Tensor min_distance, Tensor owner)"
+    "bool prune, bool check) -> (Tensor indices, Tensor radius, Tensor min_distance, Tensor owner)"
 )
 
 
@@ -47,7 +48,7 @@ def kcenter_greedy(
     *,
     init: Any = "farthest_from_mean",
     metric: str = "l2",
-    lookahead: int = 32,
+    lookahead: int = 128,
     prune: bool = True,
     seed: int = 0,
     check: bool = True,
@@ -66,7 +67,7 @@ def kcenter_greedy(
             numbers is what is a centre already and not picked again.
         metric: "l2", or "cosine" for |a/|a| - b/|b|| = sqrt(2 - 2 cos); a row of zeros stays zero.
         lookahead: rows measured in one pass over x, those that are farthest at its start; picks are made from
-            them as long as the farthest row is one of them. 1 to 64. No matter for the result.
+            them as long as the farthest row is one of them. 1 to 256. No matter for the result.
         prune: leave out rows which the triangle inequality shows to be nearer to the centre that they have.
             No matter for the result.
         seed: of "random".
@@ -81,13 +82,11 @@ def kcenter_greedy(
     """
     data = features("x", x)
     cosine = _checks.choice("metric", metric, METRICS) == "cosine"
-    lookahead = _checks.integer("lookahead", lookahead, 1, 64)
+    lookahead = _checks.integer("lookahead", lookahead, 1, 256)
     seed = _checks.seed("seed", seed)
     start, first, farthest = _start(init, seed, data)
     k = _checks.integer("k", k, 0, data.rows - len(start))
-    if check:
-        require_finite("x", data.shards)
-    options = (start, first, farthest, cosine, lookahead, bool(prune))
+    options = (start, first, farthest, cosine, lookahead, bool(prune), bool(check))
     found = torch.ops.tenfold.kcenter_greedy(data.shards, k, *options)
     return KCenter(*(data.kind(t) for t in found))
 
@@ -117,12 +116,16 @@ def _kcenter(
     cosine: bool,
     lookahead: int,
     prune: bool,
+    check: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     module = kernels("kcenter_greedy", x[0].device)
     if farthest and k:
         first = [module.farthest_from(x, module.mean(x, cosine), cosine)]
     rows = (torch.tensor(given, dtype=torch.int64) for given in (start, first))
-    found = module.kcenter(x, k, *rows, cosine, lookahead, prune)
+    try:
+        found = module.kcenter(x, k, *rows, cosine, lookahead, prune, check)
+    except NotFinite as error:
+        not_finite("x", x, error.row)
     return found.picked, found.radius.sqrt(), found.distance.sqrt(), found.owner
 
 
