@@ -13,6 +13,7 @@
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
+#include "scores_cuda_door.hpp"
 #include "softdice_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
@@ -395,4 +396,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_softdice_cuda(m, on_device);
   bind_overlap_cuda(m, on_device);
   bind_mmd_cuda(m, on_device);
+  bind_scores_cuda(m, on_device);
 }

@@ -11,6 +11,8 @@ It has rank one, so inner products, norms and sums need C + d numbers per sample
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,24 +48,31 @@ def sqdist(e: Tensor, h: Tensor, f: Tensor, g: Tensor, bias: bool) -> Tensor:
 
 
 def mv(e: Tensor, h: Tensor, matrix: Tensor, bias: bool) -> Tensor:
-    """<g_i, matrix> [N]."""
+    """<g_i, matrix> [N], a chunk of rows at a time."""
     dtype = math_dtype(e, h, matrix)
     first = matrix[:, 0].to(dtype) if bias else torch.zeros((), dtype=dtype, device=e.device)
     weight = matrix[:, int(bias) :].to(dtype).T
     out = torch.empty(e.shape[0], dtype=dtype, device=e.device)
-    step = max(1, CHUNK // max(1, e.shape[1]))
-    for start in range(0, e.shape[0], step):
-        part = slice(start, start + step)
+    for part in _chunks(e, h):
         out[part] = (torch.addmm(first, h[part].to(dtype), weight) * e[part].to(dtype)).sum(1)
     return out
 
 
 def rmv(e: Tensor, h: Tensor, weights: Tensor, bias: bool) -> Tensor:
-    """sum_i weights_i g_i [C, d + bias]."""
+    """sum_i weights_i g_i [C, d + bias], a chunk of rows at a time."""
     dtype = math_dtype(e, h, weights)
-    scaled = (e.to(dtype) * weights.to(dtype)[:, None]).T
-    sums = scaled @ h.to(dtype)
-    return torch.cat([scaled.sum(1, keepdim=True), sums], 1) if bias else sums
+    sums = torch.zeros(e.shape[1], h.shape[1] + int(bias), dtype=dtype, device=e.device)
+    for part in _chunks(e, h):
+        scaled = (e[part].to(dtype) * weights[part].to(dtype)[:, None]).T
+        sums[:, int(bias) :].addmm_(scaled, h[part].to(dtype))
+        if bias:
+            sums[:, 0] += scaled.sum(1)
+    return sums
+
+
+def _chunks(e: Tensor, h: Tensor) -> list[slice]:
+    step = max(1, CHUNK // max(1, e.shape[1] + h.shape[1]))
+    return [slice(first, first + step) for first in range(0, e.shape[0], step)]
 
 
 def keeps_columns(rows: int, k: int, width: int) -> bool:
@@ -72,26 +81,52 @@ def keeps_columns(rows: int, k: int, width: int) -> bool:
     return 8 * rows * k <= max(KEPT_BYTES, 4 * rows * width)
 
 
+def column(e: Tensor, h: Tensor, pick: Tensor, bias: bool) -> Tensor:
+    """<g_i, g_pick> of every sample, float64 [N]; `pick` is an int64 scalar where e is. A chunk of rows at a
+    time."""
+    out = torch.empty(e.shape[0], dtype=torch.float64, device=e.device)
+    e_pick, h_pick = e[pick].double(), h[pick].double()
+    for part in _chunks(e, h):
+        out[part] = (e[part].double() @ e_pick) * (h[part].double() @ h_pick + float(bias))
+    return out
+
+
 def omp(
-    e: Tensor, h: Tensor, target: Tensor | None, k: int, lam: float, bias: bool
+    e: Tensor,
+    h: Tensor,
+    target: Tensor | None,
+    k: int,
+    lam: float,
+    bias: bool,
+    make_column: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = column,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Orthogonal matching pursuit: see `tenfold.ops.omp_factored`. Indices and weights of the kept picks,
     the residual after each pick, and that of the weights returned. Sums are float64."""
-    rows = e.shape[0]
-    first = rmv(e.double(), h.double(), _ones(rows, e) / rows, bias) if target is None else target.double()
-    q = mv(e.double(), h.double(), first, bias)
-    indices, gram_, at, residuals = _pursue(e.double(), h.double(), first, q, k, lam, bias)
-    return finish(indices, gram_, at, residuals, first.square().sum(), lam)
+    goal, q = start(e, h, target, bias)
+    indices, gram_, pivots, residuals = _pursue(e, h, goal, q, k, lam, bias, make_column)
+    return finish(indices, gram_, pivots, q[indices], residuals, goal.square().sum(), lam)
 
 
-def _ones(rows: int, like: Tensor) -> Tensor:
-    return torch.ones(rows, dtype=torch.float64, device=like.device)
+def start(e: Tensor, h: Tensor, target: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
+    """The target, by default the mean gradient, and every gradient's inner product with it, in float64."""
+    if target is None:
+        rows = e.shape[0]
+        mean = torch.full((rows,), 1 / max(1, rows), dtype=torch.float64, device=e.device)
+        target = rmv(e, h, mean, bias)
+    return target.double(), mv(e, h, target.double(), bias)
 
 
 def _pursue(
-    e: Tensor, h: Tensor, target: Tensor, q: Tensor, k: int, lam: float, bias: bool
+    e: Tensor,
+    h: Tensor,
+    target: Tensor,
+    q: Tensor,
+    k: int,
+    lam: float,
+    bias: bool,
+    make_column: Callable[[Tensor, Tensor, Tensor, bool], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Picks [k], their inner products [k, k], <g, target> of the picks, residuals. Nothing waits for the
+    """Picks [k], their inner products [k, k], pivots of the Cholesky factor, residuals. Nothing waits for the
     device."""
     options = {"dtype": torch.float64, "device": e.device}
     indices = torch.zeros(k, dtype=torch.int64, device=e.device)
@@ -105,7 +140,7 @@ def _pursue(
         indices[t] = j
         taken[j] = True
         picks = indices[: t + 1]
-        new = (e @ e[j]) * (h @ h[j] + float(bias))
+        new = make_column(e, h, j, bias)
         row = new[picks]
         g[t, : t + 1] = row
         g[: t + 1, t] = row
@@ -118,8 +153,8 @@ def _pursue(
             columns[:, t] = new
             c = q - columns[:, : t + 1] @ x
         else:
-            c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)
-    return indices, g, q[indices], residuals
+            c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)  # float64, as x is
+    return indices, g, chol.diagonal(), residuals
 
 
 def append_row_(chol: Tensor, row: Tensor, t: int, lam: float) -> None:
@@ -137,15 +172,23 @@ def _solve(chol: Tensor, right: Tensor) -> Tensor:
 
 
 def finish(
-    indices: Tensor, gram_: Tensor, at: Tensor, residuals: Tensor, size: Tensor, lam: float
+    indices: Tensor,
+    gram_: Tensor,
+    pivots: Tensor,
+    at: Tensor,
+    residuals: Tensor,
+    size: Tensor,
+    lam: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Non-negative weights of the same normal equations; picks of weight 0 are left out."""
-    k = indices.numel()
-    g, b = gram_.cpu().numpy(), at.cpu().numpy()
-    x = torch.from_numpy(nnls(g + lam * torch.eye(k, dtype=torch.float64).numpy(), b))
+    """Non-negative weights of the same normal equations; picks of weight 0 are left out, and those that
+    depend on earlier ones."""
+    g, b, free = (t.cpu() for t in (gram_, at, pivots.isfinite()))
+    some = free.nonzero()[:, 0]
+    system = g[some][:, some] + lam * torch.eye(some.numel(), dtype=torch.float64)
+    x = torch.zeros_like(b)
+    x[some] = torch.from_numpy(nnls(system.numpy(), b[some].numpy()))
     kept = x > 0
-    host = torch.from_numpy(g)
-    rest = size.cpu() - 2 * (x @ torch.from_numpy(b)) + x @ (host @ x)
+    rest = size.cpu() - 2 * (x @ b) + x @ (g @ x)
     device = indices.device
     return (
         indices[kept.to(device)],

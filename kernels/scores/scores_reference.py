@@ -253,6 +253,10 @@ def count_votes(votes: Tensor, targets: Tensor | None, histogram: Tensor, matrix
         matrix.view(-1).add_(torch.bincount(cells, minlength=matrix.numel()))
 
 
-def class_mask(labels: Tensor, keep: Tensor) -> Tensor:
-    """Indices where keep[labels] is set, ascending."""
-    return keep[labels.to(torch.int64)].nonzero()[:, 0]
+def class_mask(labels: Tensor, keep: Tensor) -> tuple[Tensor, int]:
+    """Indices where keep[labels] is set, ascending, and the first row whose label is no class (N where there
+    is none; otherwise the indices are not valid)."""
+    outside = (labels < 0) | (labels >= keep.numel())
+    if bool(outside.any()):
+        return labels.new_empty(0, dtype=torch.int64), int(outside.to(torch.uint8).argmax())
+    return keep[labels.to(torch.int64)].nonzero()[:, 0], labels.numel()

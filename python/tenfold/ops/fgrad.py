@@ -18,9 +18,9 @@ from tenfold._backend import OPS, chosen_backend
 
 from . import _select_checks as _select
 
-OPS |= {"omp_factored": ("reference",)}
+OPS |= {"omp_factored": ("cpu", "cuda", "triton", "reference")}
 OPS |= dict.fromkeys(
-    ("fgrad_gram", "fgrad_sqdist", "fgrad_mv", "fgrad_rmv", "craig", "glister"), ("reference",)
+    ("fgrad_gram", "fgrad_sqdist", "fgrad_mv", "fgrad_rmv", "craig", "glister"), ("cpu", "cuda", "reference")
 )
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")

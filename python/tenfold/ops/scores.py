@@ -15,7 +15,9 @@ from tenfold._backend import OPS, chosen_backend
 
 from . import _select_checks as _select
 
-OPS |= dict.fromkeys(("score_fused", "dynamics_update", "weighted_cross_entropy"), ("reference",))
+OPS |= dict.fromkeys(
+    ("score_fused", "dynamics_update", "weighted_cross_entropy"), ("cpu", "cuda", "triton", "reference")
+)
 
 WANT = (
     "el2n",

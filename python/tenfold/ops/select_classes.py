@@ -15,9 +15,9 @@ from tenfold._backend import OPS, chosen_backend
 from . import _select_checks as _select
 
 OPS |= {
-    "class_median_distance": ("reference",),
-    "class_vote": ("reference",),
-    "class_mask": ("reference",),
+    "class_median_distance": ("cpu", "cuda", "reference"),
+    "class_vote": ("cpu", "cuda", "triton", "reference"),
+    "class_mask": ("cpu", "cuda", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -235,7 +235,8 @@ def stratified_budget(counts: Any, budget: int) -> Any:
     """
     kind = _arrays.kind_of(counts)
     if isinstance(counts, Sequence):
-        counts = torch.tensor([_checks.integer(f"counts[{i}]", n, 0, 2**62) for i, n in enumerate(counts)])
+        listed = [_checks.integer(f"counts[{i}]", n, 0, 2**62) for i, n in enumerate(counts)]
+        counts = torch.tensor(listed, dtype=torch.int64)
     sizes = _checks.tensor("counts", _select._view("counts", counts), _select.LABEL_DTYPES)
     if sizes.ndim != 1:
         _checks.fail(ValueError, "counts", "shape [S]", tuple(sizes.shape))
@@ -377,13 +378,11 @@ def _class_vote(
 
 
 def _class_mask(labels: Tensor, keep: Tensor) -> Tensor:
-    module = _kernels("class_mask", labels.device)
-    bad = (labels < 0) | (labels >= keep.numel())
-    if bool(bad.any()):
-        row = int(bad.to(torch.uint8).argmax())
-        got = f"{int(labels[row])} in row {row}"
+    found: Tensor
+    found, first = _kernels("class_mask", labels.device).class_mask(labels, keep)
+    if first < labels.numel():
+        got = f"{int(labels[first])} in row {first}"
         _checks.fail(ValueError, "labels", f"labels in [0, {keep.numel()})", got)
-    found: Tensor = module.class_mask(labels, keep)
     return found
 
 
