@@ -96,9 +96,12 @@ _ALL = (
         name="dp4tl",
         paper="Selectivity Drives Productivity: Efficient Dataset Pruning for Enhanced Transfer Learning "
         "(arXiv 2310.08782)",
-        families=("selection",),
-        default="source classes of real digit images pruned for a target task, accuracy against the share "
-        "pruned",
+        families=("distance", "scores"),
+        default="60 source classes of real digit images pruned for the digits of other writers, accuracy "
+        "against the share pruned",
+        config="tenfold.selection.transfer.config:DP4TLConfig",
+        target="tenfold.selection.transfer.run:run",
+        ready=True,
     ),
     Workflow(
         name="cwerm",

@@ -58,7 +58,7 @@ class SmallCNN(nn.Module):
 
 
 class WiderCNN(nn.Module):
-    """Two convolutions (16, 32) with ReLU and max pool, 64 hidden units, then `fc`.
+    """Two convolutions (16, 32) with batch normalisation, ReLU and max pool, 64 hidden units, then `fc`.
 
     The model that is pretrained and transferred in the embedded experiments.
     """
@@ -66,8 +66,8 @@ class WiderCNN(nn.Module):
     def __init__(self, channels: int = 1, classes: int = 10, side: int = 8):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
             nn.Linear(32 * (side // 4) ** 2, 64), nn.ReLU(),
         )  # fmt: skip
         self.fc = nn.Linear(64, classes)

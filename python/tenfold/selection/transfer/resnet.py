@@ -102,7 +102,7 @@ class ResNet(nn.Module):
         return self.fc(self.features(x))
 
 
-_DEPTHS = {
+_DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
