@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .fgrad import (
@@ -113,10 +114,12 @@ __all__ = [
     "ClassMedians",
     "Components",
     "ContrastiveDiscrepancy",
+    "Coverage",
     "Craig",
     "Dynamics",
     "GNBSample",
     "Glister",
+    "Herding",
     "IntensityHistogram",
     "KCenter",
     "KMeans",
@@ -129,6 +132,7 @@ __all__ = [
     "NearestCenters",
     "Omp",
     "OptionLoss",
+    "Picks",
     "RandomMask",
     "ReplayPass",
     "Scores",
@@ -157,10 +161,13 @@ __all__ = [
     "fgrad_rmv",
     "fgrad_sqdist",
     "fill_holes",
+    "fl_greedy",
     "gaussian_weights",
     "generalized_dice_loss",
     "glister",
     "gnb_sample",
+    "graphcut_greedy",
+    "herding",
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "joint_mmd",
@@ -179,6 +186,7 @@ __all__ = [
     "linear_topk_kl",
     "linear_undial",
     "lmmd",
+    "logdet_greedy",
     "logits_logprob",
     "lowrank_factor",
     "magnitude_bits",

@@ -57,6 +57,11 @@ def save(selection: Selection, path: Path) -> Path:
     return path
 
 
+def check_suffix(path: Path) -> None:
+    """ValueError for a name that :func:`save` would refuse."""
+    _by_suffix(path, _WRITERS)
+
+
 def load(path: Path) -> Selection:
     """The selection in a file, by its suffix.
 
