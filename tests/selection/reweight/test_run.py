@@ -12,17 +12,23 @@ import numpy as np
 import pytest
 
 from tenfold.selection import Selection
-from tenfold.selection.reweight import CwermConfig, arms, reweight, run, tables
+from tenfold.selection.reweight import CwermConfig, arms, report, reweight, run, tables
 from tenfold.selection.reweight.run import Outcome, Weighed, Weighing
 
 TINY = CwermConfig(
-    settings=["symmetric:0.4", "clean"], epochs=2, meta_epochs=2, seeds=[0, 1], ratios=[0.05], workers=1
+    settings=["symmetric:0.4", "clean"], epochs=1, meta_epochs=2, seeds=[0, 1], ratios=[0.05], workers=1
 )
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_held", {})
+
+
+@pytest.fixture
+def numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures and no page, which take most of a small run's time."""
+    monkeypatch.setattr(report, "write", lambda outcome, folder: tables.numbers(outcome))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -104,7 +110,7 @@ def _inverted(made: Path) -> bool:
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers_alone: None
 ) -> None:
     calls: list[str] = []
     real_weigh, real_train = run.weigh, run.train
@@ -144,7 +150,9 @@ def test_all_modes_meta_rows_trajectory_and_given_weights(tmp_path: Path) -> Non
         weights="trajectory", save="none",
     )  # fmt: skip
     given = replace(config, given_weights=str(tmp_path / "w.npy"))
-    numbers = reweight(given, tmp_path / "a").metrics
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda outcome, folder: tables.numbers(outcome))
+        numbers = reweight(given, tmp_path / "a").metrics
     for name in ("classwise", "function", "label-aware", "given", "given-constant", "given-shuffled"):
         assert 0 < numbers[f"flip-0.3/{name}.accuracy"] <= 1
     clean = replace(config, methods=["cw-erm"], meta="clean", meta_rows=40, meta_lr=1e-3)
@@ -167,7 +175,9 @@ def test_what_the_published_code_does(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(run, "learn_weights", learn)
     config = replace(TINY, settings=["clean"], methods=["cw-erm"], seeds=[0], ratios=[], save="none")
-    reweight(config, tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", lambda outcome, folder: tables.numbers(outcome))
+        reweight(config, tmp_path / "a")
     page = (reweight(replace(config, compat="reference"), tmp_path / "b").path / "report.html").read_text()
     assert not set(seen[""].train.tolist()) & set(seen[""].meta.tolist())
     assert seen["reference"].train.tolist() == seen["reference"].meta.tolist()

@@ -73,13 +73,13 @@ class Clock:
     """Processor seconds on the CPU; on a GPU, seconds until its work is done."""
 
     def __init__(self, device: str):
-        self._gpu = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
         self._start = self._now()
 
     def _now(self) -> float:
-        if not self._gpu:
+        if self._device.type != "cuda":
             return time.process_time()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
     @property
