@@ -177,9 +177,10 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
         return None
     states = {r: [outcome.coreset(0, s, r).state for s in outcome.config.seeds] for r in ratios}
     pure = bool(states[ratios[0]][0]["purity"])
-    fig, axes = figures.figure(9.6, 4.6, ncols=3 if pure else 2, squeeze=False,
-                               width_ratios=[2.2, 1, 1] if pure else [2.2, 1])  # fmt: skip
-    left = axes[0, 0]
+    fig, axes = figures.figure(
+        10.6, 4.6, ncols=4 if pure else 3, squeeze=False, width_ratios=[2, 1, 1, 1][: 4 if pure else 3]
+    )
+    left, second = axes[0, :2]
     share = 100 * np.array(ratios)
     told = []
     for arm in arms:
@@ -188,10 +189,11 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
         colour = _colour(ARMS[arm.of]) if arm.of else _colour(arm)
         if arm.rows == "random":
             colour = BLUE
-        left.plot(share, values.mean(1), line, color=colour, marker="" if arm.control else "o", markersize=4,
+        axis = left if arm.rows == "all" else second
+        axis.plot(share, values.mean(1), line, color=colour, marker="" if arm.control else "o", markersize=4,
                   label=arm.title, linewidth=1.4)  # fmt: skip
         if not arm.control and values.shape[1] > 1:
-            left.fill_between(share, values.min(1), values.max(1), color=colour, alpha=0.12, linewidth=0)
+            axis.fill_between(share, values.min(1), values.max(1), color=colour, alpha=0.12, linewidth=0)
         told.append(f"{arm.title} {values.mean(1)[0]:.1f} to {values.mean(1)[-1]:.1f} %")
     for name, style in (("erm", figures.INK), ("w-erm", MAGENTA)):
         values = outcome.values(name)
@@ -203,9 +205,13 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
     if paper:
         left.plot([100 * r for r in paper], list(paper.values()), "s", color=GOLD, label="CW-ERM, the paper")
     left.set(xscale="log", xlabel="coreset, % of the rows", ylabel="test accuracy, %")
-    left.set_xticks(share, [f"{s:g}" for s in share])
-    left.set_xticks([], minor=True)
-    fig.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    left.set_title("trained on all rows", fontsize=10)
+    second.set(xscale="log", xlabel="coreset, %")
+    second.set_title("on the coreset alone, %", fontsize=10)
+    _plain_ticks(left, share)
+    _plain_ticks(second, share)
+    lines = [pair for axis in (left, second) for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    fig.legend(*zip(*lines, strict=True), fontsize=8, loc="outside lower center", ncols=3)
     last = axes[0, -1]
     last.plot(
         share, [tables.reweighting_seconds(outcome, r) for r in ratios], "o-", color=ORANGE, markersize=4
@@ -214,12 +220,12 @@ def ratio_sweep(outcome: Outcome) -> Picture | None:
     last.set_title("reweighting, s", fontsize=10)
     _plain_ticks(last, share)
     if pure:
-        middle = axes[0, 1]
+        middle = axes[0, 2]
         for key, colour, name in (("moderate", VIOLET, "moderate"), ("random", BLUE, "random"),
                                   ("data", figures.INK, "all rows")):  # fmt: skip
             means = [100 * np.mean([s["purity"][key] for s in states[r]]) for r in ratios]
-            middle.plot(share, means, "-.", color=colour, label=name) if key == "data" else middle.plot(
-                share, means, "o-", color=colour, markersize=4, label=name)  # fmt: skip
+            line = "-." if key == "data" else "o-"
+            middle.plot(share, means, line, color=colour, markersize=4, label=name)
         middle.set(xscale="log", xlabel="coreset, %")
         middle.set_title("right labels, %", fontsize=10)
         middle.legend(fontsize=8)
