@@ -107,9 +107,12 @@ _ALL = (
         name="cwerm",
         paper="The Power of Few: Accelerating and Enhancing Data Reweighting with Coreset Selection (arXiv "
         "2403.12166)",
-        families=("selection",),
+        families=("distance", "scores"),
         default="weights learned on a small coreset of real digits with noisy labels, carried to the whole "
         "set",
+        config="tenfold.selection.reweight.config:CwermConfig",
+        target="tenfold.selection.reweight.run:run",
+        ready=True,
     ),
     Workflow(
         name="msdcda",
