@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -367,3 +369,29 @@ def test_torch_machinery():
     torch.testing.assert_close(compiled(x, labels), class_median_distance(x, labels, 3).distances + 1)
     votes = torch.compile(lambda a: class_vote(a, 5).histogram + 1, fullgraph=True)
     assert torch.equal(votes(x), class_vote(x, 5).histogram + 1)
+
+
+@pytest.mark.slow
+def test_a_million_rows_of_bfloat16_from_a_file(tmp_path):
+    """1.28 million rows of 1000 classes, 2.56 GB, read in place in one pass."""
+    rows, classes = 1_280_000, 1000
+    z = torch.from_file(str(tmp_path / "z.bin"), shared=True, size=rows * classes, dtype=torch.bfloat16).view(
+        rows, classes
+    )  # a file of zeros without blocks: every row votes for class 0
+    changed = torch.arange(0, rows, 4001)
+    z[changed, changed % classes] = 1.0
+    anonymous = _anonymous_kib()
+    found = class_vote(z, classes)
+    assert _anonymous_kib() - anonymous < 50_000  # nothing of the size of the logits was made
+    want = torch.bincount(changed % classes, minlength=classes)
+    want[0] += rows - changed.numel()
+    assert torch.equal(found.histogram, want)
+
+
+def _anonymous_kib() -> int:
+    """Memory of the process that is no file's, in KiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        pytest.skip("this system does not tell a process its memory")
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
