@@ -182,6 +182,6 @@ def test_packed_masks(place):
             counts = owner_counts(owner_words(a), owner_words(b), shape[0])
             assert np.array_equal(volumes.host(counts), want)
     with pytest.raises(ValueError, match="b: expected the shape of a"):
-        multihot_counts(np.zeros((2, 3), bool), np.zeros((2, 100), bool))
+        multihot_counts(*(volumes.at(place.device, np.zeros((2, n), bool)) for n in (3, 100)))
     with pytest.raises(ValueError, match="words: expected shape"):
-        unpack_bits(np.zeros((2, 3), np.int64), (5,))
+        unpack_bits(volumes.at(place.device, np.zeros((2, 3), np.int64)), (5,))
