@@ -1,8 +1,8 @@
 """What a device does around its kernels, in PyTorch on that device: products by blocks, error bounds, pools.
 
-`launch` are the kernels of CUDA or Triton. Products decide nothing: whatever they leave open is measured again
-by these in float64, so results are those of distance_reference.py. k-center waits for the device once per
-pass, k-means once per iteration.
+`launch` are the kernels of CUDA or Triton. Products decide nothing: whatever they leave open is measured
+again by these in float64, so results are those of distance_reference.py. k-center waits for the device once
+per pass, k-means once per iteration.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -104,9 +103,9 @@ def _look_kernel(
             found = _exact(x + r * d, others + last.to(tl.int64) * d, d, scale, b_scale, SCALED, WIDTH)
             worst = tl.max(tl.where(lanes < K, value, -INFINITY))
             out = tl.max(tl.where((lanes < K) & (value == worst), number, -1))
-            here = (lanes < K) & (value == worst) & (number == out) & (found < worst)
-            value = tl.where(here, found, value)
-            number = tl.where(here, last, number)
+            here = (lanes < K) & (value == worst) & (number == out)
+            value = tl.where(here & (found < value), found, value)
+            number = tl.where(here & (value < worst), last, number)
     for t in range(K):
         least = tl.min(tl.where(lanes < K, value, INFINITY))
         first = tl.min(tl.where((lanes < K) & (value == least), number, m + ROOM))
@@ -159,17 +158,16 @@ def _cover_kernel(
                 b_scale = tl.load(other_scale + last) if SCALED else scale
                 found = _exact(x + r * d, others + last.to(tl.int64) * d, d, scale, b_scale, SCALED, WIDTH)
                 if OUT:
-                    mine = tl.where((c == last) & (found < reach), found, mine)
+                    mine = tl.where(c == last, tl.minimum(mine, found), mine)
                 else:
                     nearest = tl.where(found < reach, last, nearest)
                     reach = tl.minimum(reach, found)
                 left = tl.sum(((c < m) & (low < reach) & (c > last)).to(tl.int32))
             if OUT:
                 tl.store(out + c.to(tl.int64) * pitch + r, mine, mask=c < m)
-        if not OUT:
-            if nearest >= 0:
-                tl.store(distance + r, reach)
-                tl.store(owner + r, tl.load(numbers + nearest).to(tl.int32))
+        if nearest >= 0:
+            tl.store(distance + r, reach)
+            tl.store(owner + r, tl.load(numbers + nearest).to(tl.int32))
 
 
 @triton.jit
@@ -235,18 +233,20 @@ def _sizes(columns: int, width: int) -> dict[str, int]:
     }
 
 
-def _rows(m: Meeting) -> tuple[Tensor, ...]:
+def _rows(m: Meeting) -> tuple[Tensor | None, ...]:
     """Where there are no scales, any tensor stands in their places."""
     scales = (m.errors, m.errors) if m.scale is None else (m.scale, m.columns.scale)
-    return m.x, m.products.contiguous(), m.row_norms, m.errors, m.columns.raw, m.columns.norms, *scales  # type: ignore[return-value]
+    columns = m.columns
+    return m.x, m.products.contiguous(), m.row_norms, m.errors, columns.raw, columns.norms, *scales
 
 
 def _look(m: Meeting, k: int, index: Tensor, nearest: Tensor) -> None:
     n, d = m.x.shape
     columns = m.products.shape[1]
-    options = {"K": k, "ROOM": triton.next_power_of_2(k), "SCALED": m.scale is not None}
+    options = {"K": k, "ROOM": max(2, triton.next_power_of_2(k)), "SCALED": m.scale is not None}
     if n:
-        _look_kernel[(n,)](*_rows(m), index, nearest, columns, d, **options, **_sizes(columns, d), num_warps=1)
+        sizes = _sizes(columns, d)
+        _look_kernel[(n,)](*_rows(m), index, nearest, columns, d, **options, **sizes, num_warps=1)
 
 
 def _cover(m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Tensor | None) -> None:
@@ -265,7 +265,8 @@ def _pool(rows: Tensor, scale: Tensor | None, between: Tensor) -> None:
     size, d = rows.shape
     width = _sizes(1, d)["WIDTH"]
     given = between if scale is None else scale
-    _pool_kernel[(size, size)](rows, given, between, size, d, SCALED=scale is not None, WIDTH=width, num_warps=1)
+    options = {"SCALED": scale is not None, "WIDTH": width}
+    _pool_kernel[(size, size)](rows, given, between, size, d, **options, num_warps=1)
 
 
 def _choose(
@@ -306,9 +307,7 @@ def assign(
     return distance_device.assign(LAUNCHES, shards, centers, k, rows, cosine, reduced, check)
 
 
-def lloyd(
-    shards: Shards, centers: Tensor, state: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def lloyd(shards: Shards, centers: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See distance_reference.lloyd."""
     return distance_device.lloyd(LAUNCHES, shards, centers)
 
@@ -343,7 +342,7 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
     sizes: dict[str, Any] = {"COLUMNS": COLUMNS, "WIDTH": WIDTH}
     for x in ("fp32", "bf16"):
         for name, kernel, constants, warps in (
-            ("look.k1", _look_kernel, {"K": 1, "ROOM": 1, "SCALED": False, **sizes}, 1),
+            ("look.k1", _look_kernel, {"K": 1, "ROOM": 2, "SCALED": False, **sizes}, 1),
             ("look.k32", _look_kernel, {"K": 32, "ROOM": 32, "SCALED": True, **sizes}, 1),
             ("cover", _cover_kernel, {"OUT": False, "SCALED": False, **sizes}, 1),
             ("cover.out", _cover_kernel, {"OUT": True, "SCALED": True, **sizes}, 1),
