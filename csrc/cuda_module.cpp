@@ -8,6 +8,7 @@
 
 #include "args.hpp"
 #include "coverage_cuda_door.hpp"
+#include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
@@ -397,4 +398,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_overlap_cuda(m, on_device);
   bind_mmd_cuda(m, on_device);
   bind_coverage_cuda(m, on_device);
+  bind_distance_cuda(m, on_device);
 }

@@ -1,8 +1,11 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
 from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
+from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
 from .intensity import IntensityHistogram
+from .kcenter import KCenter, kcenter_greedy
+from .kmeans import KMeans, kmeans
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
 from .logprob_losses import linear_ceu, linear_kl, linear_undial, segment_nll
@@ -84,12 +87,15 @@ __all__ = [
     "GNBSample",
     "Herding",
     "IntensityHistogram",
+    "KCenter",
+    "KMeans",
     "LinearLoss",
     "LogProbs",
     "LowRankTerm",
     "MMDTest",
     "MagnitudeMask",
     "Mask",
+    "NearestCenters",
     "OptionLoss",
     "Picks",
     "RandomMask",
@@ -118,7 +124,9 @@ __all__ = [
     "hutchinson_accumulate_",
     "hutchinson_probe",
     "joint_mmd",
+    "kcenter_greedy",
     "keep_largest",
+    "kmeans",
     "label_lut",
     "labels_of_owners",
     "linear_ceu",
@@ -141,6 +149,7 @@ __all__ = [
     "mmd",
     "mmd_permutation_test",
     "multihot_counts",
+    "nn_assign",
     "option_loss",
     "overlap_counts",
     "owner_counts",
