@@ -49,9 +49,7 @@ def _look(m: Meeting, k: int, index: Tensor, nearest: Tensor) -> None:
     native.distance_look(_rows(m), k, index.data_ptr(), nearest.data_ptr(), stream)
 
 
-def _cover(
-    m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Tensor | None
-) -> None:
+def _cover(m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Tensor | None) -> None:
     native, stream = module(m.x.device)
     numbers = numbers.to(m.x.device)
     pitch = 0 if out is None else out.stride(0)
@@ -118,9 +116,7 @@ def assign(
     return distance_device.assign(LAUNCHES, shards, centers, k, rows, cosine, reduced, check)
 
 
-def lloyd(
-    shards: Shards, centers: Tensor, state: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def lloyd(shards: Shards, centers: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See distance_reference.lloyd."""
     return distance_device.lloyd(LAUNCHES, shards, centers)
 

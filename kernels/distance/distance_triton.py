@@ -246,7 +246,9 @@ def _look(m: Meeting, k: int, index: Tensor, nearest: Tensor) -> None:
     columns = m.products.shape[1]
     options = {"K": k, "ROOM": triton.next_power_of_2(k), "SCALED": m.scale is not None}
     if n:
-        _look_kernel[(n,)](*_rows(m), index, nearest, columns, d, **options, **_sizes(columns, d), num_warps=1)
+        _look_kernel[(n,)](
+            *_rows(m), index, nearest, columns, d, **options, **_sizes(columns, d), num_warps=1
+        )
 
 
 def _cover(m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Tensor | None) -> None:
@@ -265,7 +267,9 @@ def _pool(rows: Tensor, scale: Tensor | None, between: Tensor) -> None:
     size, d = rows.shape
     width = _sizes(1, d)["WIDTH"]
     given = between if scale is None else scale
-    _pool_kernel[(size, size)](rows, given, between, size, d, SCALED=scale is not None, WIDTH=width, num_warps=1)
+    _pool_kernel[(size, size)](
+        rows, given, between, size, d, SCALED=scale is not None, WIDTH=width, num_warps=1
+    )
 
 
 def _choose(
@@ -306,9 +310,7 @@ def assign(
     return distance_device.assign(LAUNCHES, shards, centers, k, rows, cosine, reduced, check)
 
 
-def lloyd(
-    shards: Shards, centers: Tensor, state: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def lloyd(shards: Shards, centers: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See distance_reference.lloyd."""
     return distance_device.lloyd(LAUNCHES, shards, centers)
 

@@ -30,10 +30,14 @@ def draw(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, offs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "m", "d", "k"), [(33, 5, 2, 1), (40, 70, 17, 3), (25, 90, 70, 32), (9, 3, 65, 5)])
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k"), [(33, 5, 2, 1), (40, 70, 17, 3), (25, 90, 70, 32), (9, 3, 65, 5)]
+)
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("reduced", [False, True])
-def test_nearest(on: Any, dtype: torch.dtype, n: int, m: int, d: int, k: int, cosine: bool, reduced: bool) -> None:
+def test_nearest(
+    on: Any, dtype: torch.dtype, n: int, m: int, d: int, k: int, cosine: bool, reduced: bool
+) -> None:
     module, device = on
     x, centers = draw(n, d, dtype), draw(m, d, seed=1)
     index, nearest = module.assign([x.to(device)], centers.to(device), k, None, cosine, reduced)
@@ -59,7 +63,9 @@ def test_ties(on: Any) -> None:
     index, nearest = module.assign([same[:5]], same, 3, None, False)
     assert index.tolist() == [[0, 1, 2]] * 5
     assert not nearest.any()
-    index, _ = module.assign([torch.zeros(2, 3, device=device)], torch.ones(0, 3, device=device), 2, None, False)
+    index, _ = module.assign(
+        [torch.zeros(2, 3, device=device)], torch.ones(0, 3, device=device), 2, None, False
+    )
     assert index.tolist() == [[-1, -1]] * 2
 
 
