@@ -10,7 +10,6 @@ import pytest
 import torch
 from tenfold.kernels.coverage.problem import KINDS
 
-from tenfold._backend import OPS
 from tenfold.ops import fl_greedy, graphcut_greedy, herding, logdet_greedy
 
 OPTIMIZERS = ("lazy", "naive", "stochastic", "lazier")
@@ -18,14 +17,14 @@ OPTIMIZERS = ("lazy", "naive", "stochastic", "lazier")
 
 @pytest.fixture
 def backend(backend):
-    missing = [
-        op
-        for op in ("fl_greedy", "graphcut_greedy", "logdet_greedy", "herding")
-        if backend.name not in OPS[op]
-    ]
-    if missing:
-        pytest.skip(f"{backend} is not written for {', '.join(missing)}")
+    if backend.name == "triton" and backend.device.type == "cpu":
+        pytest.skip("minutes in Triton's interpreter; test_coverage_triton.py has smaller problems")
     return backend
+
+
+def exact(backend):
+    """Whether sums have one order, so that lazy gains are naive ones to the bit."""
+    return backend.name != "triton"
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +113,14 @@ def test_lazy_is_naive_is_greedy(backend, kind, n, d, k):
     s = matrix_of(x, kind)
     got = fl_greedy(x.to(backend.device), k, kind=kind)
     naive = fl_greedy(x.to(backend.device), k, kind=kind, optimizer="naive")
-    assert torch.equal(got.indices, naive.indices)
-    assert torch.equal(got.gains, naive.gains)
-    assert torch.equal(got.counts, naive.counts)
+    if exact(backend):
+        assert torch.equal(got.indices, naive.indices)
+        assert torch.equal(got.gains, naive.gains)
+        assert torch.equal(got.counts, naive.counts)
+        assert bool((got.gains.diff() <= 0).all())
     is_greedy(s, got.indices.cpu(), got.gains.cpu())
     assert got.objective == pytest.approx(cover_of(s, got.indices.cpu()), rel=1e-5)
     assert int(got.counts.sum()) == n
-    assert bool((got.gains.diff() <= 0).all())
     assert len(set(got.indices.tolist())) == k
 
 
@@ -404,7 +404,7 @@ def test_duplicates(backend, kind):
     x = torch.cat((x, x, x)).to(backend.device)
     got = fl_greedy(x, 90, kind=kind)
     assert sorted(got.indices.tolist()) == list(range(90))
-    assert bool((got.gains.diff() <= 0).all())
+    assert bool((got.gains.diff() <= (0.0 if exact(backend) else 1e-5 * got.objective)).all())
     first = fl_greedy(x[:30], 10, kind=kind)
     assert got.indices[0] == first.indices[0]
     assert torch.allclose(got.gains[:10], 3.0 * first.gains, rtol=1e-4)
@@ -419,7 +419,7 @@ def test_far_from_the_origin(backend):
 
 
 def test_results_do_not_depend_on_threads(backend, set_threads):
-    x = gaussian(3000, 16, 19).to(backend.device)
+    x = gaussian(2100, 16, 19).to(backend.device)  # three pieces of the rows
     found = []
     for threads in (1, 2):
         set_threads(threads)
@@ -538,20 +538,30 @@ def test_bad_sparse_input():
 # ---- other packages --------------------------------------------------------------------------------------
 
 
-def test_agrees_with_apricot(backend, digits):
+@pytest.fixture(scope="module")
+def apricot_picks(digits):
+    """{kind: (ranking, gains)} of 25 from 500 digits; numba compiles for ten seconds."""
     apricot = pytest.importorskip("apricot")
-    x = digits[0][:500]
+    x = digits[0][:500].double().numpy()
+    found = {}
     for metric, kind in (("euclidean", "sqeuclidean"), ("cosine", "cosine2")):
-        theirs = apricot.FacilityLocationSelection(25, metric=metric, optimizer="lazy").fit(
-            x.double().numpy()
-        )
-        got = fl_greedy(x.to(backend.device), 25, kind=kind)
-        s = matrix_of(x, kind)
-        ours, other = (cover_of(s, list(map(int, r))) for r in (got.indices, theirs.ranking))
-        assert ours == pytest.approx(other, rel=1e-6)
-        if kind == "sqeuclidean":
-            assert got.indices.tolist() == theirs.ranking.tolist()
-            assert np.allclose(got.gains.cpu(), theirs.gains, rtol=1e-6)
+        selection = apricot.FacilityLocationSelection(25, metric=metric, optimizer="lazy").fit(x)
+        found[kind] = selection.ranking.tolist(), selection.gains
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqeuclidean", "cosine2"])
+def test_agrees_with_apricot(backend, digits, apricot_picks, kind):
+    x = digits[0][:500]
+    ranking, gains = apricot_picks[kind]
+    got = fl_greedy(x.to(backend.device), 25, kind=kind)
+    s = matrix_of(x, kind)
+    ours, theirs = (cover_of(s, r) for r in (got.indices.cpu(), ranking))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    if kind == "sqeuclidean":
+        assert got.indices.tolist() == ranking
+        assert np.allclose(got.gains.cpu(), gains, rtol=1e-6)
 
 
 def test_agrees_with_submodlib(backend):
