@@ -437,6 +437,96 @@ _DISCREPANCIES = {
     "cdd": "cdd",
     "lmmd": "lmmd",
 }
+# ---- data selection --------------------------------------------------------------------------------------
+# Whole numbers, whose sums no order of additions changes, so that the picks are the same everywhere.
+
+
+def _tensors(*found: Any) -> list[Tensor]:
+    """The tensors of results, which are tensors or tuples of them."""
+    flat: list[Tensor] = []
+    for result in found:
+        if isinstance(result, Tensor):
+            flat.append(result)
+        elif isinstance(result, tuple):
+            flat += _tensors(*result)
+    return flat
+
+
+def _whole_points(x: _Inputs, rows: int, width: int) -> Tensor:
+    return x.whole(17, rows, width, dtype=torch.float32) - 8
+
+
+def _distance(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    points, centers = _whole_points(x, 203, 19), _whole_points(x, 33, 19)
+    if name == "nn":
+        return lambda: _tensors(ops.nn_assign(points, centers, 3))
+    if name == "kmeans":
+        return lambda: _tensors(ops.kmeans(points, 33, iterations=3, init=centers))
+    return lambda: _tensors(ops.kcenter_greedy(points, 21, init=0))
+
+
+def _coverage(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    points = _whole_points(x, 203, 19)
+    if name == "fl":
+        return lambda: _tensors(ops.fl_greedy(points, 13))
+    if name == "graphcut":
+        return lambda: _tensors(ops.graphcut_greedy(points, 13, kind="inner"))
+    if name == "logdet":
+        smooth = x.normal(203, 5)
+        return lambda: _tensors(ops.logdet_greedy(smooth, 13))
+    return lambda: _tensors(ops.herding(points, 13))
+
+
+def _scores(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    logits, labels = x.normal(131, 37), x.whole(37, 131)
+    if name == "fused":
+        norms = x.normal(131).square()
+        return lambda: _tensors(ops.score_fused(logits, labels, feature_norms_squared=norms))
+    if name == "dynamics":
+        rows = torch.arange(131, device=device)
+
+        def recorded() -> list[Tensor]:
+            state = ops.new_dynamics(131, device=device)
+            for epoch in range(3):
+                ops.dynamics_update(state, rows, logits.roll(epoch, 1), labels)
+            return _tensors(*(getattr(state, field) for field in state.__dataclass_fields__))
+
+        return recorded
+    if name == "classes":
+        points, keep = _whole_points(x, 131, 19), torch.arange(0, 37, 3, device=device)
+        return lambda: _tensors(
+            ops.class_vote(logits, 37, target_labels=labels % 5, num_target_classes=5),
+            ops.class_mask(labels, keep, 37),
+            ops.class_median_distance(points, labels % 5, 5),
+        )
+    weights = x.normal(131).abs()
+    return _with_gradient((logits, weights), lambda z, w: ops.weighted_cross_entropy(z, labels, w))
+
+
+def _fgrad(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    errors, hidden = x.normal(131, 7), x.normal(131, 19)
+    if name == "omp":
+        return lambda: _tensors(ops.omp_factored(errors, hidden, 11)[:2])
+    matrix, weights = x.normal(7, 20), x.normal(131)
+    return lambda: _tensors(
+        ops.fgrad_gram(errors, hidden),
+        ops.fgrad_mv(errors, hidden, matrix),
+        ops.fgrad_rmv(errors, hidden, weights),
+    )
+
+
 _CUDA = ("cuda",)
 
 CALLS: tuple[Call, ...] = (
@@ -500,6 +590,42 @@ CALLS: tuple[Call, ...] = (
         for kind in ("area", "edge")
     ),
     Call("volume.resample", _resample, captures=True, backends=("triton",), covers=("resample_argmax",)),
+    *(
+        Call(f"distance.{name}", partial(_distance, name), 2e-6, covers=(op,))
+        for name, op in (("nn", "nn_assign"), ("kmeans", "kmeans"), ("kcenter", "kcenter_greedy"))
+    ),
+    *(
+        Call(f"coverage.{name}", partial(_coverage, name), 2e-5, covers=(op,))
+        for name, op in (
+            ("fl", "fl_greedy"),
+            ("graphcut", "graphcut_greedy"),
+            ("logdet", "logdet_greedy"),
+            ("herding", "herding"),
+        )
+    ),
+    *(
+        Call(f"scores.{name}", partial(_scores, name), 2e-5, covers=(op,))
+        for name, op in (
+            ("fused", "score_fused"),
+            ("dynamics", "dynamics_update"),
+            ("weighted_ce", "weighted_cross_entropy"),
+        )
+    ),
+    Call(
+        "scores.classes",
+        partial(_scores, "classes"),
+        2e-5,
+        backends=_CUDA,
+        covers=("class_vote", "class_mask", "class_median_distance"),
+    ),
+    Call("scores.omp", partial(_fgrad, "omp"), 2e-5, covers=("omp_factored",)),
+    Call(
+        "scores.fgrad",
+        partial(_fgrad, "products"),
+        2e-5,
+        backends=_CUDA,
+        covers=("fgrad_gram", "fgrad_mv", "fgrad_rmv"),
+    ),
 )
 
 

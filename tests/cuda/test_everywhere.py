@@ -31,8 +31,10 @@ NO_KERNEL = {
     "body_box", "connected_components", "fill_holes", "keep_largest",  # on the CPU only
     "gaussian_weights", "mirrored", "sliding_window", "sliding_window_slabs", "window_starts",
     "labels_of_owners", "owner_words", "surfels",  # plain PyTorch on any device
+    "moderate_select", "new_dynamics", "stratified_budget", "topk_stable",
 }  # fmt: skip
 OF_OTHERS = {
+    "craig", "fgrad_sqdist", "glister",
     "merge_vocab_shards", "mmd_permutation_test", "option_loss", "surface_dice", "token_logprobs",
     "verbalizer_loss",
 }  # fmt: skip
