@@ -170,7 +170,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(PoolLaunch a) {
 
 // What is chosen first has the largest key: the larger distance, of equals the smaller row. Distances are not negative.
 __device__ unsigned long long key_of(float value, int64_t row) {
-  return value < 0.0f ? 0ull : static_cast<unsigned long long>(bits_of(value)) << 32 | (0xFFFFFFFFull - static_cast<unsigned long long>(row));
+  return value < 0.0f ? 0ull
+                      : static_cast<unsigned long long>(bits_of(value)) << 32 | (0xFFFFFFFFull - static_cast<unsigned long long>(row));
 }
 
 // One block plays the greedy choice through within the pool, for as long as no row outside of it could be farther (kcenter_cpu.cpp).
@@ -222,6 +223,8 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseLaunch a) {
 
 // ---- sums of clusters -------------------------------------------------------------------------------------------------------------------
 
+constexpr int kWaiting = 8;  // rows that are on their way together
+
 // A block owns one cluster and a stretch of columns; a thread adds its column in the order of rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sums_kernel(SumLaunch a) {
@@ -230,7 +233,16 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(SumLaunch a) {
   if (column >= a.d) return;
   const T* x = static_cast<const T*>(a.x);
   double total = a.sums[cluster * a.d + column];
-  for (int64_t i = a.starts[cluster]; i < a.starts[cluster + 1]; ++i) total += static_cast<double>(to_math(x[a.order[i] * a.d + column]));
+  const int64_t end = a.starts[cluster + 1];
+  int64_t i = a.starts[cluster];
+  for (; i + kWaiting <= end; i += kWaiting) {
+    float value[kWaiting];
+#pragma unroll
+    for (int j = 0; j < kWaiting; ++j) value[j] = to_math(x[a.order[i + j] * a.d + column]);
+#pragma unroll
+    for (int j = 0; j < kWaiting; ++j) total += static_cast<double>(value[j]);
+  }
+  for (; i < end; ++i) total += static_cast<double>(to_math(x[a.order[i] * a.d + column]));
   a.sums[cluster * a.d + column] = total;
 }
 
