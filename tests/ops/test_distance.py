@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -376,6 +379,21 @@ def test_ops_have_schemas_and_fakes():
         (torch.ops.tenfold.kmeans, ([x], None, 4, 3, 0.0, 0)),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [("distance", "tensor(True) (2000, 3) tensor(2000)"), ("coverage", "True 500\ntensor(True)")],
+)
+def test_examples_of_the_page(name, printed, capsys):
+    page = Path(__file__).parents[2] / "docs" / "ops.md"
+    if not page.exists():
+        pytest.skip("not in a checkout")
+    text = page.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    exec(found[1], {})
+    assert capsys.readouterr().out.strip().endswith(printed)
 
 
 def test_float64_goes_through_the_reference():
