@@ -170,7 +170,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(PoolLaunch a) {
 
 // What is chosen first has the largest key: the larger distance, of equals the smaller row. Distances are not negative.
 __device__ unsigned long long key_of(float value, int64_t row) {
-  return value < 0.0f ? 0ull : static_cast<unsigned long long>(bits_of(value)) << 32 | (0xFFFFFFFFull - static_cast<unsigned long long>(row));
+  return value < 0.0f ? 0ull
+                      : static_cast<unsigned long long>(bits_of(value)) << 32 | (0xFFFFFFFFull - static_cast<unsigned long long>(row));
 }
 
 // One block plays the greedy choice through within the pool, for as long as no row outside of it could be farther (kcenter_cpu.cpp).

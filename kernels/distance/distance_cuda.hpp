@@ -52,7 +52,7 @@ struct ChooseLaunch {
   const int64_t* rows;    // [size]
   int64_t size;
   int most;
-  bool complete;  // the pool holds every row that is left
+  bool complete;    // the pool holds every row that is left
   int64_t* chosen;  // [most]
   float* value;     // [most]
   int32_t* count;   // [1]
