@@ -68,8 +68,18 @@ class Launches(NamedTuple):
 
 
 def inverse_lengths(rows: Tensor) -> Tensor:
-    """float64; 0 for rows of zeros."""
-    length = rows.double().square().sum(1).sqrt()
+    """float64; 0 for rows of zeros.
+
+    Squares are added by halves: PyTorch's own order on a GPU changes with the number of rows. A row met in
+    two blocks would have two lengths, and lie at a distance from itself.
+    """
+    left = rows.double().square()
+    while left.shape[1] > 1:
+        half = left.shape[1] // 2
+        rest = left[:, 2 * half :]
+        left = left[:, :half] + left[:, half : 2 * half]
+        left[:, : rest.shape[1]] += rest
+    length = left[:, 0].sqrt()
     return torch.where(length > 0, 1.0 / length, 0.0)
 
 

@@ -3,7 +3,9 @@
 
 Distances are made in float64 and rounded to float32 once. Sums are in another order than elsewhere, which
 moves a float64 sum by about 1e-16 of itself: the float32 results are the same but for rare roundings. The
-interpreter (TRITON_INTERPRET=1 before this module is imported) runs it on CPU tensors.
+compiler may not make one operation of a product and a difference (NOT_FUSED): of a s - b s with a = b one
+product would be rounded and the other not, and equal rows would lie apart. The interpreter
+(TRITON_INTERPRET=1 before this module is imported) runs it on CPU tensors.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ COLUMNS = 512
 WIDTH = 256
 """Features that it measures together, at most."""
 INFINITY = tl.constexpr(float("inf"))
+NOT_FUSED: dict[str, Any] = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -246,7 +249,9 @@ def _look(m: Meeting, k: int, index: Tensor, nearest: Tensor) -> None:
     options = {"K": k, "ROOM": max(2, triton.next_power_of_2(k)), "SCALED": m.scale is not None}
     if n:
         sizes = _sizes(columns, d)
-        _look_kernel[(n,)](*_rows(m), index, nearest, columns, d, **options, **sizes, num_warps=1)
+        _look_kernel[(n,)](
+            *_rows(m), index, nearest, columns, d, **options, **sizes, num_warps=1, **NOT_FUSED
+        )
 
 
 def _cover(m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Tensor | None) -> None:
@@ -257,7 +262,17 @@ def _cover(m: Meeting, numbers: Tensor, distance: Tensor, owner: Tensor, out: Te
     options = {"OUT": out is not None, "SCALED": m.scale is not None, **_sizes(columns, d)}
     if n:
         _cover_kernel[(n,)](
-            *_rows(m), numbers, distance, owner, written, pitch, columns, d, **options, num_warps=1
+            *_rows(m),
+            numbers,
+            distance,
+            owner,
+            written,
+            pitch,
+            columns,
+            d,
+            **options,
+            num_warps=1,
+            **NOT_FUSED,
         )
 
 
@@ -266,7 +281,7 @@ def _pool(rows: Tensor, scale: Tensor | None, between: Tensor) -> None:
     width = _sizes(1, d)["WIDTH"]
     given = between if scale is None else scale
     options = {"SCALED": scale is not None, "WIDTH": width}
-    _pool_kernel[(size, size)](rows, given, between, size, d, **options, num_warps=1)
+    _pool_kernel[(size, size)](rows, given, between, size, d, **options, num_warps=1, **NOT_FUSED)
 
 
 def _choose(
@@ -280,15 +295,17 @@ def _choose(
 ) -> None:
     room = max(16, triton.next_power_of_2(len(rows)))
     size, most = len(rows), len(chosen)
+    options = {"COMPLETE": complete, "SIZE": room}
     _choose_kernel[(1,)](
-        between, distance, rows, chosen, value, found, size, most, COMPLETE=complete, SIZE=room, num_warps=4
+        between, distance, rows, chosen, value, found, size, most, **options, num_warps=4, **NOT_FUSED
     )
 
 
 def _sums(x: Tensor, order: Tensor, starts: Tensor, sums: Tensor) -> None:
     clusters, d = sums.shape
     width = _sizes(1, d)["WIDTH"]
-    _sums_kernel[(clusters, triton.cdiv(d, width))](x, order, starts, sums, d, WIDTH=width, num_warps=2)
+    grid = (clusters, triton.cdiv(d, width))
+    _sums_kernel[grid](x, order, starts, sums, d, WIDTH=width, num_warps=2, **NOT_FUSED)
 
 
 LAUNCHES = Launches(_look, _cover, _pool, _choose, _sums)
@@ -354,5 +371,5 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
             signature = {
                 n: "constexpr" if n in constants else {"x": f"*{x}", **types}[n] for n in kernel.arg_names
             }
-            cases.append((f"{name}.{x}", kernel, signature, constants, {"num_warps": warps}))
+            cases.append((f"{name}.{x}", kernel, signature, constants, {"num_warps": warps, **NOT_FUSED}))
     return cases

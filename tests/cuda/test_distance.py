@@ -91,6 +91,18 @@ def test_kcenter(on: Any, cosine: bool, dtype: torch.dtype) -> None:
         torch.testing.assert_close(got.distance.cpu(), want.distance, rtol=2e-7, atol=0)
 
 
+def test_equal_rows_by_angle(on: Any) -> None:
+    """A row that is met alone, among few and among many has one length."""
+    module, device = on
+    x = draw(5, 700).repeat(60, 1)
+    got = module.kcenter([x.to(device)], 8, NOTHING, torch.tensor([0]), True, 8, True)
+    assert got.picked.tolist()[5:] == [5, 6, 7]
+    assert not got.distance.cpu().any()
+    index, nearest = module.assign([x.to(device)], x[:1].to(device), 1, None, True)
+    assert not index.cpu().any()
+    assert not nearest.cpu()[::5].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kmeans(on: Any, dtype: torch.dtype) -> None:
     module, device = on

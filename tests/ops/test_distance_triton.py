@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from tenfold.kernels.distance import distance_reference, kmeans
@@ -56,6 +60,40 @@ def test_kcenter(module, cosine):
         assert got.owner.tolist() == want.owner.tolist()
         torch.testing.assert_close(got.radius.cpu(), want.radius, rtol=2e-7, atol=0)
         torch.testing.assert_close(got.distance.cpu(), want.distance, rtol=2e-7, atol=0)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tenfold.kernels.distance import distance_triton
+
+for name, kernel, signature, constants, options in distance_triton.ahead_of_time():
+    if constants.get("SCALED"):
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+        print(name, ptx.count("fma.rn.f64"), ptx.count("sub.f64") + ptx.count("sub.rn.f64"))
+"""
+
+
+@pytest.mark.slow
+def test_equal_rows_lie_at_no_distance_once_scaled():
+    """Scaled rows are rounded before they are subtracted: no fused operation in what the compiler makes."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, *_ in found] == [
+        "look.k32.fp32",
+        "cover.out.fp32",
+        "look.k32.bf16",
+        "cover.out.bf16",
+    ]
+    for name, fused, subtracted in found:
+        assert int(fused) == 0, name
+        assert int(subtracted) > 0, name
 
 
 def test_kmeans(module):

@@ -119,8 +119,9 @@ def test_omp_comes_nearer_with_each_pick(backend):
     found = omp_factored(e.to(backend.device), h.to(backend.device), 30, lam=0.0)
     assert (found.residual.diff() <= 1e-9).all()
     assert (found.weights > 0).all()
-    half = omp_factored(e.half().to(backend.device), h.half().to(backend.device), 5)
-    exact = omp_factored(e.half().float(), h.half().float(), 5)
+    e, h = e.half().to(backend.device), h.half().to(backend.device)
+    half = omp_factored(e, h, 5)
+    exact = omp_factored(e.float(), h.float(), 5)
     assert half.indices.tolist() == exact.indices.tolist()
 
 
