@@ -97,7 +97,7 @@ def test_weights_go_through_safetensors(tmp_path: Path) -> None:
         networks.load_weights(networks.build("cnn", 4, channels=1, side=8), tmp_path / "a.safetensors")
     del own["fc.bias"], own["body.0.weight"]
     save_file(own, tmp_path / "less.safetensors")
-    with pytest.raises(ValueError, match=r"expected the tensors of WiderCNN, got no body.0.weight \(2 missing\)"):
+    with pytest.raises(ValueError, match=r"tensors of WiderCNN, got no body.0.weight \(2 missing\)"):
         networks.load_weights(networks.build("cnn", 4, channels=1, side=8), tmp_path / "less.safetensors")
     with pytest.raises(ValueError, match=r"expected a .safetensors file"):
         networks.load_weights(second, tmp_path / "best.ckpt")
