@@ -23,7 +23,7 @@ _STYLES = {
     "lm": (_BLUE, "o", "-"), "fm": (_TEAL, "s", "-"), "fm-kmeans": (_VIOLET, "D", "-"),
     "random": (_ORANGE, "v", "--"), "lm-reverse": (_MAGENTA, "^", "--"),
     "moderate": (figures.MUTED, "x", ":"),
-    "el2n": (figures.MUTED, "+", ":"), "random-samples": (figures.MUTED, "1", ":"),
+    "el2n": (figures.MUTED, "P", "-."), "random-samples": (_GOLD, "1", "--"),
 }  # fmt: skip
 
 

@@ -135,28 +135,34 @@ def _trained(
     course: list[dict[str, float]] = []
     epochs = Checkpoint(out / "epochs.safetensors")
     readers = found.workers if workers is None else workers
+    first = training.place()[0] == 0  # of the processes that train together, the one that writes
 
     def told(epoch: int, network: nn.Module) -> None:
         right = training.accuracy(network, test, recipe, device=device, workers=readers)
         course.append({"epoch": epoch, "accuracy": right})
-        say(f"epoch {epoch}/{recipe.epochs}: {100 * right:.2f} % of {len(test):,} test images")
+        if first:
+            say(f"epoch {epoch}/{recipe.epochs}: {100 * right:.2f} % of {len(test):,} test images")
 
     done = training.fit(
         network, images, recipe, seed=found.seed, view=view_for_recipe(images, recipe), device=device,
         checkpoint=epochs, workers=readers, after_epoch=told,
     )  # fmt: skip
     network.cpu().eval()
+    last = course[-1]["accuracy"] if course else training.accuracy(network, test, recipe, workers=readers)
+    best = max([last, *(entry["accuracy"] for entry in course)])
+    if first:
+        _write(out, network, {
+            "kind": found.kind, "architecture": found.architecture, "images": len(images), "steps": done.steps,
+            "losses": done.losses, "epochs": course, "last": last, "best": best,
+            "processor_seconds": done.seconds, "seconds": time.monotonic() - began,
+        })  # fmt: skip
+        epochs.path.unlink(missing_ok=True)
+    return Trained(network, out, last, best, len(images), done.steps, done.seconds)
+
+
+def _write(out: Path, network: nn.Module, figures: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     with replacing(out / "network.safetensors") as aside:
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, aside)
-    last = course[-1]["accuracy"] if course else training.accuracy(network, test, recipe, workers=readers)
-    best = max([last, *(entry["accuracy"] for entry in course)])
-    write_json(
-        out / "metrics.json",
-        {"schema": "tenfold.training/1", "kind": found.kind, "architecture": found.architecture,
-         "images": len(images), "steps": done.steps, "losses": done.losses, "epochs": course, "last": last,
-         "best": best, "processor_seconds": done.seconds, "seconds": time.monotonic() - began},
-    )  # fmt: skip
-    epochs.path.unlink(missing_ok=True)
-    return Trained(network, out, last, best, len(images), done.steps, done.seconds)
+    write_json(out / "metrics.json", {"schema": "tenfold.training/1"} | figures)

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.runs.files import read_json, replacing, write_json
+from tenfold.selection.files import read_score_rows
 from tenfold.selection.transfer import baselines, training
 from tenfold.selection.transfer.augment import View
 from tenfold.selection.transfer.checkpoint import Checkpoint
 from tenfold.selection.transfer.config import DP4TLConfig
 from tenfold.selection.transfer.health import mapping_health
 from tenfold.selection.transfer.images import Images
-from tenfold.selection.transfer.index_files import read_class_list, read_score_csv
+from tenfold.selection.transfer.index_files import read_class_list
 from tenfold.selection.transfer.methods import METHODS, Evidence, pca, rank
 from tenfold.selection.transfer.networks import build, head_of, load_weights, replace_head
 from tenfold.selection.transfer.rankings import ClassRanking
@@ -202,7 +203,7 @@ def _evidence(
         else:
             found.unlabelled, found.target_unlabelled = found.features, found.target_features
     if "file" in needs:
-        found.file = baselines.file_scores(*read_score_csv(config.scores), task.source)
+        found.file = baselines.file_scores(*read_score_rows(config.scores, score_column=2), task.source)
     if "picked" in needs:
         found.picked = read_class_list(config.classes, found.classes)
     held_out = torch.cat([b for _, b, _ in training.outputs(network, task.held_out, view, **options)])
