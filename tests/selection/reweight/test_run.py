@@ -268,9 +268,9 @@ def test_expectations_are_of_the_embedded_default_alone() -> None:
 
 
 def test_a_coreset_of_one_row_cannot_be_parted(tmp_path: Path) -> None:
-    for changed in ({"ratio": 0.001}, {"ratios": [0.0005]}):
+    for name, changed in (("a", {"ratio": 0.001}), ("b", {"ratios": [0.0005]})):
         with pytest.raises(ValueError, match="ratio: expected a coreset of at least two of 1000 rows"):
-            reweight(replace(TINY, **changed), tmp_path / "a")
+            reweight(replace(TINY, **changed), tmp_path / name)
 
 
 @pytest.mark.slow
