@@ -142,6 +142,21 @@ def test_arrays(tmp_path: Path) -> None:
         ({"x_test": np.zeros((4, 6), np.float32)}, r"x_test: expected rows of shape \(5,\), got \(6,\)"),
         ({"y_true": np.zeros(3, int)}, "true_y: expected 12 labels, got 3"),
         ({"x": np.zeros((0, 5), np.float32), "y": np.zeros(0, int)}, "x: expected rows to train and to test"),
+        ({"x_meta": np.ones((2, 5), np.float32)}, "meta: expected x_meta and y_meta, or neither"),
+        ({"x_meta": np.ones((2, 6), np.float32), "y_meta": np.array([0, 1])}, "x_meta: expected rows of"),
+        ({"x_meta": np.ones((2, 5), np.float32), "y_meta": np.array([0, 3])}, "y_meta: expected classes in"),
+        ({"x_meta": np.ones((2, 5), np.float32), "y_meta": np.array([0])}, "y_meta: expected 2 labels"),
+        (
+            {"x_meta": np.full((1, 5), np.nan, np.float32), "y_meta": np.array([0])},
+            "x_meta: expected finite values, got NaN or infinity in row 0",
+        ),
+        (
+            {
+                "x_meta": np.random.default_rng(0).random((12, 5)).astype(np.float32)[[11, 7]],
+                "y_meta": [0, 1],
+            },
+            "meta: expected rows that are not trained on, got row 1, training row 7",
+        ),
     ],
 )
 def test_arrays_that_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -228,6 +243,17 @@ def test_features_that_are_refused(tmp_path: Path, weights: Path) -> None:
     np.save(tmp_path / "g.npy", bad)
     with pytest.raises(ValueError, match="NaN or infinity in row 2"):
         features_of(data, "pixels", file=str(tmp_path / "g.npy"))
+    good = np.ones((3, 8), np.float32)
+    np.save(tmp_path / "cifar10_resnet50.npy", good)
+    np.save(tmp_path / "cifar10_targets.npy", data.y)
+    features_of(data, "pixels", file=str(tmp_path / "cifar10_resnet50.npy"))
+    for labels, message in (
+        (data.y[:2], "expected labels of 3 rows"),
+        (np.array([0, 1, 0]), "of row 1, got 1"),
+    ):
+        np.save(tmp_path / "cifar10_targets.npy", labels)
+        with pytest.raises(ValueError, match=f"cifar10_targets.npy: {message}".replace(": of", ": .*of")):
+            features_of(data, "pixels", file=str(tmp_path / "cifar10_resnet50.npy"))
     digits = load("digits")
     with pytest.raises(ValueError, match="extractor: expected pixels, for rows that are no uint8 images"):
         features_of(digits, "resnet18", weights=str(weights))

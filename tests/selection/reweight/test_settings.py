@@ -128,6 +128,9 @@ def test_what_a_config_refuses(changed: dict[str, Any], message: str) -> None:
         ({"methods": ["given"]}, ValueError, "given_weights: expected a file of weights"),
         ({"meta": "given"}, ValueError, "meta: expected split or clean"),
         ({"given_weights": "nowhere.npy"}, FileNotFoundError, "given_weights: expected a file"),
+        ({"coreset": "nowhere.npy"}, FileNotFoundError, "coreset: expected a file"),
+        ({"coreset": __file__}, ValueError, "coreset: expected one seed"),
+        ({"coreset": __file__, "seeds": [0], "ratios": [0.1]}, ValueError, "ratios: expected none beside"),
         (
             {"dataset": "cifar10", "data": "x"},
             ValueError,

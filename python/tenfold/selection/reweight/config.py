@@ -80,6 +80,10 @@ class CwermConfig:
     ratios: list[float] | None = None
     """Other shares to try, in the first problem. None: 0.02, 0.05, 0.3 for digits, none else."""
 
+    coreset: str = ""
+    """Rows to learn weights on, numbered as the training set is: a file of tenfold select, or one that the
+    published code left (coreset_indices/idx_*.npy); instead of a moderate coreset of --ratio."""
+
     neighbours: int = 5
     """Coreset samples that vote on a label (label-aware)."""
 
@@ -178,6 +182,8 @@ class CwermConfig:
         if self.given_weights and "given" not in names:
             names.append("given")
         filled["methods"] = with_controls(names)
+        if self.coreset and self.ratios is None:
+            filled["ratios"] = []
         if self.every_method is None:
             filled["every_method"] = self.dataset != "digits" or bool(self.methods)
         if self.meta_rows is None and self.meta == "clean":
@@ -265,13 +271,16 @@ def _check_resolved(config: CwermConfig) -> None:
         if not config.extractor_weights:
             expected = f"the .safetensors file of {config.extractor} (or --extractor pixels, or --features)"
             _checks.fail(ValueError, "extractor_weights", expected, "nothing")
-    for name in ("extractor_weights", "features", "given_weights"):
+    for name in ("extractor_weights", "features", "given_weights", "coreset"):
         if getattr(config, name) and not Path(getattr(config, name)).is_file():
             raise FileNotFoundError(
                 f"{name}: expected a file, got {getattr(config, name)}, which is not there"
             )
-    if config.features and len(config.seeds) > 1 and config.dataset == "digits":
-        _checks.fail(ValueError, "features", "one seed, for digits are parted anew by each", config.seeds)
+    for name in ("features", "coreset"):
+        if getattr(config, name) and len(config.seeds) > 1 and config.dataset == "digits":
+            _checks.fail(ValueError, name, "one seed, for digits are parted anew by each", config.seeds)
+    if config.coreset and config.ratios:
+        _checks.fail(ValueError, "ratios", "none beside a coreset that is given", config.ratios)
     if "given" in config.methods and not config.given_weights:
         _checks.fail(ValueError, "given_weights", "a file of weights for the method `given`", "nothing")
     if config.meta == "given" and config.dataset != "arrays":

@@ -75,9 +75,13 @@ class Labelled:
             checked_labels("true_y", self.true_y, len(self.classes))
             if len(self.true_y) != len(self.y):
                 _checks.fail(ValueError, "true_y", f"{len(self.y)} labels", len(self.true_y))
-        if self.x.dtype == torch.float32:
-            _finite("x", self.x)
-            _finite("x_test", self.x_test)
+        for name, x in (("x", self.x), ("x_test", self.x_test)):
+            if x.dtype == torch.float32:
+                _finite(name, x)
+        if (self.x_meta is None) != (self.y_meta is None):
+            _checks.fail(ValueError, "meta", "x_meta and y_meta, or neither", "one of them")
+        if self.x_meta is not None and self.y_meta is not None:
+            _check_meta(self.x_meta, self.y_meta, self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +99,34 @@ class Labelled:
         digest = hashlib.sha256(repr((tuple(self.x.shape), str(self.x.dtype), self.mean, self.std)).encode())
         digest.update(self.x.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _check_meta(x: Tensor, y: NDArray[np.int64], data: Labelled) -> None:
+    """Rows of the kind of the training rows."""
+    if x.dtype != data.x.dtype or x.shape[1:] != data.x.shape[1:]:
+        got = f"{x.dtype} {tuple(x.shape[1:])}"
+        _checks.fail(ValueError, "x_meta", f"rows of {data.x.dtype} {data.shape}", got)
+    if not len(x) or len(x) != len(y):
+        _checks.fail(ValueError, "y_meta", f"{len(x)} labels, at least one", len(y))
+    checked_labels("y_meta", y, len(data.classes))
+    if x.dtype == torch.float32:
+        _finite("x_meta", x)
+
+
+def _check_apart(data: Labelled) -> Labelled:
+    """No meta row is a training row: V would be judged by what it weighs."""
+    if data.x_meta is None:
+        return data
+    seen = {_digest(row): k for k, row in enumerate(data.x_meta)}
+    for k, row in enumerate(data.x):
+        at = seen.get(_digest(row))
+        if at is not None:
+            _checks.fail(ValueError, "meta", "rows that are not trained on", f"row {at}, training row {k}")
+    return data
+
+
+def _digest(row: Tensor) -> bytes:
+    return hashlib.blake2b(row.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _finite(name: str, x: Tensor) -> None:
@@ -241,13 +273,14 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     channels = x.shape[1] if x.dtype == torch.uint8 else 0
     mean = tuple(map(float, found.get("mean", np.zeros(channels))))
     std = tuple(map(float, found.get("std", np.ones(channels))))
-    return Labelled(
+    made = Labelled(
         path.stem, x, _labels("y", found, names), _as_rows("x_test", found["x_test"]),
         _labels("y_test", found, names), names,
         _labels("y_true", found, names) if "y_true" in found else None, mean, std,
         _as_rows("x_meta", found["x_meta"]) if "x_meta" in found else None,
         _labels("y_meta", found, names) if "y_meta" in found else None,
     )  # fmt: skip
+    return _check_apart(made)
 
 
 def _labels(name: str, found: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[np.int64]:

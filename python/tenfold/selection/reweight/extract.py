@@ -131,7 +131,9 @@ def save_features(
 def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float32]:
     """Features from a .npy file or from `features` of an .npz file, one row for each training row.
 
-    Where the file says what it was made from (PATH.json, or `data_sha256` in the .npz), that is compared.
+    Where the file says what it was made from (PATH.json, or `data_sha256` in the .npz), that is compared. The
+    published code leaves DATASET_EXTRACTOR.npy and, beside it, the labels of its rows in DATASET_targets.npy:
+    these are compared too.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a wrong number of rows, values that are not finite, or
@@ -167,7 +169,22 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     if told and told != data.fingerprint():
         expected = f"features of these data (SHA-256 {data.fingerprint()[:16]}...)"
         _checks.fail(ValueError, str(path), expected, f"{told[:16]}...")
+    _compare_targets(path, data)
     bad = np.flatnonzero(~np.isfinite(x).all(1))
     if len(bad):
         _checks.fail(ValueError, str(path), "finite values", f"NaN or infinity in row {bad[0]}")
     return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _compare_targets(path: Path, data: Labelled) -> None:
+    """Features in another order than the data have labels in another order."""
+    for beside in sorted(path.parent.glob("*_targets.npy")):
+        if path.suffix == ".npy" and path.stem.startswith(beside.stem.removesuffix("targets")):
+            told = np.load(beside, allow_pickle=False)
+            right = data.y if data.true_y is None else data.true_y
+            if told.shape != right.shape:
+                _checks.fail(ValueError, str(beside), f"labels of {len(right)} rows", told.shape)
+            other = np.flatnonzero(told != right)
+            if len(other):
+                expected = f"the label {right[other[0]]} of row {other[0]}"
+                _checks.fail(ValueError, str(beside), expected, told[other[0]])

@@ -46,6 +46,7 @@ def accuracies(outcome: Outcome) -> Picture:
         squeeze=False,
     )  # fmt: skip
     told = []
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
     for k, axis in enumerate(axes[0]):
         here = outcome.config.arms(k)
         base = 100 * outcome.values("erm", k).mean()
@@ -58,7 +59,7 @@ def accuracies(outcome: Outcome) -> Picture:
             axis.plot(values, np.full(len(values), y), ".", color=_colour(arm), markersize=4, alpha=0.6)
             axis.plot(values.mean(), y, shape, color=_colour(arm), markersize=5 if arm.control else 7)
             axis.annotate(f"{values.mean():.1f}", (values.mean(), y), (0, 5), textcoords="offset points",
-                          ha="center", fontsize=7, color=figures.MUTED)  # fmt: skip
+                          ha="center", fontsize=7, color=figures.MUTED, bbox=behind)  # fmt: skip
         axis.set_title(_wrapped(outcome.problems[k].title, 30), fontsize=10)
         axis.set(xlabel="test accuracy, %", yticks=range(len(arms)), ylim=(len(arms) - 0.4, -0.8))
         axis.set_yticklabels([arm.title for arm in arms], fontsize=8)
@@ -86,7 +87,7 @@ def weights(outcome: Outcome, setting: int) -> Picture | None:
     if not shown:
         return None
     known = problem_of(outcome.config, setting, outcome.config.seeds[0])[0].true_y is not None
-    fig, axes = figures.figure(3.1 * len(shown) + 0.4, 3.1, ncols=len(shown), squeeze=False)
+    fig, axes = figures.figure(max(3.1 * len(shown) + 0.4, 9.4), 3.1, ncols=len(shown), squeeze=False)
     told = []
     for axis, arm in zip(axes[0], shown, strict=True):
         w, right = tables.pooled(outcome, arm, setting)
@@ -164,8 +165,10 @@ def learning(outcome: Outcome) -> Picture:
     told = "; ".join(f"on {name} by at most {change:.3f}" for name, change in moved.items())
     caption = (
         "First problem. V starts near 0.5, the sigmoid of a small number, and training moves it "
-        f"(largest change at any loss, any seed) {told}. Meta rows have noisy labels where the data have."
+        f"(largest change at any loss, any seed) {told}."
     )
+    if outcome.config.meta == "split" and outcome.problems[0].noise:
+        caption += " Wrong labels are among the meta rows too: their loss cannot come near 0."
     return Picture(fig, caption, f"Line charts. Training moves V {told}.")
 
 

@@ -69,13 +69,12 @@ def method_rows(outcome: Outcome, setting: int) -> list[dict[str, Any]]:
         row = {
             "method": arm.title, "accuracy %": round(float(values.mean()), 1),
             "± seeds": round(float(values.std(ddof=1)), 1) if len(values) > 1 else "",
-            "worst class %": _worst(outcome, arm.name, setting),
-            "minus ERM (95 % interval)": "", "minus constant": "", "minus shuffled": "", "mean w": "",
-            "rows": int(outcome.values(arm.name, setting, what="rows").mean()),
-            "steps": int(outcome.values(arm.name, setting, what="steps").mean()),
         }  # fmt: skip
+        if outcome.problems[setting].factor > 1:
+            row["worst class %"] = _worst(outcome, arm.name, setting)
+        row |= {"minus ERM": "", "minus constant": "", "minus shuffled": "", "mean w": ""}
         if arm.name != "erm":
-            row["minus ERM (95 % interval)"] = difference(outcome, arm.name, "erm", setting).told()
+            row["minus ERM"] = difference(outcome, arm.name, "erm", setting).told()
         if arm.source:
             row["mean w"] = round(_mean_weight(outcome, arm, setting), 3)
         if arm.source and not arm.control:
@@ -104,6 +103,7 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return [
         {
             "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": t.ratio, "seed": t.seed,
+            "coreset rows": outcome.coreset(t.setting, t.seed, t.ratio).state["size"],
             "accuracy": t.accuracy, "seconds": round(t.seconds, 4), "steps": t.steps, "rows": t.rows,
         }
         for t in outcome.trials.values()
@@ -237,8 +237,9 @@ def coreset_rows(outcome: Outcome) -> list[dict[str, Any]]:
         states = [outcome.coreset(k, s).state for s in outcome.config.seeds]
         row: dict[str, Any] = {
             "problem": setting.title, "rows": states[0]["count"], "coreset": states[0]["size"],
-            "asked for": coreset_size(outcome.at(None), states[0]["count"]),
         }  # fmt: skip
+        if not outcome.config.coreset:
+            row["asked for"] = coreset_size(outcome.at(None), states[0]["count"])
         if states[0]["purity"]:
             for key, name in (
                 ("data", "right labels %"),
