@@ -223,6 +223,8 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseLaunch a) {
 
 // ---- sums of clusters -------------------------------------------------------------------------------------------------------------------
 
+constexpr int kWaiting = 8;  // rows that are on their way together
+
 // A block owns one cluster and a stretch of columns; a thread adds its column in the order of rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sums_kernel(SumLaunch a) {
@@ -231,7 +233,16 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(SumLaunch a) {
   if (column >= a.d) return;
   const T* x = static_cast<const T*>(a.x);
   double total = a.sums[cluster * a.d + column];
-  for (int64_t i = a.starts[cluster]; i < a.starts[cluster + 1]; ++i) total += static_cast<double>(to_math(x[a.order[i] * a.d + column]));
+  const int64_t end = a.starts[cluster + 1];
+  int64_t i = a.starts[cluster];
+  for (; i + kWaiting <= end; i += kWaiting) {
+    float value[kWaiting];
+#pragma unroll
+    for (int j = 0; j < kWaiting; ++j) value[j] = to_math(x[a.order[i + j] * a.d + column]);
+#pragma unroll
+    for (int j = 0; j < kWaiting; ++j) total += static_cast<double>(value[j]);
+  }
+  for (; i < end; ++i) total += static_cast<double>(to_math(x[a.order[i] * a.d + column]));
   a.sums[cluster * a.d + column] = total;
 }
 

@@ -118,7 +118,7 @@ def assign(
 
 def lloyd(shards: Shards, centers: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See distance_reference.lloyd."""
-    return distance_device.lloyd(LAUNCHES, shards, centers)
+    return distance_device.lloyd(LAUNCHES, shards, centers, state)
 
 
 def cover(shards: Shards, candidates: Tensor, distance: Tensor, cosine: bool) -> Tensor:

@@ -97,9 +97,17 @@ def middle(shards: Shards) -> Tensor | None:
 def product_error(depth: int, device: torch.device) -> float:
     """Of a float32 product, in units of |a| |b|: any order of summation, and TF32 operands where allowed."""
     share = (depth + 1) * UNIT
-    if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+    if device.type == "cuda" and tf32_allowed():
         share += 2.0**-9
     return 1.01 * share
+
+
+def tf32_allowed() -> bool:
+    """Of products on a GPU. Where `fp32_precision` has been set (PyTorch 2.9 on), `allow_tf32` raises."""
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is None:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    return bool(precision == "tf32")
 
 
 def columns_of(raw: Tensor, cosine: bool, shift: Tensor | None, reduced: bool) -> Columns:
@@ -107,12 +115,13 @@ def columns_of(raw: Tensor, cosine: bool, shift: Tensor | None, reduced: bool) -
     raw = raw.float().contiguous()
     scale = inverse_lengths(raw) if cosine else None
     placed = _placed(raw, scale, shift)
-    norms = _squares(placed)
-    share = product_error(raw.shape[1], raw.device) + 24 * UNIT
+    norms = placed.double().square().sum(1).float()
+    depth = raw.shape[1]
+    share = product_error(depth, raw.device) + (depth + 4) * UNIT + 24 * UNIT  # the middle: |a|^2 of rows
     if not reduced:
         return Columns(raw, placed, norms, scale, shift, 0.0, share)
     operand = placed.bfloat16()
-    left = _left_out(placed, operand, norms)
+    left = _left_out(placed, operand, norms.sqrt())
     return Columns(raw, operand, norms, scale, shift, float(left.max()) if len(left) else 0.0, share)
 
 
@@ -123,24 +132,23 @@ def _placed(rows: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     return rows if shift is None else rows - shift
 
 
-def _squares(rows: Tensor) -> Tensor:
-    return rows.double().square().sum(1).float()
-
-
-def _left_out(placed: Tensor, operand: Tensor, squares: Tensor) -> Tensor:
-    left = (placed - operand.float()).square().sum(1)
-    return 1.001 * torch.where(squares > 0, left / squares, 0.0).sqrt()
+def _left_out(placed: Tensor, operand: Tensor, lengths: Tensor) -> Tensor:
+    """|row - operand| / |row|, rounded up: each length is off by (d + 4) / 2 units at most."""
+    left = torch.linalg.vector_norm(torch.sub(placed, operand), dim=1)
+    above = 1.001 + (placed.shape[1] + 4) * UNIT
+    return above * torch.where(lengths > 0, left / lengths, 0.0)
 
 
 def meet(rows: Tensor, columns: Columns) -> Meeting:
     """Products of a block of rows with the columns."""
     scale = inverse_lengths(rows) if columns.scale is not None else None
     placed = _placed(rows, scale, columns.shift)
-    norms = _squares(placed)
+    lengths = torch.linalg.vector_norm(placed, dim=1)  # float32, in one pass: see the share
+    norms = lengths.square()
     errors = torch.full_like(norms, columns.share)
     if columns.operand.dtype == torch.bfloat16:
         operand = placed.bfloat16()
-        left = _left_out(placed, operand, norms)
+        left = _left_out(placed, operand, lengths)
         # both operands' rounding, and that of the product to bfloat16
         errors += left + columns.left_out * (1 + left) + 2.0**-8
         products = (operand @ columns.operand.T).float()
@@ -159,7 +167,8 @@ def first_bad_row(shards: Shards) -> int:
     n = count(shards)
     least = torch.full((), n, dtype=torch.int64, device=shards[0].device)
     for first, rows in blocks(shards, block_rows(shards[0].shape[1], 1)):
-        bad = ~torch.isfinite(rows).all(1)
+        low, high = rows.aminmax(dim=1)  # one pass; NaN is both
+        bad = ~(torch.isfinite(low) & torch.isfinite(high))
         at = torch.where(bad, torch.arange(first, first + len(rows), device=rows.device), n)
         least = torch.minimum(least, at.min())
     row = int(least)
@@ -194,14 +203,20 @@ def assign(
         return distance_reference.assign(shards, centers, k, rows, cosine, reduced, check)
     if check:
         require_finite(shards)
+    shift = None if cosine else middle([centers])
+    return _assign(launch, shards, columns_of(centers, cosine, shift, reduced), k, rows)
+
+
+def _assign(
+    launch: Launches, shards: Shards, columns: Columns, k: int, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
     device = shards[0].device
     n = count(shards) if rows is None else len(rows)
     index = torch.full((n, k), -1, dtype=torch.int32, device=device)
     nearest = torch.full((n, k), torch.inf, dtype=torch.float32, device=device)
-    if len(centers) == 0:
+    if len(columns.raw) == 0:
         return index, nearest
-    columns = columns_of(centers, cosine, None if cosine else middle([centers]), reduced)
-    step = block_rows(centers.shape[1], len(centers))
+    step = block_rows(columns.raw.shape[1], len(columns.raw))
     if rows is None:
         for first, block in blocks(shards, step):
             last = first + len(block)
@@ -221,22 +236,30 @@ def require_finite(shards: Shards) -> None:
         raise NotFinite(row)
 
 
-def lloyd(launch: Launches, shards: Shards, centers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See distance_reference.lloyd."""
+def lloyd(
+    launch: Launches, shards: Shards, centers: Tensor, state: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See distance_reference.lloyd. The state is the point amid the rows, or an empty one."""
     if shards[0].dtype == torch.float64:
         return distance_reference.lloyd(shards, centers, [])
-    index, nearest = assign(launch, shards, centers, 1, None, False, False, False)
-    labels, clusters = index[:, 0], len(centers)
-    sums = torch.zeros(centers.shape, dtype=torch.float64, device=centers.device)
+    device, clusters = centers.device, len(centers)
+    if not state:
+        point = middle(shards)
+        state.append(centers.new_empty(0) if point is None else point)
+    columns = columns_of(centers, False, state[0] if len(state[0]) else None, False)
+    index, nearest = _assign(launch, shards, columns, 1, None)
+    labels = index[:, 0]
+    sums = torch.zeros(centers.shape, dtype=torch.float64, device=device)
+    counts = torch.zeros(clusters, dtype=torch.int64, device=device)
+    edges = torch.arange(clusters + 1, dtype=torch.int32, device=device)
     first = 0
     for shard in shards:
-        own = labels[first : first + len(shard)]
+        own, order = labels[first : first + len(shard)].sort(stable=True)
         first += len(shard)
-        order = own.sort(stable=True).indices
-        starts = torch.zeros(clusters + 1, dtype=torch.int64, device=centers.device)
-        starts[1:] = torch.bincount(own, minlength=clusters).cumsum(0)
+        starts = torch.searchsorted(own, edges)
+        counts += starts.diff()
         launch.sums(shard, order, starts, sums)
-    return labels, nearest[:, 0], sums, torch.bincount(labels, minlength=clusters)
+    return labels, nearest[:, 0], sums, counts
 
 
 def cover(launch: Launches, shards: Shards, candidates: Tensor, distance: Tensor, cosine: bool) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -154,3 +156,24 @@ def test_large(real_gpu: Any) -> None:
             else:
                 assert torch.equal(b.cpu(), a)
             assert torch.equal(b, c)
+
+
+def test_tf32_is_asked_for_by_either_name() -> None:
+    """PyTorch raises where one of its two settings is written and the other one read."""
+    lines = (
+        "import torch",
+        "from tenfold.kernels.distance.distance_device import tf32_allowed",
+        "matmul = torch.backends.cuda.matmul",
+        "found = [tf32_allowed()]",
+        "for value in (True, False):",
+        "    matmul.allow_tf32 = value",
+        "    found.append(tf32_allowed())",
+        "if hasattr(matmul, 'fp32_precision'):",
+        "    matmul.fp32_precision = 'tf32'",
+        "else:",
+        "    matmul.allow_tf32 = True",
+        "print(found + [tf32_allowed()])",
+    )
+    code = "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[False, True, False, True]", done.stderr

@@ -56,7 +56,8 @@ def nn_assign(
         centers: [M, d], any of these dtypes.
         k: how many, 1 to 32.
         x_labels, center_labels: integers [N] and [M]: only centres of the row's own label count.
-        metric: "l2" for |a - b|^2, or "cosine" for |a/|a| - b/|b||^2 = 2 - 2 cos; a row of zeros stays zero.
+        metric: "l2" for ``|a - b|^2``, or "cosine" for ``|a/|a| - b/|b||^2`` = 2 - 2 cos; a row of zeros
+            stays zero.
         precision: of the products that find candidates, "f32" or "bf16" (16 bits); the result is the same.
         check: whether values that are not finite are looked for. Without it they give an undefined result.
 

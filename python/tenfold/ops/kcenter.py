@@ -65,7 +65,7 @@ def kcenter_greedy(
         k: how many rows to pick, 0 to N (less those of `init`, where it is a list).
         init: the first pick: "farthest_from_mean", "random" (by `seed`) or a row number. A list of row
             numbers is what is a centre already and not picked again.
-        metric: "l2", or "cosine" for |a/|a| - b/|b|| = sqrt(2 - 2 cos); a row of zeros stays zero.
+        metric: "l2", or "cosine" for ``|a/|a| - b/|b||`` = sqrt(2 - 2 cos); a row of zeros stays zero.
         lookahead: rows measured in one pass over x, those that are farthest at its start; picks are made from
             them as long as the farthest row is one of them. 1 to 256. No matter for the result.
         prune: leave out rows which the triangle inequality shows to be nearer to the centre that they have.
