@@ -383,8 +383,8 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
   if (r >= a.logits.rows) return;
   const Layout<T> layout(row_of<T>(a.logits, r), n);
   const int end = layout.end_place(lane);
-  const float ragged = end >= 0 ? to_math(layout.row[end]) : kNoLogit;
-  float best = kNoLogit, finite = ragged * 0.0f;
+  const float ragged = end >= 0 ? to_math(layout.row[end]) : -INFINITY;
+  float best = -INFINITY;
   int index = kNowhere, nan = ragged != ragged ? 1 : 0;
   if (lane < layout.head && ragged > best) {
     best = ragged;
@@ -393,9 +393,9 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
 #pragma unroll 1
   for (int first = 0; first < layout.pieces; first += Layout<T>::kChunk) {
     float x[kHeld];
-    layout.load(first, lane, x, kNoLogit);
+    layout.load(first, lane, x, -INFINITY);
     int slot = -1;
-    finite = 0.0f;
+    float finite = 0.0f;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       finite = multiply_add(x[i], 0.0f, finite);

@@ -114,7 +114,7 @@ def test_rounds_choose_as_the_reference(launch, monkeypatch, optimizer, kind):
 class _Waits(TorchDispatchMode):
     """Counts what would wait for a GPU: values that the host reads, and shapes that depend on values."""
 
-    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "item", "is_nonzero")
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select")
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -132,9 +132,10 @@ def test_rounds_do_not_wait_for_the_device(launch, monkeypatch):
         patch.setattr(launch.__class__, "gains", lambda *args: torch.rand(args[2].shape).double())
         patch.setattr(launch.__class__, "values", lambda *args: torch.rand(1, 60))
         patch.setattr(launch.__class__, "take", lambda *args: None)
+        patch.setattr(torch.Tensor, "tolist", None)
         with _Waits() as seen:
             rounds.round()
     assert seen.count == 0
     with _Waits() as seen:
-        rounds.missing()
-    assert seen.count > 0
+        int(state.taken)
+    assert seen.count == 1
