@@ -152,8 +152,8 @@ def _trained(
     best = max([last, *(entry["accuracy"] for entry in course)])
     if first:
         _write(out, network, {
-            "kind": found.kind, "architecture": found.architecture, "images": len(images), "steps": done.steps,
-            "losses": done.losses, "epochs": course, "last": last, "best": best,
+            "kind": found.kind, "architecture": found.architecture, "images": len(images),
+            "steps": done.steps, "losses": done.losses, "epochs": course, "last": last, "best": best,
             "processor_seconds": done.seconds, "seconds": time.monotonic() - began,
         })  # fmt: skip
         epochs.path.unlink(missing_ok=True)
