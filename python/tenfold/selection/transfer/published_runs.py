@@ -50,8 +50,8 @@ def pretrain(
     """Train a network on a source, or on the part of it that an index file names.
 
     Args:
-        settings: JSON file of the published code (imagenet_train_from_scratch/..., adv_...,
-            downstream_train_from_scratch/...).
+        settings: JSON file of the published code (folders `imagenet_train_from_scratch`,
+            `adv_imagenet_train_from_scratch`, `downstream_train_from_scratch`).
         out: folder. If it holds an interrupted training, that goes on.
         train_path, val_path: instead of the paths in the file; anything `load_images` takes.
         indices, val_indices: index files with identifiers of the images to use.
@@ -91,7 +91,7 @@ def finetune(
     """Transfer a pretrained network to a target: linear probe or fine-tuning, as the settings file says.
 
     Args:
-        settings: JSON file of the published code (imagenet_transfer_to_downstream/...).
+        settings: JSON file of the published code (folder `imagenet_transfer_to_downstream`).
         out: folder.
         weights: .safetensors of the pretrained network.
         train_path, test_path: instead of the paths in the file.
@@ -152,8 +152,8 @@ def _trained(
     best = max([last, *(entry["accuracy"] for entry in course)])
     if first:
         _write(out, network, {
-            "kind": found.kind, "architecture": found.architecture, "images": len(images), "steps": done.steps,
-            "losses": done.losses, "epochs": course, "last": last, "best": best,
+            "kind": found.kind, "architecture": found.architecture, "images": len(images),
+            "steps": done.steps, "losses": done.losses, "epochs": course, "last": last, "best": best,
             "processor_seconds": done.seconds, "seconds": time.monotonic() - began,
         })  # fmt: skip
         epochs.path.unlink(missing_ok=True)

@@ -43,11 +43,13 @@ _held: dict[str, tuple[str, Any]] = {}
 
 def task_of(config: DP4TLConfig) -> Task:
     """The run's task; kept, because many trainings of a process share it."""
-    key = repr([config.source, config.target, config.target_split, config.fashion])
+    c = config
+    key = repr([c.source, c.target, c.source_val, c.target_test, c.target_split, c.fashion])
     if "task" not in _held or _held["task"][0] != key:
         made = load_task(
-            config.source, config.target, target_split=config.target_split, fashion=config.fashion
-        )
+            c.source, c.target, source_val=c.source_val, target_test=c.target_test,
+            target_split=c.target_split, fashion=c.fashion,
+        )  # fmt: skip
         _held["task"] = (key, made)
     found: Task = _held["task"][1]
     return found
