@@ -197,6 +197,7 @@ def test_controls_have_the_same_scale_or_the_same_weights() -> None:
     assert (of("cw-erm") == w).all()
     assert set(of("cw-erm-constant").tolist()) == {float(np.float32(w.mean(dtype=np.float64)))}
     assert sorted(of("cw-erm-shuffled").tolist()) == sorted(w.tolist())
+    assert (of("erm-quarter") == np.float32(0.25)).all()
     assert not (of("cw-erm-shuffled") == w).all()
     assert of("label-aware-normalised").mean() == pytest.approx(1, abs=1e-5)
 

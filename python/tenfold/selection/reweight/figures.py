@@ -68,7 +68,7 @@ def accuracies(outcome: Outcome) -> Picture:
             f"{a.title} {100 * outcome.values(a.name, k).mean():.1f} %" for a in here))  # fmt: skip
     caption = (
         "Small dots are seeds, large ones their mean; the dotted line is ERM. **Grey diamonds are controls** "
-        "of the method above them: every sample at the mean weight, or the same weights given to other "
+        "of the method above them: every sample at the same weight, or the same weights given to other "
         "samples. A method that is not to the right of its controls owes its gain to the scale of the loss."
     )
     return Picture(fig, caption, "Dot plot. " + "; ".join(told) + ".")

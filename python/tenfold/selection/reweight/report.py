@@ -10,7 +10,7 @@ from tenfold.runs import Claim, Headline, Report, RunFolder, Section, style
 from tenfold.runs.files import replacing
 from tenfold.selection.result import Selection
 from tenfold.selection.reweight import figures, tables
-from tenfold.selection.reweight.arms import ARMS
+from tenfold.selection.reweight.arms import ARMS, SCALED
 from tenfold.selection.reweight.expected import checks
 from tenfold.selection.reweight.paper import TABLE
 from tenfold.selection.reweight.run import Outcome, problem_of
@@ -124,7 +124,7 @@ def _explained(outcome: Outcome, folder: RunFolder) -> Section:
     names = dict.fromkeys(["cw-erm", "w-erm", "label-aware-normalised", *outcome.config.methods])
     judged = [name for name in names if ARMS[name].source and not ARMS[name].control]
     paragraphs = [_verdict(outcome, name, k) for name in judged for k in range(len(outcome.problems))]
-    paragraphs += [_why(outcome), _inverted(outcome)]
+    paragraphs += [_why(outcome), _scaled(outcome), _inverted(outcome)]
     if "label-aware-normalised" in outcome.config.methods:
         paragraphs.append(
             "The label-aware weight is the carried one times the share of the nearest coreset samples that "
@@ -156,6 +156,20 @@ def _why(outcome: Outcome) -> str:
         "A weight that is carried by the nearness of inputs alone cannot see the label: of two samples at "
         "the same place, the one with the wrong label gets the same weight."
     )
+
+
+def _scaled(outcome: Outcome) -> str:
+    """ERM with its loss made smaller: nothing is learned, and no sample differs from another."""
+    names = [name for name in SCALED if name in outcome.config.methods]
+    if not names:
+        return ""
+    found = {name: 100 * float(outcome.values(name).mean()) for name in names}
+    told = ", ".join(f"times {ARMS[name].scale:g}: {value:.1f} %" for name, value in found.items())
+    text = f"**ERM with its loss {told}** ({outcome.problems[0].title}). No weight is learned there."
+    others = [
+        100 * float(outcome.values(arm.name).mean()) for arm in outcome.config.arms() if arm.name not in names
+    ]
+    return text + (" No method of the table is above that." if max(found.values()) >= max(others) else "")
 
 
 def _inverted(outcome: Outcome) -> str:

@@ -401,6 +401,8 @@ def weights_of(
     """Weights of all training rows for an arm; None for plain ERM."""
     if not arm.source:
         return None
+    if arm.source == "scale":
+        return np.full(len(problem_of(config, setting, seed)[0].y), arm.scale, np.float32)
     if arm.source == "given":
         found = given_weights(config, len(problem_of(config, setting, seed)[0].y))
     else:
