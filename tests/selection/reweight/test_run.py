@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,10 +269,37 @@ def test_expectations_are_of_the_embedded_default_alone() -> None:
     assert not expected.checks(outcome)
 
 
-def test_a_coreset_of_one_row_cannot_be_parted(tmp_path: Path) -> None:
-    for name, changed in (("a", {"ratio": 0.001}), ("b", {"ratios": [0.0005]})):
-        with pytest.raises(ValueError, match="ratio: expected a coreset of at least two of 1000 rows"):
-            reweight(replace(TINY, **changed), tmp_path / name)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ratio": 0.001}, "coreset of ratio 0.001: expected at least 2 of 1000 rows, 1 of them to be meta"),
+        ({"ratios": [0.0005]}, "coreset of ratio 0.0005: expected at least 2 of 1000"),
+        ({"meta_rows": 50}, "coreset of ratio 0.05: expected at least 51 of 1000 rows, 50 of them"),
+    ],
+)
+def test_coresets_that_cannot_be_parted(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reweight(replace(TINY, **changed), tmp_path / "a")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """Each is refused before anything is trained, and its name is in the message."""
+    for number, (name, content, message) in enumerate((
+        ("given_weights", b"junk", "given_weights: expected an array in"),
+        ("given_weights", pickle.dumps([1.0] * 1000), "given_weights: expected an array in"),
+        ("features", b"junk", "rows.npy: expected arrays of NumPy"),
+        ("coreset", b"junk", "rows.npy: expected a selection"),
+        ("coreset", [], "coreset: expected at least one row"),
+        ("coreset", [5], "coreset given: expected at least 2 of 1000 rows"),
+    )):  # fmt: skip
+        path = tmp_path / "rows.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.save(path, np.array(content, np.int64))
+        config = replace(TINY, seeds=[0], ratios=[], **{name: str(path)})
+        with pytest.raises(ValueError, match=message):
+            reweight(config, tmp_path / str(number))
 
 
 @pytest.mark.slow
