@@ -133,6 +133,7 @@ def ratio_rows(outcome: Outcome) -> list[dict[str, Any]]:
         if states[0]["purity"]:
             row["right labels %"] = round(100 * float(np.mean([s["purity"]["moderate"] for s in states])), 1)
         row["reweighting s"] = round(reweighting_seconds(outcome, ratio), 3)
+        row[ARMS["erm"].title] = round(100 * float(outcome.values("erm").mean()), 1)
         for arm in outcome.config.swept():
             row[arm.title] = round(100 * float(outcome.values(arm.name, 0, ratio).mean()), 1)
         rows.append(row)
