@@ -307,11 +307,11 @@ def samples(outcome: Outcome, arm_name: str = "label-aware-normalised") -> Pictu
                            color=ORANGE if wrong else figures.INK)  # fmt: skip
         if data.true_y is not None:
             share = 100 * float((data.y[rows] != data.true_y[rows]).mean())
-            told.append(f"{name}: {share:.0f} % of these labels are wrong")
+            told.append(f"of the {name}, {share:.0f} % have a wrong label")
     caption = (
         f"{arm.title}, seed {seed}: above 20 samples with the smallest weights, below some with the largest "
         "of their class. The title is the label that is trained with, the weight below it; orange where the "
-        "label is wrong. " + "; ".join(told) + ("." if told else "")
+        "label is wrong. " + ("; ".join(told) + ".").capitalize() * bool(told)
     )
     return Picture(fig, caption, f"Forty pictures. {'; '.join(told) or arm.title}.")
 
