@@ -150,8 +150,10 @@ def _why(outcome: Outcome) -> str:
             "V ends in a sigmoid, so it starts near 0.5, and with Adam at "
             f"{outcome.config.meta_lr:g} it stays there. Weights near 0.5 halve every loss. With SGD, "
             "momentum and weight decay that is the same as half the learning rate and twice the weight "
-            "decay: a stronger regularisation, of which noisy labels profit whoever gets which weight. "
+            "decay: a stronger regularisation. "
         )
+        if outcome.problems[0].noise:
+            text += "Training on noisy labels profits from that, whoever gets which weight. "
     return text + (
         "A weight that is carried by the nearness of inputs alone cannot see the label: of two samples at "
         "the same place, the one with the wrong label gets the same weight."
@@ -270,8 +272,8 @@ def _ratios(outcome: Outcome, folder: RunFolder) -> list[Section]:
     folder.write_table("ratios", tables.ratio_rows(outcome))
     folder.write_table("coreset-sizes", tables.size_rows(outcome))
     text = (
-        "Test accuracy in percent by the share of the rows that is the coreset. ERM has no coreset: it is the "
-        "constant control of weights that are divided by their mean."
+        "Test accuracy in percent by the share of the rows that is the coreset. ERM has no coreset: it is "
+        "the constant control of weights that are divided by their mean."
     )
     return [Section("How large a coreset", text, ["ratios"], ["ratios", "coreset-sizes"])]
 
@@ -291,8 +293,8 @@ def _time_text(outcome: Outcome) -> str:
         "Reweighting, that is choosing the coreset, learning weights on it and carrying them, took "
         f"{core:.2f} {unit}; learning weights on all rows took {whole:.2f}: **{whole / core:.1f} times as "
         "long**. The last column is what a method's total saves against that of W-ERM. The paper's ratio of "
-        "totals is 308.7 to 54.7 minutes, 5.6 (CIFAR-10, PreActResNet-18, ViT). Each meta step here is two passes forward and back and one Jacobian-vector product; no "
-        "second-order graph is kept."
+        "totals is 308.7 to 54.7 minutes, 5.6 (CIFAR-10, PreActResNet-18, ViT). Each meta step here is "
+        "two passes forward and back and one Jacobian-vector product; no second-order graph is kept."
     )
 
 
