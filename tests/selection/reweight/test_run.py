@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def test_every_table_of_methods_has_the_controls(made: Path) -> None:
         for wanted in ("ERM", "CW-ERM", "CW-ERM: constant mean(w)", "CW-ERM: w shuffled"):
             assert wanted in methods
         assert "Label-aware, normalised: w shuffled" in methods
-    (first, *_) = rows(made / "tables" / "ratios.csv")
-    assert {"CW-ERM: constant mean(w)", "CW-ERM: w shuffled"} <= set(first)
+    swept = {r["method"]: r for r in rows(made / "tables" / "ratios.csv")}
+    assert {"ERM", "CW-ERM: constant mean(w)", "CW-ERM: w shuffled"} <= set(swept)
+    assert set(swept["CW-ERM"]) == {"method", "5 %", "10 %"}
     paper = {r["method"]: r for r in rows(made / "tables" / "paper.csv")}
     assert paper["CW-ERM"]["cifar10 PRN18 ViT"] == "94.9 (54.7 min)"
     assert paper["CW-ERM: constant mean(w)"]["cifar10 PRN18 ViT"] == "not reported"
@@ -197,6 +199,7 @@ def test_controls_have_the_same_scale_or_the_same_weights() -> None:
     assert (of("cw-erm") == w).all()
     assert set(of("cw-erm-constant").tolist()) == {float(np.float32(w.mean(dtype=np.float64)))}
     assert sorted(of("cw-erm-shuffled").tolist()) == sorted(w.tolist())
+    assert (of("erm-quarter") == np.float32(0.25)).all()
     assert not (of("cw-erm-shuffled") == w).all()
     assert of("label-aware-normalised").mean() == pytest.approx(1, abs=1e-5)
 
@@ -267,10 +270,37 @@ def test_expectations_are_of_the_embedded_default_alone() -> None:
     assert not expected.checks(outcome)
 
 
-def test_a_coreset_of_one_row_cannot_be_parted(tmp_path: Path) -> None:
-    for name, changed in (("a", {"ratio": 0.001}), ("b", {"ratios": [0.0005]})):
-        with pytest.raises(ValueError, match="ratio: expected a coreset of at least two of 1000 rows"):
-            reweight(replace(TINY, **changed), tmp_path / name)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ratio": 0.001}, "coreset of ratio 0.001: expected at least 2 of 1000 rows, 1 of them to be meta"),
+        ({"ratios": [0.0005]}, "coreset of ratio 0.0005: expected at least 2 of 1000"),
+        ({"meta_rows": 50}, "coreset of ratio 0.05: expected at least 51 of 1000 rows, 50 of them"),
+    ],
+)
+def test_coresets_that_cannot_be_parted(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reweight(replace(TINY, **changed), tmp_path / "a")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """Each is refused before anything is trained, and its name is in the message."""
+    for number, (name, content, message) in enumerate((
+        ("given_weights", b"junk", "given_weights: expected an array in"),
+        ("given_weights", pickle.dumps([1.0] * 1000), "given_weights: expected an array in"),
+        ("features", b"junk", "rows.npy: expected arrays of NumPy"),
+        ("coreset", b"junk", "rows.npy: expected a selection"),
+        ("coreset", [], "coreset: expected at least one row"),
+        ("coreset", [5], "coreset given: expected at least 2 of 1000 rows"),
+    )):  # fmt: skip
+        path = tmp_path / "rows.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.save(path, np.array(content, np.int64))
+        config = replace(TINY, seeds=[0], ratios=[], **{name: str(path)})
+        with pytest.raises(ValueError, match=message):
+            reweight(config, tmp_path / str(number))
 
 
 @pytest.mark.slow

@@ -80,6 +80,9 @@ def test_what_is_left_open_is_filled() -> None:
     assert len(config.problems()) == 3
     assert "w-erm" in [a.name for a in config.arms(0)]
     assert "w-erm" not in [a.name for a in config.arms(1)]
+    assert [a.name for a in config.arms(0)][:3] == ["erm", "erm-half", "erm-quarter"]
+    assert "erm-half" not in [a.name for a in config.arms(1)]
+    assert "erm-half" not in CwermConfig(dataset="arrays", data="x").resolved().methods
     named = CwermConfig(methods=["w-erm"], settings=["clean", "flip:0.1"]).resolved()
     assert "w-erm" in [a.name for a in named.arms(1)]
 

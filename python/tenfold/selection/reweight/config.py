@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold import _checks
-from tenfold.selection.reweight.arms import ARMS, DEFAULT, SWEPT, Arm, with_controls
+from tenfold.selection.reweight.arms import ARMS, DEFAULT, SCALED, SWEPT, Arm, with_controls
 from tenfold.selection.reweight.data import DATASETS
 from tenfold.selection.reweight.models import MODELS
 from tenfold.selection.reweight.settings import Setting, parse_setting
@@ -178,7 +178,7 @@ class CwermConfig:
             name: value for name, value in _PRESETS[self.dataset].items()
             if getattr(self, name) in (None, "") or (name == "settings" and not self.settings)
         }  # fmt: skip
-        names = list(self.methods) or list(DEFAULT)
+        names = list(self.methods) or [*DEFAULT, *(SCALED if self.dataset == "digits" else ())]
         if self.given_weights and "given" not in names:
             names.append("given")
         filled["methods"] = with_controls(names)

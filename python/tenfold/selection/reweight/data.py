@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tenfold.selection.reweight.corrupt import checked_labels
 
 __all__ = ["DATASETS", "Labelled", "load", "load_arrays", "load_cifar", "load_digits", "load_pictures"]
 
+MOST_CLASSES = 2**20
+"""A label above this is taken for a mistake, before as many classes are made."""
 DATASETS = ("digits", "cifar10", "cifar100", "arrays", "images")
 _STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -208,10 +212,16 @@ def _cifar_files(path: Path, names: list[str]) -> dict[str, bytes]:
             f"data: expected a folder or .tar.gz of CIFAR, got {path}, which is not there"
         )
     if path.is_file():
-        with tarfile.open(path) as archive:
-            members = {Path(m.name).name: m for m in archive if m.isfile()}
-            _all_there(path, names, members)
-            return {name: _member(archive, members[name]) for name in names}
+        try:
+            with tarfile.open(path) as archive:
+                members = {Path(m.name).name: m for m in archive if m.isfile()}
+                _all_there(path, names, members)
+                return {name: _member(archive, members[name]) for name in names}
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            told = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}: expected a whole .tar.gz of CIFAR, got one that fails ({told})"
+            ) from error
     inner = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
     root = next((p for p in inner if (p / names[0]).is_file()), path)
     _all_there(path, names, {p.name: p for p in root.iterdir()})
@@ -267,12 +277,12 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     for name in ("x", "y", "x_test", "y_test"):
         if name not in found:
             _checks.fail(ValueError, str(path), f"an array {name!r}", sorted(found))
-    count = max(classes, *(int(found[n].max()) + 1 for n in ("y", "y_test") if len(found[n])))
+    labels = [checked_labels(n, found[n], MOST_CLASSES) for n in ("y", "y_test")]
+    count = max(classes, *(int(y.max(initial=0)) + 1 for y in labels))
     names = tuple(map(str, found["classes"])) if "classes" in found else tuple(map(str, range(count)))
     x = _as_rows("x", found["x"])
     channels = x.shape[1] if x.dtype == torch.uint8 else 0
-    mean = tuple(map(float, found.get("mean", np.zeros(channels))))
-    std = tuple(map(float, found.get("std", np.ones(channels))))
+    mean, std = _statistics(found, channels)
     made = Labelled(
         path.stem, x, _labels("y", found, names), _as_rows("x_test", found["x_test"]),
         _labels("y_test", found, names), names,
@@ -281,6 +291,20 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
         _labels("y_meta", found, names) if "y_meta" in found else None,
     )  # fmt: skip
     return _check_apart(made)
+
+
+def _statistics(found: dict[str, NDArray[Any]], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """mean and std of an .npz file, one a channel; 0 and 1 without them; none for rows that are no images."""
+    if not channels:
+        return (), ()
+    told = [np.ravel(found.get(name, np.full(channels, at))) for name, at in (("mean", 0.0), ("std", 1.0))]
+    for name, values in zip(("mean", "std"), told, strict=True):
+        finite = values.dtype.kind in "fiu" and bool(np.isfinite(values).all())
+        if len(values) != channels or not finite or (name == "std" and values.min() <= 0):
+            what = f"{channels} finite numbers{' above 0' if name == 'std' else ''}, one a channel"
+            _checks.fail(ValueError, name, what, values.tolist())
+    mean, std = (tuple(map(float, values)) for values in told)
+    return mean, std
 
 
 def _labels(name: str, found: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,7 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     """
     if not path.exists():
         raise FileNotFoundError(f"features: expected a file, got {path}, which is not there")
-    told = ""
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with loaded as file:
-                if "features" not in file.files:
-                    _checks.fail(ValueError, str(path), "an array 'features'", file.files)
-                told = str(file["data_sha256"]) if "data_sha256" in file.files else ""
-                loaded = file["features"]
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
+    loaded, told = _read(path)
     x = np.asarray(loaded)
     beside = path.with_suffix(".json")
     if path.suffix == ".npy" and beside.exists():
@@ -174,6 +165,21 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     if len(bad):
         _checks.fail(ValueError, str(path), "finite values", f"NaN or infinity in row {bad[0]}")
     return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """The array, and the hash of the data that it was made from where an .npz holds it."""
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded, ""
+        with loaded as file:
+            held = {name: file[name] for name in ("features", "data_sha256") if name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
+    if "features" not in held:
+        _checks.fail(ValueError, str(path), "an array 'features'", sorted(held))
+    return held["features"], str(held.get("data_sha256", ""))
 
 
 def _compare_targets(path: Path, data: Labelled) -> None:

@@ -68,7 +68,7 @@ def accuracies(outcome: Outcome) -> Picture:
             f"{a.title} {100 * outcome.values(a.name, k).mean():.1f} %" for a in here))  # fmt: skip
     caption = (
         "Small dots are seeds, large ones their mean; the dotted line is ERM. **Grey diamonds are controls** "
-        "of the method above them: every sample at the mean weight, or the same weights given to other "
+        "of the method above them: every sample at the same weight, or the same weights given to other "
         "samples. A method that is not to the right of its controls owes its gain to the scale of the loss."
     )
     return Picture(fig, caption, "Dot plot. " + "; ".join(told) + ".")
@@ -307,11 +307,11 @@ def samples(outcome: Outcome, arm_name: str = "label-aware-normalised") -> Pictu
                            color=ORANGE if wrong else figures.INK)  # fmt: skip
         if data.true_y is not None:
             share = 100 * float((data.y[rows] != data.true_y[rows]).mean())
-            told.append(f"{name}: {share:.0f} % of these labels are wrong")
+            told.append(f"of the {name}, {share:.0f} % have a wrong label")
     caption = (
         f"{arm.title}, seed {seed}: above 20 samples with the smallest weights, below some with the largest "
         "of their class. The title is the label that is trained with, the weight below it; orange where the "
-        "label is wrong. " + "; ".join(told) + ("." if told else "")
+        "label is wrong. " + ("; ".join(told) + ".").capitalize() * bool(told)
     )
     return Picture(fig, caption, f"Forty pictures. {'; '.join(told) or arm.title}.")
 

@@ -18,7 +18,11 @@ def given_weights(config: CwermConfig, count: int) -> NDArray[np.float32]:
     """The weights of --given_weights, one for each of `count` rows."""
     path = Path(config.given_weights)
     if path.suffix == ".npy":
-        return checked_weights("given_weights", np.load(path, allow_pickle=False), count)
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"given_weights: expected an array in {path}, got {error}") from error
+        return checked_weights("given_weights", found, count)
     chosen = Selection.load(path)
     if chosen.weights is None or len(chosen) != count:
         _checks.fail(ValueError, "given_weights", f"weights of {count} rows", repr(chosen))
@@ -35,6 +39,8 @@ def given_coreset(
         rows: which of them are the problem's training rows (a long tail and trusted rows leave some out).
     """
     wanted = np.sort(checked_indices("coreset", Selection.load(config.coreset).indices, count))
+    if not len(wanted):
+        _checks.fail(ValueError, "coreset", f"at least one row in {config.coreset}", "none")
     position = np.full(count, -1, np.int64)
     position[rows] = np.arange(len(rows))
     found = position[wanted]

@@ -204,12 +204,7 @@ def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
         data, rows = problem_of(config, setting, config.seeds[0])
         if config.meta == "given" and data.x_meta is None:
             _checks.fail(ValueError, "meta", "x_meta and y_meta in the data", "none")
-        assert config.ratio is not None
-        for ratio in [config.ratio, *(config.ratios or [])] if config.meta == "split" else []:
-            if coreset_size(ratio, len(data.y)) < 2 and not config.coreset:
-                _checks.fail(ValueError, "ratio", f"a coreset of at least two of {len(data.y)} rows", ratio)
-        if config.coreset:
-            given_coreset(config, len(base_data(config, config.seeds[0]).y), rows)
+        _check_sizes(config, data, rows)
         if config.given_weights:
             given_weights(config, len(data.y))
     data = base_data(config, config.seeds[0])
@@ -231,6 +226,20 @@ def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
     folder.log(f"features: {found.shape[0]:,} rows of {found.shape[1]:,} numbers")
     key = feature_key(data, config.extractor, Path(config.extractor_weights), config.compat)
     return str(kept_features(kept, config.extractor, key))
+
+
+def _check_sizes(config: CwermConfig, data: Labelled, rows: NDArray[np.int64]) -> None:
+    """Every coreset has more rows than are parted off as meta rows."""
+    sizes = {
+        f"of ratio {r:g}": coreset_size(r, len(data.y)) for r in [config.ratio, *(config.ratios or [])] if r
+    }
+    if config.coreset:
+        sizes = {"given": len(given_coreset(config, len(base_data(config, config.seeds[0]).y), rows)[0])}
+    least = 1 + (config.meta_rows or 1)
+    for name, size in sizes.items():
+        if config.meta == "split" and not config.compat and size < least:
+            expected = f"at least {least} of {len(data.y)} rows, {least - 1} of them to be meta rows"
+            _checks.fail(ValueError, f"coreset {name}", expected, size)
 
 
 def weighings(config: CwermConfig) -> list[Weighing]:
@@ -401,6 +410,8 @@ def weights_of(
     """Weights of all training rows for an arm; None for plain ERM."""
     if not arm.source:
         return None
+    if arm.source == "scale":
+        return np.full(len(problem_of(config, setting, seed)[0].y), arm.scale, np.float32)
     if arm.source == "given":
         found = given_weights(config, len(problem_of(config, setting, seed)[0].y))
     else:
