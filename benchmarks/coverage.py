@@ -112,8 +112,8 @@ def _facility(device: torch.device, tiny: bool) -> Workload:
         ],
         work=Work(bytes=float(x.nbytes), flops=2.0 * n * n * WIDTH),
         keep=lambda result: [int(j) for j in result],
-        note=f"{k} of {n} points in {WIDTH} dimensions, squared distances, lazy greedy from the points on; the "
-        "floor is that of one gain per point",
+        note=f"{k} of {n} points in {WIDTH} dimensions, squared distances, lazy greedy from the points on; "
+        "the floor is that of one gain per point",
     )
 
 

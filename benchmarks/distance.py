@@ -2,7 +2,7 @@
 
 Inputs are normal numbers, the worst case: nothing can be pruned. `kcenter.f32.50kx512-k500-clusters` has 100
 clusters, as real features do. FAISS brings an OpenBLAS of 2021 that takes newer processors for very old ones
-and multiplies four to five times slower than it can; it is told which kernels to use, and measured at its best.
+and multiplies four to five times slower than it can; it is told which kernels to use: measured at its best.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def _kmeans(device: torch.device, tiny: bool) -> Workload:
         others=others,
         work=Work(bytes=float(x.nbytes) * (rounds + 1), flops=2.0 * n * k * d * (rounds + 1)),
         keep=partial(_inertia, x),
-        note=f"{rounds} updates of {k} centres, {n} rows, d = {d}; ours also labels the rows by the last centres",
+        note=f"{rounds} updates of {k} centres, {n} rows, d = {d}; ours also labels rows by the last centres",
     )
 
 

@@ -42,12 +42,23 @@ def _checks(parts: dict[str, Any]) -> list[str]:
         ended = " The time was up before the last of them." if t["timed_out"] else ""
         lines.append(
             f"Tests on the GPU: {t['passed']} passed, {t['failed']} failed, {t['skipped']} skipped.{ended}"
+            f"{_failed(t['failures'])}"
         )
     if "sanitizer" in parts:
         s = parts["sanitizer"]
         found = "no result" if s["errors"] is None else f"{s['errors']} errors"
         lines.append(f"compute-sanitizer (memcheck) over {s['calls']} calls, one of every op: {found}.")
     return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _failed(failures: list[list[str]]) -> str:
+    """The functions that failed, with how many of their cases."""
+    cases: dict[str, int] = {}
+    for name, _ in failures:
+        function = name.partition("[")[0]
+        cases[function] = cases.get(function, 0) + 1
+    named = ", ".join(f"`{name}`" + (f" ({n})" if n > 1 else "") for name, n in sorted(cases.items()))
+    return f" Failed: {named}." if named else ""
 
 
 def _floors(floors: dict[str, Any]) -> str:

@@ -43,10 +43,10 @@ void bind_coverage_cuda(pybind11::module_& m, OnDevice on_device) {
     const tf_cuda::CoverJoin args = {reinterpret_cast<const double*>(partial), pieces, count, reinterpret_cast<double*>(gains)};
     on_device("cover_join", gains, [&] { return tf_cuda::cover_join(args, reinterpret_cast<void*>(stream)); });
   });
-  m.def("cover_take", [on_device](uintptr_t values, int64_t rows, uintptr_t current, uintptr_t owner, int32_t number, uintptr_t stream) {
+  m.def("cover_take", [on_device](uintptr_t values, int64_t rows, uintptr_t current, uintptr_t owner, uintptr_t number, uintptr_t stream) {
     if (rows == 0) return;
     const tf_cuda::CoverTake args = {reinterpret_cast<const float*>(values), rows, reinterpret_cast<float*>(current),
-                                     reinterpret_cast<int32_t*>(owner), number};
+                                     reinterpret_cast<int32_t*>(owner), reinterpret_cast<const int32_t*>(number)};
     on_device("cover_take", values, [&] { return tf_cuda::cover_take(args, reinterpret_cast<void*>(stream)); });
   });
   m.def("cover_matrix_gains", [on_device](uintptr_t matrix, int dtype, int64_t rows, uintptr_t which, int64_t count, uintptr_t current,

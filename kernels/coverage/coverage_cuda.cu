@@ -189,9 +189,10 @@ __global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ 
 
 __global__ void __launch_bounds__(kThreads) take_kernel(const __grid_constant__ CoverTake a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= a.rows || !(a.values[i] > a.current[i])) return;
+  const int32_t number = *a.number;
+  if (number < 0 || i >= a.rows || !(a.values[i] > a.current[i])) return;
   a.current[i] = a.values[i];
-  a.owner[i] = a.number;
+  a.owner[i] = number;
 }
 
 // Adds the threads' sums in the order of a tree; the total is the first thread's.

@@ -36,13 +36,13 @@ struct CoverJoin {
 };
 const char* cover_join(const CoverJoin& a, void* stream);
 
-// What candidate `number` covers better than what is covered, by its values [rows].
+// What candidate `number`, in device memory, covers better than what is covered, by its values [rows]; nothing if it is < 0.
 struct CoverTake {
   const float* values;
   int64_t rows;
   float* current;
   int32_t* owner;
-  int32_t number;
+  const int32_t* number;
 };
 const char* cover_take(const CoverTake& a, void* stream);
 

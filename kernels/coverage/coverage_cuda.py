@@ -65,10 +65,10 @@ class Cuda:
         self._tiles("farthest", p, which, 0, 0, partial.data_ptr(), 0)
         return partial.max()
 
-    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: int) -> None:
+    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: Tensor) -> None:
         kernels, stream = module(values.device)
         kernels.cover_take(
-            values.data_ptr(), len(values), current.data_ptr(), owner.data_ptr(), number, stream
+            values.data_ptr(), len(values), current.data_ptr(), owner.data_ptr(), number.data_ptr(), stream
         )
 
     def matrix_gains(self, matrix: Tensor, which: Tensor, current: Tensor, weights: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""What CUDA and Triton share: points in float32 on the device, and greedy choice with the heap on the host.
+"""What CUDA and Triton share: points in float32 on the device, and the cover that picks leave there.
 
-Gains come back a batch at a time, one wait for the device per batch; the choice among them is that of
-coverage_reference.py, whose State and Values are replaced by ones that launch kernels.  A `Launch` has the
-kernels of one backend.
+Lazy and naive greedy choose on the device (coverage_rounds.py).  Random samples are drawn on the host: gains
+come back a sample at a time, and the choice among them is that of coverage_reference.py, whose State and
+Values are replaced by ones that launch kernels.  A `Launch` has the kernels of one backend.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Launch(Protocol):
     def farthest(self, p: Points, which: Tensor) -> Tensor:
         """float64: the largest squared distance between one of them and one of p.rows."""
 
-    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: int) -> None:
-        """Candidate `number` covers what its values [rows] cover better."""
+    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: Tensor) -> None:
+        """Candidate `number`, int32 [1], covers what its values [rows] cover better; none if < 0."""
 
     def matrix_gains(self, matrix: Tensor, which: Tensor, current: Tensor, weights: Tensor) -> Tensor:
         """As gains, of rows of a matrix [N, M]."""
@@ -78,6 +78,7 @@ class Values:
         self.launch, self.similarity, self.rows = launch, s, s.rows
         self.floor, self.scale = 0.0, 1.0
         self.bounded = s.bound is not None
+        self.ends: list[int] = [] if s.sparse is None else s.sparse[0].tolist()
         if s.points is None:
             return
         z = single(s.points, s.kind)
@@ -121,9 +122,9 @@ class Values:
             return s.dense[which].float()
         if s.sparse is not None:
             out = torch.zeros(len(which), self.rows, dtype=torch.float32, device=s.device)
-            indptr, indices, values = s.sparse
+            _, indices, values = s.sparse
             for row, j in enumerate(which.tolist()):
-                at = slice(int(indptr[j]), int(indptr[j + 1]))
+                at = slice(self.ends[j], self.ends[j + 1])
                 out[row, indices[at]] = values[at].float()
             return out
         return self.launch.values(self.points, which)
@@ -136,6 +137,7 @@ class State:
     """As coverage_reference.State: what is covered, in float32 on the device."""
 
     batches = (64, 1024)
+    first: list[float] | None = None
 
     def __init__(self, values: Values, wanted: Wanted) -> None:
         s = values.similarity
@@ -145,14 +147,14 @@ class State:
         self.owner = torch.zeros(s.rows, dtype=torch.int32, device=s.device)
         w = wanted.weights
         self.weights = torch.ones_like(self.current) if w is None else w.float()
-        self.taken = 0
+        self.taken = torch.zeros(1, dtype=torch.int32, device=s.device)
         self.sparse: Sparse | None = None
         if s.sparse is not None:
             indptr, indices, entries = s.sparse
             self.sparse = (indptr, indices, entries.float())
-        self.first = self._first(wanted)
 
-    def _first(self, wanted: Wanted) -> list[float] | None:
+    def first_bounds(self, wanted: Wanted) -> Tensor | None:
+        """float64 [N], no less than the gains of an empty cover; None: not known."""
         s = self.source
         if s.points is None or self.values.bounded:
             return None
@@ -162,30 +164,33 @@ class State:
             bound=-self.values.floor if s.kind in DISTANCES else None,
             rows=s.rows,
         )
-        bounds = closed_forms.first_bounds(known, None, wanted.weights)
-        return None if bounds is None else bounds.tolist()
+        return closed_forms.first_bounds(known, None, wanted.weights)
 
     def gains(self, which: list[int]) -> list[float]:
         out: list[float] = []
         most = self.batches[1]
         for first in range(0, len(which), most):
             block = torch.tensor(which[first : first + most], dtype=torch.int64, device=self.current.device)
-            out += (self.values.scale * self._gains(block)).tolist()
+            out += self.gains_of(block).tolist()
         return out
 
-    def _gains(self, block: Tensor) -> Tensor:
+    def gains_of(self, block: Tensor) -> Tensor:
+        """float64 [n], of candidates int64 [n]."""
         s, cover = self.source, (self.current, self.weights)
         if s.dense is not None:
             return self.launch.matrix_gains(s.dense, block, *cover)
         if self.sparse is not None:
             return self.launch.lists_gains(self.sparse, block, *cover)
-        return self.launch.gains(self.values.points, block, *cover)
+        return self.launch.gains(self.values.points, block, *cover) * self.values.scale
 
     def take(self, j: int) -> None:
-        which = torch.tensor([j], device=self.current.device)
-        values = self.values.single(which)[0]
-        self.launch.take(values, self.current, self.owner, self.taken)
-        self.taken += 1
+        self.take_if(torch.tensor([j], device=self.current.device), None)
+
+    def take_if(self, which: Tensor, accepted: Tensor | None) -> None:
+        """Takes candidate `which`, int64 [1], unless `accepted`, bool [1], says no."""
+        number = self.taken if accepted is None else torch.where(accepted, self.taken, -1)
+        self.launch.take(self.values.single(which)[0], self.current, self.owner, number)
+        self.taken += 1 if accepted is None else accepted
 
     def objective(self) -> float:
         total = self.current.double() - self.values.floor
@@ -201,8 +206,11 @@ def fl_greedy(launch: Launch, similarity: Similarity, wanted: Wanted) -> Cover:
     """See coverage_reference.fl_greedy."""
     if _is_wide(similarity):
         return coverage_reference.fl_greedy(similarity, wanted)
+    from . import coverage_rounds
+
     state = State(Values(launch, similarity), wanted)
-    return coverage_reference.greedy(state, similarity.candidates, wanted)
+    greedy = coverage_rounds.greedy if wanted.optimizer in ("lazy", "naive") else coverage_reference.greedy
+    return greedy(state, similarity.candidates, wanted)
 
 
 def graphcut_greedy(

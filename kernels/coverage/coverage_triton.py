@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Coverage kernels in Triton: a program holds a tile of candidates and rows as CUDA's blocks do.
 
-Products are IEEE float32 (no TF32): norms - 2 products cancels.  The order of additions is the compiler's, so
-similarities agree with the other backends to rounding, and a gain may rise from step to step by as much.
+Products are IEEE float32 (no TF32), and distances of near points, where norms - 2 products cancels, are made
+from differences.  The order of additions is the compiler's, so similarities agree with the other backends to
+rounding, and a gain may rise from step to step by as much.
 
 Triton's interpreter (TRITON_INTERPRET=1 before this module is imported) runs the kernels on CPU tensors.
 """
@@ -22,16 +23,16 @@ from .problem import Cover, Similarity, Sparse, Wanted
 
 ROWS, CANDIDATES, DEPTH = 128, 32, 32
 PIECE = 1024
+NEAR = 1e-4
+"""Of |a|^2 + |b|^2: squared distances below are made from differences, so that duplicates have distance 0."""
 WARPS = 4
 GAINS, VALUES, FARTHEST = range(3)
 
 
 @triton.jit
-def _value(dot, row_norms, norms, same, gamma, KIND: tl.constexpr):
+def _value(dot, square, gamma, KIND: tl.constexpr):
     """v as coverage.hpp defines it; codes of KINDS."""
     if KIND == 0 or KIND == 1 or KIND == 4:
-        square = row_norms[None, :] + norms[:, None] - 2.0 * dot
-        square = tl.where(same | (square < 0.0), 0.0, square)
         if KIND == 0:
             value = -square
         elif KIND == 1:
@@ -63,6 +64,7 @@ def _tiles(
     ROWS: tl.constexpr,
     CANDIDATES: tl.constexpr,
     DEPTH: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     place = tl.program_id(1) * CANDIDATES + tl.arange(0, CANDIDATES)
@@ -80,8 +82,22 @@ def _tiles(
         dot += tl.dot(a, tl.trans(b), input_precision="ieee")
     norms = tl.load(all_norms + candidate)
     row_norms = tl.load(all_norms + row, mask=inside, other=0.0)
-    same = candidate[:, None] == wide[None, :]
-    value = _value(dot, row_norms, norms, same, gamma, KIND)
+    square = dot
+    if KIND == 0 or KIND == 1 or KIND == 4:
+        both = row_norms[None, :] + norms[:, None]
+        square = tl.maximum(both - 2.0 * dot, 0.0)
+        square = tl.where(candidate[:, None] == wide[None, :], 0.0, square)
+        near = (square < NEAR * both) & (candidate[:, None] != wide[None, :])
+        near = near & asked[:, None] & inside[None, :]
+        if tl.max(tl.max(near.to(tl.int32), axis=1), axis=0) > 0:
+            exact = tl.zeros([CANDIDATES, ROWS], tl.float32)
+            for k in range(dim):
+                a = tl.load(z + candidate * dim + k)
+                b = tl.load(z + wide * dim + k, mask=inside, other=0.0)
+                gap = a[:, None] - b[None, :]
+                exact += gap * gap
+            square = tl.where(near, exact, square)
+    value = _value(dot, square, gamma, KIND)
     if TASK == 0:
         covered = tl.load(current + row, mask=inside, other=0.0)
         w = tl.load(weights + row, mask=inside, other=0.0)
@@ -95,6 +111,17 @@ def _tiles(
     else:
         top = tl.max(tl.where(inside[None, :], -value, 0.0), axis=1).to(tl.float64)
         tl.store(partial + tl.program_id(0).to(tl.int64) * count + place, top, mask=asked)
+
+
+@triton.jit
+def _take(values, current, owner, number, rows, PIECE: tl.constexpr):
+    row = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
+    inside = row < rows
+    value = tl.load(values + row, mask=inside, other=0.0)
+    picked = tl.load(number)
+    better = inside & (value > tl.load(current + row, mask=inside, other=0.0)) & (picked >= 0)
+    tl.store(current + row, value, mask=better)
+    tl.store(owner + row, tl.zeros([PIECE], tl.int32) + picked, mask=better)
 
 
 @triton.jit
@@ -147,7 +174,8 @@ class Triton:
         grid = (triton.cdiv(p.rows, ROWS), triton.cdiv(len(which), CANDIDATES))
         _tiles[grid](
             p.z, p.norms, which, current, weights, partial, values, p.rows, p.z.shape[1], len(which), p.gamma,
-            KIND=kind, TASK=task, ROWS=ROWS, CANDIDATES=CANDIDATES, DEPTH=DEPTH, num_warps=WARPS,
+            KIND=kind, TASK=task, ROWS=ROWS, CANDIDATES=CANDIDATES, DEPTH=DEPTH, NEAR=NEAR,
+            num_warps=WARPS,
         )  # fmt: skip
 
     def _partial(self, p: Points, which: Tensor) -> Tensor:
@@ -168,9 +196,9 @@ class Triton:
         self._run(FARTHEST, p, which, p.norms, p.norms, partial, p.norms, 0)
         return partial.max()
 
-    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: int) -> None:
-        owner[values > current] = number
-        torch.maximum(current, values, out=current)
+    def take(self, values: Tensor, current: Tensor, owner: Tensor, number: Tensor) -> None:
+        grid = (triton.cdiv(len(values), PIECE),)
+        _take[grid](values, current, owner, number, len(values), PIECE=PIECE, num_warps=WARPS)
 
     def matrix_gains(self, matrix: Tensor, which: Tensor, current: Tensor, weights: Tensor) -> Tensor:
         rows = matrix.shape[1]
@@ -223,6 +251,7 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         ("farthest", 0, FARTHEST),
     ):
         constants = {"KIND": kind, "TASK": task, "ROWS": ROWS, "CANDIDATES": CANDIDATES, "DEPTH": DEPTH}
+        constants["NEAR"] = NEAR
         signature = {"z": "*fp32", "all_norms": "*fp32", "which": "*i64", "current": "*fp32"}
         signature |= {"weights": "*fp32", "partial": "*fp64", "values": "*fp32"}
         signature |= {"rows": "i32", "dim": "i32", "count": "i32", "gamma": "fp32"}
@@ -240,4 +269,7 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
     signature = {"indptr": "*i64", "indices": "*i64", "entries": "*fp32", "which": "*i64", "current": "*fp32"}
     signature |= {"weights": "*fp32", "gains": "*fp64", "PIECE": "constexpr"}
     cases.append(("lists", _lists, signature, {"PIECE": 128}, {"num_warps": WARPS}))
+    signature = {"values": "*fp32", "current": "*fp32", "owner": "*i32", "number": "*i32", "rows": "i32"}
+    signature |= {"PIECE": "constexpr"}
+    cases.append(("take", _take, signature, {"PIECE": PIECE}, {"num_warps": WARPS}))
     return cases

@@ -203,7 +203,7 @@ struct Block {
     if (bad >= 0 && bad < row) return;
     const float* raw = raw_row(x, row, buffer.data());
     for (int64_t k = 0; k < x.d; ++k) {
-      if (!(raw[k] - raw[k] == 0.0f)) bad = row;
+      if (!(raw[k] * 0.0f == 0.0f)) bad = row;
     }
   }
 };

@@ -21,7 +21,7 @@ bool finite_row(const T* row, int64_t d) {
   int64_t k = 0;
   for (; k + kWidth <= d; k += kWidth) {
     const V v = load_lanes(row + k);
-    sum = sum + (v - v);  // NaN where it is not finite
+    sum = sum + v * 0.0f;  // NaN where it is not finite
   }
   float rest = 0.0f;
   for (; k < d; ++k) rest += to_math(row[k]) - to_math(row[k]);

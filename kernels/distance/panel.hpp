@@ -38,7 +38,8 @@ constexpr int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; 
 // What a computed inner product of `depth` numbers is off at most, divided by the product of lengths: chains of kDepth, then their sum.
 inline float product_error(int64_t depth) {
   const int64_t chain = depth < kDepth ? depth : kDepth;
-  return 1.01f * kUnit * static_cast<float>(chain + (depth + kDepth - 1) / kDepth + 1);
+  const int64_t blocks = (depth + kDepth - 1) / kDepth;
+  return 1.01f * kUnit * static_cast<float>(chain + blocks + 1);
 }
 
 // ---- rows -------------------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def column(e: Tensor, h: Tensor, pick: Tensor, bias: bool) -> Tensor:
     """<g_i, g_pick> of every sample, float64 [N]; `pick` is an int64 scalar where e is. A chunk of rows at a
     time."""
     out = torch.empty(e.shape[0], dtype=torch.float64, device=e.device)
-    e_pick, h_pick = e[pick].double(), h[pick].double()
+    e_pick, h_pick = (t.index_select(0, pick.reshape(1))[0].double() for t in (e, h))
     for part in _chunks(e, h):
         out[part] = (e[part].double() @ e_pick) * (h[part].double() @ h_pick + float(bias))
     return out
@@ -127,47 +127,48 @@ def _pursue(
     make_column: Callable[[Tensor, Tensor, Tensor, bool], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Picks [k], their inner products [k, k], pivots of the Cholesky factor, residuals. Nothing waits for the
-    device."""
+    device, and little is launched per pick: the factor's inverse is kept, whose products solve the system."""
     indices = torch.zeros(k, dtype=torch.int64, device=e.device)
-    g, chol, residuals = (q.new_zeros(shape) for shape in ((k, k), (k, k), (k,)))
+    g, inverse, answers = (q.new_zeros(k, k) for _ in range(3))
+    forward = q.new_zeros(k)  # inverse @ q[picks]
     keep = keeps_columns(e.shape[0], k, e.shape[1] + h.shape[1])
-    columns = q.new_zeros(e.shape[0], k if keep else 0)
-    size = target.square().sum()
-    c, taken = q.clone(), torch.zeros(e.shape[0], dtype=torch.bool, device=e.device)
+    columns = q.new_empty(k if keep else 0, e.shape[0])
+    c, untaken = q, q.clone()
     for t in range(k):
-        j = c.masked_fill(taken, -torch.inf).argmax()
-        indices[t] = j
-        taken[j] = True
-        picks = indices[: t + 1]
-        new = make_column(e, h, j, bias)
-        row = new[picks]
-        g[t, : t + 1] = row
-        g[: t + 1, t] = row
-        append_row_(chol, row, t, lam)
+        here = slice(t + 1)
+        indices[t] = c.argmax()
+        untaken.index_fill_(0, indices[t], -torch.inf)
+        picks = indices[here]
+        new = make_column(e, h, indices[t], bias)
+        g[t, here] = new[picks]
+        append_row_(inverse, g[t, here], t, lam)
         at = q[picks]
-        x = at / row if t == 0 else _solve(chol[: t + 1, : t + 1], at)
-        x = torch.where(row == 0, 0.0, x) if t == 0 else x
-        residuals[t] = (size - 2 * (x @ at) + x @ (g[: t + 1, : t + 1] @ x)).clamp_min(0).sqrt()
-        if keep:
-            columns[:, t] = new
-            c = q - columns[:, : t + 1] @ x
+        forward[t] = inverse[t, here] @ at
+        x = answers[t, here]
+        if t:
+            torch.mv(inverse[here, here].T, forward[here], out=x)
         else:
-            c = q - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)  # float64, as x is
-    return indices, g, chol.diagonal(), residuals
+            x.copy_(torch.where(g[0, :1] == 0, 0.0, at / g[0, :1]))
+        if keep:
+            columns[t] = new
+            c = torch.addmv(untaken, columns[here].T, x, alpha=-1)
+        else:
+            c = untaken - mv(e, h, rmv(e[picks], h[picks], x, bias), bias)  # float64, as x is
+    g += g.tril(-1).T
+    squares = target.square().sum() - 2 * (answers @ q[indices]) + ((answers @ g) * answers).sum(1)
+    return indices, g, inverse.diagonal().reciprocal(), squares.clamp_min(0).sqrt()
 
 
-def append_row_(chol: Tensor, row: Tensor, t: int, lam: float) -> None:
-    """Row t of the Cholesky factor of G + lam I. A sample that depends on those before it gets the pivot
-    infinity, and with it the weight 0."""
-    lower = torch.linalg.solve_triangular(chol[:t, :t], row[:t, None], upper=False)[:, 0]
-    rest = row[t] + lam - lower @ lower
-    chol[t, :t] = lower
-    chol[t, t] = torch.where(rest > 1e-13 * (row[t] + lam), rest.clamp_min(0).sqrt(), torch.inf)
-
-
-def _solve(chol: Tensor, right: Tensor) -> Tensor:
-    y = torch.linalg.solve_triangular(chol, right[:, None], upper=False)
-    return torch.linalg.solve_triangular(chol.T, y, upper=True)[:, 0]
+def append_row_(inverse: Tensor, row: Tensor, t: int, lam: float) -> None:
+    """Row t of the inverse of the Cholesky factor of G + lam I. A sample that depends on those before it gets
+    the pivot infinity, a row of zeros, and with it the weight 0."""
+    before = inverse[:t, :t]
+    lower = before @ row[:t]
+    own = row[t] + lam
+    rest = own - lower @ lower
+    pivot = torch.where(rest > 1e-13 * own, rest.clamp_min(0).sqrt(), torch.inf)
+    inverse[t, :t] = (lower @ before) / -pivot
+    inverse[t, t] = 1 / pivot
 
 
 def finish(

@@ -275,7 +275,7 @@ void mask_pieces(const MaskArgsOfClasses& a) {
       }
       int64_t bad = a.rows;
       for (int64_t i = from; i < to; ++i) {
-        const int64_t label = static_cast<int64_t>(labels[i]);
+        const int64_t label = int64_t{0} + labels[i];
         if (label < 0 || label >= a.classes) {
           bad = i;
           break;

@@ -104,8 +104,8 @@ struct Layout {
     if (piece < 0 || piece >= kChunk || piece % kWarp != lane) return -1;
     return piece / kWarp * kEach + (label - head) % kEach;
   }
-  // Logits of pieces first .. first + kChunk - 1, kPad where there are none.
-  __device__ void load(int first, int lane, float x[kHeld]) const {
+  // Logits of pieces first .. first + kChunk - 1, `pad` where there are none.
+  __device__ void load(int first, int lane, float x[kHeld], float pad = kPad) const {
     Sixteen raw[kLoads];
     const Sixteen* from = reinterpret_cast<const Sixteen*>(row + head);
 #pragma unroll
@@ -117,7 +117,7 @@ struct Layout {
     for (int u = 0; u < kLoads; ++u) {
       const bool there = first + lane + kWarp * u < pieces;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) x[u * kEach + i] = there ? logit_of(raw[u], i, T{}) : kPad;
+      for (int i = 0; i < kEach; ++i) x[u * kEach + i] = there ? logit_of(raw[u], i, T{}) : pad;
     }
   }
 };
@@ -383,8 +383,8 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
   if (r >= a.logits.rows) return;
   const Layout<T> layout(row_of<T>(a.logits, r), n);
   const int end = layout.end_place(lane);
-  const float ragged = end >= 0 ? to_math(layout.row[end]) : kNoLogit;
-  float best = kNoLogit, finite = ragged * 0.0f;
+  const float ragged = end >= 0 ? to_math(layout.row[end]) : -INFINITY;
+  float best = -INFINITY;
   int index = kNowhere, nan = ragged != ragged ? 1 : 0;
   if (lane < layout.head && ragged > best) {
     best = ragged;
@@ -393,9 +393,9 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
 #pragma unroll 1
   for (int first = 0; first < layout.pieces; first += Layout<T>::kChunk) {
     float x[kHeld];
-    layout.load(first, lane, x);
+    layout.load(first, lane, x, -INFINITY);
     int slot = -1;
-    finite = 0.0f;
+    float finite = 0.0f;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       finite = multiply_add(x[i], 0.0f, finite);
@@ -405,7 +405,7 @@ __global__ void __launch_bounds__(kThreads) vote_kernel(const VoteArgs a) {
       }
     }
     if (slot >= 0) index = layout.place(first, lane, slot);
-    if (finite != finite) {  // NaN, or an infinity, which is allowed
+    if (finite != finite) {  // NaN, or an infinity, which is allowed and is where there is no logit
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) nan |= x[i] != x[i] ? 1 : 0;
     }

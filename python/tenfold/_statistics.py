@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +17,17 @@ def bootstrap_mean(values: NDArray[np.float64], *, draws: int = 4000, seed: int 
     count = len(values)
     if count < 1:
         raise ValueError("values: expected at least one number, got none")
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    low, high = np.percentile(weights @ values / count, [2.5, 97.5])
+    resamples = _resamples if draws * count <= 1 << 23 else _resamples.__wrapped__  # 64 MiB at most are kept
+    low, high = np.percentile(resamples(count, draws, seed) @ values / count, [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _resamples(count: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """[draws, count]: how often each example is in each resample. Drawing takes nearly all of the time of an
+    interval, and a report asks for hundreds of them over the same examples."""
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return weights.astype(np.float64)
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tenfold.kernels.coverage import coverage_cuda, coverage_device, coverage_reference
+from tenfold.kernels.coverage import coverage_cuda, coverage_device, coverage_reference, coverage_rounds
 from tenfold.kernels.coverage.problem import KINDS, Similarity, Wanted
 
 import tenfold
@@ -59,8 +59,9 @@ def test_values_and_gains(gpu, kernels, kind, n, d):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lazy_is_naive(gpu, kernels, kind):
+def test_lazy_is_naive(gpu, kernels, kind, monkeypatch):
     """To the bit in CUDA, whose sums have one order; Triton's picks may differ where gains are equal."""
+    monkeypatch.setattr(coverage_rounds, "EVALUATED", 20)
     x = gaussian(230, 19, 1)
     s = Similarity(points=x.to(gpu.device), kind=kind, gamma=0.02, rows=230)
     lazy, naive = (kernels.fl_greedy(s, Wanted(12, optimizer)) for optimizer in ("lazy", "naive"))
@@ -89,6 +90,14 @@ def test_matrix_and_lists(gpu, kernels, dtype):
             assert torch.equal(got.indices, want.indices)
             assert torch.equal(got.owner, want.owner)
             assert got.objective == pytest.approx(want.objective, rel=1e-6)
+
+
+def test_duplicates_have_distance_zero(gpu, kernels):
+    x = gaussian(60, 35, 9)
+    s = Similarity(points=torch.cat((x, x)).to(gpu.device), kind="euclidean", rows=120)
+    which = torch.arange(60, device=gpu.device)
+    got = coverage_device.Values(launch(kernels), s).single(which)
+    assert not bool(got[which, which + 60].any())
 
 
 def test_the_largest_distance(gpu, kernels):

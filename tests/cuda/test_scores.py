@@ -104,6 +104,20 @@ def test_votes_are_the_reference_s(gpu, monkeypatch, request, dtype):
                 assert torch.equal(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_of_nothing_has_no_vote(gpu, monkeypatch, request, dtype):
+    """Nothing but -inf, in a row shorter than what a warp holds; and logits that are the lowest there are."""
+    kernels = module_of(gpu, monkeypatch, request)
+    for classes in (1, 4, 37, 600):
+        z = torch.full((3, classes), torch.finfo(dtype).min, dtype=dtype)
+        z[1] = -torch.inf
+        for rows, want in ((z, 1), (z[::2].contiguous(), 2)):
+            histogram = torch.zeros(classes + 64, dtype=torch.int64, device=gpu.device)
+            first = kernels.class_vote(rows.to(gpu.device), None, histogram[:classes], None)
+            assert int(first) == want
+            assert histogram.tolist() == [2] + [0] * (classes + 63)
+
+
 def test_dynamics_are_the_reference_s(gpu, monkeypatch, request):
     from tenfold.ops import new_dynamics
     from tenfold.ops.scores import STATE

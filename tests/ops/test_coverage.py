@@ -535,6 +535,24 @@ def test_bad_sparse_input():
         graphcut_greedy(k=1, similarity=(indptr, indices, values))
 
 
+# ---- memory -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "k", "allowed"), [(10_000, 20, 50e6), (100_000, 3, 500e6)])
+def test_memory_grows_with_the_points_and_not_with_the_pairs(peak_bytes, n, k, allowed):
+    """All similarities of 100,000 points would be 40 GB."""
+    x = gaussian(n, 64, 25)
+    fl_greedy(x[:300], 2)  # the libraries are there
+    found = []
+    assert peak_bytes(lambda: found.append(fl_greedy(x, k))) < allowed
+    assert len(set(found[0].indices.tolist())) == k
+    nearest = torch.cdist(x[found[0].indices], x).square().amin(0).double().sum()
+    first = torch.cdist(x[found[0].indices[:1]], x).square().double().sum()
+    more = float(found[0].gains[1:].sum())
+    assert more == pytest.approx(float(first - nearest), rel=1e-3)
+
+
 # ---- other packages --------------------------------------------------------------------------------------
 
 

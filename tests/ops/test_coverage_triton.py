@@ -6,8 +6,9 @@ import os
 
 import pytest
 import torch
-from tenfold.kernels.coverage import coverage_device, coverage_reference
+from tenfold.kernels.coverage import coverage_device, coverage_reference, coverage_rounds
 from tenfold.kernels.coverage.problem import KINDS, Similarity, Wanted
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tenfold
 from tenfold.ops import fl_greedy, graphcut_greedy, logdet_greedy
@@ -71,3 +72,70 @@ def test_the_ops(kind):
         assert torch.equal(found.indices, expected.indices)
         assert torch.allclose(found.gains, expected.gains, rtol=1e-4, atol=1e-3)
     assert torch.equal(got[0].counts, want[0].counts)
+
+
+def test_duplicates_have_distance_zero_and_near_points_their_own(launch):
+    """norms - 2 products leaves 1e-7 of the norms, a distance of 1e-3 where there is none."""
+    x = gaussian(40, 35, 3)
+    near = x + 1e-3 * gaussian(40, 35, 4)
+    z = torch.cat((x, x, near))
+    values = coverage_device.Values(launch, Similarity(points=z, kind="euclidean", rows=120))
+    which = torch.arange(40)
+    got = -values.single(which)
+    assert torch.equal(got[which, which + 40], torch.zeros(40))
+    want = (x - near).double().norm(dim=1)
+    assert torch.allclose(got[which, which + 80].double(), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["lazy", "naive"])
+@pytest.mark.parametrize("kind", ["sqeuclidean", "rbf"])
+def test_rounds_choose_as_the_reference(launch, monkeypatch, optimizer, kind):
+    """With a few candidates per round, so that some rounds take none; ties, a start, costs and a budget."""
+    monkeypatch.setattr(coverage_rounds, "EVALUATED", 5)
+    monkeypatch.setattr(coverage_rounds, "LAUNCHED", 4)
+    x = torch.randint(0, 4, (50, 3), generator=torch.Generator().manual_seed(5)).float()
+    s = Similarity(points=x, kind=kind, gamma=0.3, rows=50)
+    costs = 1.0 + torch.rand(50, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for wanted in (
+        Wanted(50, optimizer),
+        Wanted(9, optimizer, initial=(3, 40), weights=torch.arange(50).double()),
+        Wanted(50, optimizer, costs=costs, budget=12.0),
+    ):
+        want = coverage_reference.fl_greedy(s, wanted)
+        got = coverage_device.fl_greedy(launch, s, wanted)
+        if kind == "sqeuclidean":  # integers: no rounding
+            assert torch.equal(got.indices, want.indices)
+            assert torch.equal(got.owner, want.owner)
+        assert len(set(got.indices.tolist())) == len(got.indices) == len(want.indices)
+        assert got.objective == pytest.approx(want.objective, rel=1e-5)
+        assert torch.allclose(got.gains, want.gains, rtol=1e-4, atol=1e-4 * want.objective)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: values that the host reads, and shapes that depend on values."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in self.OPS
+        return func(*args, **(kwargs or {}))
+
+
+def test_rounds_do_not_wait_for_the_device(launch, monkeypatch):
+    monkeypatch.setattr(coverage_rounds, "EVALUATED", 5)
+    s = Similarity(points=gaussian(60, 4, 7), kind="sqeuclidean", rows=60)
+    wanted = Wanted(6, costs=torch.ones(60, dtype=torch.float64), budget=4.0)
+    state = coverage_device.State(coverage_device.Values(launch, s), wanted)
+    rounds = coverage_rounds.Rounds(state, 60, wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.__class__, "gains", lambda *args: torch.rand(args[2].shape).double())
+        patch.setattr(launch.__class__, "values", lambda *args: torch.rand(1, 60))
+        patch.setattr(launch.__class__, "take", lambda *args: None)
+        patch.setattr(torch.Tensor, "tolist", None)
+        with _Waits() as seen:
+            rounds.round()
+    assert seen.count == 0
+    with _Waits() as seen:
+        int(state.taken)
+    assert seen.count == 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tenfold.kernels.scores import fgrad_reference
 from tenfold.kernels.scores.nnls import nnls
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold.ops import craig, fgrad_gram, fgrad_mv, fgrad_rmv, fgrad_sqdist, glister, omp_factored
 
@@ -119,8 +120,9 @@ def test_omp_comes_nearer_with_each_pick(backend):
     found = omp_factored(e.to(backend.device), h.to(backend.device), 30, lam=0.0)
     assert (found.residual.diff() <= 1e-9).all()
     assert (found.weights > 0).all()
-    half = omp_factored(e.half().to(backend.device), h.half().to(backend.device), 5)
-    exact = omp_factored(e.half().float(), h.half().float(), 5)
+    e, h = e.half().to(backend.device), h.half().to(backend.device)
+    half = omp_factored(e, h, 5)
+    exact = omp_factored(e.float(), h.float(), 5)
     assert half.indices.tolist() == exact.indices.tolist()
 
 
@@ -132,6 +134,29 @@ def test_omp_without_kept_columns(backend, monkeypatch):
     spare = omp_factored(e, h, 20)
     assert usual.indices.tolist() == spare.indices.tolist()
     torch.testing.assert_close(usual.weights, spare.weights, rtol=1e-6, atol=1e-9)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts values that the host reads one by one: each waits for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ == "_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kept", [64 << 20, 0])
+def test_the_pursuit_does_not_wait_for_the_device(monkeypatch, kept):
+    monkeypatch.setattr(fgrad_reference, "KEPT_BYTES", kept)
+    e, h = factors(90, 2, 3)
+    goal, q = fgrad_reference.start(e, h, None, True)
+    with _Waits() as seen:
+        fgrad_reference._pursue(e, h, goal, q, 8, 1.0, True, fgrad_reference.column)
+    assert seen.count == 0
+    with _Waits() as seen:
+        float(goal[0, 0])
+    assert seen.count == 1
 
 
 def test_omp_with_duplicates_constants_and_edges(backend):

@@ -214,7 +214,7 @@ def test_linear_of_any_shape(
         assert a.grad is not None
         assert e.grad is not None
         tolerance = {torch.float32: 3e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
-        # A GPU multiplies slopes of |p - y| <= 1 that are rounded to the type, half a unit of 2^-8 or 2^-11 each.
+        # A GPU multiplies slopes of |p - y| <= 1 that are rounded to the type, half a unit of 2^-8 or 2^-11.
         rounding = 0.0 if backend.device.type == "cpu" else tolerance
         torch.testing.assert_close(a.grad.cpu().double(), e.grad, rtol=tolerance, atol=tolerance + rounding)
 

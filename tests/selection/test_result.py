@@ -13,6 +13,7 @@ from tenfold.selection import Selection
 from tenfold.selection.files import (
     read_dropped,
     read_labels,
+    read_score_rows,
     read_scores,
     write_dropped,
     write_labels,
@@ -188,6 +189,13 @@ def test_scores_from_files(tmp_path):
     assert read_scores(tmp_path / "plain.csv", 2, index_column=0, score_column=2).tolist() == [0.5, 0.75]
     with pytest.raises(ValueError, match=r"plain.csv: expected a score for each of 3 rows, got 2"):
         read_scores(tmp_path / "plain.csv", 3)
+    names, scores = read_score_rows(tmp_path / "memory.csv", score_column=2)
+    assert (names.tolist(), scores.tolist()) == ([2, 0, 1], [0.25, 0.5, 0.75])
+    (tmp_path / "noted.csv").write_text("4.0,x,0.5,late\n2,y,1.5,early\n")  # text behind, no header
+    assert read_score_rows(tmp_path / "noted.csv", score_column=2)[0].tolist() == [4, 2]
+    (tmp_path / "half.csv").write_text("id,influence,memorisation\n2,9,much\n")
+    with pytest.raises(ValueError, match=r"half.csv, line 2: expected a whole number in column 0 and"):
+        read_score_rows(tmp_path / "half.csv", score_column=2)
     np.save(tmp_path / "s.npy", np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match=r"s.npy: expected numbers, got NaN for row 1"):
         read_scores(tmp_path / "s.npy")

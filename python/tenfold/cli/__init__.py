@@ -25,13 +25,21 @@ _COMMANDS = {
     "zolog": ("tenfold.cli.zolog:zolog", "logs of zeroth-order runs: info, replay, merge, undo"),
     "segrap": ("tenfold.cli.segrap:segrap", "scores of segmentations: rank teams by their tables"),
     "select": ("tenfold.cli.select:select", "choose rows of feature files: k-center, facility location, ..."),
+    "dp4tl": ("tenfold.cli.dp4tl:dp4tl", "prune a source for a target: index files, single trainings"),
 }
 """Command -> (function of its arguments, one line of help)."""
 
 EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
 """Errors whose message is meant for the user: one line, no traceback."""
 
-_EXTRAS = {"run": "demo", "bench": "bench", "report": "run", "zolog": "run", "segrap": "seg"}
+_EXTRAS = {
+    "run": "demo",
+    "bench": "bench",
+    "report": "run",
+    "zolog": "run",
+    "segrap": "seg",
+    "dp4tl": "selection",
+}
 """Command -> the extra that brings the packages it may miss."""
 
 

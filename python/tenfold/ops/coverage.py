@@ -174,11 +174,12 @@ def _costs(costs: Any, budget: Any, n: int, device: torch.device) -> tuple[Tenso
 
 
 def _words(seed: int, steps: int, sample: int) -> Tensor:
-    from .zo import random_words
+    """As random_words makes them, on the CPU whatever backend is forced: samples are drawn there."""
+    from tenfold.kernels.zo.zo_native import words_
 
-    blocks = -(-steps * sample // 4)
-    words = random_words(seed, purpose="uniform", blocks=blocks).reshape(-1)
-    return words[: steps * sample].reshape(steps, sample)
+    words = torch.empty(-(-steps * sample // 4), 4, dtype=torch.int64)
+    words_(words, seed, 0, 0, "uniform", 0)
+    return words.reshape(-1)[: steps * sample].reshape(steps, sample)
 
 
 def _nearest(problem: Similarity, neighbors: int) -> Similarity:

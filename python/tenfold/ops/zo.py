@@ -24,7 +24,7 @@ DISTRIBUTIONS = ("gaussian", "rademacher", "gauss16")
 SAMPLED = ("gaussian", "rademacher", "uniform", "gauss16")
 PURPOSES = (
     "gaussian", "rademacher", "uniform", "mask", "rounding", "lowrank_u", "lowrank_v", "gauss16",
-    "sophia", "sophia_exp_avg", "sophia_hessian",
+    "sophia", "sophia_exp_avg", "sophia_hessian", "label",
 )  # fmt: skip
 ROUNDINGS = ("rne", "sr")
 MAX_TERMS = 64

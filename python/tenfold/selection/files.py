@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "read_dropped",
     "read_labels",
+    "read_score_rows",
     "read_scores",
     "save",
     "write_dropped",
@@ -177,9 +178,41 @@ def _load_torch(path: Path) -> Selection:
     return Selection(checked_indices("indices", load_tensor(path)))
 
 
+def load_torch(path: str | Path) -> Any:
+    """What torch.save wrote, of tensors, plain containers and NumPy arrays alone; nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken file, or one of anything else.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"path: expected a file, got {path}, which is not there")
+    try:
+        with torch.serialization.safe_globals(_numpy_names()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken or hostile pickle can raise anything
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            f"{path}: expected tensors, arrays and plain containers saved by torch, got "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def _numpy_names() -> list[Any]:
+    """The names that pickled NumPy arrays and numbers are made of, under NumPy 1's and 2's module names."""
+    home: Any = getattr(np, "_core", None) or np.core
+    reconstruct, scalar = home.multiarray._reconstruct, home.multiarray.scalar
+    kinds = [np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8]
+    names: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in kinds}]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        names += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    return names
+
+
 def load_tensor(path: Path) -> torch.Tensor:
     """The one tensor of a torch file; a list of integers is taken as well."""
-    value = torch.load(path, map_location="cpu", weights_only=True)
+    value = load_torch(path)
     if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value):
         value = torch.tensor(value, dtype=torch.int64)
     if not isinstance(value, torch.Tensor):
@@ -311,25 +344,55 @@ def read_scores(
     return scores.astype(np.float64)
 
 
+def read_score_rows(
+    path: str | Path, *, index_column: int | str = 0, score_column: int | str = -1
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(names int64 [n], scores float64 [n]) from two columns of a CSV, as they stand there.
+
+    Columns are given by header or by number; a first line whose first of the two is no number is a header.
+    DP4TL takes memorisation and influence from such files: identifiers in column 0, scores in column 2.
+
+    Raises:
+        ValueError: a column is not there; a row has no whole number or no number in its place (the line is
+            named).
+    """
+    path = Path(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    first = rows[0][1] if rows else []
+    titled = (
+        isinstance(index_column, str)
+        or isinstance(score_column, str)
+        or (bool(first) and not _is_number(first[index_column]))
+    )
+    header = rows.pop(0)[1] if rows and titled else None
+    index_at, score_at = (_column(path, c, header) for c in (index_column, score_column))
+    found = [_score_row(f"{path.name}, line {number}", row, index_at, score_at) for number, row in rows]
+    return np.array([name for name, _ in found], np.int64), np.array([score for _, score in found])
+
+
 def _scores_of_csv(
     path: Path, n: int | None, index_column: int | str, score_column: int | str
 ) -> NDArray[np.float64]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
-    header = rows.pop(0) if rows and not _is_number(rows[0][-1]) else None
-    index_at, score_at = (_column(path, c, header) for c in (index_column, score_column))
-    try:
-        indices = np.array([int(float(row[index_at])) for row in rows], np.int64)
-        values = np.array([float(row[score_at]) for row in rows])
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path.name}: expected numbers in both columns, got {error}") from error
-    total = n if n is not None else len(rows)
+    indices, values = read_score_rows(path, index_column=index_column, score_column=score_column)
+    total = n if n is not None else len(values)
     checked_indices(path.name, indices, total)
     if len(indices) != total:
         _checks.fail(ValueError, path.name, f"a score for each of {total} rows", f"{len(indices)} of them")
     scores = np.empty(total)
     scores[indices] = values
     return scores
+
+
+def _score_row(where: str, row: list[str], index_at: int, score_at: int) -> tuple[int, float]:
+    try:
+        name, score = float(row[index_at]), float(row[score_at])
+        if name.is_integer():  # some tables have 7.0
+            return int(name), score
+    except (ValueError, IndexError):
+        pass
+    expected = f"a whole number in column {index_at} and a number in column {score_at}"
+    _checks.fail(ValueError, where, expected, row)
 
 
 def _is_number(text: str) -> bool:

@@ -87,7 +87,9 @@ def test_what_is_refused(case) -> None:
         (lambda: broadcast(w[:3], x, core), ValueError, "core_weights: expected 20 entries"),
         (lambda: broadcast(-w, x, core), ValueError, "core_weights: expected finite numbers >= 0"),
         (lambda: broadcast(0 * w, x, core), ValueError, "core_weights: expected a weight above 0"),
-        (lambda: broadcast(w, x[:50], core), ValueError, "core: expected rows below 50"),
+        (lambda: broadcast(w, x[:50], core), ValueError, "core: expected row numbers below 50"),
+        (lambda: broadcast(w, x, core - 1 - core.min()), ValueError, "core: expected row numbers of at"),
+        (lambda: broadcast(w, x, np.full(20, 3)), ValueError, "core: expected every row once, got row 3"),
         (lambda: broadcast(w, x, core, "classwise"), TypeError, "labels: expected the labels of all"),
         (
             lambda: broadcast(w, x, core, "classwise", labels=y[:9]),

@@ -220,8 +220,10 @@ def test_what_is_refused() -> None:
         meta_weight_step(model, v, batch(4), batch(4), optimizer, derivative="finite")
     x, y = batch(4)
     x[2] = float("nan")
-    with pytest.raises(RuntimeError, match="losses: expected finite values, got nan for sample"):
+    with pytest.raises(RuntimeError, match=r"^losses: expected finite values, got nan for sample"):
         meta_weight_step(model, v, (x, y), batch(4), optimizer)
+    with pytest.raises(RuntimeError, match=r"^meta losses: expected finite values, got nan"):
+        meta_weight_step(model, v, batch(4), (x, y), optimizer)
     with pytest.raises(ValueError, match="batch: expected at least one sample"):
         meta_weight_step(model, v, (x[:0], y[:0]), batch(4), optimizer)
     with pytest.raises(ValueError, match="meta_batch: expected at least one sample"):

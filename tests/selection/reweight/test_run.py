@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tenfold.selection import Selection
-from tenfold.selection.reweight import CwermConfig, arms, report, reweight, run, tables
+from tenfold.selection.reweight import CwermConfig, arms, expected, report, reweight, run, tables
 from tenfold.selection.reweight.run import Outcome, Weighed, Weighing
 
 TINY = CwermConfig(
@@ -63,8 +64,9 @@ def test_every_table_of_methods_has_the_controls(made: Path) -> None:
         for wanted in ("ERM", "CW-ERM", "CW-ERM: constant mean(w)", "CW-ERM: w shuffled"):
             assert wanted in methods
         assert "Label-aware, normalised: w shuffled" in methods
-    (first, *_) = rows(made / "tables" / "ratios.csv")
-    assert {"CW-ERM: constant mean(w)", "CW-ERM: w shuffled"} <= set(first)
+    swept = {r["method"]: r for r in rows(made / "tables" / "ratios.csv")}
+    assert {"ERM", "CW-ERM: constant mean(w)", "CW-ERM: w shuffled"} <= set(swept)
+    assert set(swept["CW-ERM"]) == {"method", "5 %", "10 %"}
     paper = {r["method"]: r for r in rows(made / "tables" / "paper.csv")}
     assert paper["CW-ERM"]["cifar10 PRN18 ViT"] == "94.9 (54.7 min)"
     assert paper["CW-ERM: constant mean(w)"]["cifar10 PRN18 ViT"] == "not reported"
@@ -197,6 +199,7 @@ def test_controls_have_the_same_scale_or_the_same_weights() -> None:
     assert (of("cw-erm") == w).all()
     assert set(of("cw-erm-constant").tolist()) == {float(np.float32(w.mean(dtype=np.float64)))}
     assert sorted(of("cw-erm-shuffled").tolist()) == sorted(w.tolist())
+    assert (of("erm-quarter") == np.float32(0.25)).all()
     assert not (of("cw-erm-shuffled") == w).all()
     assert of("label-aware-normalised").mean() == pytest.approx(1, abs=1e-5)
 
@@ -217,9 +220,87 @@ def test_intervals_are_students() -> None:
     assert "one seed" in tables.interval(np.array([0.01])).told()
 
 
-def test_a_coreset_of_one_row_cannot_be_parted(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ratio: expected a coreset of at least two of 1000 rows"):
-        reweight(replace(TINY, ratio=0.001), tmp_path / "a")
+def test_a_coreset_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers_alone: None
+) -> None:
+    """Rows are numbered as the data are; those that a problem has not are left out, and that is noted."""
+    wanted = np.random.default_rng(0).permutation(1000)[:60]
+    np.save(tmp_path / "idx_digits_pixels_60.npy", wanted)
+    config = replace(
+        TINY, settings=["clean", "longtail:10"], methods=["cw-erm"], seeds=[0], ratios=None, save="none",
+        coreset=str(tmp_path / "idx_digits_pixels_60.npy"),
+    ).resolved()  # fmt: skip
+    state, arrays = run.weigh(config, "", (0, Weighing(0, 0, 0.1)))[1:]
+    assert arrays["core"].tolist() == sorted(wanted.tolist())
+    assert not state["notes"]
+    _, rows = run.problem_of(config, 1, 0)
+    state, arrays = run.weigh(config, "", (0, Weighing(1, 0, 0.1)))[1:]
+    assert rows[arrays["core"]].tolist() == sorted(set(wanted.tolist()) & set(rows.tolist()))
+    left = 60 - len(arrays["core"])
+    assert state["notes"] == [f"{left} rows of the given coreset are no training rows of this problem"]
+    np.save(tmp_path / "idx_digits_pixels_60.npy", [1000])
+    with pytest.raises(ValueError, match="coreset: expected row numbers below 1000"):
+        reweight(config, tmp_path / "a")
+
+
+def test_expectations_are_of_the_embedded_default_alone() -> None:
+    """Bounds that hold and bounds that do not, and none for a run with other settings."""
+    config = CwermConfig(seeds=[0], ratios=[]).resolved()
+    outcome = Outcome(config, config.problems())
+    purities = {"purity": {"data": 0.64, "moderate": 0.75, "random": 0.6}}
+    seconds = {"seconds": {"select": 0.1, "learn": 0.8, "carry-nn": 0.1}}
+    for k in range(3):
+        outcome.weighed[Weighing(k, 0, 0.1)] = Weighed({**purities, **seconds}, {})
+    outcome.weighed[Weighing(0, 0, 1.0, True)] = Weighed({"seconds": {"learn": 6.0}}, {})
+    accuracy = {"erm": 0.8, "cw-erm": 0.84, "cw-erm-constant": 0.86, "c-moderate": 0.7, "c-random": 0.6,
+                "label-aware-normalised": 0.85}  # fmt: skip
+    for k in range(3):
+        for arm in config.arms(k):
+            value = accuracy.get(arm.name, 0.5)
+            key = (k, 0, 0.1, arm.name)
+            outcome.trials[key] = run.Trial(*key, value, 1.0, 1, 1, [], np.ones(1, bool), [1.0])
+    found = {check.what: check for check in expected.checks(outcome)}
+    assert [round(check.found, 6) for check in found.values()] == [4, 2, 10, 11, 5, 5, 4, 6]
+    assert [check.holds for check in found.values()] == [True, False, True, False, True, False, False, True]
+    assert found["CW-ERM above ERM, 40 % noise"].row() == {
+        "what": "CW-ERM above ERM, 40 % noise", "expected": "at least 3 points", "found": "4.0 points",
+        "holds": "yes",
+    }  # fmt: skip
+    outcome.config = replace(config, epochs=1)
+    assert not expected.checks(outcome)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ratio": 0.001}, "coreset of ratio 0.001: expected at least 2 of 1000 rows, 1 of them to be meta"),
+        ({"ratios": [0.0005]}, "coreset of ratio 0.0005: expected at least 2 of 1000"),
+        ({"meta_rows": 50}, "coreset of ratio 0.05: expected at least 51 of 1000 rows, 50 of them"),
+    ],
+)
+def test_coresets_that_cannot_be_parted(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reweight(replace(TINY, **changed), tmp_path / "a")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """Each is refused before anything is trained, and its name is in the message."""
+    for number, (name, content, message) in enumerate((
+        ("given_weights", b"junk", "given_weights: expected an array in"),
+        ("given_weights", pickle.dumps([1.0] * 1000), "given_weights: expected an array in"),
+        ("features", b"junk", "rows.npy: expected arrays of NumPy"),
+        ("coreset", b"junk", "rows.npy: expected a selection"),
+        ("coreset", [], "coreset: expected at least one row"),
+        ("coreset", [5], "coreset given: expected at least 2 of 1000 rows"),
+    )):  # fmt: skip
+        path = tmp_path / "rows.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.save(path, np.array(content, np.int64))
+        config = replace(TINY, seeds=[0], ratios=[], **{name: str(path)})
+        with pytest.raises(ValueError, match=message):
+            reweight(config, tmp_path / str(number))
 
 
 @pytest.mark.slow
@@ -236,7 +317,9 @@ def test_the_embedded_default_shows_what_it_should(tmp_path: Path) -> None:
     assert m[f"{noise}/label-aware-normalised.gain"] >= 0.03
     assert m[f"{memory}/label-aware-normalised.gain"] >= 0.10
     assert abs(m["clean/cw-erm.gain"]) <= 0.007
+    assert m["expectations"] == m["expectations.met"] == 8
     page = (result.path / "report.html").read_text()
+    assert "8 of 8 hold" in page
     assert "explained by the constant control" in page
     assert f"Minus the constant control: {100 * m[f'{noise}/cw-erm.gain_over_constant']:+.1f}" in page
 

@@ -80,6 +80,9 @@ def test_what_is_left_open_is_filled() -> None:
     assert len(config.problems()) == 3
     assert "w-erm" in [a.name for a in config.arms(0)]
     assert "w-erm" not in [a.name for a in config.arms(1)]
+    assert [a.name for a in config.arms(0)][:3] == ["erm", "erm-half", "erm-quarter"]
+    assert "erm-half" not in [a.name for a in config.arms(1)]
+    assert "erm-half" not in CwermConfig(dataset="arrays", data="x").resolved().methods
     named = CwermConfig(methods=["w-erm"], settings=["clean", "flip:0.1"]).resolved()
     assert "w-erm" in [a.name for a in named.arms(1)]
 
@@ -128,6 +131,9 @@ def test_what_a_config_refuses(changed: dict[str, Any], message: str) -> None:
         ({"methods": ["given"]}, ValueError, "given_weights: expected a file of weights"),
         ({"meta": "given"}, ValueError, "meta: expected split or clean"),
         ({"given_weights": "nowhere.npy"}, FileNotFoundError, "given_weights: expected a file"),
+        ({"coreset": "nowhere.npy"}, FileNotFoundError, "coreset: expected a file"),
+        ({"coreset": __file__}, ValueError, "coreset: expected one seed"),
+        ({"coreset": __file__, "seeds": [0], "ratios": [0.1]}, ValueError, "ratios: expected none beside"),
         (
             {"dataset": "cifar10", "data": "x"},
             ValueError,

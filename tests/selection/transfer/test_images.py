@@ -14,7 +14,7 @@ from PIL import Image
 
 from tenfold.selection.transfer import beton
 from tenfold.selection.transfer.augment import View, centre_box, random_box
-from tenfold.selection.transfer.images import Images, load_images
+from tenfold.selection.transfer.images import Images, has_split, load_images
 
 
 def pictures(count: int = 7, seed: int = 0) -> list[np.ndarray]:
@@ -45,6 +45,10 @@ def test_a_folder_per_class_in_the_order_of_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.read(2), made[1])
     with pytest.raises(ValueError, match="expected a folder val"):
         load_images(tmp_path, "val")
+    assert [has_split(tmp_path, name) for name in ("train", "val", "test")] == [True, False, False]
+    alone = load_images(tmp_path / "train", "test")  # a folder of classes is one set, by whatever name
+    assert torch.equal(alone.labels, images.labels)
+    assert not has_split(tmp_path / "train", "test")
     (tmp_path / "train" / "zebra" / "a.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="expected a picture"):
         images.read(2)

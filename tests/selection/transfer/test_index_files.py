@@ -24,22 +24,16 @@ def test_indices(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", indices=[4, 2])
     assert files.read_indices(tmp_path / "d.npz").tolist() == [4, 2]
     torch.save(torch.tensor([0.5]), tmp_path / "e.indices")
-    with pytest.raises(ValueError, match="expected whole numbers"):
+    with pytest.raises(ValueError, match="expected integers, got float32"):
         files.read_indices(tmp_path / "e.indices")
 
 
-def test_labels_and_frequencies(tmp_path: Path) -> None:
-    torch.save(torch.tensor([[5, 0], [6, 1], [5, 2]]), tmp_path / "a.label")
-    labels, identifiers = files.read_labels(tmp_path / "a.label")
-    assert labels.tolist() == [5, 6, 5]
-    assert identifiers.tolist() == [0, 1, 2]
-    files.write_labels(tmp_path / "b.label", labels, identifiers)
-    assert torch.equal(torch.load(tmp_path / "b.label"), torch.load(tmp_path / "a.label"))
-    with pytest.raises(ValueError, match=r"expected whole numbers of shape \[n, 2\]"):
-        files.read_labels(_saved(tmp_path / "c.label", torch.tensor([1, 2])))
+def test_frequencies(tmp_path: Path) -> None:
     files.write_frequency(tmp_path / "a.frequency", torch.tensor([4, 0, 1]))
     assert torch.load(tmp_path / "a.frequency").dtype == torch.int32
     assert files.read_frequency(tmp_path / "a.frequency").tolist() == [4, 0, 1]
+    with pytest.raises(ValueError, match=r"expected whole numbers \[classes\], got torch.int64 \[1, 2\]"):
+        files.read_frequency(_saved(tmp_path / "b.frequency", torch.tensor([[1, 2]])))
 
 
 def _saved(path: Path, value: object) -> Path:
@@ -83,14 +77,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
         files.read_indices(tmp_path / "broken.indices")
 
 
-def test_scores_and_classes(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("index,name,score\n4,x,0.5\n2,y,1.5\n")
-    identifiers, scores = files.read_score_csv(tmp_path / "a.csv")
-    assert identifiers.tolist() == [4, 2]
-    assert scores.tolist() == [0.5, 1.5]
-    (tmp_path / "b.csv").write_text("index,name,score\n4,x,much\n")
-    with pytest.raises(ValueError, match="line 2: expected a whole number in column 1"):
-        files.read_score_csv(tmp_path / "b.csv")
+def test_hand_picked_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.array([3, 1]))
     assert files.read_class_list(tmp_path / "c.npy", 4) == [3, 1]
     (tmp_path / "c.txt").write_text("2\n0\n")

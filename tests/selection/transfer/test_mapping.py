@@ -195,6 +195,8 @@ def test_prototypes_and_files() -> None:
     assert scores.tolist() == [3.0, 1.0, 2.0]
     with pytest.raises(ValueError, match="expected a score of image 30, got none"):
         file_scores(np.array([10, 20]), np.array([1.0, 2.0]), images)
+    with pytest.raises(ValueError, match="expected finite numbers, got nan of image 20"):
+        file_scores(np.array([10, 20]), np.array([1.0, np.nan]), images)
 
 
 def test_random_and_hand_picked_classes() -> None:

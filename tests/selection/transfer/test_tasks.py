@@ -65,6 +65,20 @@ def test_idx_files(tmp_path: Path) -> None:
         tasks.read_idx(tmp_path / "c")
 
 
+def test_image_sets_by_path(tmp_path: Path) -> None:
+    x, y = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
+    for name, count in (("source", 20), ("train", 6), ("test", 4), ("val", 8)):
+        np.savez(tmp_path / f"{name}.npz", images=x[:count], labels=y[:count])
+    source, target, test, val = (str(tmp_path / f"{n}.npz") for n in ("source", "train", "test", "val"))
+    found = tasks.load_task(source, target, target_test=test)
+    assert (len(found.source), len(found.target), len(found.test)) == (20, 6, 4)
+    assert (len(found.known), len(found.held_out)) == (18, 2)
+    found = tasks.load_task(source, target, target_test=test, source_val=val)
+    assert (len(found.known), len(found.held_out)) == (20, 8)
+    with pytest.raises(ValueError, match="target_test: expected the path of the target's test images"):
+        tasks.load_task(source, target)  # never the training images
+
+
 def test_splits_and_shots() -> None:
     labels = np.array([0] * 10 + [1] * 5 + [2])
     kept, off = tasks.split_off(labels, 0.3, 0)
@@ -87,6 +101,7 @@ def test_suites() -> None:
     ("given", "said"),
     [
         ({"target": "x"}, "target: expected nothing, for digits"),
+        ({"target_test": "x"}, "target_test: expected nothing, for digits"),
         ({"source": "folder"}, "target: expected the path of the target"),
         ({"methods": ["lm", "lm"]}, "methods: expected different entries"),
         ({"methods": ["svm"]}, "methods: expected one of 'none'"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARMS", "DEFAULT", "SWEPT", "Arm", "with_controls"]
+__all__ = ["ARMS", "DEFAULT", "SCALED", "SWEPT", "Arm", "with_controls"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Arm:
     Attributes:
         name, title: in tables and on the page.
         rows: "all", "random" (coreset at random) or "moderate" (moderate coreset).
-        source: where weights come from: "" (none), "coreset", "all" (Meta-Weight-Net on every row), "given".
+        source: where weights come from: "" (none), "coreset", "all" (Meta-Weight-Net on every row), "given",
+            "scale" (every sample at `scale`).
         mode: how a coreset's weights are carried, see `carry.MODES`.
         normalise: weights are divided by their mean.
         control: "", "constant" or "shuffled".
         of: name of the method that a control belongs to.
+        scale: weight of every sample, where `source` is "scale".
     """
 
     name: str
@@ -34,6 +36,7 @@ class Arm:
     normalise: bool = False
     control: str = ""
     of: str = ""
+    scale: float = 1.0
 
 
 def _family(name: str, title: str, source: str, mode: str) -> list[Arm]:
@@ -52,6 +55,8 @@ def _family(name: str, title: str, source: str, mode: str) -> list[Arm]:
 
 _ALL = [
     Arm("erm", "ERM"),
+    Arm("erm-half", "ERM, loss times 1/2", source="scale", control="constant", of="erm", scale=0.5),
+    Arm("erm-quarter", "ERM, loss times 1/4", source="scale", control="constant", of="erm", scale=0.25),
     *_family("w-erm", "W-ERM", "all", "nn"),
     Arm("c-random", "C_R-ERM, random coreset alone", "random"),
     Arm("c-moderate", "C_MS-ERM, moderate coreset alone", "moderate"),
@@ -66,6 +71,9 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 DEFAULT = ("erm", "w-erm", "c-random", "c-moderate", "cw-erm", "cw-erm-normalised", "label-aware-normalised")
 """Without the controls, which come by themselves."""
+
+SCALED = ("erm-half", "erm-quarter")
+"""Beside these in the embedded default: ERM with a smaller loss, and nothing learned."""
 
 SWEPT = ("c-random", "c-moderate", "cw-erm", "label-aware-normalised")
 """What is trained at each coreset ratio, with its controls."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tenfold import _checks
 from tenfold.ops import nn_assign
-from tenfold.selection.result import checked_weights
+from tenfold.selection.result import checked_indices, checked_weights
 
 __all__ = ["MODES", "Broadcast", "broadcast", "constant", "normalised", "shuffled"]
 
@@ -41,7 +41,7 @@ def broadcast(
 
     Args:
         core_weights: [m] >= 0, not all zero.
-        features: [N, d] of all samples. core: [m], their rows that are the coreset.
+        features: [N, d] of all samples. core: [m], their rows that are the coreset, no row twice.
         mode: "nn": the weight of the nearest coreset sample, whatever its label (CW-ERM, arXiv 2403.12166).
             "classwise": of the nearest with the same label; a label that the coreset has not falls back to
             the nearest of all, with a note. "label_aware": the weight as in "nn" times the share of the
@@ -51,10 +51,16 @@ def broadcast(
         normalise: divide by the mean, so that the loss keeps its scale.
         compat: "reference": classwise gives labels that the coreset has not the weight 0, as the published
             code does.
+
+    Raises:
+        TypeError: labels or function_weights are wanted and not given.
+        ValueError: the coreset is empty or names a row that is not there; weights are negative, not finite,
+            all zero or too few; lengths differ; a row of features is not finite (named).
     """
     _checks.choice("mode", mode, MODES)
     _checks.choice("compat", compat, ("", "reference"))
-    rows = np.asarray(core, dtype=np.int64)
+    count = len(np.asarray(features))
+    rows = checked_indices("core", core, count)
     if not len(rows):
         _checks.fail(ValueError, "core", "at least one row", "none")
     w = checked_weights("core_weights", core_weights, len(rows))
@@ -62,7 +68,7 @@ def broadcast(
     if mode == "function":
         if function_weights is None:
             _checks.fail(TypeError, "function_weights", "V's weights of all samples", None)
-        found = checked_weights("function_weights", function_weights, len(np.asarray(features)))
+        found = checked_weights("function_weights", function_weights, count)
     else:
         found = _carried(w, features, rows, mode, labels, neighbours, compat, notes)
     return Broadcast(normalised(found) if normalise else found, notes)
@@ -73,8 +79,6 @@ def _carried(
     labels: ArrayLike | None, neighbours: int, compat: str, notes: list[str],
 ) -> NDArray[np.float32]:  # fmt: skip
     x = torch.from_numpy(np.ascontiguousarray(np.asarray(features, dtype=np.float32)))
-    if len(rows) and int(rows.max()) >= len(x):
-        _checks.fail(ValueError, "core", f"rows below {len(x)}", int(rows.max()))
     centres = x[torch.from_numpy(rows)]
     if mode == "nn":
         return w[_nearest(x, centres, 1)[:, 0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold import _checks
-from tenfold.selection.reweight.arms import ARMS, DEFAULT, SWEPT, Arm, with_controls
+from tenfold.selection.reweight.arms import ARMS, DEFAULT, SCALED, SWEPT, Arm, with_controls
 from tenfold.selection.reweight.data import DATASETS
 from tenfold.selection.reweight.models import MODELS
 from tenfold.selection.reweight.settings import Setting, parse_setting
@@ -79,6 +79,10 @@ class CwermConfig:
 
     ratios: list[float] | None = None
     """Other shares to try, in the first problem. None: 0.02, 0.05, 0.3 for digits, none else."""
+
+    coreset: str = ""
+    """Rows to learn weights on, numbered as the training set is: a file of tenfold select, or one that the
+    published code left (coreset_indices/idx_*.npy); instead of a moderate coreset of --ratio."""
 
     neighbours: int = 5
     """Coreset samples that vote on a label (label-aware)."""
@@ -174,10 +178,12 @@ class CwermConfig:
             name: value for name, value in _PRESETS[self.dataset].items()
             if getattr(self, name) in (None, "") or (name == "settings" and not self.settings)
         }  # fmt: skip
-        names = list(self.methods) or list(DEFAULT)
+        names = list(self.methods) or [*DEFAULT, *(SCALED if self.dataset == "digits" else ())]
         if self.given_weights and "given" not in names:
             names.append("given")
         filled["methods"] = with_controls(names)
+        if self.coreset and self.ratios is None:
+            filled["ratios"] = []
         if self.every_method is None:
             filled["every_method"] = self.dataset != "digits" or bool(self.methods)
         if self.meta_rows is None and self.meta == "clean":
@@ -265,13 +271,16 @@ def _check_resolved(config: CwermConfig) -> None:
         if not config.extractor_weights:
             expected = f"the .safetensors file of {config.extractor} (or --extractor pixels, or --features)"
             _checks.fail(ValueError, "extractor_weights", expected, "nothing")
-    for name in ("extractor_weights", "features", "given_weights"):
+    for name in ("extractor_weights", "features", "given_weights", "coreset"):
         if getattr(config, name) and not Path(getattr(config, name)).is_file():
             raise FileNotFoundError(
                 f"{name}: expected a file, got {getattr(config, name)}, which is not there"
             )
-    if config.features and len(config.seeds) > 1 and config.dataset == "digits":
-        _checks.fail(ValueError, "features", "one seed, for digits are parted anew by each", config.seeds)
+    for name in ("features", "coreset"):
+        if getattr(config, name) and len(config.seeds) > 1 and config.dataset == "digits":
+            _checks.fail(ValueError, name, "one seed, for digits are parted anew by each", config.seeds)
+    if config.coreset and config.ratios:
+        _checks.fail(ValueError, "ratios", "none beside a coreset that is given", config.ratios)
     if "given" in config.methods and not config.given_weights:
         _checks.fail(ValueError, "given_weights", "a file of weights for the method `given`", "nothing")
     if config.meta == "given" and config.dataset != "arrays":

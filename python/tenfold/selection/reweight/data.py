@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tenfold.selection.reweight.corrupt import checked_labels
 
 __all__ = ["DATASETS", "Labelled", "load", "load_arrays", "load_cifar", "load_digits", "load_pictures"]
 
+MOST_CLASSES = 2**20
+"""A label above this is taken for a mistake, before as many classes are made."""
 DATASETS = ("digits", "cifar10", "cifar100", "arrays", "images")
 _STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -75,9 +79,13 @@ class Labelled:
             checked_labels("true_y", self.true_y, len(self.classes))
             if len(self.true_y) != len(self.y):
                 _checks.fail(ValueError, "true_y", f"{len(self.y)} labels", len(self.true_y))
-        if self.x.dtype == torch.float32:
-            _finite("x", self.x)
-            _finite("x_test", self.x_test)
+        for name, x in (("x", self.x), ("x_test", self.x_test)):
+            if x.dtype == torch.float32:
+                _finite(name, x)
+        if (self.x_meta is None) != (self.y_meta is None):
+            _checks.fail(ValueError, "meta", "x_meta and y_meta, or neither", "one of them")
+        if self.x_meta is not None and self.y_meta is not None:
+            _check_meta(self.x_meta, self.y_meta, self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +103,34 @@ class Labelled:
         digest = hashlib.sha256(repr((tuple(self.x.shape), str(self.x.dtype), self.mean, self.std)).encode())
         digest.update(self.x.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _check_meta(x: Tensor, y: NDArray[np.int64], data: Labelled) -> None:
+    """Rows of the kind of the training rows."""
+    if x.dtype != data.x.dtype or x.shape[1:] != data.x.shape[1:]:
+        got = f"{x.dtype} {tuple(x.shape[1:])}"
+        _checks.fail(ValueError, "x_meta", f"rows of {data.x.dtype} {data.shape}", got)
+    if not len(x) or len(x) != len(y):
+        _checks.fail(ValueError, "y_meta", f"{len(x)} labels, at least one", len(y))
+    checked_labels("y_meta", y, len(data.classes))
+    if x.dtype == torch.float32:
+        _finite("x_meta", x)
+
+
+def _check_apart(data: Labelled) -> Labelled:
+    """No meta row is a training row: V would be judged by what it weighs."""
+    if data.x_meta is None:
+        return data
+    seen = {_digest(row): k for k, row in enumerate(data.x_meta)}
+    for k, row in enumerate(data.x):
+        at = seen.get(_digest(row))
+        if at is not None:
+            _checks.fail(ValueError, "meta", "rows that are not trained on", f"row {at}, training row {k}")
+    return data
+
+
+def _digest(row: Tensor) -> bytes:
+    return hashlib.blake2b(row.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _finite(name: str, x: Tensor) -> None:
@@ -176,10 +212,16 @@ def _cifar_files(path: Path, names: list[str]) -> dict[str, bytes]:
             f"data: expected a folder or .tar.gz of CIFAR, got {path}, which is not there"
         )
     if path.is_file():
-        with tarfile.open(path) as archive:
-            members = {Path(m.name).name: m for m in archive if m.isfile()}
-            _all_there(path, names, members)
-            return {name: _member(archive, members[name]) for name in names}
+        try:
+            with tarfile.open(path) as archive:
+                members = {Path(m.name).name: m for m in archive if m.isfile()}
+                _all_there(path, names, members)
+                return {name: _member(archive, members[name]) for name in names}
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            told = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}: expected a whole .tar.gz of CIFAR, got one that fails ({told})"
+            ) from error
     inner = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
     root = next((p for p in inner if (p / names[0]).is_file()), path)
     _all_there(path, names, {p.name: p for p in root.iterdir()})
@@ -235,19 +277,34 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     for name in ("x", "y", "x_test", "y_test"):
         if name not in found:
             _checks.fail(ValueError, str(path), f"an array {name!r}", sorted(found))
-    count = max(classes, *(int(found[n].max()) + 1 for n in ("y", "y_test") if len(found[n])))
+    labels = [checked_labels(n, found[n], MOST_CLASSES) for n in ("y", "y_test")]
+    count = max(classes, *(int(y.max(initial=0)) + 1 for y in labels))
     names = tuple(map(str, found["classes"])) if "classes" in found else tuple(map(str, range(count)))
     x = _as_rows("x", found["x"])
     channels = x.shape[1] if x.dtype == torch.uint8 else 0
-    mean = tuple(map(float, found.get("mean", np.zeros(channels))))
-    std = tuple(map(float, found.get("std", np.ones(channels))))
-    return Labelled(
+    mean, std = _statistics(found, channels)
+    made = Labelled(
         path.stem, x, _labels("y", found, names), _as_rows("x_test", found["x_test"]),
         _labels("y_test", found, names), names,
         _labels("y_true", found, names) if "y_true" in found else None, mean, std,
         _as_rows("x_meta", found["x_meta"]) if "x_meta" in found else None,
         _labels("y_meta", found, names) if "y_meta" in found else None,
     )  # fmt: skip
+    return _check_apart(made)
+
+
+def _statistics(found: dict[str, NDArray[Any]], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """mean and std of an .npz file, one a channel; 0 and 1 without them; none for rows that are no images."""
+    if not channels:
+        return (), ()
+    told = [np.ravel(found.get(name, np.full(channels, at))) for name, at in (("mean", 0.0), ("std", 1.0))]
+    for name, values in zip(("mean", "std"), told, strict=True):
+        finite = values.dtype.kind in "fiu" and bool(np.isfinite(values).all())
+        if len(values) != channels or not finite or (name == "std" and values.min() <= 0):
+            what = f"{channels} finite numbers{' above 0' if name == 'std' else ''}, one a channel"
+            _checks.fail(ValueError, name, what, values.tolist())
+    mean, std = (tuple(map(float, values)) for values in told)
+    return mean, std
 
 
 def _labels(name: str, found: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[np.int64]:

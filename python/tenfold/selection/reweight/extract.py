@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def save_features(
 def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float32]:
     """Features from a .npy file or from `features` of an .npz file, one row for each training row.
 
-    Where the file says what it was made from (PATH.json, or `data_sha256` in the .npz), that is compared.
+    Where the file says what it was made from (PATH.json, or `data_sha256` in the .npz), that is compared. The
+    published code leaves DATASET_EXTRACTOR.npy and, beside it, the labels of its rows in DATASET_targets.npy:
+    these are compared too.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a wrong number of rows, values that are not finite, or
@@ -139,17 +142,7 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     """
     if not path.exists():
         raise FileNotFoundError(f"features: expected a file, got {path}, which is not there")
-    told = ""
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with loaded as file:
-                if "features" not in file.files:
-                    _checks.fail(ValueError, str(path), "an array 'features'", file.files)
-                told = str(file["data_sha256"]) if "data_sha256" in file.files else ""
-                loaded = file["features"]
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
+    loaded, told = _read(path)
     x = np.asarray(loaded)
     beside = path.with_suffix(".json")
     if path.suffix == ".npy" and beside.exists():
@@ -167,7 +160,37 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
     if told and told != data.fingerprint():
         expected = f"features of these data (SHA-256 {data.fingerprint()[:16]}...)"
         _checks.fail(ValueError, str(path), expected, f"{told[:16]}...")
+    _compare_targets(path, data)
     bad = np.flatnonzero(~np.isfinite(x).all(1))
     if len(bad):
         _checks.fail(ValueError, str(path), "finite values", f"NaN or infinity in row {bad[0]}")
     return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """The array, and the hash of the data that it was made from where an .npz holds it."""
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded, ""
+        with loaded as file:
+            held = {name: file[name] for name in ("features", "data_sha256") if name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
+    if "features" not in held:
+        _checks.fail(ValueError, str(path), "an array 'features'", sorted(held))
+    return held["features"], str(held.get("data_sha256", ""))
+
+
+def _compare_targets(path: Path, data: Labelled) -> None:
+    """Features in another order than the data have labels in another order."""
+    for beside in sorted(path.parent.glob("*_targets.npy")):
+        if path.suffix == ".npy" and path.stem.startswith(beside.stem.removesuffix("targets")):
+            told = np.load(beside, allow_pickle=False)
+            right = data.y if data.true_y is None else data.true_y
+            if told.shape != right.shape:
+                _checks.fail(ValueError, str(beside), f"labels of {len(right)} rows", told.shape)
+            other = np.flatnonzero(told != right)
+            if len(other):
+                expected = f"the label {right[other[0]]} of row {other[0]}"
+                _checks.fail(ValueError, str(beside), expected, told[other[0]])

@@ -46,6 +46,7 @@ def accuracies(outcome: Outcome) -> Picture:
         squeeze=False,
     )  # fmt: skip
     told = []
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
     for k, axis in enumerate(axes[0]):
         here = outcome.config.arms(k)
         base = 100 * outcome.values("erm", k).mean()
@@ -58,7 +59,7 @@ def accuracies(outcome: Outcome) -> Picture:
             axis.plot(values, np.full(len(values), y), ".", color=_colour(arm), markersize=4, alpha=0.6)
             axis.plot(values.mean(), y, shape, color=_colour(arm), markersize=5 if arm.control else 7)
             axis.annotate(f"{values.mean():.1f}", (values.mean(), y), (0, 5), textcoords="offset points",
-                          ha="center", fontsize=7, color=figures.MUTED)  # fmt: skip
+                          ha="center", fontsize=7, color=figures.MUTED, bbox=behind)  # fmt: skip
         axis.set_title(_wrapped(outcome.problems[k].title, 30), fontsize=10)
         axis.set(xlabel="test accuracy, %", yticks=range(len(arms)), ylim=(len(arms) - 0.4, -0.8))
         axis.set_yticklabels([arm.title for arm in arms], fontsize=8)
@@ -67,7 +68,7 @@ def accuracies(outcome: Outcome) -> Picture:
             f"{a.title} {100 * outcome.values(a.name, k).mean():.1f} %" for a in here))  # fmt: skip
     caption = (
         "Small dots are seeds, large ones their mean; the dotted line is ERM. **Grey diamonds are controls** "
-        "of the method above them: every sample at the mean weight, or the same weights given to other "
+        "of the method above them: every sample at the same weight, or the same weights given to other "
         "samples. A method that is not to the right of its controls owes its gain to the scale of the loss."
     )
     return Picture(fig, caption, "Dot plot. " + "; ".join(told) + ".")
@@ -86,7 +87,7 @@ def weights(outcome: Outcome, setting: int) -> Picture | None:
     if not shown:
         return None
     known = problem_of(outcome.config, setting, outcome.config.seeds[0])[0].true_y is not None
-    fig, axes = figures.figure(3.1 * len(shown) + 0.4, 3.1, ncols=len(shown), squeeze=False)
+    fig, axes = figures.figure(max(3.1 * len(shown) + 0.4, 9.4), 3.1, ncols=len(shown), squeeze=False)
     told = []
     for axis, arm in zip(axes[0], shown, strict=True):
         w, right = tables.pooled(outcome, arm, setting)
@@ -164,8 +165,10 @@ def learning(outcome: Outcome) -> Picture:
     told = "; ".join(f"on {name} by at most {change:.3f}" for name, change in moved.items())
     caption = (
         "First problem. V starts near 0.5, the sigmoid of a small number, and training moves it "
-        f"(largest change at any loss, any seed) {told}. Meta rows have noisy labels where the data have."
+        f"(largest change at any loss, any seed) {told}."
     )
+    if outcome.config.meta == "split" and outcome.problems[0].noise:
+        caption += " Wrong labels are among the meta rows too: their loss cannot come near 0."
     return Picture(fig, caption, f"Line charts. Training moves V {told}.")
 
 
@@ -304,11 +307,11 @@ def samples(outcome: Outcome, arm_name: str = "label-aware-normalised") -> Pictu
                            color=ORANGE if wrong else figures.INK)  # fmt: skip
         if data.true_y is not None:
             share = 100 * float((data.y[rows] != data.true_y[rows]).mean())
-            told.append(f"{name}: {share:.0f} % of these labels are wrong")
+            told.append(f"of the {name}, {share:.0f} % have a wrong label")
     caption = (
         f"{arm.title}, seed {seed}: above 20 samples with the smallest weights, below some with the largest "
         "of their class. The title is the label that is trained with, the weight below it; orange where the "
-        "label is wrong. " + "; ".join(told) + ("." if told else "")
+        "label is wrong. " + ("; ".join(told) + ".").capitalize() * bool(told)
     )
     return Picture(fig, caption, f"Forty pictures. {'; '.join(told) or arm.title}.")
 

@@ -101,7 +101,7 @@ def meta_weight_step(
     Raises:
         TypeError, ValueError: an argument is not what is expected. NotImplementedError comes from PyTorch
             where an operation of the model has no forward formula.
-        RuntimeError: losses or weights that are not finite.
+        RuntimeError: losses, weights or meta losses that are not finite.
     """
     _checks.choice("derivative", derivative, ("jvp", "double-backward"))
     rates = _rates(model, optimizer, lr)
@@ -303,7 +303,9 @@ def _meta_step(
         name: _moved(parameter, gradient, rates[name])
         for (name, parameter), gradient in zip(theta.items(), gradients, strict=True)
     }
-    meta_loss = _losses(model, moved, meta_batch, sample_loss).mean()
+    meta_losses = _losses(model, moved, meta_batch, sample_loss)
+    _finite("meta losses", meta_losses.detach())
+    meta_loss = meta_losses.mean()
     directions = torch.autograd.grad(meta_loss, list(moved.values()), allow_unused=True)
     scaled = {
         name: torch.zeros_like(moved[name]) if direction is None else direction * rates[name].scale

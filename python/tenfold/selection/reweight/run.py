@@ -35,6 +35,7 @@ from tenfold.selection.reweight.extract import (
     load_features,
     pixels,
 )
+from tenfold.selection.reweight.given import given_coreset, given_weights
 from tenfold.selection.reweight.models import make_model
 from tenfold.selection.reweight.settings import Setting, problem
 from tenfold.selection.reweight.train import Clock, Recipe, fit
@@ -200,14 +201,10 @@ def problem_of(config: CwermConfig, setting: int, seed: int) -> tuple[Labelled, 
 def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
     """Read the data once, extract features; the file that they are in, "" for pixels."""
     for setting in range(len(outcome.problems)):
-        data, _ = problem_of(config, setting, config.seeds[0])
+        data, rows = problem_of(config, setting, config.seeds[0])
         if config.meta == "given" and data.x_meta is None:
             _checks.fail(ValueError, "meta", "x_meta and y_meta in the data", "none")
-        assert config.ratio is not None
-        if coreset_size(config.ratio, len(data.y)) < 2 and config.meta == "split":
-            _checks.fail(
-                ValueError, "ratio", f"a coreset of at least two of {len(data.y)} rows", config.ratio
-            )
+        _check_sizes(config, data, rows)
         if config.given_weights:
             given_weights(config, len(data.y))
     data = base_data(config, config.seeds[0])
@@ -231,17 +228,18 @@ def _prepare(config: CwermConfig, folder: RunFolder, outcome: Outcome) -> str:
     return str(kept_features(kept, config.extractor, key))
 
 
-def given_weights(config: CwermConfig, count: int) -> NDArray[np.float32]:
-    """The weights of --given_weights, one for each of `count` rows."""
-    from tenfold.selection.result import Selection, checked_weights
-
-    path = Path(config.given_weights)
-    if path.suffix == ".npy":
-        return checked_weights("given_weights", np.load(path, allow_pickle=False), count)
-    chosen = Selection.load(path)
-    if chosen.weights is None or len(chosen) != count:
-        _checks.fail(ValueError, "given_weights", f"weights of {count} rows", repr(chosen))
-    return chosen.sample_weight(count)
+def _check_sizes(config: CwermConfig, data: Labelled, rows: NDArray[np.int64]) -> None:
+    """Every coreset has more rows than are parted off as meta rows."""
+    sizes = {
+        f"of ratio {r:g}": coreset_size(r, len(data.y)) for r in [config.ratio, *(config.ratios or [])] if r
+    }
+    if config.coreset:
+        sizes = {"given": len(given_coreset(config, len(base_data(config, config.seeds[0]).y), rows)[0])}
+    least = 1 + (config.meta_rows or 1)
+    for name, size in sizes.items():
+        if config.meta == "split" and not config.compat and size < least:
+            expected = f"at least {least} of {len(data.y)} rows, {least - 1} of them to be meta rows"
+            _checks.fail(ValueError, f"coreset {name}", expected, size)
 
 
 def weighings(config: CwermConfig) -> list[Weighing]:
@@ -318,8 +316,11 @@ def weigh(
     count, rng = len(data.classes), np.random.default_rng([job.seed, 2])
     rounding = "reference" if config.compat else "exact"
     clock = Clock("cpu")
+    notes: list[str] = []
     if job.everything:
         core = np.arange(len(data.y))
+    elif config.coreset:
+        core, notes = given_coreset(config, len(base_data(config, job.seed).y), rows)
     else:
         core = moderate_coreset(x, data.y, coreset_size(job.ratio, len(data.y)), count, rounding=rounding)
     seconds = {"select": clock.seconds}
@@ -336,7 +337,6 @@ def weigh(
     )  # fmt: skip
     seconds["learn"] = learned.seconds
     own = learned.weights if config.weights == "final" else learned.trajectory
-    notes: list[str] = []
     arrays: dict[str, NDArray[Any]] = {
         "core": core, "random": random_coreset(len(data.y), len(core), rng), "core_weights": own,
         "core_losses": learned.losses, "before": learned.before, "after": learned.after,
@@ -410,6 +410,8 @@ def weights_of(
     """Weights of all training rows for an arm; None for plain ERM."""
     if not arm.source:
         return None
+    if arm.source == "scale":
+        return np.full(len(problem_of(config, setting, seed)[0].y), arm.scale, np.float32)
     if arm.source == "given":
         found = given_weights(config, len(problem_of(config, setting, seed)[0].y))
     else:

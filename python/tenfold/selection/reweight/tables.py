@@ -69,13 +69,12 @@ def method_rows(outcome: Outcome, setting: int) -> list[dict[str, Any]]:
         row = {
             "method": arm.title, "accuracy %": round(float(values.mean()), 1),
             "± seeds": round(float(values.std(ddof=1)), 1) if len(values) > 1 else "",
-            "worst class %": _worst(outcome, arm.name, setting),
-            "minus ERM (95 % interval)": "", "minus constant": "", "minus shuffled": "", "mean w": "",
-            "rows": int(outcome.values(arm.name, setting, what="rows").mean()),
-            "steps": int(outcome.values(arm.name, setting, what="steps").mean()),
         }  # fmt: skip
+        if outcome.problems[setting].factor > 1:
+            row["worst class %"] = _worst(outcome, arm.name, setting)
+        row |= {"minus ERM": "", "minus constant": "", "minus shuffled": "", "mean w": ""}
         if arm.name != "erm":
-            row["minus ERM (95 % interval)"] = difference(outcome, arm.name, "erm", setting).told()
+            row["minus ERM"] = difference(outcome, arm.name, "erm", setting).told()
         if arm.source:
             row["mean w"] = round(_mean_weight(outcome, arm, setting), 3)
         if arm.source and not arm.control:
@@ -104,6 +103,7 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return [
         {
             "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": t.ratio, "seed": t.seed,
+            "coreset rows": outcome.coreset(t.setting, t.seed, t.ratio).state["size"],
             "accuracy": t.accuracy, "seconds": round(t.seconds, 4), "steps": t.steps, "rows": t.rows,
         }
         for t in outcome.trials.values()
@@ -125,7 +125,19 @@ def ratios(outcome: Outcome) -> list[float]:
 
 
 def ratio_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """One row a ratio: accuracies in percent, purity, seconds of reweighting."""
+    """One row a method, one column a coreset ratio: accuracies in percent. ERM has no coreset."""
+    rows = []
+    for arm in [ARMS["erm"], *outcome.config.swept()]:
+        row: dict[str, Any] = {"method": arm.title}
+        for ratio in ratios(outcome):
+            values = outcome.values(arm.name, 0, None if arm.name == "erm" else ratio)
+            row[f"{100 * ratio:g} %"] = round(100 * float(values.mean()), 1)
+        rows.append(row)
+    return rows
+
+
+def size_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """One row a ratio: samples, purity, seconds of reweighting."""
     rows = []
     for ratio in ratios(outcome):
         states = [outcome.coreset(0, s, ratio).state for s in outcome.config.seeds]
@@ -133,8 +145,6 @@ def ratio_rows(outcome: Outcome) -> list[dict[str, Any]]:
         if states[0]["purity"]:
             row["right labels %"] = round(100 * float(np.mean([s["purity"]["moderate"] for s in states])), 1)
         row["reweighting s"] = round(reweighting_seconds(outcome, ratio), 3)
-        for arm in outcome.config.swept():
-            row[arm.title] = round(100 * float(outcome.values(arm.name, 0, ratio).mean()), 1)
         rows.append(row)
     return rows
 
@@ -180,10 +190,12 @@ def time_rows(outcome: Outcome, setting: int = 0) -> list[dict[str, Any]]:
             continue
         parts = time_of(outcome, arm, setting)
         total = sum(parts.values())
+        if not outcome.extract_seconds:
+            parts.pop("features")
         row: dict[str, Any] = {"method": arm.title} | {f"{k} s": round(v, 3) for k, v in parts.items()}
         row["total s"] = round(total, 3)
         if slowest is not None:
-            row["saved against W-ERM %"] = round(100 * (1 - total / sum(slowest.values())), 1)
+            row["saved %"] = round(100 * (1 - total / sum(slowest.values())), 1)
         rows.append(row)
     return rows
 
@@ -210,11 +222,11 @@ def weight_rows(outcome: Outcome, setting: int) -> list[dict[str, Any]]:
             continue
         rows.append(
             {
-                "weights": arm.title, "right labels: mean w": round(float(w[right].mean()), 4),
-                "wrong labels: mean w": round(float(w[~right].mean()), 4),
+                "weights": arm.title, "mean w, right labels": round(float(w[right].mean()), 4),
+                "wrong labels": round(float(w[~right].mean()), 4),
                 "ratio": round(float(w[right].mean() / max(w[~right].mean(), 1e-12)), 3),
-                "AUC": round(auc(w, right), 3), "deviation of w": round(float(w.std()), 4),
-                "share at 0 %": round(100 * float((w == 0).mean()), 1),
+                "AUC": round(auc(w, right), 3), "deviation": round(float(w.std()), 4),
+                "at 0, %": round(100 * float((w == 0).mean()), 1),
             }
         )  # fmt: skip
     return rows
@@ -237,8 +249,9 @@ def coreset_rows(outcome: Outcome) -> list[dict[str, Any]]:
         states = [outcome.coreset(k, s).state for s in outcome.config.seeds]
         row: dict[str, Any] = {
             "problem": setting.title, "rows": states[0]["count"], "coreset": states[0]["size"],
-            "asked for": coreset_size(outcome.at(None), states[0]["count"]),
         }  # fmt: skip
+        if not outcome.config.coreset:
+            row["asked for"] = coreset_size(outcome.at(None), states[0]["count"])
         if states[0]["purity"]:
             for key, name in (
                 ("data", "right labels %"),

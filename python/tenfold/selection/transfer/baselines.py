@@ -97,7 +97,14 @@ def prototype_distances(
 def file_scores(
     identifiers: NDArray[np.int64], scores: NDArray[np.float64], images: Images
 ) -> NDArray[np.float64]:
-    """Scores from a file (`read_score_csv`) in the order of `images`; the file must name each image once."""
+    """Scores of a file (`tenfold.selection.files.read_score_rows`) in the order of `images`.
+
+    Raises:
+        ValueError: the file names an image twice, or not at all, or has a score that is not finite.
+    """
+    if not np.isfinite(scores).all():
+        at = int(np.argmin(np.isfinite(scores)))
+        _checks.fail(ValueError, "scores", "finite numbers", f"{scores[at]} of image {identifiers[at]}")
     place = {int(one): k for k, one in enumerate(identifiers)}
     if len(place) < len(identifiers):
         _checks.fail(

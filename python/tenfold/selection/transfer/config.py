@@ -40,7 +40,14 @@ class DP4TLConfig:
     """digits, mnist, mnist-fashion, or a path: a folder per class, .npz, .beton, hf:NAME."""
 
     target: str = ""
-    """Path of the target, with splits train and test (or val). Not for the embedded tasks."""
+    """Path of the target's images: all sets (train, test or val), or the training set alone. Not for the
+    embedded tasks."""
+
+    source_val: str = ""
+    """Path of the source's validation images. Left empty: the set val of the source, or a tenth of it."""
+
+    target_test: str = ""
+    """Path of the target's test images. Left empty: the set test, or val, of the target."""
 
     target_split: Literal["", "test", "val"] = ""
     """Which split is tested on. Left empty: test, or val where there is no test."""
@@ -197,8 +204,9 @@ def stretched(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _check(c: DP4TLConfig) -> None:
-    if c.embedded and c.target:
-        _checks.fail(ValueError, "target", f"nothing, for {c.source} has its own", repr(c.target))
+    for name in ("target", "source_val", "target_test"):
+        if c.embedded and getattr(c, name):
+            _checks.fail(ValueError, name, f"nothing, for {c.source} has its own", repr(getattr(c, name)))
     if not c.embedded and not c.target:
         _checks.fail(
             ValueError, "target", f"the path of the target (or a source of {', '.join(EMBEDDED)})", "nothing"

@@ -23,7 +23,7 @@ _STYLES = {
     "lm": (_BLUE, "o", "-"), "fm": (_TEAL, "s", "-"), "fm-kmeans": (_VIOLET, "D", "-"),
     "random": (_ORANGE, "v", "--"), "lm-reverse": (_MAGENTA, "^", "--"),
     "moderate": (figures.MUTED, "x", ":"),
-    "el2n": (figures.MUTED, "+", ":"), "random-samples": (figures.MUTED, "1", ":"),
+    "el2n": (figures.MUTED, "P", "-."), "random-samples": (_GOLD, "1", "--"),
 }  # fmt: skip
 
 
@@ -182,8 +182,9 @@ def kept(outcome: Outcome, method: str = "lm") -> Picture | None:
     low, high = min(outcome.config.ratios), max(outcome.config.ratios)
     caption = (
         f"The source classes by {tables.title(method)}, most wanted first, one image of each (seed "
-        f"{first.seed}). Teal frame: still kept when {100 * high:.0f} % are pruned; blue: kept when "
-        f"{100 * low:.0f} % are pruned; no frame: dropped by every ratio."
+        f"{first.seed}). Teal frame: kept when {100 * high:.0f} % are pruned; "
+        + (f"blue: kept when {100 * low:.0f} % are pruned, but not by every ratio; " if low < high else "")
+        + "no frame: dropped by every ratio."
     )
     names = ", ".join(source.classes[c] for c in ranked[:12])
     return Picture(fig, caption, f"Images of source classes in order. First: {names}.")

@@ -35,7 +35,7 @@ class _FromFiles:
 
 
 def read_folder(path: Path, split: str = "train") -> Images:
-    """Pictures of `path`/CLASS/**, or of `path`/SPLIT/CLASS/** where that is there.
+    """Pictures of `path`/SPLIT/CLASS/**, or of `path`/CLASS/** where no folder is named as a split.
 
     Classes are numbered in the order of their names, pictures by class and path: that is the order of
     torchvision, so that index files made with it fit.
@@ -43,8 +43,8 @@ def read_folder(path: Path, split: str = "train") -> Images:
     root = next((path / name for name in SPLITS[split] if (path / name).is_dir()), None)
     if root is None:
         parts = [name for names in SPLITS.values() for name in names if (path / name).is_dir()]
-        if parts or split != "train":
-            _checks.fail(ValueError, str(path), f"a folder {' or '.join(SPLITS[split])}", parts or "classes")
+        if parts:
+            _checks.fail(ValueError, str(path), f"a folder {' or '.join(SPLITS[split])}", parts)
         root = path
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     files: list[str] = []

@@ -158,9 +158,10 @@ def load_images(path: str | Path, split: str = "train") -> Images:
     """Images from a folder, an .npz or .beton file, or `hf:NAME[:SPLIT]`.
 
     Args:
-        path: folder with one folder per class (or with folders train, val, test that have them; `split`
-            chooses); FILE.npz with `images` uint8 [N, H, W] or [N, H, W, 3] and `labels`; FILE.beton;
-            "hf:NAME[:SPLIT]" for `datasets.load_dataset`, or `datasets.load_from_disk` if NAME is a folder.
+        path: folder with one folder per class (one set, whatever `split`), or with folders train, val, test
+            that have them (`split` chooses); FILE.npz with `images` uint8 [N, H, W] or [N, H, W, 3] and
+            `labels`; FILE.beton; "hf:NAME[:SPLIT]" for `datasets.load_dataset`, or `datasets.load_from_disk`
+            if NAME is a folder.
         split: "train", "val" or "test".
 
     Raises:
@@ -186,6 +187,22 @@ def load_images(path: str | Path, split: str = "train") -> Images:
 
         return read_beton(path)
     _checks.fail(ValueError, "path", "a folder, .npz, .beton or hf:NAME", repr(text))
+
+
+def has_split(path: str | Path, split: str) -> bool:
+    """Whether a path of several sets has this one; False for a path of one set."""
+    text = str(path)
+    if text.startswith("hf:"):
+        if text.count(":") > 1:
+            return False
+        try:
+            load_images(text, split)
+        except ValueError:
+            return False
+        return True
+    from tenfold.selection.transfer.folders import SPLITS
+
+    return any((Path(path) / name).is_dir() for name in SPLITS[split])
 
 
 def as_rgb(image: NDArray[Any]) -> Picture:
@@ -247,6 +264,8 @@ def _hugging_face(text: str, split: str) -> Images:
     name, _, chosen = rest.rpartition(":") if rest.count(":") else (rest, "", "")
     split = chosen or split
     made = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, split=split)
+    if isinstance(made, dict) and split not in made:
+        _checks.fail(ValueError, text, f"a split {split!r}", list(made))
     rows = made[split] if isinstance(made, dict) else made
     image, label = (_column(rows.features, kind, text) for kind in ("Image", "ClassLabel"))
     return Images(

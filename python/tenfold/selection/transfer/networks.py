@@ -174,11 +174,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"weights: expected a .safetensors file, got {path}, which is broken") from error
     own = network.state_dict()
-    for missing in own.keys() - stored.keys():
-        _checks.fail(ValueError, str(path), f"the tensor {missing}", f"{len(stored)} others")
+    missing = [name for name in own if name not in stored]
+    foreign = [name for name in stored if name not in own]
+    if missing or foreign:
+        got = [f"no {missing[0]} ({len(missing)} missing)"] if missing else []
+        got += [f"{foreign[0]} ({len(foreign)} that it does not have)"] if foreign else []
+        expected = f"the tensors of {type(network).__name__}"
+        _checks.fail(ValueError, str(path), expected, " and ".join(got))
     for name, value in stored.items():
-        if name not in own:
-            _checks.fail(ValueError, str(path), f"tensors of {type(network).__name__}", name)
         if value.shape != own[name].shape:
             _checks.fail(ValueError, f"{path}: {name}", f"shape {tuple(own[name].shape)}", tuple(value.shape))
     network.load_state_dict(stored)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from tenfold import _checks
 from tenfold.runs.files import replacing, write_json
 from tenfold.selection import Selection
+from tenfold.selection.files import read_score_rows
 from tenfold.selection.transfer import baselines, training
 from tenfold.selection.transfer.augment import View
 from tenfold.selection.transfer.images import Images
 from tenfold.selection.transfer.index_files import (
     read_class_list,
-    read_score_csv,
     write_frequency,
     write_indices,
 )
@@ -131,7 +131,7 @@ def _evidence(
     if "file" in needs:
         if scores is None:
             _checks.fail(ValueError, "scores", "a CSV file, for the method file", "none")
-        found.file = baselines.file_scores(*read_score_csv(scores), source)
+        found.file = baselines.file_scores(*read_score_rows(scores, score_column=2), source)
     if "picked" in needs:
         if classes is None:
             _checks.fail(ValueError, "classes", "a file of class numbers", "none")

@@ -90,7 +90,7 @@ def read_published(path: str | Path) -> Settings:
 
     The default optimiser, where a file names none, is the one of the script that it is for: SGD for
     pretraining and training from scratch, Adam for fine-tuning. Adversarial settings (section adv, or a
-    folder named adv_...) attack with epsilon / 255.
+    folder whose name has `adv_` in it) attack with epsilon / 255.
 
     Raises:
         ValueError: no JSON, an unknown key, or a value that is missing or out of range (named).

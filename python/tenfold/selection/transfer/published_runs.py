@@ -50,8 +50,8 @@ def pretrain(
     """Train a network on a source, or on the part of it that an index file names.
 
     Args:
-        settings: JSON file of the published code (imagenet_train_from_scratch/..., adv_...,
-            downstream_train_from_scratch/...).
+        settings: JSON file of the published code (folders `imagenet_train_from_scratch`,
+            `adv_imagenet_train_from_scratch`, `downstream_train_from_scratch`).
         out: folder. If it holds an interrupted training, that goes on.
         train_path, val_path: instead of the paths in the file; anything `load_images` takes.
         indices, val_indices: index files with identifiers of the images to use.
@@ -91,7 +91,7 @@ def finetune(
     """Transfer a pretrained network to a target: linear probe or fine-tuning, as the settings file says.
 
     Args:
-        settings: JSON file of the published code (imagenet_transfer_to_downstream/...).
+        settings: JSON file of the published code (folder `imagenet_transfer_to_downstream`).
         out: folder.
         weights: .safetensors of the pretrained network.
         train_path, test_path: instead of the paths in the file.
@@ -135,28 +135,34 @@ def _trained(
     course: list[dict[str, float]] = []
     epochs = Checkpoint(out / "epochs.safetensors")
     readers = found.workers if workers is None else workers
+    first = training.place()[0] == 0  # of the processes that train together, the one that writes
 
     def told(epoch: int, network: nn.Module) -> None:
         right = training.accuracy(network, test, recipe, device=device, workers=readers)
         course.append({"epoch": epoch, "accuracy": right})
-        say(f"epoch {epoch}/{recipe.epochs}: {100 * right:.2f} % of {len(test):,} test images")
+        if first:
+            say(f"epoch {epoch}/{recipe.epochs}: {100 * right:.2f} % of {len(test):,} test images")
 
     done = training.fit(
         network, images, recipe, seed=found.seed, view=view_for_recipe(images, recipe), device=device,
         checkpoint=epochs, workers=readers, after_epoch=told,
     )  # fmt: skip
     network.cpu().eval()
+    last = course[-1]["accuracy"] if course else training.accuracy(network, test, recipe, workers=readers)
+    best = max([last, *(entry["accuracy"] for entry in course)])
+    if first:
+        _write(out, network, {
+            "kind": found.kind, "architecture": found.architecture, "images": len(images),
+            "steps": done.steps, "losses": done.losses, "epochs": course, "last": last, "best": best,
+            "processor_seconds": done.seconds, "seconds": time.monotonic() - began,
+        })  # fmt: skip
+        epochs.path.unlink(missing_ok=True)
+    return Trained(network, out, last, best, len(images), done.steps, done.seconds)
+
+
+def _write(out: Path, network: nn.Module, figures: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     with replacing(out / "network.safetensors") as aside:
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, aside)
-    last = course[-1]["accuracy"] if course else training.accuracy(network, test, recipe, workers=readers)
-    best = max([last, *(entry["accuracy"] for entry in course)])
-    write_json(
-        out / "metrics.json",
-        {"schema": "tenfold.training/1", "kind": found.kind, "architecture": found.architecture,
-         "images": len(images), "steps": done.steps, "losses": done.losses, "epochs": course, "last": last,
-         "best": best, "processor_seconds": done.seconds, "seconds": time.monotonic() - began},
-    )  # fmt: skip
-    epochs.path.unlink(missing_ok=True)
-    return Trained(network, out, last, best, len(images), done.steps, done.seconds)
+    write_json(out / "metrics.json", {"schema": "tenfold.training/1"} | figures)

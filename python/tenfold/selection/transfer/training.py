@@ -21,7 +21,7 @@ from tenfold.selection.transfer.images import Images
 from tenfold.selection.transfer.networks import head_of
 from tenfold.selection.transfer.recipe import Recipe
 
-__all__ = ["Fitted", "accuracy", "fit", "hits", "outputs", "probe", "view_of"]
+__all__ = ["Fitted", "accuracy", "fit", "hits", "outputs", "place", "probe", "view_of"]
 
 
 @dataclass
@@ -64,7 +64,7 @@ def fit(
     if not len(images):
         _checks.fail(ValueError, "images", "at least one image", "none")
     _check_amp(recipe, device)
-    rank, world = _place()
+    rank, world = place()
     view = replace(
         view or view_of(images),
         crop="random" if recipe.augment else "centre",
@@ -131,7 +131,8 @@ def _shuffled(count: int, seed: int, epoch: int, rank: int, world: int) -> Tenso
     return torch.from_numpy(order)
 
 
-def _place() -> tuple[int, int]:
+def place() -> tuple[int, int]:
+    """(rank, processes) of torch.distributed; (0, 1) where it was not started."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.runs.files import read_json, replacing, write_json
+from tenfold.selection.files import read_score_rows
 from tenfold.selection.transfer import baselines, training
 from tenfold.selection.transfer.augment import View
 from tenfold.selection.transfer.checkpoint import Checkpoint
 from tenfold.selection.transfer.config import DP4TLConfig
 from tenfold.selection.transfer.health import mapping_health
 from tenfold.selection.transfer.images import Images
-from tenfold.selection.transfer.index_files import read_class_list, read_score_csv
+from tenfold.selection.transfer.index_files import read_class_list
 from tenfold.selection.transfer.methods import METHODS, Evidence, pca, rank
 from tenfold.selection.transfer.networks import build, head_of, load_weights, replace_head
 from tenfold.selection.transfer.rankings import ClassRanking
@@ -42,11 +43,13 @@ _held: dict[str, tuple[str, Any]] = {}
 
 def task_of(config: DP4TLConfig) -> Task:
     """The run's task; kept, because many trainings of a process share it."""
-    key = repr([config.source, config.target, config.target_split, config.fashion])
+    c = config
+    key = repr([c.source, c.target, c.source_val, c.target_test, c.target_split, c.fashion])
     if "task" not in _held or _held["task"][0] != key:
         made = load_task(
-            config.source, config.target, target_split=config.target_split, fashion=config.fashion
-        )
+            c.source, c.target, source_val=c.source_val, target_test=c.target_test,
+            target_split=c.target_split, fashion=c.fashion,
+        )  # fmt: skip
         _held["task"] = (key, made)
     found: Task = _held["task"][1]
     return found
@@ -202,7 +205,7 @@ def _evidence(
         else:
             found.unlabelled, found.target_unlabelled = found.features, found.target_features
     if "file" in needs:
-        found.file = baselines.file_scores(*read_score_csv(config.scores), task.source)
+        found.file = baselines.file_scores(*read_score_rows(config.scores, score_column=2), task.source)
     if "picked" in needs:
         found.picked = read_class_list(config.classes, found.classes)
     held_out = torch.cat([b for _, b, _ in training.outputs(network, task.held_out, view, **options)])
