@@ -206,3 +206,27 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"expected an .npz file of arrays"):
         load_images(tmp_path / "a.npz")
+
+
+def test_hugging_face_sets_on_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made, labels = pictures(6), [0, 1, 0, 1, 1, 0]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(p) for p in made], "label": labels}, features=features
+    )
+    whole = datasets.DatasetDict({"train": rows, "test": rows.select([1, 2])})
+    whole.save_to_disk(str(tmp_path / "set"))
+    path = f"hf:{tmp_path / 'set'}"
+    images = load_images(path)
+    assert images.classes == ("cat", "dog")
+    assert images.labels.tolist() == labels
+    assert images.read is not None
+    np.testing.assert_array_equal(images.read(3), made[3])
+    assert len(load_images(f"{path}:test")) == len(load_images(path, "test")) == 2
+    assert [has_split(path, name) for name in ("train", "val", "test")] == [True, False, True]
+    assert not has_split(f"{path}:train", "test")
+    with pytest.raises(ValueError, match="expected a split 'val', got"):
+        load_images(path, "val")
