@@ -250,7 +250,13 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         ("values", 2, VALUES),
         ("farthest", 0, FARTHEST),
     ):
-        constants = {"KIND": kind, "TASK": task, "ROWS": ROWS, "CANDIDATES": CANDIDATES, "DEPTH": DEPTH}
+        constants: dict[str, float] = {
+            "KIND": kind,
+            "TASK": task,
+            "ROWS": ROWS,
+            "CANDIDATES": CANDIDATES,
+            "DEPTH": DEPTH,
+        }
         constants["NEAR"] = NEAR
         signature = {"z": "*fp32", "all_norms": "*fp32", "which": "*i64", "current": "*fp32"}
         signature |= {"weights": "*fp32", "partial": "*fp64", "values": "*fp32"}
