@@ -107,7 +107,8 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Every training."""
     return [
         {
-            "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t), "seed": t.seed,
+            "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t),
+            "seed": t.seed,
             "coreset rows": outcome.coreset(t.setting, t.seed, t.ratio).state["size"],
             "accuracy": t.accuracy, "seconds": round(t.seconds, 4), "steps": t.steps, "rows": t.rows,
         }
@@ -118,8 +119,9 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
 def curve_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Every epoch of every training."""
     return [
-        {"problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t), "seed": t.seed}
-        | {"epoch": int(entry["epoch"]) + 1, "loss": entry["loss"], "accuracy": entry.get("accuracy", "")}
+        {"problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t)}
+        | {"seed": t.seed, "epoch": int(entry["epoch"]) + 1, "loss": entry["loss"]}
+        | {"accuracy": entry.get("accuracy", "")}
         for t in outcome.trials.values() for entry in t.curve
     ]  # fmt: skip
 
