@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tenfold.selection.reweight import MetaWeightNet, WeightNet, meta_weight_step
 
@@ -136,6 +137,35 @@ def test_dropout_masks_are_those_of_the_first_pass() -> None:
         found.append(meta_weight_step(model, v, data, data, lr=0.1, derivative=derivative).gradients)
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "double-backward"])
+def test_attention_and_shared_weights(derivative: str) -> None:
+    """PyTorch's fused attention has no second derivative; a parameter may stand in two places."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.last.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.block(self.first(x)).mean(1))
+
+    torch.manual_seed(0)
+    model, v = Model().to(D), WeightNet(6).to(D)
+    g = torch.Generator().manual_seed(1)
+    data = (torch.randn(6, 4, 8, dtype=D, generator=g), torch.randint(0, 8, (6,), generator=g))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-2)
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted, _ = by_double_backward(model, v, optimizer, data, data, False)
+    got = meta_weight_step(model, v, data, data, optimizer, derivative=derivative)
+    for mine, right in zip(got.gradients, wanted, strict=True):
+        assert float((mine - right).abs().max()) <= 1e-10 * float(right.abs().max())
+    model.float()
+    reweighter = MetaWeightNet(model, optimizer, derivative=derivative)
+    assert reweighter.step((data[0].float(), data[1]), (data[0].float(), data[1])) is not None
 
 
 def test_frozen_layers_and_unused_parameters() -> None:

@@ -16,7 +16,7 @@ layer is rewritten: any `nn.Module` will do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tenfold import _checks
 
@@ -107,10 +108,11 @@ def meta_weight_step(
     rates = _rates(model, optimizer, lr)
     rng = _random_state(model)
     theta = _trainable(model)
-    losses = _losses(model, theta, batch, sample_loss)
-    return _meta_step(
-        model, weight_net, batch, meta_batch, losses, rates, rng, normalise, sample_loss, derivative
-    )
+    with _plain_attention():
+        losses = _losses(model, theta, batch, sample_loss)
+        return _meta_step(
+            model, weight_net, batch, meta_batch, losses, rates, rng, normalise, sample_loss, derivative
+        )
 
 
 class MetaWeightNet:
@@ -173,12 +175,17 @@ class MetaWeightNet:
         The samples go through the model once: the losses that V sees are those that are then weighted, and
         BatchNorm's running statistics move once.
         """
+        meta = self.steps % self.meta_interval == 0
+        if meta and meta_batch is None:
+            _checks.fail(ValueError, "meta_batch", f"meta rows at step {self.steps}", None)
+        with _plain_attention() if meta else nullcontext():
+            return self._step(batch, meta_batch if meta else None)
+
+    def _step(self, batch: tuple[Any, Tensor], meta_batch: tuple[Any, Tensor] | None) -> MetaStep | None:
         rng = _random_state(self.model)
         losses = self.sample_loss(_call(self.model, batch[0]), batch[1])
         found = None
-        if self.steps % self.meta_interval == 0:
-            if meta_batch is None:
-                _checks.fail(ValueError, "meta_batch", f"meta rows at step {self.steps}", None)
+        if meta_batch is not None:
             rates = _rates(self.model, None if self.pseudo_lr is not None else self.optimizer, self.pseudo_lr)
             found = _meta_step(
                 self.model, self.weight_net, batch, meta_batch, losses, rates, rng, self.normalise,
@@ -364,6 +371,11 @@ def _losses(
 
 def _call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _plain_attention() -> AbstractContextManager[None]:
+    """Fused attention has no second derivative: in a meta step attention is matrix products and a softmax."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

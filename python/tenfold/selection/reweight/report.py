@@ -70,7 +70,8 @@ def _save(outcome: Outcome, folder: RunFolder) -> None:
 def _save_selections(outcome: Outcome, folder: RunFolder, k: int, seed: int, stem: str) -> None:
     config, weighed = outcome.config, outcome.coreset(k, seed)
     core, count = weighed.arrays["core"], weighed.state["count"]
-    note = {"method": "moderate", "n": count, "problem": outcome.problems[k].text, "seed": seed}
+    method = "given" if config.coreset else "moderate"
+    note = {"method": method, "n": count, "problem": outcome.problems[k].text, "seed": seed}
     chosen = Selection(core, weighed.arrays["core_weights"], info={**note, "weights": config.weights})
     _made(folder, "coresets", f"{stem}.npz", chosen)
     # as the published code names it, and which problem and seed
@@ -324,7 +325,7 @@ def _coresets(outcome: Outcome, folder: RunFolder) -> Section:
         meta = "Meta rows are the training rows themselves, as in the published code (`compat=reference`)"
     text = f"{meta}. Features: {outcome.config.features or outcome.config.extractor}. "
     if outcome.config.coreset:
-        text += f"Coreset: {outcome.config.coreset}."
+        text += f"Coreset: {outcome.config.coreset}; it is what the tables call the moderate coreset."
     else:
         text += "Coresets: moderate, class by class with the labels that are trained with."
     return Section("Coresets", text, [], ["coresets"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tenfold.selection.reweight.arms import ARMS, Arm
 from tenfold.selection.reweight.coreset import coreset_size
 from tenfold.selection.reweight.paper import COLUMNS, SWEEP, TABLE
-from tenfold.selection.reweight.run import Outcome, Weighing, problem_of
+from tenfold.selection.reweight.run import Outcome, Trial, Weighing, problem_of
 
 __all__ = ["Difference", "auc", "constant_of", "difference", "method_rows", "numbers", "time_of", "time_rows"]
 
@@ -98,11 +98,17 @@ def _mean_weight(outcome: Outcome, arm: Arm, setting: int) -> float:
     return float(np.mean([outcome.weights_of(arm, setting, s).mean() for s in outcome.config.seeds]))
 
 
+def _share(outcome: Outcome, trial: Trial) -> float | str:
+    """The coreset ratio of a training; nothing where the coreset was given."""
+    return "" if outcome.config.coreset else trial.ratio
+
+
 def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Every training."""
     return [
         {
-            "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": t.ratio, "seed": t.seed,
+            "problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t),
+            "seed": t.seed,
             "coreset rows": outcome.coreset(t.setting, t.seed, t.ratio).state["size"],
             "accuracy": t.accuracy, "seconds": round(t.seconds, 4), "steps": t.steps, "rows": t.rows,
         }
@@ -113,8 +119,9 @@ def seed_rows(outcome: Outcome) -> list[dict[str, Any]]:
 def curve_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Every epoch of every training."""
     return [
-        {"problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": t.ratio, "seed": t.seed}
-        | {"epoch": int(entry["epoch"]) + 1, "loss": entry["loss"], "accuracy": entry.get("accuracy", "")}
+        {"problem": outcome.problems[t.setting].text, "method": t.arm, "coreset": _share(outcome, t)}
+        | {"seed": t.seed, "epoch": int(entry["epoch"]) + 1, "loss": entry["loss"]}
+        | {"accuracy": entry.get("accuracy", "")}
         for t in outcome.trials.values() for entry in t.curve
     ]  # fmt: skip
 
