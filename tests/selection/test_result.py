@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.selection import Selection
+from tenfold.selection import Recorder, Selection
 from tenfold.selection.files import (
     read_dropped,
     read_labels,
@@ -18,6 +18,7 @@ from tenfold.selection.files import (
     write_dropped,
     write_labels,
 )
+from tenfold.selection.inputs import as_rows
 
 
 def example() -> Selection:
@@ -199,3 +200,61 @@ def test_scores_from_files(tmp_path):
     np.save(tmp_path / "s.npy", np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match=r"s.npy: expected numbers, got NaN for row 1"):
         read_scores(tmp_path / "s.npy")
+
+
+def broken_files(folder):
+    """Files that end like selections and are none, each broken in its own way."""
+    np.savez(folder / "good.npz", indices=np.arange(3))
+    whole = (folder / "good.npz").read_bytes()
+    files = {
+        "cut.npz": whole[: len(whole) // 2],
+        "bits.npz": whole[:60] + bytes(30) + whole[90:],
+        "none.npz": b"",
+        "none.npy": b"",
+        "zip.npy": whole,
+        "list.npz": None,
+        "long.txt": b"9" * 30,
+        "long.csv": b"index\n" + b"9" * 30 + b"\n",
+        "field.csv": b'index\n"' + b"9" * 200_000 + b'"\n',
+    }
+    np.savez(folder / "list.npz", indices=np.arange(3), info=np.frombuffer(b"3", np.uint8))
+    for name, text in files.items():
+        if text is not None:
+            (folder / name).write_bytes(text)
+    return [folder / name for name in files]
+
+
+def test_broken_files_are_named(tmp_path):
+    for path in broken_files(tmp_path):
+        with pytest.raises(ValueError, match=f"{path.name}: expected a selection, got another file"):
+            Selection.load(path)
+        if path.suffix != ".txt":
+            with pytest.raises(ValueError, match="expected"):
+                read_scores(path)
+        if path.suffix == ".npz":
+            with pytest.raises(ValueError, match="expected"):
+                Recorder.load(path)
+        if path.suffix == ".npy":
+            with pytest.raises(ValueError, match=r"expected an array in a \.npy file"):
+                as_rows("X", path)
+
+
+def test_score_files_that_are_none(tmp_path):
+    for name, values in (("text", np.array(["a", "b"])), ("complex", np.array([1j]))):
+        np.save(tmp_path / f"{name}.npy", values)
+        with pytest.raises(ValueError, match="expected numbers"):
+            read_scores(tmp_path / f"{name}.npy")
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf0,1\n1,1e3\n")  # as spreadsheets write it
+    assert read_scores(tmp_path / "a.csv").tolist() == [1.0, 1000.0]
+    with pytest.raises(ValueError, match=r"a.csv.*expected a whole number in column 5|a column 5"):
+        read_scores(tmp_path / "a.csv", index_column=5)
+    (tmp_path / "b.csv").write_text("0,1\n1e300,2\n")
+    with pytest.raises(ValueError, match=r"b\.csv: expected"):
+        read_scores(tmp_path / "b.csv")
+    torch.save(torch.tensor([0.5, 0.25], dtype=torch.bfloat16), tmp_path / "half.pt")
+    assert read_scores(tmp_path / "half.pt").tolist() == [0.5, 0.25]
+
+
+def test_a_table_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfindex\r\n4\r\n2\r\n")
+    assert Selection.load(tmp_path / "a.csv").indices.tolist() == [4, 2]

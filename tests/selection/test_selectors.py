@@ -487,3 +487,27 @@ def test_scores_by_hand():
     }
     for method, values in expected.items():
         np.testing.assert_allclose(select(method, h, Z, y, k=0).scores, values, **close)
+
+
+@pytest.mark.parametrize("balanced", [True, "equal"])
+def test_large_class_numbers_take_no_memory(balanced):
+    y = np.array([7, 10**12, 7, 10**12, 7, 7])
+    if balanced == "equal":
+        with pytest.raises(
+            ValueError, match="expected members of every class, got none of class 0"
+        ):
+            selection.Random(balanced=balanced).fit(y=y).select(3)
+        return
+    chosen = selection.Random(balanced=balanced).fit(y=y).select(3)
+    assert sorted(y[chosen.indices].tolist()) == [7, 7, 10**12]
+    assert chosen.info["classes"] == [7, 10**12]
+
+
+def test_seed_is_checked_by_name():
+    with pytest.raises(ValueError, match="seed: expected an integer"):
+        selection.Random(seed=-1).fit(np.zeros((3, 1), np.float32)).select(1)
+
+
+def test_bfloat16_scores():
+    scores = torch.tensor([0.5, 2.0, 1.0], dtype=torch.bfloat16)
+    assert selection.Scored().fit(scores=scores).select(2).indices.tolist() == [1, 2]

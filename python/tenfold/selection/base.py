@@ -166,6 +166,7 @@ class Selector:
         """
         inputs = self._fitted()
         budget = self.budget if budget is None else budget
+        _checks.seed("seed", self.seed)
         if budget is None:
             _checks.fail(ValueError, "budget", "a number of rows or a share of them", None)
         if self.sharded:
@@ -192,12 +193,17 @@ class Selector:
     def _pick_balanced(self, inputs: Inputs, k: int) -> Picked:
         """The same within each class, classes in ascending order."""
         assert inputs.y is not None
-        quotas = self._quotas(np.bincount(inputs.y), k)
+        # of the classes there are: counting up to the largest number would take as much memory
+        present, counts = np.unique(inputs.y, return_counts=True)
+        absent = np.flatnonzero(present != np.arange(len(present)))
+        if self.balanced == "equal" and k and len(absent):
+            _checks.fail(ValueError, "balanced", "members of every class", f"none of class {absent[0]}")
         parts = []
-        for c in np.flatnonzero(quotas):
-            rows = np.flatnonzero(inputs.y == c)
-            parts.append((rows, self._pick(inputs.take(rows), int(quotas[c]), class_seed(self.seed, int(c)))))
-        return joined(parts, inputs.n, [int(c) for c in np.flatnonzero(quotas)])
+        for c, quota in zip(present.tolist(), self._quotas(counts, k).tolist(), strict=True):
+            if quota:
+                rows = np.flatnonzero(inputs.y == c)
+                parts.append((rows, self._pick(inputs.take(rows), quota, class_seed(self.seed, c))))
+        return joined(parts, inputs.n, [int(inputs.y[rows[0]]) for rows, _ in parts])
 
     def _quotas(self, counts: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         """How many rows of each class."""
@@ -284,7 +290,7 @@ def read_inputs(X: Any, y: Any, logits: Any, scores: Any, dynamics: Any, where: 
             _checks.fail(ValueError, f"{where}logits", "at least one run", "none")
         sizes["logits"] = num_rows(logits[0])
     if scores is not None:
-        scores = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores)
+        scores = np.asarray(scores.detach().cpu().double() if hasattr(scores, "detach") else scores)
         if scores.ndim != 1 or scores.dtype.kind not in "fiub":
             _checks.fail(ValueError, f"{where}scores", "numbers [N]", f"{scores.dtype} {list(scores.shape)}")
         scores = scores.astype(np.float64)

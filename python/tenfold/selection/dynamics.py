@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tenfold import _checks
 from tenfold.ops import Dynamics, dynamics_update, new_dynamics
+from tenfold.selection.files import reading
 
 __all__ = ["Recorder"]
 
@@ -192,7 +193,7 @@ class Recorder:
     @staticmethod
     def load(path: str | Path) -> Recorder:
         """What `save` wrote."""
-        with np.load(path, allow_pickle=False) as found:
+        with reading(path, "the records of a Recorder"), np.load(path, allow_pickle=False) as found:
             state = {name: torch.from_numpy(found[name]) for name in found.files}
         if "seen" not in state:
             _checks.fail(ValueError, str(path), "the records of a Recorder", sorted(state))

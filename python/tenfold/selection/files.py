@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,25 @@ def load(path: Path) -> Selection:
         ValueError: the suffix is none of them, or the file holds something else; the message names it.
     """
     read = _by_suffix(path, _READERS)
-    try:
+    with reading(path, "a selection"):
         return read(path)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected a selection, got another file ({error})") from error
+
+
+@contextmanager
+def reading(path: str | Path, expected: str) -> Iterator[None]:
+    """A broken or hostile file can raise anything (zip and csv errors, EOFError, OverflowError, ...): one
+    ValueError that names it. What the system says (no such file, no permission) and a package that is not
+    installed stay what they are.
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            f"{path}: expected {expected}, got another file ({reason or type(error).__name__})"
+        ) from error
 
 
 def _by_suffix(path: Path, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -96,6 +112,8 @@ def _save_npz(selection: Selection, path: Path) -> None:
 def _load_npz(path: Path) -> Selection:
     with np.load(path, allow_pickle=False) as found:
         info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
+        if not isinstance(info, dict):
+            _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
         schema = info.pop("schema", None)
         if schema != SCHEMA:
             _checks.fail(ValueError, "schema", str(SCHEMA), schema)
@@ -134,7 +152,7 @@ def _save_csv(selection: Selection, path: Path) -> None:
 
 
 def _load_csv(path: Path) -> Selection:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte-order mark first
         rows = csv.DictReader(file)
         names = rows.fieldnames or []
         if "index" not in names:
@@ -326,17 +344,15 @@ def read_scores(
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if suffix not in (".csv", ".npy", ".npz", ".pt", ".pth"):
+        _checks.fail(ValueError, "path", "a name that ends in .csv, .npy, .npz, .pt or .pth", path.name)
     if suffix == ".csv":
         scores = _scores_of_csv(path, n, index_column, score_column)
-    elif suffix == ".npy":
-        scores = np.load(path, allow_pickle=False)
-    elif suffix == ".npz":
-        with np.load(path, allow_pickle=False) as found:
-            scores = found["scores"]
-    elif suffix in (".pt", ".pth"):
-        scores = load_tensor(path).numpy()
     else:
-        _checks.fail(ValueError, "path", "a name that ends in .csv, .npy, .npz, .pt or .pth", path.name)
+        with reading(path, "scores"):
+            scores = _scores_in(path, suffix)
+    if scores.dtype.kind not in "fiub":
+        _checks.fail(ValueError, path.name, "numbers", scores.dtype)
     if scores.ndim != 1 or (n is not None and len(scores) != n):
         _checks.fail(ValueError, path.name, f"{n or 'N'} scores", f"shape {scores.shape}")
     if np.isnan(scores).any():
@@ -357,18 +373,37 @@ def read_score_rows(
             named).
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8") as file:
+    with reading(path, "a table of scores"):
+        return _score_rows(path, index_column, score_column)
+
+
+def _score_rows(
+    path: Path, index_column: int | str, score_column: int | str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     first = rows[0][1] if rows else []
     titled = (
         isinstance(index_column, str)
         or isinstance(score_column, str)
-        or (bool(first) and not _is_number(first[index_column]))
+        or (bool(first) and not _is_number(first[_column(path, index_column, first)]))
     )
     header = rows.pop(0)[1] if rows and titled else None
     index_at, score_at = (_column(path, c, header) for c in (index_column, score_column))
     found = [_score_row(f"{path.name}, line {number}", row, index_at, score_at) for number, row in rows]
     return np.array([name for name, _ in found], np.int64), np.array([score for _, score in found])
+
+
+def _scores_in(path: Path, suffix: str) -> NDArray[Any]:
+    if suffix in (".pt", ".pth"):
+        tensor = load_tensor(path)
+        values: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return values
+    found = np.load(path, allow_pickle=False)
+    if suffix == ".npy":
+        return np.asarray(found)
+    with found:
+        return np.asarray(found["scores"])
 
 
 def _scores_of_csv(
@@ -405,6 +440,8 @@ def _is_number(text: str) -> bool:
 
 def _column(path: Path, column: int | str, header: list[str] | None) -> int:
     if isinstance(column, int):
+        if header is not None and not -len(header) <= column < len(header):
+            _checks.fail(ValueError, path.name, f"a column {column}", f"{len(header)} of them")
         return column
     if header is None or column not in header:
         _checks.fail(ValueError, path.name, f"a column {column!r}", header or "no header")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _arrays, _checks
+from tenfold.selection.files import reading
 from tenfold.selection.result import checked_indices
 
 __all__ = ["Inputs", "as_labels", "as_rows", "chunks", "num_rows", "take"]
@@ -101,7 +102,10 @@ def mapped(path: Path) -> NDArray[Any]:
     """The array in a .npy file, mapped into memory, not read."""
     if path.suffix.lower() != ".npy":
         _checks.fail(ValueError, "path", "a name that ends in .npy", path.name)
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path, "an array in a .npy file"):
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        _checks.fail(ValueError, path.name, "an array in a .npy file", type(array).__name__)
     return array
 
 
@@ -179,7 +183,7 @@ def as_labels(name: str, value: Any, n: int | None = None) -> NDArray[np.int64]:
     if n is not None and len(array) != n:
         _checks.fail(ValueError, name, f"a label for each of {n} rows", len(array))
     if array.dtype.kind == "f":
-        whole = array == np.floor(array)
+        whole = np.isfinite(array) & (array == np.floor(array))
         if not whole.all():
             _checks.fail(ValueError, name, "classes", array[~whole][0])
     elif array.dtype.kind not in "iub":
