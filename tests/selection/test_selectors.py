@@ -515,7 +515,7 @@ def test_distances_beyond_the_largest_number_are_refused():
     """They would all be infinite: k-center would take rows in their order, k-means++ would draw for ever."""
     rows = (np.random.default_rng(1).normal(size=(30, 4)) * 1e25).astype(np.float32)
     for method in ("kcenter", "kmeans"):
-        with pytest.raises(ValueError, match="x: expected squared distances that .* holds, got infinity"):
+        with pytest.raises(ValueError, match=r"x: expected squared distances that .* holds, got infinity"):
             select(method, rows, k=5)
 
 
