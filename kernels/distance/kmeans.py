@@ -102,6 +102,8 @@ def plusplus(backend: Any, shards: Shards, clusters: int, seed: int) -> Tensor:
     while len(picked) < clusters:
         reached = distance.double().cumsum(0)
         total = float(reached[-1]) if n else 0.0
+        if total == float("inf"):  # no draw would ever be accepted
+            raise ValueError(f"x: expected squared distances that {dtype} holds, got infinity")
         if not total > 0:
             taken = set(picked)
             picked += [row for row in range(n) if row not in taken][: clusters - len(picked)]

@@ -493,9 +493,7 @@ def test_scores_by_hand():
 def test_large_class_numbers_take_no_memory(balanced):
     y = np.array([7, 10**12, 7, 10**12, 7, 7])
     if balanced == "equal":
-        with pytest.raises(
-            ValueError, match="expected members of every class, got none of class 0"
-        ):
+        with pytest.raises(ValueError, match="expected members of every class, got none of class 0"):
             selection.Random(balanced=balanced).fit(y=y).select(3)
         return
     chosen = selection.Random(balanced=balanced).fit(y=y).select(3)
@@ -511,3 +509,25 @@ def test_seed_is_checked_by_name():
 def test_bfloat16_scores():
     scores = torch.tensor([0.5, 2.0, 1.0], dtype=torch.bfloat16)
     assert selection.Scored().fit(scores=scores).select(2).indices.tolist() == [1, 2]
+
+
+def test_distances_beyond_the_largest_number_are_refused():
+    """They would all be infinite: k-center would take rows in their order, k-means++ would draw for ever."""
+    rows = (np.random.default_rng(1).normal(size=(30, 4)) * 1e25).astype(np.float32)
+    for method in ("kcenter", "kmeans"):
+        with pytest.raises(ValueError, match=r"x: expected squared distances that .* holds, got infinity"):
+            select(method, rows, k=5)
+
+
+def test_row_numbers_of_a_loader_are_checked():
+    logits, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    for shift, got in ((-1, "-1"), (1, "6")):
+        data = torch.utils.data.TensorDataset(logits, y, torch.arange(6) + shift)
+        loader = torch.utils.data.DataLoader(data, batch_size=2)
+        with pytest.raises(ValueError, match=f"logits row numbers: expected row numbers .*got {got}"):
+            selection.EL2N().fit(logits=loader)
+
+
+def test_masked_values_are_refused():
+    with pytest.raises(TypeError, match="X: expected an array without a mask"):
+        select("kcenter", np.ma.array(np.eye(3), mask=np.eye(3) > 0), k=1)

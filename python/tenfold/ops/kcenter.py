@@ -126,6 +126,8 @@ def _kcenter(
         found = module.kcenter(x, k, *rows, cosine, lookahead, prune, check)
     except NotFinite as error:
         not_finite("x", x, error.row)
+    if check and (k or start) and bool(torch.isinf(found.distance).any() | torch.isinf(found.radius).any()):
+        _checks.fail(ValueError, "x", f"squared distances that {found.radius.dtype} holds", "infinity")
     return found.picked, found.radius.sqrt(), found.distance.sqrt(), found.owner
 
 

@@ -40,7 +40,10 @@ class CoverageSelector(Selector):
             _checks.fail(ValueError, "X", "a matrix of similarities (kind 'precomputed')", None)
         if self.balanced:
             _checks.fail(ValueError, "balanced", "False with kind 'precomputed'", self.balanced)
-        return Inputs(X.shape[1], Similarities(X))
+        matrix = X if hasattr(X, "shape") else np.asarray(X)
+        if len(matrix.shape) != 2:
+            _checks.fail(ValueError, "X", "a matrix of similarities", f"shape {list(matrix.shape)}")
+        return Inputs(matrix.shape[1], Similarities(matrix))
 
     def _data(self, inputs: Inputs) -> dict[str, Any]:
         initial = self._initial(inputs.n)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.selection.inputs import as_labels, batches, dataset_length, mapped, with_progress
+from tenfold.selection.inputs import as_labels, batches, dataset_length, mapped, row_numbers, with_progress
 
 __all__ = ["Embedding", "embed"]
 
@@ -85,7 +85,7 @@ def embed(
             if stores is None:
                 stores = _new(names[0], n, rows, _DTYPES[dtype]), _new(names[1], n, logits, np.float32)
                 labels = None if batch.labels is None else np.zeros(n, np.int64)
-            where = np.arange(at, at + len(rows)) if batch.index is None else batch.index.cpu().numpy()
+            where = row_numbers("loader", batch, at, n)
             at += len(rows)
             if known[where].any():
                 _checks.fail(ValueError, "loader", "every row once", f"row {where[known[where]][0]} again")

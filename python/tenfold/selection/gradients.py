@@ -15,7 +15,7 @@ from tenfold import _checks
 from tenfold.ops import craig, fgrad_rmv, fl_greedy, glister, omp_factored
 from tenfold.selection.base import Picked, Selector, warn
 from tenfold.selection.geometry import to_array, whole
-from tenfold.selection.inputs import Inputs, batches, dataset_length, whole_tensor, with_progress
+from tenfold.selection.inputs import Inputs, batches, dataset_length, row_numbers, whole_tensor, with_progress
 
 __all__ = ["CRAIG", "Glister", "GradMatch", "grand_scores"]
 
@@ -203,7 +203,7 @@ def grand_scores(
         if batch.labels is None:
             _checks.fail(ValueError, "loader", "batches (x, y)", "x alone")
         size = len(batch.rows)
-        where = np.arange(at, at + size) if batch.index is None else batch.index.cpu().numpy()
+        where = row_numbers("loader", batch, at, len(scores))
         at += size
         scores[where] = every(batch.rows.to(device), batch.labels.to(device)).cpu().numpy()
     if np.isnan(scores).any():

@@ -78,6 +78,8 @@ def as_rows(name: str, value: Any) -> Any:
         rows: Any = value
         wanted = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     else:
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            _checks.fail(TypeError, name, "an array without a mask", "masked values")
         if type(value).__module__.partition(".")[0] == "cupy":
             return as_rows(name, _arrays.as_tensor(name, value, write=False))
         if hasattr(value, "toarray"):
@@ -175,7 +177,11 @@ def as_labels(name: str, value: Any, n: int | None = None) -> NDArray[np.int64]:
     """
     if isinstance(value, (str, os.PathLike)):
         value = mapped(Path(value))
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        array = (value.double() if value.is_floating_point() else value).numpy()
+    else:
+        array = np.asarray(value)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -187,6 +193,8 @@ def as_labels(name: str, value: Any, n: int | None = None) -> NDArray[np.int64]:
         if not whole.all():
             _checks.fail(ValueError, name, "classes", array[~whole][0])
     elif array.dtype.kind not in "iub":
+        if array.dtype.kind == "c" or any(value is None for value in array.tolist()):
+            _checks.fail(TypeError, name, "a class for each row", "complex numbers or None")
         return np.unique(array, return_inverse=True)[1].astype(np.int64)
     labels = array.astype(np.int64)
     if len(labels) and labels.min() < 0:
@@ -237,6 +245,16 @@ def batches(name: str, loader: Any) -> Iterator[Batch]:
             want = "a loader in the order of its data set, or batches with row numbers (x, y, index)"
             _checks.fail(ValueError, name, want, type(sampler if plain else loader.batch_sampler).__name__)
         yield parts
+
+
+def row_numbers(name: str, batch: Batch, at: int, n: int) -> NDArray[np.int64]:
+    """Which of the `n` rows a batch holds: those that it names, or the next ones from row `at` on."""
+    size = len(batch.rows)
+    where: Any = range(at, at + size) if batch.index is None else batch.index
+    found = checked_indices(f"{name} row numbers", where, n)
+    if len(found) != size:
+        _checks.fail(ValueError, f"{name} row numbers", f"one for each of {size} rows", len(found))
+    return found
 
 
 def _parts(name: str, batch: Any) -> Batch:
@@ -293,9 +311,8 @@ def _gathered(
         if out is None:
             out = _new(aside, (n, rows.shape[1]), rows.dtype)
             labels = None if batch.labels is None else np.empty(n, np.int64)
-        where = np.arange(at, at + len(rows)) if batch.index is None else batch.index.cpu().numpy()
+        where = row_numbers(name, batch, at, n)
         at += len(rows)
-        checked_indices(f"{name} row numbers", where, n)
         if seen[where].any():
             _checks.fail(ValueError, name, "every row once", f"row {where[seen[where]][0]} again")
         if rows.shape[1] != out.shape[1]:

@@ -27,6 +27,7 @@ from tenfold.selection.inputs import (
     chunks,
     dataset_length,
     is_loader,
+    row_numbers,
     to_tensor,
     with_progress,
 )
@@ -138,7 +139,7 @@ class LogitScore(ScoreSelector):
         at, labelled = 0, True
         for batch in with_progress(batches("logits", loader), self.method, self.verbose, len(loader)):
             size = len(batch.rows)
-            where = np.arange(at, at + size) if batch.index is None else batch.index.cpu().numpy()
+            where = row_numbers("logits", batch, at, n)
             y = None
             if batch.labels is not None:
                 labels[where] = as_labels("y", batch.labels, size)
