@@ -184,3 +184,221 @@ def dual(b: Tensor, power: Tensor, noise: Tensor, tolerance: float, most: int) -
         iterations[rows] += again.iterations
         found = Dual(mu, spread, iterations)
     return found
+
+
+# ---- joint ---------------------------------------------------------------------------------------------------
+
+
+class Joint(NamedTuple):
+    transmit: Tensor
+    """[R, N, K] complex: u"""
+    alpha: Tensor
+    """[R]"""
+    mu: Tensor
+    """[R, N]"""
+    objective: Tensor
+    """[R]"""
+    iterations: Tensor
+    """[R] int32"""
+
+
+MOST = 128
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`values` with each row's largest magnitude brought to 1, and that magnitude (1 for a row of zeros)."""
+    size = values.abs().flatten(1).amax(-1) if values[0].numel() else values.new_zeros(len(values)).real
+    size = torch.where(size > 0, size, 1.0)
+    return values / size.reshape(-1, *[1] * (values.ndim - 1)), size
+
+
+def joint(
+    gains: Tensor,
+    symbols: Tensor,
+    power: Tensor,
+    noise: Tensor,
+    tolerance: float = 1e-10,
+    most: int = MOST,
+    statistics: Tensor | None = None,
+) -> Joint:
+    """gains [R, N, K] and symbols [R, K] complex, power [R, N] and noise [R] real, all double precision.
+
+    `statistics` [R, K], where given, stands for |s|^2 in the search; each user is then held to its power.
+    """
+    if not gains.numel():
+        return _nothing(gains, symbols)
+    g, g_size = _scaled(gains)
+    s, s_size = _scaled(symbols)
+    noise = noise / g_size.square()
+    wanted = s.abs().square()
+    searched = wanted if statistics is None else statistics / s_size.square()[:, None]
+    b = power[..., None] * g.abs().square()
+    found = dual(b, searched, noise, tolerance, most)
+    w, alpha = _precoder(g, s, b, power, searched, noise, found.mu)
+    u = w * reciprocal(alpha)[:, None, None]
+    if statistics is not None:
+        limit = (power * gains.shape[2]).sqrt()
+        used = u.abs().square().sum(-1).sqrt()
+        u = u * torch.where(used > limit, limit / torch.where(used > 0, used, 1.0), 1.0)[..., None]
+    alpha = torch.where(wanted.sum(-1) > 0, alpha, 0.0)
+    objective = _objective(g, s, u, alpha, noise) * s_size.square()
+    return Joint(u, alpha * s_size / g_size, found.mu, objective, found.iterations)
+
+
+def _nothing(gains: Tensor, symbols: Tensor) -> Joint:
+    zeros = symbols.abs().sum(-1) * 0.0
+    left_over = symbols.abs().square().sum(-1)
+    mu = zeros[:, None].expand(*gains.shape[:2])
+    return Joint(gains.clone(), zeros, mu.clone(), left_over, zeros.to(torch.int32))
+
+
+def _precoder(
+    g: Tensor, s: Tensor, b: Tensor, power: Tensor, searched: Tensor, noise: Tensor, mu: Tensor
+) -> tuple[Tensor, Tensor]:
+    """w = alpha u, and alpha: from the user that needs most, so that no user exceeds its power."""
+    found = sums(b, searched, noise, mu)
+    share = power * reciprocal(mu)
+    w = share[..., None] * g.conj() * (s * found.inverse)[:, None]
+    return w, (found.needed.amax(-1) / g.shape[2]).sqrt()
+
+
+def _objective(g: Tensor, s: Tensor, u: Tensor, alpha: Tensor, noise: Tensor) -> Tensor:
+    received = alpha[:, None] * (g * u).sum(1)
+    return (received - s).abs().square().sum(-1) + s.shape[1] * noise * alpha.square()
+
+
+# ---- separable -----------------------------------------------------------------------------------------------
+
+
+class Separable(NamedTuple):
+    precoder: Tensor
+    """[R, N, K] complex: v"""
+    alpha: Tensor
+    """[R]"""
+    tau: Tensor
+    """[R, N]"""
+    objective: Tensor
+    """[R]"""
+    iterations: Tensor
+    """[R] int32"""
+
+
+def needed_power(strength: Tensor, wanted: Tensor, share: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """M_n(tau) = c_n^2 mean_k q |g|^2 / (|g|^2 + tau)^2 and its derivative; strength |g|^2, share q [R, N, K]."""
+    inverse = reciprocal(strength + tau[..., None]) * (strength > 0)
+    term = share * strength * inverse.square()
+    scale = wanted.square()
+    return scale * term.mean(-1), -2 * scale * (term * inverse).mean(-1)
+
+
+def shares_of_noise(
+    strength: Tensor, wanted: Tensor, share: Tensor, power: Tensor, noise: Tensor, tolerance: float, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """tau [R, N] >= 0 with sum_n P_n tau_n = noise, all M_n(tau_n) equal where tau_n > 0 and not larger
+    where it is 0; alpha [R]; iterations.
+
+    Newton's method on M_n^(-1/2), which is nearly linear in tau, with an active set.
+    """
+    rows, users, _ = strength.shape
+    at_zero, _ = needed_power(strength, wanted, share, torch.zeros_like(power))
+    alive = at_zero > 0
+    bound = torch.where(alive, reciprocal(at_zero.sqrt()), torch.inf)  # phi_n(0)
+    active = alive & (noise[:, None] > 0)
+    count = active.sum(-1, keepdim=True).clamp_min(1)
+    tau = torch.where(active, noise[:, None] / (count * power), 0.0)
+    left = active.any(-1)
+    psi = torch.where(left, 0.0, bound.amin(-1))
+    iterations = torch.zeros(rows, dtype=torch.int32, device=strength.device)
+    for _ in range(most):
+        if not bool(left.any()):
+            break
+        iterations += left.int()
+        need, slope = needed_power(strength, wanted, share, tau)
+        root = need.sqrt()
+        phi = torch.where(active, reciprocal(root), 0.0)
+        rise = torch.where(active, -0.5 * slope * reciprocal(root * need), 1.0)
+        weight = torch.where(active, power / rise, 0.0)
+        now = (noise + (weight * phi).sum(-1) - (power * tau * active).sum(-1)) * reciprocal(weight.sum(-1))
+        now = torch.where(now > 0, now, torch.where(active, phi, torch.inf).amin(-1))
+        moved = tau + (now[:, None] - phi) / rise
+        drop = active & (moved <= 0) & (bound >= now[:, None])
+        shrunk = active & (moved <= 0) & ~drop
+        back = alive & ~active & (bound < now[:, None])
+        fresh = torch.where(active & ~drop & ~shrunk, moved, torch.where(shrunk, 0.1 * tau, 0.0))
+        fresh = torch.where(back, 1e-3 * noise[:, None] / power, fresh)
+        error = torch.where(active, (phi - now[:, None]).abs(), 0.0).amax(-1)
+        settled = (error <= tolerance * now) & ~(drop | shrunk | back).any(-1)
+        tau = torch.where(left[:, None], fresh, tau)
+        active = torch.where(left[:, None], (active & ~drop) | back, active)
+        psi = torch.where(left, now, psi)
+        left = left & ~settled
+    total = (power * tau).sum(-1)
+    tau = tau * torch.where(total > 0, noise * reciprocal(total), 1.0)[:, None]  # meets sum P tau = noise
+    need, _ = needed_power(strength, wanted, share, tau)
+    return tau, need.amax(-1).sqrt(), iterations
+
+
+def separable(
+    gains: Tensor,
+    power: Tensor,
+    noise: Tensor,
+    wanted: Tensor,
+    weights: Tensor | None,
+    tolerance: float = 1e-12,
+    most: int = MOST,
+) -> Separable:
+    """gains [R, N, K] complex, power and wanted c [R, N], noise [R] real; weights |t|^2 [R, N, K] or None."""
+    rows, users, carriers = gains.shape
+    if not gains.numel():
+        zeros = noise * 0.0
+        residual = (power * wanted.square()).sum(-1) * carriers
+        return Separable(gains.clone(), zeros, torch.zeros_like(power), residual, zeros.to(torch.int32))
+    g, size = _scaled(gains)
+    noise_scaled = noise / size.square()
+    strength = g.abs().square()
+    share = torch.ones_like(strength) if weights is None else weights / power[..., None]
+    tau, alpha, iterations = shares_of_noise(strength, wanted, share, power, noise_scaled, tolerance, most)
+    w = wanted[..., None] * g.conj() * reciprocal(strength + tau[..., None])
+    v = w * reciprocal(alpha)[:, None, None]
+    energy = power[..., None].expand_as(strength) if weights is None else weights
+    off = (g * w - wanted[..., None]).abs().square()
+    objective = (energy * off).sum((-1, -2)) + noise_scaled * carriers * alpha.square()
+    return Separable(v, alpha / size, tau * size.square()[:, None], objective, iterations)
+
+
+# ---- water-filling -------------------------------------------------------------------------------------------
+
+
+def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """(x - theta)_+ with sum `mass` along the last axis, and theta; x = -inf takes no part. No sorting:
+    entries below the threshold of the rest leave until none does (Michelot 1986)."""
+    inside = x > -torch.inf
+    theta = torch.full_like(mass, torch.inf)
+    value = torch.where(inside, x, 0.0)
+    while True:
+        count = inside.sum(-1)
+        total = torch.where(inside, value, 0.0).sum(-1)
+        theta = torch.where(count > 0, (total - mass) / count.clamp_min(1), torch.inf)
+        stay = inside & ((x > theta[..., None]) | (inside.sum(-1, keepdim=True) == 1))
+        if torch.equal(stay, inside):
+            break
+        inside = stay
+    return torch.where(inside, (value - theta[..., None]).clamp_min(0.0), 0.0), theta
+
+
+def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; carriers with S a = 0 get none."""
+    root = (weights * gains).sqrt()
+    inside = root > 0
+    inverse = reciprocal(gains)
+    while True:
+        above = torch.where(inside, root * inverse, 0.0).sum(-1)
+        below = power + torch.where(inside, inverse, 0.0).sum(-1)
+        level = torch.where(inside.any(-1), above * reciprocal(below), torch.inf)
+        top = root == torch.where(inside, root, 0.0).amax(-1, keepdim=True)
+        stay = inside & ((root > level[..., None]) | top)
+        if torch.equal(stay, inside):
+            break
+        inside = stay
+    p = (root * reciprocal(level)[..., None] - 1) * inverse
+    return torch.where(inside, p.clamp_min(0.0), 0.0), level
