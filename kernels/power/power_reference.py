@@ -223,7 +223,8 @@ def joint(
 ) -> Joint:
     """gains [R, N, K] and symbols [R, K] complex, power [R, N] and noise [R] real, all double precision.
 
-    `statistics` [R, K], where given, stands for |s|^2 in the search; each user is then held to its power.
+    `statistics` [R, K], where given, stands for |s|^2 in the search; a user may then exceed its power, and the
+    objective is meaningless: both are for the caller to mend.
     """
     if not gains.numel():
         return _nothing(gains, symbols)
@@ -236,11 +237,6 @@ def joint(
     found = dual(b, searched, noise, tolerance, most)
     w, alpha = _precoder(g, s, b, power, searched, noise, found.mu)
     u = w * reciprocal(alpha)[:, None, None]
-    if statistics is not None:
-        limit = (power * gains.shape[2]).sqrt()
-        used = u.abs().square().sum(-1).sqrt()
-        u = u * torch.where(used > limit, limit / torch.where(used > 0, used, 1.0), 1.0)[..., None]
-    alpha = torch.where(wanted.sum(-1) > 0, alpha, 0.0)
     objective = _objective(g, s, u, alpha, noise) * s_size.square()
     return Joint(u, alpha * s_size / g_size, found.mu, objective, found.iterations)
 
@@ -258,7 +254,7 @@ def _precoder(
     """w = alpha u, and alpha: from the user that needs most, so that no user exceeds its power."""
     found = sums(b, searched, noise, mu)
     share = power * reciprocal(mu)
-    w = share[..., None] * g.conj() * (s * found.inverse)[:, None]
+    w = share[..., None] * g.conj_physical() * (s * found.inverse)[:, None]
     return w, (found.needed.amax(-1) / g.shape[2]).sqrt()
 
 
@@ -358,7 +354,7 @@ def separable(
     strength = g.abs().square()
     share = torch.ones_like(strength) if weights is None else weights / power[..., None]
     tau, alpha, iterations = shares_of_noise(strength, wanted, share, power, noise_scaled, tolerance, most)
-    w = wanted[..., None] * g.conj() * reciprocal(strength + tau[..., None])
+    w = wanted[..., None] * g.conj_physical() * reciprocal(strength + tau[..., None])
     v = w * reciprocal(alpha)[:, None, None]
     energy = power[..., None].expand_as(strength) if weights is None else weights
     off = (g * w - wanted[..., None]).abs().square()
@@ -373,12 +369,12 @@ def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """(x - theta)_+ with sum `mass` along the last axis, and theta; x = -inf takes no part. No sorting:
     entries below the threshold of the rest leave until none does (Michelot 1986)."""
     inside = x > -torch.inf
-    theta = torch.full_like(mass, torch.inf)
+    theta = torch.full_like(mass, -torch.inf)
     value = torch.where(inside, x, 0.0)
     while True:
         count = inside.sum(-1)
         total = torch.where(inside, value, 0.0).sum(-1)
-        theta = torch.where(count > 0, (total - mass) / count.clamp_min(1), torch.inf)
+        theta = torch.where(count > 0, (total - mass) / count.clamp_min(1), -torch.inf)
         stay = inside & ((x > theta[..., None]) | (inside.sum(-1, keepdim=True) == 1))
         if torch.equal(stay, inside):
             break
@@ -402,3 +398,55 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         inside = stay
     p = (root * reciprocal(level)[..., None] - 1) * inverse
     return torch.where(inside, p.clamp_min(0.0), 0.0), level
+
+
+def downlink_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """p [R, K] >= 0 with sum P, least sum_n sum_k S_k / (1 + a_nk p_k), and the multiplier; a [R, N, K].
+
+    On each carrier h(p) = sum_n S a / (1 + a p)^2 falls in p and is convex, so Newton's method from below
+    finds h(p) = level without overshooting; the level is found by bisection in its logarithm.
+    """
+    first = (weights[:, None] * gains).sum(1)  # h(0)
+    high = first.amax(-1)
+    alive = high > 0
+    top = torch.where(alive, high, 1.0).log()
+    total = torch.where(power > 0, power, 1.0)[:, None]
+    low = _slopes(gains, weights, total.expand_as(first))[0].amax(-1)
+    bottom = torch.minimum(torch.where(alive & (low > 0), low, 1.0).log(), top)
+    p = torch.zeros_like(first)
+    for _ in range(64):
+        middle = 0.5 * (bottom + top)
+        p = _at_level(gains, weights, first, middle.exp(), total)
+        more = p.sum(-1) > power
+        bottom, top = torch.where(more, middle, bottom), torch.where(more, top, middle)
+    level = torch.where(alive, (0.5 * (bottom + top)).exp(), torch.inf)
+    scale = torch.where(alive & (power > 0), power * reciprocal(p.sum(-1)), 0.0)
+    return p * scale[:, None], level
+
+
+def _slopes(gains: Tensor, weights: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """h(p) and h'(p)."""
+    inverse = 1 / (1 + gains * p[:, None])
+    term = weights[:, None] * gains * inverse.square()
+    return term.sum(1), -2 * (term * gains * inverse).sum(1)
+
+
+def _at_level(gains: Tensor, weights: Tensor, first: Tensor, level: Tensor, limit: Tensor) -> Tensor:
+    p = torch.zeros_like(first)
+    for _ in range(40):
+        value, slope = _slopes(gains, weights, p)
+        step = torch.where(slope < 0, (level[:, None] - value) / torch.where(slope < 0, slope, -1.0), 0.0)
+        moved = torch.where(first > level[:, None], (p + step).clamp_min(0.0), 0.0)
+        moved = torch.minimum(moved, limit)
+        if bool(((moved - p).abs() <= 1e-15 * moved).all()):
+            return moved
+        p = moved
+    return p
+
+
+def normalize(x: Tensor, power: Tensor, mean: bool) -> Tensor:
+    """x [R, K] times sqrt(K P) / |x| (sqrt(P) / |x| for the sum); a row of zeros stays."""
+    scaled, _ = _scaled(x) if x.numel() else (x, x)
+    length = scaled.abs().square().sum(-1).sqrt()
+    wanted = (power * x.shape[-1]).sqrt() if mean else power.sqrt()
+    return scaled * (wanted * reciprocal(length))[:, None]
