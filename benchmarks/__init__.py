@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "overlap": "overlap",
     "surface": "surface",
     "volume": "volume",
+    "selection": "selection",
 }
 
 

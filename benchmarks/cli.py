@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +111,17 @@ def failed(records: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def measure(cases: Sequence[Case], plan: Plan, with_memory: bool = True) -> dict[str, Any]:
-    """Floors, then every case in turn: the object that `--json` writes."""
+def measure(
+    cases: Sequence[Case],
+    plan: Plan,
+    with_memory: bool = True,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Floors, then every case in turn: the object that `--json` writes.
+
+    `keep` is called with what there is after every case. An interrupt (Ctrl-C, SIGTERM) ends the measuring:
+    the case at work is lost, and the result says `interrupted`.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
@@ -119,17 +130,30 @@ def measure(cases: Sequence[Case], plan: Plan, with_memory: bool = True) -> dict
         counts = sorted({1, plan.threads}) if plan.device.type == "cpu" else [1]
         result["floors"] = measure_floors(plan.device, counts)
         result["records"] = []
-        for i, case in enumerate(cases, 1):
-            record = run_case(case, plan, measure_in_children if with_memory else None)
-            result["records"].append(record)
-            _say(f"[{i}/{len(cases)}] {case.id}: {_outcome(record)}")
-        result["floors"] = better_of(result["floors"], measure_floors(plan.device, counts))
-        for record in result["records"]:
-            if "work" in record:
-                record.update(floor_of(record["work"], result["floors"], plan.threads))
-        return result
+        try:
+            for i, case in enumerate(cases, 1):
+                record = run_case(case, plan, measure_in_children if with_memory else None)
+                result["records"].append(record)
+                _say(f"[{i}/{len(cases)}] {case.id}: {_outcome(record)}")
+                keep(_with_floors(result, plan))
+            result["floors"] = better_of(result["floors"], measure_floors(plan.device, counts))
+        except KeyboardInterrupt:
+            result["interrupted"] = f"after {len(result['records'])} of {len(cases)} cases"
+            _say(f"tenfold bench: interrupted {result['interrupted']}")
+        return _with_floors(result, plan)
     finally:
         torch.set_num_threads(before)
+
+
+def _with_floors(result: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    for record in result["records"]:
+        if "work" in record:
+            record.update(floor_of(record["work"], result["floors"], plan.threads))
+    return result
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def write(result: dict[str, Any], table: str, json_file: Path | None, folder: Path | None) -> None:
@@ -147,7 +171,8 @@ def write(result: dict[str, Any], table: str, json_file: Path | None, folder: Pa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: ours ran everywhere and every peer that ran agrees; 1: not so; 2: the command line is wrong."""
+    """0: ours ran everywhere and every peer that ran agrees; 1: not so; 2: the command line is wrong; 130:
+    interrupted, what there was is written."""
     try:
         options = parser().parse_args(argv)
         cases = chosen_cases(options.families, options.only)
@@ -157,11 +182,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 2
+    left_out = [case.id for case in cases if plan.device.type not in case.devices]
+    cases = [case for case in cases if plan.device.type in case.devices]
     if options.list:
         print("\n".join(case.id for case in cases))
         return 0
-    result = measure(cases, plan, not options.no_memory)
+    for case_id in left_out:
+        _say(f"tenfold bench: {case_id} is left out: the operation has no kernel on {plan.device.type}")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+    def keep(so_far: dict[str, Any]) -> None:
+        for path in (options.json, options.out / "bench.json" if options.out else None):
+            if path:
+                write_text(path, to_json(so_far))
+
+    result = measure(cases, plan, not options.no_memory, keep)
     table = markdown(result)
     print(table, end="")
     write(result, table, options.json, options.out)
+    if "interrupted" in result:
+        return 130
     return 1 if failed(result["records"]) else 0

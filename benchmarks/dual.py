@@ -65,7 +65,12 @@ def _linear(dtype_name: str, m: int, k: int, n: int, device: torch.device, tiny:
             )
         ],
         parts=[Side("two layers, nothing perturbed", plain, kind="part")],
-        work=Work(bytes=float(weight.nbytes + 2 * x.nbytes), normals=float(n * k), flops=4.0 * m * k * n),
+        work=Work(
+            bytes=float(weight.nbytes + 2 * x.nbytes),
+            normals=float(n * k),
+            flops=4.0 * m * k * n,
+            precision="f32" if dtype == torch.float32 else "bf16",
+        ),
         reset=reset,
         keep=lambda result: [result.clone()],
         note=f"x [2, {m}, {k}], W [{n}, {k}]: y[0] = x[0] (W + eps Z)^T, y[1] = x[1] (W - eps Z)^T",

@@ -13,20 +13,24 @@ from typing import Any
 
 import torch
 
-from .harness import flush_l2
+from .clocks import device_wait, flush_l2
 
-BUFFER_BYTES = 256 << 20
+BUFFER_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+"""Far beyond the last cache: an H200 has 50 MiB of it."""
 HOT_BYTES = (40_000, 400_000, 4_000_000, 40_000_000)
 TRIES = 7
 
 HOW = {
-    "copy_gbps": "dst.copy_(src), two 256 MiB buffers, bytes read plus bytes written",
-    "inplace_gbps": "x.mul_(a) on a 256 MiB buffer, bytes read plus bytes written",
+    "copy_gbps": "dst.copy_(src), two buffers of 256 MiB (GPU: 1 GiB), bytes read plus bytes written",
+    "inplace_gbps": "x.mul_(a) on such a buffer, bytes read plus bytes written",
     "memory_gbps": "the larger of copy_gbps and inplace_gbps; memory floors use it",
     "hot_gbps": "the same in-place pass, repeated over a buffer of so many bytes; for data in a cache",
     "fma_gflops": "peak f32 multiply-adds, two operations each",
-    "generator_gnormals": "1e9 normals per second of this library's generator, 4 MiB buffer a thread",
-    "clock": "CPU time for one thread, wall time for several, CUDA events on a GPU",
+    "tf32_gflops": "GPU: the same product with torch.backends.cuda.matmul.allow_tf32; its sums are float32",
+    "bf16_gflops": "GPU: the same product of bfloat16 matrices",
+    "generator_gnormals": "1e9 normals per second of this library's generator, into 4 MiB a thread (GPU: "
+    "256 MiB)",
+    "clock": "CPU time for one thread, wall time for several, CUDA events behind a wait on a GPU",
 }
 
 
@@ -36,6 +40,7 @@ def _best_seconds(run: Callable[[], Any], device: torch.device, threads: int, tr
     for _ in range(tries):
         if device.type == "cuda":
             flush_l2(device)
+            device_wait(device, 5e-4)
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             run()
@@ -50,8 +55,9 @@ def _best_seconds(run: Callable[[], Any], device: torch.device, threads: int, tr
     return best
 
 
-def memory_rates(device: torch.device, threads: int, buffer_bytes: int = BUFFER_BYTES) -> dict[str, float]:
+def memory_rates(device: torch.device, threads: int, buffer_bytes: int | None = None) -> dict[str, float]:
     """GB/s (1e9) of a copy and of an in-place pass over a buffer far larger than the caches."""
+    buffer_bytes = buffer_bytes or BUFFER_BYTES["cuda" if device.type == "cuda" else "cpu"]
     source = torch.ones(buffer_bytes // 4, device=device)
     target = torch.zeros_like(source)
     moved = 2.0 * buffer_bytes
@@ -99,13 +105,33 @@ def fma_rate(device: torch.device, threads: int, size: int = 1536, seconds: floa
     return {"fma_gflops": max(product, native), "fma_by": by}
 
 
+def product_rates(device: torch.device, size: int = 8192) -> dict[str, Any]:
+    """GFLOP/s of the matrix products of a GPU in float32, TF32 and bfloat16, sums in float32."""
+    rates: dict[str, Any] = {}
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for name, dtype, tf32 in (
+            ("fma", torch.float32, False),
+            ("tf32", torch.float32, True),
+            ("bf16", torch.bfloat16, False),
+        ):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            # Random: multiplying ones takes less power, and a GPU clocks by power.
+            left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            seconds = _best_seconds(lambda a=left, b=right: torch.mm(a, b), device, 1, 5)  # type: ignore[misc]
+            rates[f"{name}_gflops"] = 2.0 * size**3 / seconds / 1e9
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    return {**rates, "fma_by": f"torch.mm of {size} x {size}"}
+
+
 def generator_rate(device: torch.device, threads: int) -> dict[str, Any]:
     """1e9 standard normals per second of this library's generator; None, with the reason, without it."""
     try:
         import tenfold.ops  # noqa: F401  (registers the operator)
     except ImportError as error:
         return {"generator_gnormals": None, "generator_by": f"not measured: {error}"}
-    count = (1 << 20) * threads if device.type == "cpu" else 1 << 24
+    count = (1 << 20) * threads if device.type == "cpu" else 1 << 26
     calls = 2  # long enough that the call itself is below two percent
     out = torch.empty(count, device=device)
     sequence = iter(range(1 << 30))
@@ -131,7 +157,7 @@ def measure_floors(device: torch.device, thread_counts: list[int]) -> dict[str, 
             rates[str(threads)] = {
                 **memory_rates(device, threads),
                 "hot_gbps": hot_rates(device, threads) if device.type == "cpu" else {},
-                **fma_rate(device, threads),
+                **(product_rates(device) if device.type == "cuda" else fma_rate(device, threads)),
                 **generator_rate(device, threads),
             }
     finally:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import gc
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from .clocks import SHORTEST_SAMPLE_S, UNAIDED, Samples, repeats_for, summary, take_device_sample, take_sample
+
 CPU = torch.device("cpu")
-# A sample shorter than this is repeated inside the clock, so that the clock's own cost stays below a percent.
-SHORTEST_SAMPLE_S = 2e-3
-MOST_REPEATS = 2000
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,14 @@ class Work:
     """What an operation cannot avoid: bytes to and from memory, random normals, floating-point operations.
 
     `footprint` is the size of its data in bytes where that is small enough to stay in a cache between calls.
+    `precision` is what its operations may be done in: "f32", "tf32" or "bf16" (on a GPU, matrix products).
     """
 
     bytes: float = 0.0
     footprint: float | None = None
     normals: float = 0.0
     flops: float = 0.0
+    precision: str = "f32"
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Side:
     prepare    called once, untimed; returns why the side cannot run here, or None
     kind       "ours", "reference", "compiled" or "peer"
     fewest     samples taken even when one of them takes longer than the time budget
+    host       works on the CPU also where the case's device is a GPU, and is timed by the wall clock there
     """
 
     name: str
@@ -66,6 +67,7 @@ class Side:
     fewest: int = 3
     measure_memory: bool = True
     backend: Callable[[], str] | None = None
+    host: bool = False
 
 
 @dataclass
@@ -90,12 +92,13 @@ class Case:
     """id is `family.op.variant.workload`. build(device, tiny) makes the input; tiny builds a small one that
     only serves to load code before memory is measured. `needs` returns why the case cannot be built here,
     or None. `sweep` is (curve name, number of elements) for cases that make up a plot of time against
-    size."""
+    size. `devices` are the kinds of device that the operation has a kernel for."""
 
     id: str
     build: Callable[[torch.device, bool], Workload]
     needs: Callable[[], str | None] = lambda: None
     sweep: tuple[str, int] | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -111,99 +114,10 @@ class Plan:
 
     @property
     def clock(self) -> str:
-        """Which clock `ms` is: see `CLOCKS`."""
+        """Which clock `ms` is: see `clocks.CLOCKS`."""
         if self.device.type == "cuda":
             return "cuda_events"
         return "process_cpu" if self.threads == 1 else "wall"
-
-
-CLOCKS = {
-    "process_cpu": "CPU time of the whole process, user and system, all its threads (one thread is at work)",
-    "wall": "wall-clock time (several threads are at work)",
-    "cuda_events": "time between two CUDA events on the current stream, L2 cache flushed before",
-}
-
-
-@dataclass
-class Samples:
-    """Seconds per call; one entry per sample and clock."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    cuda: list[float] = field(default_factory=list)
-
-    def of(self, clock: str) -> list[float]:
-        return {"process_cpu": self.cpu, "wall": self.wall, "cuda_events": self.cuda}[clock]
-
-
-def quantile(values: Iterable[float], q: float) -> float:
-    """Linear-interpolated quantile, 0 <= q <= 1; ValueError when there are no values."""
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("values: expected at least one, got none")
-    position = q * (len(ordered) - 1)
-    low = math.floor(position)
-    high = math.ceil(position)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def summary(samples: Samples, clock: str) -> dict[str, Any]:
-    """Median and quartiles in milliseconds, on the clock in force and on the others that were read."""
-    values = samples.of(clock)
-    return {
-        "ms": quantile(values, 0.5) * 1e3,
-        "ms_quartiles": [quantile(values, 0.25) * 1e3, quantile(values, 0.75) * 1e3],
-        "runs": len(values),
-        "wall_ms": quantile(samples.wall, 0.5) * 1e3,
-        "cpu_ms": quantile(samples.cpu, 0.5) * 1e3,
-    }
-
-
-_flush_buffers: dict[torch.device, torch.Tensor] = {}
-
-
-def flush_l2(device: torch.device) -> None:
-    """Overwrites more memory than the device's L2 cache holds."""
-    if device not in _flush_buffers:
-        cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20))
-        _flush_buffers[device] = torch.empty(2 * max(cache, 64 << 20), dtype=torch.uint8, device=device)
-    _flush_buffers[device].zero_()
-
-
-def take_sample(run: Callable[[], Any], device: torch.device, repeats: int, samples: Samples) -> float:
-    """Call run `repeats` times under the clocks, add the time per call; returns wall seconds of it all."""
-    events = None
-    if device.type == "cuda":
-        flush_l2(device)
-        events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        torch.cuda.synchronize(device)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        wall, cpu = time.perf_counter(), time.process_time()
-        if events:
-            events[0].record()
-        for _ in range(repeats):
-            run()
-        if events:
-            events[1].record()
-            torch.cuda.synchronize(device)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    finally:
-        if collecting:
-            gc.enable()
-    samples.wall.append(wall / repeats)
-    samples.cpu.append(cpu / repeats)
-    if events:
-        samples.cuda.append(events[0].elapsed_time(events[1]) * 1e-3 / repeats)
-    return wall
-
-
-def repeats_for(seconds: float, device: torch.device) -> int:
-    """Calls per sample. CUDA calls stand alone, because the L2 flush must come before each of them."""
-    if device.type == "cuda":
-        return 1
-    return max(1, min(MOST_REPEATS, math.ceil(SHORTEST_SAMPLE_S / max(seconds, 1e-9))))
 
 
 def time_in_turns(
@@ -214,7 +128,8 @@ def time_in_turns(
     `first` holds each side's first, warming run. It says how often a short side is repeated inside one
     sample, and for a side that is allowed a single sample and took longer than its budget it is that
     sample. A side drops out after plan.most samples, or once it has its fewest and its time budget is
-    spent.
+    spent. On a GPU the wall clock reads UNAIDED calls of each side as they come, and the samples in turns
+    are those of `take_device_sample`.
     """
     samples = {side.name: Samples() for side in sides}
     repeats: dict[str, int] = {}
@@ -228,7 +143,11 @@ def time_in_turns(
         elif side.fewest == 1 and warm.wall[0] > plan.seconds:
             samples[side.name] = warm
         repeats[side.name] = repeats_for(min(warm.wall), plan.device)
-    spent = {side.name: sum(samples[side.name].wall) for side in sides}
+    if plan.device.type == "cuda":
+        for side in sides:
+            if not samples[side.name].wall:
+                _unaided(side, reset, plan, samples[side.name])
+    spent = {side.name: sum(samples[side.name].of(plan.clock)) for side in sides}
     turn = 0
     while True:
         waiting = [side for side in sides if not _finished(side, samples[side.name], spent[side.name], plan)]
@@ -237,11 +156,23 @@ def time_in_turns(
         turn += 1
         for side in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
             reset()
-            spent[side.name] += take_sample(side.run, plan.device, repeats[side.name], samples[side.name])
+            if plan.device.type == "cuda":
+                spent[side.name] += take_device_sample(side.run, plan.device, samples[side.name], side.host)
+            else:
+                spent[side.name] += take_sample(side.run, plan.device, repeats[side.name], samples[side.name])
+
+
+def _unaided(side: Side, reset: Callable[[], None], plan: Plan, samples: Samples) -> None:
+    """Wall and CPU time, and how long the host needs to issue a call, as they are without a wait."""
+    for _ in range(UNAIDED):
+        reset()
+        if take_sample(side.run, plan.device, 1, samples) > plan.seconds:
+            break
+    samples.cuda.clear()
 
 
 def _finished(side: Side, samples: Samples, spent: float, plan: Plan) -> bool:
-    taken = len(samples.wall)
+    taken = len(samples.of(plan.clock))
     return taken >= plan.most or (taken >= min(side.fewest, plan.most) and spent >= plan.seconds)
 
 
@@ -263,7 +194,8 @@ def floor_of(work: dict[str, Any], floors: dict[str, Any], threads: int) -> dict
     memory = work["bytes"] / (_memory_gbps(rates, work.get("footprint")) * 1e9) * 1e3
     generator_rate = rates.get("generator_gnormals")
     generator = work["normals"] / (generator_rate * 1e9) * 1e3 if generator_rate else 0.0
-    compute = work["flops"] / (rates["fma_gflops"] * 1e9) * 1e3
+    peak = rates.get(f"{work.get('precision', 'f32')}_gflops") or rates["fma_gflops"]
+    compute = work["flops"] / (peak * 1e9) * 1e3
     return {
         "floor_ms": compute + max(memory, generator),
         "floor_parts_ms": {"memory": memory, "generator": generator, "compute": compute},
@@ -378,6 +310,14 @@ def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None
     record["why_missing"] = case.needs()
     if record["why_missing"]:
         return record
+    try:
+        _measure(record, case, plan, measure_memory)
+    except Exception as error:  # the other cases still run
+        record.update(ms=None, why_missing=_reason(error))
+    return record
+
+
+def _measure(record: dict[str, Any], case: Case, plan: Plan, measure_memory: MeasureMemory | None) -> None:
     workload = case.build(plan.device, False)
     record.update(note=workload.note, work=asdict(workload.work))
     record["peers"] = [_blank_peer(side) for side in workload.others]
@@ -391,6 +331,10 @@ def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None
     ready = [side for side in _sides(workload) if side.name in first]
     for name, taken in time_in_turns(ready, workload.reset, plan, first).items():
         places[name].update(summary(taken, plan.clock))
+    if plan.device.type == "cuda":
+        for side in ready:
+            if side.host:
+                places[side.name]["clock"] = "wall"
     for peer in record["peers"]:
         if peer["ms"] and record["ms"]:
             peer["times_ours"] = peer["ms"] / record["ms"]
@@ -404,7 +348,6 @@ def run_case(case: Case, plan: Plan, measure_memory: MeasureMemory | None = None
         peaks = measure_memory(case.id, names, plan)
     for name, peak in peaks.items():
         places[name].update(peak)
-    return record
 
 
 def _blank_record(case: Case, plan: Plan) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .peers import compiled
 from .zo import DTYPES, SEED, _backend, _missing, _version
 
 BATCH, LENGTH, VOCABULARY, WIDTH = 4, 512, 50_257, 768
@@ -78,6 +79,12 @@ def _sequence(dtype_name: str, device: torch.device, tiny: bool) -> Workload:
                 partial(_chunked_nll, logits, labels),
                 version=HAND,
                 agree=lambda a, b: compare_values(a, b, 0.05),
+            ),
+            compiled.side(
+                _published_nll,
+                lambda f: f(logits, labels),
+                lambda a, b: compare_values(a, b, near),
+                device,
             ),
         ],
         work=Work(bytes=float(logits.nbytes)),

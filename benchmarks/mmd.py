@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .peers import compiled
 from .zo import _backend, _missing, _version
 
 KERNELS, WIDTH = 5, 64
@@ -47,14 +48,17 @@ def _in_their_way(loss: Callable[[], Tensor], x: Tensor, y: Tensor) -> Callable[
     return lambda _, theirs: _relative(_gradients(loss, x, y), theirs)
 
 
-def _fits(size: float) -> Callable[[], str | None]:
+def _fits(size: float, device: torch.device) -> Callable[[], str | None]:
     """Why `size` bytes are too many here, or None."""
 
     def prepare() -> str | None:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size < 0.6 * pages:
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size < 0.6 * free:
             return None
-        return f"out of memory: it would need about {size / 2**30:.0f} GiB, {pages / 2**30:.0f} GiB are free"
+        return f"out of memory: it would need about {size / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
 
     return prepare
 
@@ -71,6 +75,19 @@ def _msmda(x: Tensor, y: Tensor) -> Tensor:
     assert isinstance(k, Tensor)
     m = x.shape[0]
     return k[:m, :m].mean() + k[m:, m:].mean() - k[:m, m:].mean() - k[m:, :m].mean()
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    """As a careful user writes it: distances from one matrix product, and each kernel in memory once."""
+    m, total = x.shape[0], torch.cat((x, y))
+    n = total.shape[0]
+    square = total.square().sum(1)
+    distance = (square[:, None] + square[None] - 2 * total @ total.T).clamp_min(0)
+    width = distance.detach().sum() / (n * n - n) / 2.0 ** (KERNELS // 2)
+    k = torch.exp(-distance / width)
+    for u in range(1, KERNELS):
+        k = k + torch.exp(-distance / (width * 2.0**u))
+    return k[:m, :m].mean() + k[m:, m:].mean() - 2 * k[:m, m:].mean()
 
 
 def _tllib(x: Tensor, y: Tensor) -> Tensor:
@@ -95,7 +112,7 @@ def _tllib_ours(x: Tensor, y: Tensor) -> Tensor:
 
 def _adapt(x: Tensor, y: Tensor, scales: int) -> Tensor:
     layers = import_module("pytorch_adapt.layers")
-    values = torch.tensor([2.0**u for u in range(-(scales // 2), scales // 2 + 1)])
+    values = torch.tensor([2.0**u for u in range(-(scales // 2), scales // 2 + 1)], device=x.device)
     return layers.MMDLoss(kernel_scales=values if scales > 1 else 1, mmd_type="quadratic")(x, y)
 
 
@@ -115,6 +132,17 @@ def _geomloss_ours(x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * mmd(x, y, kernels=1, bandwidth=2.0 * 8.0**2)
 
 
+def _compiled(x: Tensor, y: Tensor, device: torch.device, size: float) -> Side:
+    from tenfold.ops import mmd
+
+    agree = _in_their_way(lambda: mmd(x, y), x, y)
+    found = compiled.side(_matmul, lambda f: _gradients(lambda: f(x, y), x, y), agree, device)
+    compile_it, fits = found.prepare, _fits(size, device)
+    assert compile_it is not None
+    found.prepare = lambda: fits() or compile_it()
+    return found
+
+
 def _mk(n: int, device: torch.device, tiny: bool) -> Workload:
     from tenfold.ops import mmd
 
@@ -132,7 +160,7 @@ def _mk(n: int, device: torch.device, tiny: bool) -> Workload:
         package: str | None = None,
     ) -> Side:
         def prepare() -> str | None:
-            return (_missing(package) if package else None) or _fits(size)()
+            return (_missing(package) if package else None) or _fits(size, device)()
 
         return Side(
             name,
@@ -153,6 +181,8 @@ def _mk(n: int, device: torch.device, tiny: bool) -> Workload:
         ),
         others=[
             peer("msmda", _msmda, mmd, EXPRESSION.format("VoiceBeer/MS-MDA"), pairs * WIDTH * 16),
+            peer("torch", _matmul, mmd, f"written by hand on torch {torch.__version__}", pairs * 4 * 14),
+            _compiled(x, y, device, pairs * 4 * 8),
             peer("tllib", _tllib, _tllib_ours, EXPRESSION.format("TLlib"), pairs * WIDTH * 32),
             peer(
                 "pytorch_adapt",

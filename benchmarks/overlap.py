@@ -67,6 +67,17 @@ def _numpy_side(a: Array, b: Array, labels: int) -> Side:
     return Side("numpy_bincount", run, version=np.__version__, agree=agree)
 
 
+def _torch_side(x: torch.Tensor, y: torch.Tensor, labels: int) -> Side:
+    def run() -> torch.Tensor:
+        pairs = x.reshape(-1).long() * labels + y.reshape(-1)
+        return torch.bincount(pairs, minlength=labels * labels).view(labels, labels)
+
+    def agree(ours: Array, theirs: Array) -> Agreement:
+        return close(ours, theirs, 0.0, "largest difference of a count")
+
+    return Side("torch_bincount", run, version=f"torch {torch.__version__}", agree=agree)
+
+
 def _simpleitk_side(a: Array, b: Array) -> Side:
     held: dict[str, Any] = {}
 
@@ -78,7 +89,7 @@ def _simpleitk_side(a: Array, b: Array) -> Side:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
             held["images"] = (sitk.GetImageFromArray(a), sitk.GetImageFromArray(b))
             held["filter"] = sitk.LabelOverlapMeasuresImageFilter()
-            held["labels"] = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
+            held["labels"] = ts512.present(a, b)
         return why
 
     def run() -> Array:
@@ -86,13 +97,15 @@ def _simpleitk_side(a: Array, b: Array) -> Side:
         measures.Execute(*held["images"])
         return np.array([measures.GetDiceCoefficient(label) for label in held["labels"]])
 
-    return Side("simpleitk", run, version=package("SimpleITK"), agree=dice_agrees, prepare=prepare)
+    return Side("simpleitk", run, version=package("SimpleITK"), agree=dice_agrees, prepare=prepare, host=True)
 
 
-def _memory_needed(voxels: int, labels: int) -> str | None:
+def _memory_needed(voxels: int, labels: int, device: torch.device) -> str | None:
     """Why one-hot tensors of int64, several at a time, do not fit, or None."""
     need = 3 * 8 * voxels * labels
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        have = torch.cuda.get_device_properties(device).total_memory
     if need < 0.6 * have:
         return None
     return (
@@ -100,29 +113,28 @@ def _memory_needed(voxels: int, labels: int) -> str | None:
     )
 
 
-def _torchmetrics_side(a: Array, b: Array, labels: int) -> Side:
+def _torchmetrics_side(a: torch.Tensor, b: torch.Tensor, labels: int, present: list[int]) -> Side:
     def prepare() -> str | None:
-        return absent("torchmetrics") or _memory_needed(a.size, labels)
+        return absent("torchmetrics") or _memory_needed(a.numel(), labels, a.device)
 
     def run() -> Array:
         from torchmetrics.functional.segmentation import dice_score
 
-        preds, target = (torch.from_numpy(x.astype(np.int64))[None] for x in (b, a))
+        preds, target = (x.long()[None] for x in (b, a))
         options: dict[str, Any] = {"include_background": True, "input_format": "index", "average": "none"}
         scores = dice_score(preds, target, labels, **options)
-        present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
-        return scores[0].numpy()[present]
+        return scores[0].cpu().numpy()[present]
 
     return Side(
         "torchmetrics", run, version=package("torchmetrics"), agree=dice_agrees, prepare=prepare, fewest=1
     )
 
 
-def _monai_side(a: Array, b: Array, labels: int) -> Side:
+def _monai_side(a: torch.Tensor, b: torch.Tensor, labels: int, present: list[int]) -> Side:
     def run() -> Array:
         from monai.metrics import DiceHelper
 
-        tensors = (torch.from_numpy(x)[None, None] for x in (b, a))
+        tensors = (x[None, None] for x in (b, a))
         helper = DiceHelper(
             include_background=True,
             get_not_nans=False,
@@ -130,9 +142,7 @@ def _monai_side(a: Array, b: Array, labels: int) -> Side:
             num_classes=labels,
             reduction="none",
         )
-        scores = helper(*tensors)[0].numpy()
-        present = [int(x) for x in np.union1d(np.unique(a), np.unique(b)) if x]
-        return scores[present]
+        return helper(*tensors)[0].cpu().numpy()[present]
 
     return Side(
         "monai", run, version=package("monai"), agree=dice_agrees, prepare=partial(absent, "monai"), fewest=1
@@ -151,9 +161,11 @@ def _counts(dtype: str, boxes: bool, device: torch.device, tiny: bool) -> Worklo
         found = overlap_counts(x, y, labels, boxes=boxes)
         return found[0] if boxes else found
 
-    peers = [_simpleitk_side(a, b), _numpy_side(a, b, labels)]
+    by_hand = _torch_side(x, y, labels) if device.type == "cuda" else _numpy_side(a, b, labels)
+    peers = [_simpleitk_side(a, b), by_hand]
     if dtype == "uint8" and not boxes:
-        peers += [_monai_side(a, b, labels), _torchmetrics_side(a, b, labels)]
+        present = ts512.present(target, pred)
+        peers += [_monai_side(x, y, labels, present), _torchmetrics_side(x, y, labels, present)]
     return Workload(
         ours=Side(
             "tenfold",

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .harness import CLOCKS, Plan
+from .clocks import CLOCKS
+from .harness import Plan
 
 SCHEMA = "tenfold.bench/1"
 
@@ -147,9 +148,16 @@ def _floor_lines(floors: dict[str, Any]) -> list[str]:
         lines.append(
             f"- {threads} thread(s): copy {rates['copy_gbps']:.1f} GB/s, "
             f"in place {rates['inplace_gbps']:.1f} GB/s, "
-            f"f32 multiply-add {rates['fma_gflops']:.0f} GFLOP/s ({rates['fma_by']}), {made}"
+            f"f32 multiply-add {rates['fma_gflops']:.0f} GFLOP/s ({rates['fma_by']}), "
+            f"{_products(rates)}{made}"
         )
     return lines
+
+
+def _products(rates: dict[str, Any]) -> str:
+    if "bf16_gflops" not in rates:
+        return ""
+    return f"TF32 {rates['tf32_gflops']:.0f}, bfloat16 {rates['bf16_gflops']:.0f} GFLOP/s, "
 
 
 def _curves(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -75,7 +75,13 @@ def _surface_distance_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]]
         return close(ours, theirs, 1e-9, "largest difference of any of " + ", ".join(NAMES))
 
     return Side(
-        "surface_distance", run, version=package("surface-distance"), agree=agree, prepare=prepare, fewest=1
+        "surface_distance",
+        run,
+        version=package("surface-distance"),
+        agree=agree,
+        prepare=prepare,
+        fewest=1,
+        host=True,
     )
 
 
@@ -96,7 +102,13 @@ def _monai_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]]) -> Side:
         return close(ours[:, 0], theirs, 2e-6, "largest difference of NSD, which alone it computes")
 
     return Side(
-        "monai", run, version=package("monai"), agree=agree, prepare=partial(absent, "monai"), fewest=1
+        "monai",
+        run,
+        version=package("monai"),
+        agree=agree,
+        prepare=partial(absent, "monai"),
+        fewest=1,
+        host=True,
     )
 
 
@@ -118,7 +130,13 @@ def _medpy_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]], edge: Cal
         return close(want, theirs, 1e-9, "largest difference of HD95 and ASSD, by our edge definition")
 
     return Side(
-        "medpy", run, version=package("MedPy"), agree=agree, prepare=partial(absent, "medpy"), fewest=1
+        "medpy",
+        run,
+        version=package("MedPy"),
+        agree=agree,
+        prepare=partial(absent, "medpy"),
+        fewest=1,
+        host=True,
     )
 
 
@@ -154,7 +172,7 @@ def _workload(
 
 
 def _present(a: Array) -> list[tuple[int, ...]]:
-    return [(int(label),) for label in np.unique(a) if label]
+    return [(label,) for label in ts512.present(a)]
 
 
 def _all(device: torch.device, tiny: bool) -> Workload:
@@ -205,15 +223,15 @@ def _edt(dtype: torch.dtype, device: torch.device, tiny: bool) -> Workload:
     def agree(ours: Array, theirs: Array) -> Agreement:
         return close(ours, theirs, 1e-3, "largest difference of any distance in mm")
 
+    def peer(name: str, run: Callable[[], Array]) -> Side:
+        return Side(name, run, version=package(name), agree=agree, prepare=partial(absent, name), host=True)
+
     return Workload(
         ours=Side(
             "tenfold", lambda: edt(x, spacing, dtype=dtype), version=_version(), kind="ours",
             backend=partial(_backend, "edt", device),
         ),
-        others=[
-            Side("edt", edt_package, version=package("edt"), agree=agree, prepare=partial(absent, "edt")),
-            Side("scipy", scipy, version=package("scipy"), agree=agree, prepare=partial(absent, "scipy")),
-        ],
+        others=[peer("edt", edt_package), peer("scipy", scipy)],
         work=Work(bytes=float(features.nbytes + 5 * features.size * dtype.itemsize)),
         keep=lambda result: result.cpu().numpy() if isinstance(result, torch.Tensor) else result,
         note=f"{' x '.join(map(str, shape))} voxels, {int(features.sum()):,} features; three passes",

@@ -83,6 +83,12 @@ def moved(target: Labels) -> Labels:
     return pred
 
 
+def present(*volumes: Labels) -> list[int]:
+    """The labels above 0 that any of the volumes has, in order."""
+    counts = sum(np.bincount(v.reshape(-1), minlength=256) for v in volumes)
+    return [int(label) for label in np.flatnonzero(counts) if label]
+
+
 @lru_cache(maxsize=2)
 def volumes(tiny: bool = False) -> tuple[Labels, Labels, str]:
     """Target, prediction, and what they are; uint8 (z, y, x)."""
@@ -95,7 +101,7 @@ def volumes(tiny: bool = False) -> tuple[Labels, Labels, str]:
         if place
         else "seeded ellipsoids (no real volume given)"
     )
-    structures = len(np.unique(target)) - 1
+    structures = len(present(target))
     size = " x ".join(map(str, shape))
     note = f"{name}, {size}, {structures} structures, target against itself moved by 2 and 3 voxels"
     return target, moved(target), note

@@ -258,7 +258,8 @@ class OptModel:
             num_attention_heads=12,
             ffn_dim=sizes["ffn"],
         )
-        model: Any = OPTForCausalLM(config)
+        with device:  # drawing the first weights on the CPU takes seconds
+            model: Any = OPTForCausalLM(config)
         self.model = model.to(device=device, dtype=torch.float32).eval()
         shapes = [(name, tuple(p.shape)) for name, p in self.model.named_parameters()]
         self.named = list(self.model.named_parameters())

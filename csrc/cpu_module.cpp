@@ -2,6 +2,8 @@
 #include <map>
 
 #include "args.hpp"
+#include "coverage_door.hpp"
+#include "distance_door.hpp"
 #include "dual_door.hpp"
 #include "isa.hpp"
 #include "logprob/logprob_api.hpp"
@@ -9,6 +11,7 @@
 #include "mmd_door.hpp"
 #include "overlap_door.hpp"
 #include "rows_door.hpp"
+#include "scores_door.hpp"
 #include "softdice_door.hpp"
 #include "sophia_door.hpp"
 #include "surface_door.hpp"
@@ -29,6 +32,12 @@
   extern const tenfold::SurfaceKernels surface_kernels;     \
   extern const tenfold::EdtKernels edt_kernels;             \
   extern const tenfold::MmdKernels mmd_kernels;             \
+  extern const tenfold::DistanceKernels distance_kernels;   \
+  extern const tenfold::KCenterKernels kcenter_kernels;     \
+  extern const tenfold::CoverKernels cover_kernels;         \
+  extern const tenfold::ScoreKernels score_kernels;         \
+  extern const tenfold::MedianKernels median_kernels;       \
+  extern const tenfold::FgradKernels fgrad_kernels;         \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -60,6 +69,12 @@ struct Kernels {
   const SurfaceKernels* surface;
   const EdtKernels* edt;
   const MmdKernels* mmd;
+  const DistanceKernels* distance;
+  const KCenterKernels* kcenter;
+  const CoverKernels* coverage;
+  const ScoreKernels* scores;
+  const MedianKernels* medians;
+  const FgradKernels* fgrad;
 };
 
 const std::map<std::string, Kernels>& tables() {
@@ -68,25 +83,29 @@ const std::map<std::string, Kernels>& tables() {
        {&tf_baseline::zo_kernels, &tf_baseline::logprob_kernels, &tf_baseline::lowrank_kernels, &tf_baseline::dual_kernels,
         &tf_baseline::sophia_kernels, &tf_baseline::row_kernels, &tf_baseline::softdice_kernels, &tf_baseline::volume_kernels,
         &tf_baseline::component_kernels, &tf_baseline::overlap_kernels, &tf_baseline::surface_kernels, &tf_baseline::edt_kernels,
-        &tf_baseline::mmd_kernels}},
+        &tf_baseline::mmd_kernels, &tf_baseline::distance_kernels, &tf_baseline::kcenter_kernels, &tf_baseline::cover_kernels,
+        &tf_baseline::score_kernels, &tf_baseline::median_kernels, &tf_baseline::fgrad_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2",
        {&tf_avx2::zo_kernels, &tf_avx2::logprob_kernels, &tf_avx2::lowrank_kernels, &tf_avx2::dual_kernels, &tf_avx2::sophia_kernels,
         &tf_avx2::row_kernels, &tf_avx2::softdice_kernels, &tf_avx2::volume_kernels, &tf_avx2::component_kernels, &tf_avx2::overlap_kernels,
-        &tf_avx2::surface_kernels, &tf_avx2::edt_kernels, &tf_avx2::mmd_kernels}},
+        &tf_avx2::surface_kernels, &tf_avx2::edt_kernels, &tf_avx2::mmd_kernels, &tf_avx2::distance_kernels, &tf_avx2::kcenter_kernels,
+        &tf_avx2::cover_kernels, &tf_avx2::score_kernels, &tf_avx2::median_kernels, &tf_avx2::fgrad_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512",
        {&tf_avx512::zo_kernels, &tf_avx512::logprob_kernels, &tf_avx512::lowrank_kernels, &tf_avx512::dual_kernels,
         &tf_avx512::sophia_kernels, &tf_avx512::row_kernels, &tf_avx512::softdice_kernels, &tf_avx512::volume_kernels,
         &tf_avx512::component_kernels, &tf_avx512::overlap_kernels, &tf_avx512::surface_kernels, &tf_avx512::edt_kernels,
-        &tf_avx512::mmd_kernels}},
+        &tf_avx512::mmd_kernels, &tf_avx512::distance_kernels, &tf_avx512::kcenter_kernels, &tf_avx512::cover_kernels,
+        &tf_avx512::score_kernels, &tf_avx512::median_kernels, &tf_avx512::fgrad_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon",
        {&tf_neon::zo_kernels, &tf_neon::logprob_kernels, &tf_neon::lowrank_kernels, &tf_neon::dual_kernels, &tf_neon::sophia_kernels,
         &tf_neon::row_kernels, &tf_neon::softdice_kernels, &tf_neon::volume_kernels, &tf_neon::component_kernels, &tf_neon::overlap_kernels,
-        &tf_neon::surface_kernels, &tf_neon::edt_kernels, &tf_neon::mmd_kernels}},
+        &tf_neon::surface_kernels, &tf_neon::edt_kernels, &tf_neon::mmd_kernels, &tf_neon::distance_kernels, &tf_neon::kcenter_kernels,
+        &tf_neon::cover_kernels, &tf_neon::score_kernels, &tf_neon::median_kernels, &tf_neon::fgrad_kernels}},
 #endif
   };
   return all;
@@ -453,4 +472,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_surface(m, kernels.surface);
   bind_edt(m, kernels.edt);
   bind_mmd(m, kernels.mmd);
+  bind_distance(m, kernels.distance, kernels.kcenter);
+  bind_coverage(m, kernels.coverage);
+  bind_scores(m, kernels.scores, kernels.medians, kernels.fgrad);
 }

@@ -7,12 +7,15 @@
 #include <map>
 
 #include "args.hpp"
+#include "coverage_cuda_door.hpp"
+#include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
+#include "scores_cuda_door.hpp"
 #include "softdice_cuda_door.hpp"
 #include "sophia_cuda_door.hpp"
 #include "zo/zo_cuda.hpp"
@@ -395,4 +398,7 @@ PYBIND11_MODULE(_cuda, m) {
   bind_softdice_cuda(m, on_device);
   bind_overlap_cuda(m, on_device);
   bind_mmd_cuda(m, on_device);
+  bind_coverage_cuda(m, on_device);
+  bind_scores_cuda(m, on_device);
+  bind_distance_cuda(m, on_device);
 }

@@ -10,12 +10,16 @@ family can be measured by itself:
 
     tenfold bench sophia logprob --json bench.json && python docs/update_readme.py bench.json
 
-Every figure in the README comes from here, so each one can be traced to a record that `tenfold bench` wrote.
+    python docs/update_readme.py --gpu DIR/gpu.json   takes a GPU's run in: docs/gpu.json, docs/gpu.md
+
+Every figure in the README comes from here, so each one can be traced to a record that `tenfold bench` wrote;
+every figure of docs/gpu.md to one of `python -m tenfold.benchmarks.gpu`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -28,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RECORD = ROOT / "docs" / "bench.json"
 PICTURE = ROOT / "docs" / "_static" / "bench.svg"
+GPU_PAGE = ROOT / "docs" / "gpu.md"
+GPU_RECORD = ROOT / "docs" / "gpu.json"
 BEGIN, END = "<!-- benchmarks:begin (docs/update_readme.py) -->", "<!-- benchmarks:end -->"
 
 WHAT = {
@@ -330,11 +336,38 @@ def _sentence(text: str) -> str:
 
 
 def replaced(readme: str, block: str) -> str:
-    """The README with the text between the two markers exchanged. ValueError if a marker is missing."""
+    """The page with the text between the two markers exchanged. ValueError if a marker is missing."""
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"README.md: expected the markers {BEGIN} and {END} once, in this order")
+        raise ValueError(f"page: expected the markers {BEGIN} and {END} once, in this order")
     return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme)
+
+
+def gpu_table(path: Path) -> str:
+    """What `python -m tenfold.benchmarks.gpu` wrote, as the table of docs/gpu.md.
+
+    Raises:
+        ValueError: another schema, a test or memory check that failed, or a peer that disagrees.
+    """
+    report = _load(ROOT / "benchmarks" / "gpu_report.py")
+    result = report.checked(json.loads(path.read_text(encoding="utf-8")))
+    for name in ("tests", "sanitizer"):
+        if not result["parts"].get(name, {"ok": True})["ok"]:
+            raise ValueError(f"{path}: {name} did not end well: {report.summary(result)}")
+    for record in result["parts"].get("bench", {"records": []})["records"]:
+        wrong = [p["name"] for p in record["peers"] if p["ms"] is not None and not p["agrees"]]
+        if wrong:
+            raise ValueError(f"{path}: {record['id']} disagrees with {', '.join(wrong)}")
+    return str(report.table(result))
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _write(path: Path, text: str) -> None:
@@ -355,6 +388,7 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing, say whether README and picture are up to date"
     )
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="gpu.json of tenfold.benchmarks.gpu")
     options = parser.parse_args()
     result = load(options.json)
     if options.json.resolve() != RECORD and RECORD.exists():
@@ -362,6 +396,12 @@ def main() -> int:
     wanted = {README: replaced(README.read_text(encoding="utf-8"), table(result)), PICTURE: picture(result)}
     if options.json.resolve() != RECORD:
         wanted[RECORD] = json.dumps(result, indent=1) + "\n"
+    gpu = options.gpu or GPU_RECORD
+    if gpu.exists():
+        wanted[GPU_PAGE] = replaced(GPU_PAGE.read_text(encoding="utf-8"), gpu_table(gpu))
+        wanted[GPU_RECORD] = gpu.read_text(encoding="utf-8")
+    elif options.gpu:
+        parser.error(f"--gpu: expected a file, got {gpu}")
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     ]

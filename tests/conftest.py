@@ -63,6 +63,11 @@ class Backend:
     device: torch.device
     isa: str | None = None
 
+    @property
+    def interpreted(self) -> bool:
+        """Triton without a GPU: its interpreter takes seconds for what others do in milliseconds."""
+        return self.name == "triton" and self.device.type == "cpu"
+
     def __str__(self) -> str:
         return f"cpu-{self.isa}" if self.isa else self.name
 

@@ -1,5 +1,6 @@
-"""The reference's perturbation pass put into a form that torch.compile takes.
+"""torch.compile as a side: of an expression (`side`), and of the reference's perturbation pass.
 
+The pass is put into a form that torch.compile takes.
 The reference emulates fused multiply-adds to the bit, which makes a graph that takes minutes to compile.
 Here the Philox words are the same, while logarithm, root, sine and cosine are torch's own in float32; so z
 differs from the library's by rounding only (a few 1e-7), and the comparison says by how much.
@@ -15,9 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..harness import Agreement, Side
 
 LIMIT_S = 180
 LOW32 = 0xFFFFFFFF
@@ -68,10 +72,9 @@ def compiled_gaussian_pass(
     dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor], None]:
     """The pass, compiled now; TimeoutError after LIMIT_S seconds, RuntimeError without a compiler."""
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, none found")
     import torch._inductor.config as inductor
 
+    _needs_compiler(device)
     compiled: Callable[[Tensor, Tensor, Tensor], None] = torch.compile(
         gaussian_pass_, dynamic=True, fullgraph=True
     )
@@ -86,6 +89,40 @@ def compiled_gaussian_pass(
     return compiled
 
 
+def _needs_compiler(device: torch.device) -> None:
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, none found")
+
+
+def side(
+    function: Callable[..., Any],
+    run: Callable[[Callable[..., Any]], Any],
+    agree: Callable[[Any, Any], Agreement],
+    device: torch.device,
+) -> Side:
+    """`run` of `function` compiled for the shapes of the case, before anything is timed."""
+    held: list[Callable[..., Any]] = []
+
+    def prepare() -> None:
+        import torch._inductor.config as inductor
+
+        _needs_compiler(device)
+        held.append(torch.compile(function, dynamic=False))
+        with inductor.patch(compile_threads=1), _time_limit(LIMIT_S):
+            run(held[0])
+
+    return Side(
+        "torch.compile",
+        lambda: run(held[0]),
+        version=f"torch {torch.__version__}",
+        agree=agree,
+        prepare=prepare,
+        kind="compiled",
+        fewest=2,
+        measure_memory=False,
+    )
+
+
 def address(stream: int, query: int, seed: int, device: torch.device) -> Tensor:
     """(stream, query, low and high word of the seed) as one tensor, so that no value is compiled in."""
     return torch.tensor([stream, query, seed & LOW32, seed >> 32], dtype=torch.int64, device=device)
@@ -93,7 +130,16 @@ def address(stream: int, query: int, seed: int, device: torch.device) -> Tensor:
 
 def perturb(tensors: Sequence[Tensor], seed: int, query: int, c: float) -> None:
     """The whole pass over a list; streams are 0, 1, 2, ..."""
-    scale = torch.tensor(c, dtype=torch.float32, device=tensors[0].device)
     run = compiled_gaussian_pass(tensors[0].dtype, tensors[0].device)
-    for stream, tensor in enumerate(tensors):
-        run(tensor.view(-1), address(stream, query, seed, tensor.device), scale)
+    addresses, scale = _arguments(len(tensors), seed, query, c, tensors[0].device)
+    for tensor, at in zip(tensors, addresses, strict=True):
+        run(tensor.view(-1), at, scale)
+
+
+@cache
+def _arguments(
+    count: int, seed: int, query: int, c: float, device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Addresses and scale on the device; a copy from the host in each call would wait for the device."""
+    addresses = [address(stream, query, seed, device) for stream in range(count)]
+    return addresses, torch.tensor(c, dtype=torch.float32, device=device)

@@ -96,6 +96,20 @@ def _multiply(out: Tensor, x: Tensor, rows: Tensor, bias: Tensor | None) -> None
     out.copy_(product)
 
 
+def _multiply_together(out: Tensor, x: Tensor, rows: Tensor, bias: Tensor | None) -> None:
+    """_multiply for all copies: out [P, M, rows], x [P, M, K], rows [P, rows, K], bias [P, rows].
+
+    One product fills a GPU that the products of single copies would leave half idle.
+    """
+    to = out if out.dtype == x.dtype and out.is_contiguous() else None
+    if bias is None:
+        product = torch.bmm(x, rows.mT, out=to)
+    else:
+        product = torch.baddbmm(bias.unsqueeze(1), x, rows.mT, out=to)
+    if to is None:
+        out.copy_(product)
+
+
 def linear(
     fill: Fill,
     x: Tensor,
@@ -129,14 +143,17 @@ def linear(
         rows = min(height, n - row)
         for query, members in groups:
             if query < 0:
-                plain = weight[row : row + rows].to(math)
-                tiles = [plain] * len(members)
+                tiles = weight[row : row + rows].to(math).expand(len(members), -1, -1)
             else:
                 if buffer is None:
                     buffer = _scratch(most * min(height, n) * k, math, x.device)
-                tiles = [buffer[i * rows * k : (i + 1) * rows * k].view(rows, k) for i in range(len(members))]
-                fill(weight, row, tiles, [coefs[p] for p in members], seed, stream or 0, query, dist, z_round)
+                tiles = buffer[: len(members) * rows * k].view(len(members), rows, k)
+                chosen = [coefs[p] for p in members]
+                fill(weight, row, list(tiles), chosen, seed, stream or 0, query, dist, z_round)
+            shift = None if shifts is None else shifts[:, row : row + rows]
+            if x.is_cuda and query >= 0 and len(members) == copies:
+                _multiply_together(out[:, :, row : row + rows], flat, tiles, shift)
+                continue
             for tile, p in zip(tiles, members, strict=True):
-                shift = None if shifts is None else shifts[p, row : row + rows]
-                _multiply(out[p, :, row : row + rows], flat[p], tile, shift)
+                _multiply(out[p, :, row : row + rows], flat[p], tile, None if shift is None else shift[p])
     return out.view(*x.shape[:-1], n)

@@ -1,5 +1,6 @@
-// Rows of logits on CUDA: one thread block per row, one warp per block of 2048 entries, which it searches for the maximum and then sums
-// about it while they are in the first-level cache. Bound by memory on a data-centre device: one read of the logits.
+// Rows of logits on CUDA: one thread block per row, one warp per block of 2048 entries, which it reads into registers, searches for the
+// maximum and sums about it. Bound by memory on a data-centre device: one read of the logits. A row may start at any element, so lanes read
+// single entries, 32 to 64 of them at a time. Rows without cap and temperature have kernels of their own, a third shorter.
 //
 // Lanes sum in float32, and are joined in double. The integer weights of the label draw are summed exactly, so the labels are those of
 // every other backend.
@@ -12,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <type_traits>
 
 namespace TF_NS {
 namespace {
@@ -35,21 +37,42 @@ __device__ float exponent(float z, const RowShape& shape) {
   return shape.inverse_temperature != 1.0f ? z * shape.inverse_temperature : z;
 }
 
-template <class T>
+template <class T, bool kShaped>
 struct Row {
   const T* z;
   RowShape shape;
-  int64_t changed;  // the entry that `amount` is added to, or -1
-  float amount;
   __device__ float operator[](int64_t i) const {
-    const float x = exponent(to_math(z[i]), shape);
-    return i == changed ? x + amount : x;
+    const float x = to_math(z[i]);
+    if constexpr (kShaped) return exponent(x, shape);
+    return x;
   }
 };
 
-template <class T>
-__device__ Row<T> row_at(const Rows& rows, const RowShape& shape, int64_t r) {
-  return {row_of<const T>(rows, r), shape, -1, 0.0f};
+template <bool kShaped, class T = float>
+__device__ Row<T, kShaped> row_at(const Rows& rows, const RowShape& shape, int64_t r) {
+  return {row_of<const T>(rows, r), shape};
+}
+
+// A row with `amount` added to one entry.
+template <class X>
+struct Changed {
+  X row;
+  int64_t entry;  // or -1
+  float amount;
+  __device__ float operator[](int64_t i) const { return i == entry ? row[i] + amount : row[i]; }
+};
+
+// Entries first + lane + j * 32 of a row, -inf behind its end.
+template <int kCount, class X>
+__device__ __forceinline__ void load_lane(const X& row, int64_t first, int64_t size, float (&x)[kCount]) {
+  const int64_t at = first + threadIdx.x % kWarp;
+  if (first + kCount * kWarp <= size) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) x[j] = row[at + j * kWarp];
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) x[j] = at + j * kWarp < size ? row[at + j * kWarp] : -INFINITY;
+  }
 }
 
 __device__ float warp_max(float x) {
@@ -85,10 +108,12 @@ __device__ void move_to(LaneSums& l, float max) {
   l.max = max;
 }
 
-template <class X>
-__device__ float block_max(const X& row, int64_t first, int64_t end) {
+// The largest of what the warp holds; NaN is passed over.
+template <int kCount>
+__device__ __forceinline__ float held_max(const float (&x)[kCount]) {
   float top = kNoLogit;
-  for (int64_t i = first + threadIdx.x % kWarp; i < end; i += kWarp) top = larger(top, row[i]);
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) top = ::fmaxf(top, x[j]);
   return warp_max(top);
 }
 
@@ -144,12 +169,15 @@ __device__ int64_t end_of(int64_t first, int64_t vocabulary) { return first + kR
 // The sums of a row by all its warps; moments only where they are wanted.
 template <bool moments, class X>
 __device__ LaneSums lane_sums(const X& row, int64_t vocabulary) {
+  constexpr int kHeld = 32;
   LaneSums l = {kNoLogit, 0.0f, 0.0f, 0.0f};
-  for (int64_t first = threadIdx.x / kWarp * kRowBlock; first < vocabulary; first += kWarps * kRowBlock) {
-    const int64_t end = end_of(first, vocabulary);
-    move_to(l, larger(l.max, block_max(row, first, end)));
-    for (int64_t i = first + threadIdx.x % kWarp; i < end; i += kWarp) {
-      const float d = row[i] - l.max;
+  for (int64_t first = threadIdx.x / kWarp * int64_t{kHeld * kWarp}; first < vocabulary; first += kWarps * kHeld * kWarp) {
+    float x[kHeld];
+    load_lane(row, first, vocabulary, x);
+    move_to(l, larger(l.max, held_max(x)));
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const float d = x[j] - l.max;
       const float e = exp_nonpositive(d);
       l.s += e;
       if (moments) {
@@ -162,7 +190,7 @@ __device__ LaneSums lane_sums(const X& row, int64_t vocabulary) {
   return l;
 }
 
-template <class T>
+template <class T, bool kShaped>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const RowForwardArgs a) {
   const int64_t r = blockIdx.x;
   const int64_t target = a.targets[r], size = a.shape.vocabulary;
@@ -177,7 +205,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowForwardArgs 
     }
     return;
   }
-  const Row<T> row = row_at<T>(a.logits, a.shape, r);
+  const auto row = row_at<kShaped, T>(a.logits, a.shape, r);
   const RowSums sums = block_join(stats ? lane_sums<true>(row, size) : lane_sums<false>(row, size));
   const double lse = row_lse(sums);
   if (writes) {
@@ -204,117 +232,158 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowForwardArgs 
   a.mean_logp2[r] = second - 2.0 * log_s * first + log_s * log_s;
 }
 
-template <class T>
+// `out` may be the logits, so a thread reads all its entries before it writes one.
+template <class T, bool kShaped>
 __global__ void __launch_bounds__(kThreads) softmax_kernel(const RowSoftmaxArgs a) {
-  const int64_t r = blockIdx.x;
-  const int64_t first = blockIdx.y * kRowBlock, end = end_of(first, a.shape.vocabulary);
-  const int64_t target = a.targets[r];
+  constexpr int kHeld = kRowBlock / kThreads;
+  const int64_t r = blockIdx.x, target = a.targets[r], size = a.shape.vocabulary;
+  const int64_t first = blockIdx.y * kRowBlock + threadIdx.x;
   T* out = row_of<T>(a.out, r);
-  const T* z = row_of<const T>(a.logits, r);
+  const auto row = row_at<kShaped, T>(a.logits, a.shape, r);
   const TwoFloats lse = two_floats(a.lse[r]);
   const float coef = static_cast<float>(a.coef[r]), at_target = static_cast<float>(a.at_target[r]);
-  for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
+  float x[kHeld];
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) x[j] = target >= 0 && first + j * kThreads < size ? row[first + j * kThreads] : 0.0f;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const int64_t i = first + j * kThreads;
+    if (i >= size) continue;
     float value = 0.0f;
     if (target >= 0) {
-      const float x = exponent(to_math(z[i]), a.shape);
-      value = i == target ? at_target : coef * exp_nonpositive((x - lse.high) - lse.low);
-      if (a.shape.softcap != 0.0f) {
-        const float t = x / (a.shape.softcap * a.shape.inverse_temperature);
-        value *= 1.0f - t * t;
+      value = i == target ? at_target : coef * exp_nonpositive((x[j] - lse.high) - lse.low);
+      if constexpr (kShaped) {
+        if (a.shape.softcap != 0.0f) {
+          const float t = x[j] / (a.shape.softcap * a.shape.inverse_temperature);
+          value *= 1.0f - t * t;
+        }
+        value *= a.shape.inverse_temperature;
       }
-      value *= a.shape.inverse_temperature;
     }
     out[i] = Round<T>::nearest(value);
   }
 }
 
-template <class X>
-__device__ int64_t weight_of(const X& row, int64_t i, float max) {
-  return static_cast<int64_t>(static_cast<int32_t>(exp_exact(row[i] - max) * kWeightOne + 0.5f));
-}
+__device__ int64_t weight_of(float d) { return static_cast<int64_t>(static_cast<int32_t>(exp_exact(d) * kWeightOne + 0.5f)); }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) sample_kernel(const RowSampleArgs a) {
-  __shared__ float tops[tf_cuda::kMostBlocks];
-  __shared__ int64_t counts[tf_cuda::kMostBlocks];
-  __shared__ int64_t chosen;
-  __shared__ double left, here;
-  const int64_t r = blockIdx.x, size = a.shape.vocabulary;
-  const int64_t blocks = (size + kRowBlock - 1) / kRowBlock;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const double u = a.uniforms[r];
-  const Row<T> row = row_at<T>(a.logits, a.shape, r);
-  for (int64_t k = warp; k < blocks && u >= 0.0; k += kWarps) {
-    const int64_t first = k * kRowBlock, end = end_of(first, size);
-    const float max = block_max(row, first, end);
+// What a row is drawn from: its blocks' largest entries and sums of weights, and the block that was chosen.
+struct Draw {
+  float tops[tf_cuda::kMostBlocks];
+  int64_t counts[tf_cuda::kMostBlocks];  // -1: there is NaN or +inf
+  double parts[tf_cuda::kMostBlocks];
+  int64_t chosen;
+  double left, here;
+};
+
+template <class X>
+__device__ void count_blocks(const X& row, int64_t size, int64_t blocks, Draw& draw) {
+  for (int64_t k = threadIdx.x / kWarp; k < blocks; k += kWarps) {
+    float x[kRowBlock / kWarp];
+    load_lane(row, k * kRowBlock, size, x);
+    const float max = held_max(x);
     int64_t sum = 0;
     int bad = 0;
-    for (int64_t i = first + lane; i < end; i += kWarp) {
-      const float d = row[i] - max;
+#pragma unroll
+    for (int j = 0; j < kRowBlock / kWarp; ++j) {
+      const float d = x[j] - max;
       bad |= d != d;  // NaN, or inf - inf
-      sum += weight_of(row, i, max);
+      sum += weight_of(d);
     }
     sum = warp_sum(static_cast<long long>(sum));
     bad = warp_sum(bad);
-    if (lane == 0) {
-      tops[k] = max;
-      counts[k] = bad != 0 ? -1 : sum;
+    if (threadIdx.x % kWarp == 0) {
+      draw.tops[k] = max;
+      draw.counts[k] = bad != 0 ? -1 : sum;
     }
   }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    const double nothing = u >= 0.0 ? ::nan("") : 0.0;
-    a.tokens[r] = -1;
-    a.logp[r] = a.lse[r] = nothing;
-    chosen = -1;
-    float top = kNoLogit;
-    bool fine = u >= 0.0;
-    for (int64_t k = 0; k < blocks && fine; ++k) {
-      top = larger(top, tops[k]);
-      fine = counts[k] >= 0;
-    }
-    double total = 0.0;
-    for (int64_t k = 0; k < blocks && fine; ++k) total += static_cast<double>(counts[k]) * static_cast<double>(exp_exact(tops[k] - top));
-    if (fine && total > 0.0) {
-      const double threshold = u * total;
-      double end = 0.0;
-      for (int64_t k = 0; k < blocks; ++k) {
-        const double before = end;
-        here = static_cast<double>(exp_exact(tops[k] - top));
-        end = before + static_cast<double>(counts[k]) * here;
-        chosen = k;
-        left = threshold - before;
-        if (end > threshold) break;
-      }
-      a.lse[r] = static_cast<double>(top) + ::log(total / static_cast<double>(kWeightOne));
-    }
+}
+
+// By the first warp: products by its lanes, sums one after the other, as every backend adds them.
+__device__ void choose_block(const RowSampleArgs& a, int64_t r, int64_t blocks, double u, Draw& draw) {
+  const int lane = threadIdx.x % kWarp;
+  float top = kNoLogit;
+  int bad = u >= 0.0 ? 0 : 1;
+  for (int64_t k = lane; k < blocks && u >= 0.0; k += kWarp) {
+    top = larger(top, draw.tops[k]);
+    if (draw.counts[k] < 0) bad = 1;
   }
+  top = warp_max(top);
+  bad = warp_sum(bad);
+  for (int64_t k = lane; k < blocks && bad == 0; k += kWarp) {
+    draw.parts[k] = static_cast<double>(draw.counts[k]) * static_cast<double>(exp_exact(draw.tops[k] - top));
+  }
+  __syncwarp();
+  if (lane != 0) return;
+  const double nothing = u >= 0.0 ? ::nan("") : 0.0;
+  a.tokens[r] = -1;
+  a.logp[r] = a.lse[r] = nothing;
+  draw.chosen = -1;
+  double total = 0.0;
+  for (int64_t k = 0; k < blocks && bad == 0; ++k) total += draw.parts[k];
+  if (!(total > 0.0)) return;
+  const double threshold = u * total;
+  double end = 0.0;
+  for (int64_t k = 0; k < blocks; ++k) {
+    const double before = end;
+    end = before + draw.parts[k];
+    draw.chosen = k;
+    draw.left = threshold - before;
+    if (end > threshold) break;
+  }
+  draw.here = static_cast<double>(exp_exact(draw.tops[draw.chosen] - top));
+  a.lse[r] = static_cast<double>(top) + ::log(total / static_cast<double>(kWeightOne));
+}
+
+// Of all threads' values the sum of those before this thread.
+__device__ int64_t sum_before(int64_t mine) {
+  __shared__ int64_t warps[kWarps];
+  const int lane = threadIdx.x % kWarp;
+  int64_t sum = mine;
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int64_t before = __shfl_sync(kAll, static_cast<long long>(sum), lane >= distance ? lane - distance : lane);
+    if (lane >= distance) sum += before;
+  }
+  if (lane == kWarp - 1) warps[threadIdx.x / kWarp] = sum;
   __syncthreads();
-  if (chosen < 0 || warp != 0) return;
-  // Lanes in turn over runs of 64: the sum of the lanes before, then the first entry whose sum passes `left`.
-  const int64_t first = chosen * kRowBlock, end = end_of(first, size), run = kRowBlock / kWarp;
-  const float max = tops[chosen];
-  const int64_t from = first + lane * run, to = from + run < end ? from + run : end;
+  int64_t earlier = 0;
+  for (int w = 0; w < static_cast<int>(threadIdx.x / kWarp); ++w) earlier += warps[w];
+  return earlier + sum - mine;
+}
+
+template <class T, bool kShaped>
+__global__ void __launch_bounds__(kThreads) sample_kernel(const RowSampleArgs a) {
+  __shared__ Draw draw;
+  const int64_t r = blockIdx.x, size = a.shape.vocabulary;
+  const int64_t blocks = (size + kRowBlock - 1) / kRowBlock;
+  const double u = a.uniforms[r];
+  const auto row = row_at<kShaped, T>(a.logits, a.shape, r);
+  if (u >= 0.0) count_blocks(row, size, blocks, draw);
+  __syncthreads();
+  if (threadIdx.x < kWarp) choose_block(a, r, blocks, u, draw);
+  __syncthreads();
+  if (draw.chosen < 0) return;
+  // Each thread has a few entries of the block: the sum of those before, then the first whose sum passes `left`.
+  constexpr int kHeld = kRowBlock / kThreads;
+  const int64_t from = draw.chosen * kRowBlock + static_cast<int64_t>(threadIdx.x) * kHeld;
+  const float max = draw.tops[draw.chosen];
+  int64_t weights[kHeld];
   int64_t mine = 0, last = -1;
-  for (int64_t i = from; i < to; ++i) {
-    const int64_t w = weight_of(row, i, max);
-    mine += w;
-    if (w > 0) last = i;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    weights[j] = from + j < size ? weight_of(row[from + j] - max) : 0;
+    mine += weights[j];
+    if (weights[j] > 0) last = from + j;
   }
-  int64_t sum = 0;
-  for (int other = 0; other < kWarp; ++other) {
-    const int64_t theirs = __shfl_sync(kAll, static_cast<long long>(mine), other);
-    if (other < lane) sum += theirs;
-  }
+  int64_t sum = sum_before(mine);
   int64_t hit = kNowhere;
-  for (int64_t i = from; i < to && hit == kNowhere; ++i) {
-    const int64_t w = weight_of(row, i, max);
-    sum += w;
-    if (w > 0 && static_cast<double>(sum) * here > left) hit = i;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    sum += weights[j];
+    if (hit == kNowhere && weights[j] > 0 && static_cast<double>(sum) * draw.here > draw.left) hit = from + j;
   }
-  hit = warp_min(hit);
-  last = -warp_min(-last);
-  if (lane == 0) {
+  hit = block_min(hit);
+  last = -block_min(-last);
+  if (threadIdx.x == 0) {
     const int64_t token = hit != kNowhere ? hit : last;
     a.tokens[r] = token;
     a.logp[r] = static_cast<double>(row[token]) - a.lse[r];
@@ -328,10 +397,8 @@ __global__ void __launch_bounds__(kThreads) ceu_kernel(const RowCeuArgs a) {
     if (threadIdx.x == 0) a.loss[r] = a.rest[r] = a.logp[r] = 0.0;
     return;
   }
-  const Row<T> row = row_at<T>(a.logits, a.shape, r);
-  Row<T> without = row;
-  without.changed = target;
-  without.amount = -INFINITY;
+  const auto row = row_at<true, T>(a.logits, a.shape, r);
+  const Changed<Row<T, true>> without = {row, target, -INFINITY};
   const RowSums others = block_join(lane_sums<true>(without, a.shape.vocabulary));
   if (threadIdx.x != 0) return;
   const double x = static_cast<double>(row[target]), rest = row_lse(others);
@@ -351,10 +418,8 @@ __global__ void __launch_bounds__(kThreads) divergence_kernel(const RowDivergenc
     return;
   }
   const RowShape plain = {a.vocabulary, kFloat32, 0.0f, 1.0f};
-  const Row<float> x = row_at<float>(a.logits, plain, r);
-  Row<float> y = row_at<float>(a.ref_logits, plain, r);
-  y.changed = a.beta != 0.0f ? target : -1;
-  y.amount = -a.beta;
+  const auto x = row_at<false>(a.logits, plain, r);
+  const Changed<Row<float, false>> y = {row_at<false>(a.ref_logits, plain, r), a.beta != 0.0f ? target : -1, -a.beta};
   const RowSums p = block_join(lane_sums<false>(x, a.vocabulary));
   const RowSums q = block_join(lane_sums<false>(y, a.vocabulary));
   const float max = a.kind == kReverseKl ? p.max : q.max;
@@ -400,6 +465,20 @@ const char* launched() {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
+// Calls f with a value of the type of the logits and with whether they are capped or tempered.
+template <class Call>
+void with_row(const RowShape& shape, const Call& f) {
+  const auto with_type = [&](auto type) {
+    if (shape.softcap != 0.0f || shape.inverse_temperature != 1.0f) return f(type, std::true_type{});
+    f(type, std::false_type{});
+  };
+  switch (shape.dtype) {
+    case kBFloat16: return with_type(bfloat16{});
+    case kFloat16: return with_type(float16{});
+    default: return with_type(float{});
+  }
+}
+
 dim3 row_grid(const Rows& rows) { return dim3(static_cast<unsigned>(rows.rows)); }
 dim3 block_grid(const Rows& rows, int64_t vocabulary) {
   return dim3(static_cast<unsigned>(rows.rows), static_cast<unsigned>((vocabulary + kRowBlock - 1) / kRowBlock));
@@ -407,34 +486,34 @@ dim3 block_grid(const Rows& rows, int64_t vocabulary) {
 
 }  // namespace
 
-const char* row_forward(const RowForwardArgs& a, void* stream) {
+const char* row_forward(const RowForwardArgs& a, void* stream_handle) {
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
   const dim3 grid = row_grid(a.logits);
-  switch (a.shape.dtype) {
-    case kBFloat16: forward_kernel<bfloat16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    case kFloat16: forward_kernel<float16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    default: forward_kernel<float><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-  }
+  with_row(a.shape, [&](auto type, auto shaped) {
+    const auto kernel = &forward_kernel<decltype(type), shaped.value>;
+    kernel<<<grid, kThreads, 0, stream>>>(a);
+  });
   return launched();
 }
 
-const char* row_softmax(const RowSoftmaxArgs& a, void* stream) {
+const char* row_softmax(const RowSoftmaxArgs& a, void* stream_handle) {
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
   const dim3 grid = block_grid(a.logits, a.shape.vocabulary);
-  switch (a.shape.dtype) {
-    case kBFloat16: softmax_kernel<bfloat16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    case kFloat16: softmax_kernel<float16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    default: softmax_kernel<float><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-  }
+  with_row(a.shape, [&](auto type, auto shaped) {
+    const auto kernel = &softmax_kernel<decltype(type), shaped.value>;
+    kernel<<<grid, kThreads, 0, stream>>>(a);
+  });
   return launched();
 }
 
-const char* row_sample(const RowSampleArgs& a, void* stream) {
+const char* row_sample(const RowSampleArgs& a, void* stream_handle) {
   if (a.shape.vocabulary > kMostBlocks * kRowBlock) return "a vocabulary of at most 2097152 was expected";
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
   const dim3 grid = row_grid(a.logits);
-  switch (a.shape.dtype) {
-    case kBFloat16: sample_kernel<bfloat16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    case kFloat16: sample_kernel<float16><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-    default: sample_kernel<float><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a); break;
-  }
+  with_row(a.shape, [&](auto type, auto shaped) {
+    const auto kernel = &sample_kernel<decltype(type), shaped.value>;
+    kernel<<<grid, kThreads, 0, stream>>>(a);
+  });
   return launched();
 }
 

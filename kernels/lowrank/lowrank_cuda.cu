@@ -119,31 +119,39 @@ __device__ __forceinline__ uint32_t rounding_half(const Sequence& s, uint64_t el
 template <class T>
 __global__ void __launch_bounds__(kThreads) lowrank_kernel(const __grid_constant__ Pass p) {
   using M = math_t<T>;
-  __shared__ float u[kMaxRank * kRows];
+  alignas(16) __shared__ float u[kMaxRank * kRows];
+  const M decay = static_cast<M>(p.o.decay);
   int at = 0;
   for (int64_t tile = blockIdx.x; tile < p.o.tiles; tile += gridDim.x) {
     while (at + 1 < p.o.count && p.entries[at + 1].first_tile <= tile) ++at;
     const Entry& entry = p.entries[at];
     const LowRankMatrix& w = entry.w;
-    const int64_t place = tile - entry.first_tile;
-    const int64_t row = place / entry.tiles_across * kRows;
+    const uint64_t place = static_cast<uint64_t>(tile - entry.first_tile), across = static_cast<uint64_t>(entry.tiles_across);
+    const int64_t row = static_cast<int64_t>(place / across) * kRows;  // the compiler divides short numbers in 32 bits
     const int64_t rows = at_most(kRows, w.rows - row);
-    const int64_t column = place % entry.tiles_across * kColumns + threadIdx.x * kWide;
+    const int64_t column = static_cast<int64_t>(place % across) * kColumns + threadIdx.x * kWide;
     const int64_t wide = at_most(kWide, w.columns - column);  // none for threads behind the last column
     M acc[kRows][kWide];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int c = 0; c < kWide; ++c) acc[r][c] = M(0);
       if (r < rows && wide > 0) {
         const T* from = static_cast<const T*>(w.source) + (row + r) * w.source_row_stride + column * w.source_column_stride;
         load_row(from, w.source_column_stride, wide, acc[r]);
       }
-#pragma unroll
-      for (int c = 0; c < kWide; ++c) acc[r][c] = r < rows && wide > 0 ? acc[r][c] * static_cast<M>(p.o.decay) : M(0);
     }
     for (int k = 0; k < p.o.n_terms; ++k) {
       __syncthreads();  // the factor of the term before is no longer read
       load_factor(w, p.terms[k], row, rows, u);
       __syncthreads();
+      if (k == 0) {  // not before: the weights are on their way while the factor is drawn
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int c = 0; c < kWide; ++c) acc[r][c] *= decay;
+        }
+      }
       M s[kRows][kWide];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -152,14 +160,15 @@ __global__ void __launch_bounds__(kThreads) lowrank_kernel(const __grid_constant
       }
       if (wide > 0) {
         for (int64_t l = 0; l < w.rank; ++l) {
-          M v[kWide];
+          float v[kWide];
+          load_row(w.vt + l * w.columns + column, 1, wide, v);
+          Quad<float> left[kRows / kWide];
 #pragma unroll
-          for (int c = 0; c < kWide; ++c) v[c] = c < wide ? static_cast<M>(w.vt[l * w.columns + column + c]) : M(0);
+          for (int q = 0; q < kRows / kWide; ++q) left[q] = reinterpret_cast<const Quad<float>*>(u + l * kRows)[q];
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            const M left = static_cast<M>(u[l * kRows + r]);
 #pragma unroll
-            for (int c = 0; c < kWide; ++c) add_rank(left, v[c], s[r][c]);
+            for (int c = 0; c < kWide; ++c) add_rank(static_cast<M>(left[r / kWide].v[r % kWide]), static_cast<M>(v[c]), s[r][c]);
           }
         }
       }

@@ -13,6 +13,21 @@ from tenfold._native import DTYPE_CODES
 PURPOSES = {"u": 5, "v": 6}
 
 
+def _transposed(vs: Sequence[Tensor]) -> list[Tensor]:
+    """Each V [columns, rank] as [rank, columns]; on a GPU those of one shape in two launches together."""
+    out = [v.t() for v in vs]
+    alike: dict[torch.Size, list[int]] = {}
+    for i, v in enumerate(out):
+        if not v.is_contiguous():
+            alike.setdefault(v.shape, []).append(i)
+    for members in alike.values():
+        together = len(members) > 2 and vs[members[0]].is_cuda
+        made = torch.stack([vs[i] for i in members]).mT.contiguous() if together else None
+        for n, i in enumerate(members):
+            out[i] = out[i].contiguous() if made is None else made[n]
+    return out
+
+
 def lowrank_(
     params: Sequence[Tensor],
     sources: Sequence[Tensor] | None,
@@ -35,13 +50,13 @@ def lowrank_(
             groups.setdefault(p.dtype, []).append(i)
     for dtype, members in groups.items():
         module, where = zo_native._module(params[members[0]])
-        held = []  # what the addresses point to, until the call returns
+        held = _transposed([vs[i] for i in members])  # what the addresses point to, until the call returns
         rows = []
-        for i in members:
+        for i, transposed in zip(members, tuple(held), strict=True):
             param, source = params[i], params[i] if sources is None else sources[i]
-            transposed = vs[i].t().contiguous()
             left = None if us is None else us[i].contiguous()
-            held.append((transposed, left))
+            if left is not None:
+                held.append(left)
             rows.append(
                 (
                     param.data_ptr(),

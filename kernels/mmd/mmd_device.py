@@ -7,6 +7,7 @@ for the host, and a call can be captured into a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -53,9 +54,16 @@ def doubling(factors: Sequence[float]) -> bool:
     return all(b == 2.0 * a for a, b in pairwise(factors))
 
 
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied to the device once: a copy from the host would wait, and could not be captured."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+
 def inverse_widths(base: Tensor, factors: Sequence[float]) -> Tensor:
     """[..., K] float32, from the narrowest kernel to the widest."""
-    widths = base[..., None] * torch.tensor(list(factors), dtype=torch.float64, device=base.device)
+    widths = base[..., None] * _constant(tuple(factors), base.device)
     return (1.0 / widths).to(torch.float32).contiguous()
 
 

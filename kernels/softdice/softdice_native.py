@@ -70,7 +70,8 @@ def forward(
         _native.cpu.soft_overlap(*head, sums.data_ptr(), bad.data_ptr(), torch.get_num_threads())
         return sums, lse, bad
     blocks = max(1, min(BLOCKS, (voxels + 127) // 128))
-    partial = torch.empty(batches, blocks, classes, len(SUMS), dtype=torch.float64, device=device)
+    make = torch.empty if voxels else torch.zeros  # without voxels nothing is launched
+    partial = make(batches, blocks, classes, len(SUMS), dtype=torch.float64, device=device)
     counts = torch.zeros(batches, blocks, dtype=torch.int64, device=device)
     assert _native.cuda is not None
     _native.cuda.soft_overlap(*head, partial.data_ptr(), counts.data_ptr(), blocks, _stream(logits))

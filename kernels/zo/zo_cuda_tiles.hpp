@@ -438,13 +438,14 @@ __device__ __forceinline__ void each_tile(const P& p, const Work& work) {
 
 // -- host ------------------------------------------------------------------------------------------------------------------------------
 
-// Blocks for so many tiles: enough to fill the device several times over, so that the last ones to finish leave little idle.
+// Blocks for so many tiles. Measured on an H200 with 125M weights: 12 a multiprocessor take 0.95 of the time of 32 in float32 and 0.91 to
+// 0.96 in bfloat16; one block for every tile, 1.06 to 1.12.
 inline unsigned grid_for(int64_t tiles) {
   int device = 0;
   int multiprocessors = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 1;
   if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
-  return static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{32} * multiprocessors));
+  return static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{12} * multiprocessors));
 }
 
 inline const char* launched() {

@@ -35,6 +35,7 @@ PURPOSES = {
     "sophia": 8,
     "sophia_exp_avg": 9,
     "sophia_hessian": 10,
+    "label": 11,
 }
 
 _LOW32 = 0xFFFFFFFF

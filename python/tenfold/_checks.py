@@ -5,13 +5,18 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_NBYTES, _LAYOUT, _DTYPE = attrgetter("nbytes"), attrgetter("layout"), attrgetter("dtype")
+_NESTED, _WATCHED = attrgetter("is_nested"), attrgetter("requires_grad")
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def fail(kind: type[Exception], name: str, expected: str, got: object) -> NoReturn:
@@ -176,16 +181,35 @@ def memory(**lists: Sequence[Tensor]) -> None:
 
 def _plainly_apart(lists: Iterable[Sequence[Tensor]]) -> bool:
     """Whether all tensors are contiguous and lie one behind the other: the usual case, decided quickly."""
-    spans = []
-    for tensors in lists:
-        for t in tensors:
-            if not t.is_contiguous():
-                return False
-            if t.numel():
-                start = t.data_ptr()
-                spans.append((start, start + t.numel() * t.itemsize))
+    tensors = [t for each in lists for t in each]
+    if not all(map(Tensor.is_contiguous, tensors)):
+        return False
+    spans = [
+        span for span in zip(map(Tensor.data_ptr, tensors), map(_NBYTES, tensors), strict=True) if span[1]
+    ]
     spans.sort()
-    return all(before[1] <= after[0] for before, after in pairwise(spans))
+    reached = 0
+    for start, size in spans:
+        if start < reached:
+            return False
+        reached = start + size
+    return True
+
+
+def are_plain(values: Sequence[Any], dtypes: Sequence[torch.dtype], write: bool) -> bool:
+    """Whether all are dense tensors of these dtypes that may be read, or written: decided quickly.
+
+    Looking at every tensor for every possible fault takes longer than the pass over a small one.
+    """
+    if torch.compiler.is_compiling() or not isinstance(values, (list, tuple)):
+        return False
+    if not _PLAIN.issuperset(map(type, values)) or not frozenset(dtypes).issuperset(map(_DTYPE, values)):
+        return False
+    if any(layout is not torch.strided for layout in map(_LAYOUT, values)):
+        return False
+    if any(map(_NESTED, values)) or any(map(Tensor.is_neg, values)):
+        return False
+    return not (write and torch.is_grad_enabled() and any(map(_WATCHED, values)))
 
 
 def separate(name: str, sources: Sequence[Tensor], params: Sequence[Tensor]) -> None:

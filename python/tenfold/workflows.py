@@ -96,17 +96,23 @@ _ALL = (
         name="dp4tl",
         paper="Selectivity Drives Productivity: Efficient Dataset Pruning for Enhanced Transfer Learning "
         "(arXiv 2310.08782)",
-        families=("selection",),
-        default="source classes of real digit images pruned for a target task, accuracy against the share "
-        "pruned",
+        families=("distance", "scores"),
+        default="60 source classes of real digit images pruned for the digits of other writers, accuracy "
+        "against the share pruned",
+        config="tenfold.selection.transfer.config:DP4TLConfig",
+        target="tenfold.selection.transfer.run:run",
+        ready=True,
     ),
     Workflow(
         name="cwerm",
         paper="The Power of Few: Accelerating and Enhancing Data Reweighting with Coreset Selection (arXiv "
         "2403.12166)",
-        families=("selection",),
+        families=("distance", "scores"),
         default="weights learned on a small coreset of real digits with noisy labels, carried to the whole "
         "set",
+        config="tenfold.selection.reweight.config:CwermConfig",
+        target="tenfold.selection.reweight.run:run",
+        ready=True,
     ),
     Workflow(
         name="msdcda",

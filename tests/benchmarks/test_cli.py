@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tenfold.benchmarks import cli, report
 from tenfold.benchmarks.floors import better_of, measure_floors
-from tenfold.benchmarks.harness import Plan
+from tenfold.benchmarks.harness import Case, Plan, Workload, floor_of
 
 from tenfold import benchmarks
 
@@ -109,6 +110,55 @@ def test_a_run_writes_json_markdown_and_plots(
     ]
 
 
+def test_an_interrupt_writes_what_there_is(
+    tmp_path: Path, quick_floors: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = ["zo.perturb.rademacher.f32.n1e4", "zo.perturb.rademacher.f32.n1e5", "zo.sample.uniform.f32.n1e7"]
+    run = cli.run_case
+
+    def second_is_interrupted(case: Case, *rest: Any) -> dict[str, Any]:
+        if case.id == ids[1]:
+            assert [r["id"] for r in json.loads(file.read_text())["records"]] == ids[:1]
+            raise KeyboardInterrupt
+        return run(case, *rest)
+
+    file = tmp_path / "r.json"
+    monkeypatch.setattr(cli, "run_case", second_is_interrupted)
+    assert benchmarks.main(["--only", ",".join(ids), "--json", str(file), *FAST]) == 130
+    result = json.loads(file.read_text())
+    assert result["interrupted"] == "after 1 of 3 cases"
+    assert [r["id"] for r in result["records"]] == ids[:1]
+    assert result["records"][0]["floor_ms"] > 0
+    assert ids[0] in capsys.readouterr().out
+
+
+def test_a_case_that_fails_is_named_and_the_others_run(
+    tmp_path: Path, quick_floors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(device: torch.device, tiny: bool) -> Workload:
+        raise RuntimeError("no room")
+
+    good = cli.chosen_cases([], "zo.perturb.rademacher.f32.n1e4")
+    monkeypatch.setattr(cli, "chosen_cases", lambda families, only: [Case("f.o.v.w", build), *good])
+    assert benchmarks.main(["--json", str(tmp_path / "r.json"), *FAST]) == 1
+    bad, other = json.loads((tmp_path / "r.json").read_text())["records"]
+    assert bad["ms"] is None
+    assert bad["why_missing"] == "RuntimeError: no room"
+    assert other["ms"] > 0
+
+
+def test_a_case_without_a_kernel_for_the_device_is_left_out(
+    quick_floors: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = cli.chosen_cases([], "zo.perturb.rademacher.f32.n1e4")
+    other = dataclasses.replace(good[0], id="f.o.v.w", devices=("cuda",))
+    monkeypatch.setattr(cli, "chosen_cases", lambda families, only: [other, *good])
+    assert benchmarks.main(FAST) == 0
+    written = capsys.readouterr()
+    assert "f.o.v.w is left out: the operation has no kernel on cpu" in written.err
+    assert "f.o.v.w" not in written.out
+
+
 def result_with(peer: dict[str, Any], **env: Any) -> dict[str, Any]:
     record = {
         "id": "f.o.v.w",
@@ -176,7 +226,7 @@ def test_floors_are_positive_and_merged_upwards(monkeypatch: pytest.MonkeyPatch)
     from tenfold.benchmarks import floors
 
     monkeypatch.setattr(floors, "TRIES", 1)
-    monkeypatch.setattr(floors, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(floors, "BUFFER_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr(floors, "fma_rate", lambda device, threads: {"fma_gflops": 9.0, "fma_by": "new"})
     before = torch.get_num_threads()
     found = measure_floors(torch.device("cpu"), [1])
@@ -191,3 +241,21 @@ def test_floors_are_positive_and_merged_upwards(monkeypatch: pytest.MonkeyPatch)
     assert best["rates"]["1"]["copy_gbps"] == 99.0
     assert best["rates"]["1"]["fma_gflops"] == 60.0
     assert best["rates"]["1"]["inplace_gbps"] == 12.0
+
+
+def test_products_of_every_precision() -> None:
+    """On the CPU here; on a GPU they are the floors of what is done in those precisions."""
+    from tenfold.benchmarks.floors import product_rates
+
+    rates = product_rates(torch.device("cpu"), size=64)
+    assert {"fma_gflops", "tf32_gflops", "bf16_gflops", "fma_by"} == rates.keys()
+    assert all(rates[f"{name}_gflops"] > 0 for name in ("fma", "tf32", "bf16"))
+    floors = {**FLOORS, "rates": {"1": {**FLOORS["rates"]["1"], **rates}}}
+    assert f"bfloat16 {rates['bf16_gflops']:.0f} GFLOP/s" in report.markdown(
+        {**result_with({}), "floors": floors}
+    )
+    work = {"bytes": 0.0, "normals": 0.0, "flops": 1e9, "precision": "bf16"}
+    assert floor_of(work, floors, 1)["floor_ms"] == pytest.approx(1e3 / rates["bf16_gflops"])
+    assert floor_of({**work, "precision": "f32"}, floors, 1)["floor_ms"] == pytest.approx(
+        1e3 / rates["fma_gflops"]
+    )

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tenfold.benchmarks.clocks import Samples, quantile, repeats_for, summary
 from tenfold.benchmarks.harness import (
     Agreement,
     Case,
     Moments,
     Plan,
-    Samples,
     Side,
     Work,
     Workload,
@@ -21,10 +21,7 @@ from tenfold.benchmarks.harness import (
     compare_moments,
     compare_values,
     floor_of,
-    quantile,
-    repeats_for,
     run_case,
-    summary,
     time_in_turns,
 )
 

@@ -17,7 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = re.compile(r"(\w+(?:<(?:[^<>]|<[^<>]*>)*>)?)<<<(\w+), (\w+), 0, .*?>>>\((\w+)\)")
 
 
-FAMILIES = ("zo", "logprob", "lowrank", "dual", "sophia", "softdice", "overlap", "surface", "mmd")
+FAMILIES = (
+    "zo",
+    "logprob",
+    "lowrank",
+    "dual",
+    "sophia",
+    "softdice",
+    "overlap",
+    "surface",
+    "mmd",
+    "coverage",
+    "scores",
+    "distance",
+)
 
 
 def launches_as_calls(source: str) -> str:

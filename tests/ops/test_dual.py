@@ -52,10 +52,11 @@ def moved(w: Tensor, stream: int, coef: float, query: int = 0, **options) -> Ten
 
 def exact_linear(x: Tensor, w: Tensor, b: Tensor | None, coef: float, query: int = 0) -> Tensor:
     """x (W + c Z)^T + b + c z in float64, streams 3 and 4."""
-    z = zo_sample(SEED, 3, query, n=w.numel(), dtype=torch.float64).view(w.shape)
-    y = x.cpu().double() @ (w.cpu().double() + coef * z).t()
-    if b is not None:
-        y += b.cpu().double() + coef * zo_sample(SEED, 4, query, n=b.numel(), dtype=torch.float64)
+    with tenfold.use_backend("auto"):
+        z = zo_sample(SEED, 3, query, n=w.numel(), dtype=torch.float64).view(w.shape)
+        y = x.cpu().double() @ (w.cpu().double() + coef * z).t()
+        if b is not None:
+            y += b.cpu().double() + coef * zo_sample(SEED, 4, query, n=b.numel(), dtype=torch.float64)
     return y
 
 
@@ -81,7 +82,7 @@ FEW = ((7, 5), (20, 36))  # for Triton's interpreter: the composite and the fuse
 @pytest.mark.parametrize("mode", ["fold", "split"])
 def test_dual_is_the_plain_layer_with_moved_weights_float32(backend, mode):
     """Within twice the rounding error that the plain product itself may have."""
-    for n, k in FEW if backend.name == "triton" else SHAPES:
+    for n, k in FEW if backend.interpreted else SHAPES:
         x, w, b = layer(n, k, torch.float32, backend.device)
         y = zo_linear_dual(x, w, b, seed=SEED, stream=3, bias_stream=4, eps=EPS, mode=mode)
         for p, coef in enumerate((EPS, -EPS)):
@@ -115,7 +116,7 @@ def test_the_plain_layer_of_a_zero_coefficient_or_no_stream(backend, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_split_keeps_what_folding_rounds_away(backend, dtype):
     """Difference of the two probes, which is all a step uses, against float64."""
-    k = 32 if backend.name == "triton" else 128
+    k = 32 if backend.interpreted else 128
     x, w, b = layer(60, k, dtype, backend.device, m=9)
     x = x[:1].expand(2, *x.shape[1:])
     errors = {}
@@ -265,7 +266,7 @@ def test_fill_equals_the_reference(isa, dtype, set_threads):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_embedding_rows_are_those_of_the_moved_table(backend, dtype):
-    for v, k in ((9, 35),) if backend.name == "triton" else ((5, 1), (40, 70), (9, 131)):
+    for v, k in ((9, 35),) if backend.interpreted else ((5, 1), (40, 70), (9, 131)):
         w = draw(v, k, seed=1, scale=0.02).to(dtype).to(backend.device)
         ids = torch.randint(0, v, (2, 3, 4), generator=torch.Generator().manual_seed(0)).to(backend.device)
         for index in (ids[:, :1], ids[:1].expand(2, 3, 4), ids.int()):

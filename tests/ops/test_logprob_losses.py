@@ -26,8 +26,8 @@ SEGMENTS = torch.arange(2).repeat_interleave(2)
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
 
 
-def leaf(t: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-    return t.detach().clone().to(device, dtype or t.dtype).requires_grad_()
+def leaf(t: Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    return t.detach().clone().to(device or t.device, dtype or t.dtype).requires_grad_()
 
 
 def sums(logits: Tensor) -> Tensor:

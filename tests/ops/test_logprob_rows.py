@@ -214,7 +214,9 @@ def test_linear_of_any_shape(
         assert a.grad is not None
         assert e.grad is not None
         tolerance = {torch.float32: 3e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
-        torch.testing.assert_close(a.grad.cpu().double(), e.grad, rtol=tolerance, atol=tolerance)
+        # A GPU multiplies slopes of |p - y| <= 1 that are rounded to the type, half a unit of 2^-8 or 2^-11 each.
+        rounding = 0.0 if backend.device.type == "cpu" else tolerance
+        torch.testing.assert_close(a.grad.cpu().double(), e.grad, rtol=tolerance, atol=tolerance + rounding)
 
 
 def test_all_rows_ignored(backend: Any) -> None:
@@ -252,7 +254,9 @@ def test_no_rows(backend: Any) -> None:
 
 
 def test_chunks_do_not_change_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, weight, targets = draw(50, 16), draw(90, 16).bfloat16(), torch.arange(50)
+    # Quarters: all sums of their products are exact, so that only chunks can make a difference.
+    hidden, weight = ((4 * draw(n, 16)).round() / 4 for n in (50, 90))
+    weight, targets = weight.bfloat16(), torch.arange(50)
     moved = [t.to(backend.device) for t in (hidden, weight, targets)]
 
     def run() -> tuple[Tensor, Tensor, Tensor]:

@@ -30,29 +30,27 @@ def draw(*shape: int, seed: int = 0, scale: float = 0.02) -> Tensor:
 
 def matrices(dtype: torch.dtype, backend) -> tuple[list[Tensor], list[Tensor]]:
     """Shapes and layouts that a kernel treats apart, with a factor V of some rank for each."""
-    device = backend.device
-    wide = draw(37, 1100).to(dtype)  # more columns than a block of the CPU kernel has
-    wide[0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e-7], dtype=torch.float64).to(
-        dtype
-    )
+    put = lambda t: t.to(dtype).to(backend.device)  # noqa: E731  (before slicing: moved slices lose strides)
+    wide = put(draw(37, 1100))  # more columns than a block of the CPU kernel has
+    wide[0, :6] = put(torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e-7], dtype=torch.float64))
     params = [
         wide,
-        draw(19, 67).to(dtype),
-        draw(40, 33).to(dtype).t(),
-        draw(30, 90).to(dtype)[:, ::3],
-        draw(26, 50).to(dtype)[3:, 5:45],
-        draw(1, 1).to(dtype),
-        draw(0, 5).to(dtype),
-        draw(5, 0).to(dtype),
-        draw(3, 512).to(dtype),
+        put(draw(19, 67)),
+        put(draw(40, 33)).t(),
+        put(draw(30, 90))[:, ::3],
+        put(draw(26, 50))[3:, 5:45],
+        put(draw(1, 1)),
+        put(draw(0, 5)),
+        put(draw(5, 0)),
+        put(draw(3, 512)),
     ]
     ranks = (3, 1, 8, 2, 5, 4, 2, 2, 17)
-    if backend.name == "triton":  # its interpreter takes seconds for what the others do in milliseconds
+    if backend.interpreted:  # its interpreter takes seconds for what the others do in milliseconds
         params = [p[:9, :70] for p in params[:1]] + [p[:5, :9] for p in params[1:]]
         ranks = (2, 1, 1, 1, 1, 1, 2, 2, 2)
     vs = [draw(p.shape[1], r, seed=1, scale=1.0).float() for p, r in zip(params, ranks, strict=True)]
     vs[1] = draw(2, params[1].shape[1], seed=1, scale=1.0).float()[:1].t()  # a factor need not be contiguous
-    return [p.to(device) for p in params], [v.to(device) for v in vs]
+    return params, [v.to(backend.device) for v in vs]
 
 
 def clones(tensors: list[Tensor]) -> list[Tensor]:
@@ -99,7 +97,9 @@ def test_project_equals_the_reference_and_the_sum(backend):
         want = torch.empty(rows, rank)
         ref.project_(want, *zip(*TERMS, strict=True), 9, "u")
         assert torch.equal(bits(got), bits(want)), (rows, rank)
-        exact = sum(t.coef * lowrank_factor(t.seed, 9, t.query, rows, rank).double() for t in TERMS)
+        device = backend.device
+        factors = [lowrank_factor(t.seed, 9, t.query, rows, rank, device=device) for t in TERMS]
+        exact = sum(t.coef * u.cpu().double() for t, u in zip(TERMS, factors, strict=True))
         assert torch.allclose(got.cpu().double(), exact, atol=1e-8)
 
 
@@ -109,7 +109,7 @@ def test_project_equals_the_reference_and_the_sum(backend):
 @pytest.mark.parametrize("out_rounding", ["rne", "sr"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_pass_equals_the_reference(backend, dtype, out_rounding):
-    for terms, decay in ((TERMS[:1], 1.0), (TERMS, 0.9))[backend.name == "triton" :]:
+    for terms, decay in ((TERMS[:1], 1.0), (TERMS, 0.9))[backend.interpreted :]:
         got, vs = matrices(dtype, backend)
         want = [p.cpu() for p in clones(got)]
         streams = [2**32 - 1 - i for i in range(len(got))]
@@ -140,7 +140,7 @@ def test_explicit_left_factors(backend, dtype):
 def test_many_terms_and_high_ranks(backend):
     """More terms times rank than the CPU kernel keeps factors for."""
     terms = [LowRankTerm(5, k, 1e-3) for k in range(5)]
-    rows, columns, rank = (5, 9, 2) if backend.name == "triton" else (37, 70, 100)
+    rows, columns, rank = (5, 9, 2) if backend.interpreted else (37, 70, 100)
     got = [draw(rows, columns).float().to(backend.device)]
     want = [got[0].cpu().clone()]
     v = draw(columns, rank, scale=1.0).float()
@@ -162,11 +162,11 @@ def test_sources_are_read_and_kept(backend):
 
 def test_one_pass_is_the_explicit_product(backend):
     """Against float64: W + c U V^T within the rounding of the chain."""
-    w, v = draw(10, 80).float(), lowrank_factor(1, 2, 3, 80, 4, side="v")
+    w, v = draw(10, 80).float(), lowrank_factor(1, 2, 3, 80, 4, side="v", device=backend.device)
     got = w.clone().to(backend.device)
-    zo_lowrank_([got], [v.to(backend.device)], [7], [LowRankTerm(9, 5, -0.5)])
-    u = lowrank_factor(9, 7, 5, 10, 4)
-    exact = w.double() - 0.5 * u.double() @ v.double().t()
+    zo_lowrank_([got], [v], [7], [LowRankTerm(9, 5, -0.5)])
+    u = lowrank_factor(9, 7, 5, 10, 4, device=backend.device)
+    exact = w.double() - 0.5 * u.cpu().double() @ v.cpu().double().t()
     assert torch.allclose(got.cpu().double(), exact, atol=4e-6, rtol=0)
 
 
@@ -175,7 +175,7 @@ def test_factors_given_equal_factors_regenerated(backend):
     a, b = w.clone(), w.clone()
     term = LowRankTerm(9, 5, -0.5)
     zo_lowrank_([a], [v], [7], [term])
-    zo_lowrank_([b], [v], [7], [term], us=[lowrank_factor(9, 7, 5, 10, 4).to(backend.device)])
+    zo_lowrank_([b], [v], [7], [term], us=[lowrank_factor(9, 7, 5, 10, 4, device=backend.device)])
     assert torch.equal(a, b)
 
 
@@ -183,7 +183,7 @@ def test_chain_of_terms_is_one_rounding_away_from_their_sum(backend):
     w = torch.zeros(10, 40, device=backend.device)
     v = draw(40, 3, scale=1.0).float().to(backend.device)
     zo_lowrank_([w], [v], [1], TERMS)
-    left = zo_lowrank_project(TERMS, 1, 10, 3).double()
+    left = zo_lowrank_project(TERMS, 1, 10, 3, device=backend.device).cpu().double()
     assert torch.allclose(w.cpu().double(), left @ v.cpu().double().t(), atol=1e-6)
 
 
@@ -254,7 +254,7 @@ def test_one_column_more_changes_nothing_before_it(backend):
     v = draw(70, 3, scale=1.0).float().to(backend.device)
     full = torch.zeros(9, 70, device=backend.device)
     zo_lowrank_([full], [v], [5], TERMS)
-    for n in range(1, 70, 30 if backend.name == "triton" else 7):
+    for n in range(1, 70, 30 if backend.interpreted else 7):
         part = torch.zeros(9, n, device=backend.device)
         zo_lowrank_([part], [v[:n]], [5], TERMS)
         assert torch.equal(part, full[:, :n]), n

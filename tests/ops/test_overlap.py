@@ -55,12 +55,13 @@ def test_counts_and_boxes_are_those_of_numpy(place):
         labels = int(rng.integers(2, 9))
         target, pred = (volumes.arrange(rng, volumes.draw(rng, shape, labels)) for _ in range(2))
         want = expected(target, pred, labels)
+        target, pred = volumes.at(place.device, target), volumes.at(place.device, pred)
         for threads in (1, 2):
             got = overlap_counts(target, pred, labels, boxes=True, num_threads=threads)
             for g, w in zip(got, want, strict=True):
-                assert isinstance(g, np.ndarray)
-                assert np.array_equal(g, w), (i, shape)
-        assert np.array_equal(overlap_counts(target, pred, labels), want[0])
+                assert isinstance(g, type(target))
+                assert np.array_equal(volumes.host(g), w), (i, shape)
+        assert np.array_equal(volumes.host(overlap_counts(target, pred, labels)), want[0])
 
 
 def test_rows_of_every_length(place):
@@ -68,21 +69,27 @@ def test_rows_of_every_length(place):
     for n in (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 200, 300):
         for dtype in (np.uint8, np.int16, np.int32, np.int64):
             x, y = (np.repeat(rng.integers(0, 5, n), rng.integers(1, 9, n))[:n].astype(dtype) for _ in "ab")
-            joint, box, _ = overlap_counts(x[None], y[None], 5, boxes=True)
+            pair = [volumes.at(place.device, v[None]) for v in (x, y)]
+            joint, box, _ = overlap_counts(*pair, 5, boxes=True)
             want = expected(x[None], y[None], 5)
-            assert np.array_equal(joint, want[0])
-            assert np.array_equal(box, want[1])
+            assert np.array_equal(volumes.host(joint), want[0])
+            assert np.array_equal(volumes.host(box), want[1])
 
 
 def test_what_comes_back_is_of_the_kind_given(place):
-    x = torch.tensor([[0, 1], [1, 1]])
+    x = torch.tensor([[0, 1], [1, 1]], device=place.device)
     assert isinstance(overlap_counts(x, x, 2), torch.Tensor)
+    assert overlap_counts(x, x, 2).device == x.device
     assert overlap_counts(x.bool(), x.bool(), 2).tolist() == [[1, 0], [0, 3]]
-    assert overlap_counts(x.double().numpy(), x.numpy(), 2).tolist() == [[1, 0], [0, 3]]
+    assert overlap_counts(x.double(), x, 2).tolist() == [[1, 0], [0, 3]]
+    if place.device.type == "cpu":
+        counts = overlap_counts(x.double().numpy(), x.numpy(), 2)
+        assert isinstance(counts, np.ndarray)
+        assert counts.tolist() == [[1, 0], [0, 3]]
 
 
 def test_a_joint_histogram_larger_than_a_byte(place):
-    x = torch.arange(4096).reshape(16, 256)
+    x = torch.arange(4096, device=place.device).reshape(16, 256)
     joint = overlap_counts(x, x.flip(1), 4096)
     assert joint.sum() == 4096
     assert joint[0, 255] == 1
@@ -94,13 +101,14 @@ def test_a_label_outside_is_named_with_its_place(place, dtype):
     bad = x.copy()
     bad[1, 2, 66] = 9
     bad[2, 0, 0] = 8
+    clean = volumes.at(place.device, x)
     for volume in (bad, np.asfortranarray(bad)):
         with pytest.raises(ValueError, match=r"pred: expected labels in \[0, 5\), got 9 at \[1, 2, 66\]"):
-            overlap_counts(x, volume, 5)
+            overlap_counts(clean, volumes.at(place.device, volume), 5)
     if np.issubdtype(dtype, np.signedinteger):
         bad[1, 2, 66] = -1
         with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4096\), got -1 at"):
-            overlap_counts(bad, x, 4096)
+            overlap_counts(volumes.at(place.device, bad), clean, 4096)
 
 
 @pytest.mark.parametrize(
@@ -132,17 +140,18 @@ def test_owner_words_and_back(place):
     rng = np.random.default_rng(2)
     lut = [0, 1, 2, 3, 1 << 62, (1 << 63) | 1, 7]
     volume = volumes.arrange(rng, rng.integers(0, 7, (5, 6, 71)))
-    words = label_lut(volume, lut)
-    assert np.array_equal(words.view(np.uint64), np.array(lut, np.uint64)[volume.astype(int)])
-    assert np.array_equal(labels_of_owners(words, lut), volume)
-    masks = np.stack([(words >> c) & 1 for c in range(64)]).astype(bool)
-    assert np.array_equal(owner_words(masks), words)
+    words = label_lut(volumes.at(place.device, volume), lut)
+    assert np.array_equal(volumes.host(words).view(np.uint64), np.array(lut, np.uint64)[volume.astype(int)])
+    assert np.array_equal(volumes.host(labels_of_owners(words, lut)), volume)
+    masks = np.stack([(volumes.host(words) >> c) & 1 for c in range(64)]).astype(bool)
+    merged = owner_words(volumes.at(place.device, masks))
+    assert np.array_equal(volumes.host(merged), volumes.host(words))
     with pytest.raises(ValueError, match=r"volume: expected labels in \[0, 7\), got 9 at \[0, 0, 0\]"):
-        label_lut(np.full((1, 1, 1), 9), lut)
-    wrong = words.copy()
+        label_lut(volumes.at(place.device, np.full((1, 1, 1), 9)), lut)
+    wrong = volumes.host(words).copy()
     wrong[0, 0, :3] = 0b1100
     with pytest.raises(ValueError, match=r"owners \{2, 3\} \(3 voxels\)"):
-        labels_of_owners(wrong, lut)
+        labels_of_owners(volumes.at(place.device, wrong), lut)
 
 
 def test_random_maps_survive_merging_and_unmerging(place):
@@ -150,27 +159,29 @@ def test_random_maps_survive_merging_and_unmerging(place):
     rng = np.random.default_rng(3)
     lut = [0, *(int(x) for x in rng.permutation(np.arange(1, 2**20))[:54])]
     volume = volumes.blocks(rng, (20, 30, 40), 55)
-    masks = np.stack([(label_lut(volume, lut) >> c) & 1 for c in range(20)]).astype(np.uint8)
-    assert np.array_equal(labels_of_owners(owner_words(masks), lut), volume)
+    words = volumes.host(label_lut(volumes.at(place.device, volume), lut))
+    masks = volumes.at(place.device, np.stack([(words >> c) & 1 for c in range(20)]).astype(np.uint8))
+    assert np.array_equal(volumes.host(labels_of_owners(owner_words(masks), lut)), volume)
 
 
 def test_packed_masks(place):
     rng = np.random.default_rng(4)
     for shape in ((1, 1), (3, 63), (2, 64), (5, 7, 11, 13), (0, 5), (2, 0), (70, 130)):
-        masks = rng.random(shape) < 0.4
-        words = pack_bits(masks)
+        masks, other = rng.random(shape) < 0.4, rng.random(shape) < 0.4
+        a, b = volumes.at(place.device, masks), volumes.at(place.device, other)
+        words = pack_bits(a)
         assert words.shape == (shape[0], (int(np.prod(shape[1:])) + 63) // 64)
-        assert np.array_equal(unpack_bits(words, shape[1:]), masks)
-        other = rng.random(shape) < 0.4
+        assert np.array_equal(volumes.host(unpack_bits(words, shape[1:])), masks)
         axes = tuple(range(1, len(shape)))
         want = np.stack([(masks & other).sum(axes), masks.sum(axes), other.sum(axes)], 1)
-        assert np.array_equal(multihot_counts(masks, other), want)
-        assert np.array_equal(multihot_counts(words, pack_bits(other)), want)
+        assert np.array_equal(volumes.host(multihot_counts(a, b)), want)
+        assert np.array_equal(volumes.host(multihot_counts(words, pack_bits(b))), want)
         reference = overlap_reference.pack_bits(torch.from_numpy(masks), 1)
-        assert np.array_equal(words, reference.numpy())
+        assert np.array_equal(volumes.host(words), reference.numpy())
         if 0 < shape[0] <= 64:
-            assert np.array_equal(owner_counts(owner_words(masks), owner_words(other), shape[0]), want)
+            counts = owner_counts(owner_words(a), owner_words(b), shape[0])
+            assert np.array_equal(volumes.host(counts), want)
     with pytest.raises(ValueError, match="b: expected the shape of a"):
-        multihot_counts(np.zeros((2, 3), bool), np.zeros((2, 100), bool))
+        multihot_counts(*(volumes.at(place.device, np.zeros((2, n), bool)) for n in (3, 100)))
     with pytest.raises(ValueError, match="words: expected shape"):
-        unpack_bits(np.zeros((2, 3), np.int64), (5,))
+        unpack_bits(volumes.at(place.device, np.zeros((2, 3), np.int64)), (5,))

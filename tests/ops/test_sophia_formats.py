@@ -44,12 +44,12 @@ FORMATS = [
 
 
 def _sizes(backend: Any) -> list[tuple[int, ...]]:
-    return SMALL if backend.name == "triton" else SIZES
+    return SMALL if backend.interpreted else SIZES
 
 
 def _leave_to_slow(request: pytest.FixtureRequest, backend: Any, chosen: bool) -> None:
     """Triton is interpreted where there is no GPU: of the combinations a part is fast enough."""
-    if backend.name == "triton" and not chosen and not request.config.getoption("--slow"):
+    if backend.interpreted and not chosen and not request.config.getoption("--slow"):
         pytest.skip("slow in Triton's interpreter (run with --slow)")
 
 
@@ -342,13 +342,13 @@ def test_a_hessian_never_rounds_to_zero(backend: Any) -> None:
 
 def test_stochastic_codes_have_the_right_mean(backend: Any) -> None:
     """An average in 8 bits follows a constant gradient; to nearest it would stop where steps get small."""
-    n = 4096 if backend.name != "triton" else 512
+    n = 4096 if not backend.interpreted else 512
     g = torch.full((n,), 1e-3, device=backend.device)
     g[::256] = 1e-2
     p = torch.zeros(n, device=backend.device)
     m = torch.zeros(n, dtype=U8, device=backend.device)
     scales = torch.zeros(n // 256, device=backend.device)
-    steps = 60 if backend.name != "triton" else 20
+    steps = 60 if not backend.interpreted else 20
     for step in range(steps):
         sophia_step_([p], [g], [m], None, lr=0.0, beta1=0.965, exp_avg_scales=[scales], seed=1, step=step)
     expected = 1e-3 * (1 - 0.965**steps)
@@ -406,7 +406,7 @@ def test_kahan_follows_float32_over_many_steps(backend: Any, dtype: torch.dtype)
     p = p32.to(dtype)
     c = torch.zeros_like(p)
     states = [torch.zeros(300, device=backend.device) for _ in range(4)]
-    for _ in range(50 if backend.name != "triton" else 10):
+    for _ in range(50 if not backend.interpreted else 10):
         g = torch.randn(300, generator=generator).to(backend.device)
         options: dict[str, Any] = {"lr": 1e-5, "beta1": 0.9, "hessian_beta2": 0.95, "weight_decay": 0.1}
         sophia_step_([p32], [g], [states[0]], [states[1]], **options)

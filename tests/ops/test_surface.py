@@ -146,6 +146,7 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_numbers(place, name):
     target, pred, spacing, tolerance, want = KNOWN[name]
+    target, pred = volumes.at(place.device, target), volumes.at(place.device, pred)
     options = {"tolerances": (tolerance,), "percentiles": (95,)}
     area = surface_metrics(target, pred, [(1,)], spacing, **options)
     edge = surface_metrics(target, pred, [(1,)], spacing, definition="edge", **options)
@@ -153,11 +154,12 @@ def test_known_numbers(place, name):
         area.dice()[0], area.nsd()[0, 0], edge.nsd()[0, 0], area.hausdorff()[0, 0], edge.hausdorff()[0, 0],
         edge.hd_pooled[0, 0], *area.asd()[0], edge.assd()[0],
     )  # fmt: skip
-    assert got == pytest.approx(want, abs=1e-6)
+    assert [float(x) for x in got] == pytest.approx(want, abs=1e-6)
 
 
 def test_tighter_tolerance_of_the_flat_balls(place):
-    got = [surface_dice(*I, (3, 1, 1), 1.0, definition=d)[0, 0] for d in ("area", "edge")]
+    pair = [volumes.at(place.device, mask) for mask in I]
+    got = [float(surface_dice(*pair, (3, 1, 1), 1.0, definition=d)[0, 0]) for d in ("area", "edge")]
     assert got == pytest.approx([0.629728, 0.415282], abs=1e-6)
 
 
@@ -210,6 +212,7 @@ def test_all_labels_that_are_present(place):
     target = np.zeros((4, 5, 6), np.int16)
     pred = target.copy()
     target[0, 0, 0], pred[3, 3, 3] = 7, 300
+    target, pred = volumes.at(place.device, target), volumes.at(place.device, pred)
     got = surface_metrics(target, pred, None, 1.0)
     assert got.organs == [(7,), (300,)]
     assert got.voxels.tolist() == [[1, 0, 0], [0, 1, 0]]
@@ -218,6 +221,7 @@ def test_all_labels_that_are_present(place):
 
 def test_one_empty_and_both(place):
     mask, none = box((5, 5, 5), (6, 6, 6)), np.zeros((20, 20, 20), bool)
+    mask, none = volumes.at(place.device, mask), volumes.at(place.device, none)
     got = surface_metrics(mask, none, [(1,)], 1.0)
     assert got.nsd().tolist() == [[0.0]]
     assert got.dice().tolist() == [0.0]
@@ -231,7 +235,8 @@ def test_one_empty_and_both(place):
 
 
 def test_a_tolerance_for_each_organ(place):
-    target, pred = (np.where(m, 1, 0) for m in (CUBE, box((6, 5, 5), (6, 6, 6))))
+    masks = CUBE, box((6, 5, 5), (6, 6, 6))
+    target, pred = (volumes.at(place.device, np.where(m, 1, 0)) for m in masks)
     each = surface_metrics(target, pred, [(1,), (1, 2)], (3, 0.5, 0.5), tolerances=[[1], [3]]).nsd()
     both = surface_metrics(target, pred, [(1,)], (3, 0.5, 0.5), tolerances=(1, 3)).nsd()
     assert each[:, 0].tolist() == both[0].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.int64)
 
@@ -48,6 +49,22 @@ def arrange(rng, values, dtype=None):
     if kind == 3:
         out.flags.writeable = False
     return out
+
+
+def at(device, array):
+    """The array itself for the CPU; for a GPU a tensor of its values and, but for reversed axes, strides."""
+    if device.type == "cpu":
+        return array
+    forward = array[tuple(slice(None, None, -1 if s < 0 else 1) for s in array.strides)]
+    backwards = [axis for axis, s in enumerate(array.strides) if s < 0]
+    source = torch.from_numpy(np.flip(forward, backwards).copy())
+    strides = [s // array.itemsize for s in forward.strides]
+    return torch.empty_strided(array.shape, strides, dtype=source.dtype, device=device).copy_(source)
+
+
+def host(result):
+    """A result as a NumPy array."""
+    return result.cpu().numpy() if isinstance(result, torch.Tensor) else result
 
 
 def box(low, size, shape=(20, 20, 20)):

@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": ("tenfold.cli.show:report", "make report.html of a run folder again"),
     "zolog": ("tenfold.cli.zolog:zolog", "logs of zeroth-order runs: info, replay, merge, undo"),
     "segrap": ("tenfold.cli.segrap:segrap", "scores of segmentations: rank teams by their tables"),
+    "select": ("tenfold.cli.select:select", "choose rows of feature files: k-center, facility location, ..."),
 }
 """Command -> (function of its arguments, one line of help)."""
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tenfold._backend import OPS, chosen_backend
 
+from . import zo
+
 LINEAR = ("linear_logprob", "linear_gnb_sample", "linear_kl", "linear_undial", "linear_ceu")
 OPS |= dict.fromkeys(("logits_logprob", "gnb_sample", *LINEAR), ("cpu", "cuda", "triton", "reference"))
-
-LABEL_PURPOSE = 11  # kernels/core/philox.hpp: no other draw shares these words
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias"
@@ -76,10 +76,10 @@ def _row_targets(targets: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
 
 def _uniforms(rows: int, mask: Tensor | None, seed: int, row_offset: int, device: torch.device) -> Tensor:
     """float64 [rows] in (0, 1), row i from word block row_offset + i of the seed; -1 where masked out."""
-    from tenfold.kernels.zo import zo_reference
-
-    words = zo_reference.words(seed % 2**64, 0, 0, LABEL_PURPOSE, row_offset, rows, device)
-    u = ((words[:, 0] >> 5) * 2**26 + (words[:, 1] >> 6)).double().add_(0.5).mul_(2.0**-53)
+    words = torch.empty(rows, 4, dtype=torch.int64, device=device)
+    if rows:
+        zo._kernels("random_words", device).words_(words, seed % 2**64, 0, 0, "label", row_offset)
+    u = torch.add(words[:, 1] >> 6, words[:, 0] >> 5, alpha=2**26).double().add_(0.5).mul_(2.0**-53)
     return u if mask is None else torch.where(mask.reshape(-1) != 0, u, -1.0)
 
 

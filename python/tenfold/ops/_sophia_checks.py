@@ -57,40 +57,24 @@ class Picker:
         return [values[i] for i in self.positions]
 
 
-# Looking at every tensor for every possible fault takes longer than the step of a small one. Where all are of
-# the usual kind, which a few attributes tell, nothing can be wrong; otherwise the full checks find what is.
-
-_KINDS = (Tensor, torch.nn.Parameter)
-
-
-def _are_usual(values: Sequence[Any], dtypes: Sequence[torch.dtype], write: bool) -> bool:
-    """Whether all are dense tensors of these dtypes that may be read, or written."""
-    if torch.compiler.is_compiling() or not isinstance(values, (list, tuple)):
-        return False
-    watched = write and torch.is_grad_enabled()
-    for t in values:
-        if type(t) not in _KINDS or t.layout is not torch.strided or t.dtype not in dtypes:
-            return False
-        if t.is_nested or t.is_neg() or (watched and t.requires_grad):
-            return False
-    return True
+# Where all tensors are plain, nothing can be wrong; otherwise the full checks find what is.
 
 
 def params(values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _checks.FLOAT_DTYPES, True):
+    if _checks.are_plain(values, _checks.FLOAT_DTYPES, True):
         zo._one_device("params", values)
         return values
     return zo._params("params", values)
 
 
 def read(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _checks.FLOAT_DTYPES, False):
+    if _checks.are_plain(values, _checks.FLOAT_DTYPES, False):
         return values
     return zo._tensors(name, values, write=False)
 
 
 def states(name: str, values: Sequence[Any]) -> Sequence[Tensor]:
-    if _are_usual(values, _STATES, True):
+    if _checks.are_plain(values, _STATES, True):
         return values
     out = [_checks.tensor(f"{name}[{i}]", t, _STATES) for i, t in enumerate(values)]
     for i, t in enumerate(out):
@@ -167,42 +151,23 @@ def _number(name: str, value: Tensor | None, like: Tensor) -> None:
 
 
 def _one_kind(tensors: Sequence[Tensor], shapes: list[torch.Size], dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether all are contiguous, of these shapes, and in one of the dtypes."""
+    """Whether all are contiguous, of these shapes, and in one of the dtypes; there is at least one."""
     dtype = tensors[0].dtype
     if dtype not in dtypes or [t.shape for t in tensors] != shapes:
         return False
-    return all(t.dtype is dtype and t.is_contiguous() for t in tensors)
+    return all(map(Tensor.is_contiguous, tensors)) and {t.dtype for t in tensors} == {dtype}
 
 
-def _is_usual_step(
-    params: Sequence[Tensor], grads: Sequence[Tensor], state: State, stats: Sequence[Tensor]
-) -> bool:
-    """Whether all lists are of one dtype each, fit, are contiguous, on one device, and share no memory.
+Kind = tuple[Sequence[Tensor], list[torch.Size], tuple[torch.dtype, ...]]
 
-    Then the checks below have nothing to find. States in 8 bits are not of the usual kind.
-    """
-    own, wide = params[0].dtype, _wide(params[0])
-    narrow = () if own == torch.float64 else (torch.bfloat16,)
-    pairs: list[tuple[Sequence[Tensor], tuple[torch.dtype, ...]]] = [
-        (params, _checks.FLOAT_DTYPES),
-        (grads, (own, wide)),
-        (state.exp_avgs, (wide, *narrow)),
-    ]
-    if state.hessians:
-        pairs.append((state.hessians, (state.exp_avgs[0].dtype,) if state.exp_avgs else ()))
-    if state.masters:
-        pairs.append((state.masters, () if own == torch.float64 else (torch.float32,)))
-    if state.compensations:
-        pairs.append((state.compensations, (own,)))
-    if state.exp_avg_scales or state.hessian_scales:
+
+def _are_apart(kinds: Sequence[Kind], device: torch.device) -> bool:
+    """Whether all lists are of one dtype each, fit, are contiguous, on one device, and share no memory."""
+    if any(len(tensors) != len(shapes) for tensors, shapes, _ in kinds):
         return False
-    if any(len(tensors) != len(params) for tensors, _ in pairs):
+    if not all(_one_kind(*kind) for kind in kinds):
         return False
-    shapes, device = [p.shape for p in params], params[0].device
-    if not all(_one_kind(tensors, shapes, dtypes) for tensors, dtypes in pairs):
-        return False
-    spans = [(t.data_ptr(), t.nbytes, t.device == device) for tensors, _ in pairs for t in tensors]
-    spans += [(t.data_ptr(), t.nbytes, t.device == device) for t in stats]
+    spans = [(t.data_ptr(), t.nbytes, t.device == device) for tensors, _, _ in kinds for t in tensors]
     spans.sort()
     reached = 0
     for start, size, here in spans:
@@ -210,6 +175,58 @@ def _is_usual_step(
             return False
         reached = start + size
     return True
+
+
+def _scale_kinds(codes: Sequence[Tensor], values: Sequence[Tensor]) -> list[Kind]:
+    """What the scales of 8-bit states must be; an impossible kind where they are not for codes, or lack."""
+    narrow = bool(codes) and codes[0].dtype == torch.uint8
+    if not narrow and not values:
+        return []
+    shapes = [torch.Size((blocks_of(t.numel()),)) for t in codes]
+    return [(values, shapes, (torch.float32,) if narrow else ())]
+
+
+def _is_usual_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], state: State, stats: Sequence[Tensor]
+) -> bool:
+    """Whether the lists are those of a step and _are_apart: the checks below have nothing to find then."""
+    own, wide = params[0].dtype, _wide(params[0])
+    narrow = () if own == torch.float64 else (torch.bfloat16, torch.uint8)
+    shapes = [p.shape for p in params]
+    kinds: list[Kind] = [
+        (params, shapes, _checks.FLOAT_DTYPES),
+        (grads, shapes, (own, wide)),
+        (state.exp_avgs, shapes, (wide, *narrow)),
+    ]
+    if state.hessians:
+        kinds.append((state.hessians, shapes, (state.exp_avgs[0].dtype,) if state.exp_avgs else ()))
+    if state.masters:
+        kinds.append((state.masters, shapes, () if own == torch.float64 else (torch.float32,)))
+    if state.compensations:
+        kinds.append((state.compensations, shapes, (own,)))
+    kinds += _scale_kinds(state.exp_avgs, state.exp_avg_scales)
+    kinds += _scale_kinds(state.hessians, state.hessian_scales)
+    if stats:
+        kinds.append((stats, [torch.Size((6,))], (torch.float64,)))
+    return _are_apart(kinds, params[0].device)
+
+
+def _is_usual_hessian(
+    hessians: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    probes: Sequence[Tensor],
+    hessian_scales: Sequence[Tensor],
+) -> bool:
+    """The same of a Hessian update."""
+    own, wide = hessians[0].dtype, _wide(hessians[0])
+    halves = () if own == torch.float64 else (torch.bfloat16, torch.float16)
+    shapes = [h.shape for h in hessians]
+    kinds: list[Kind] = [(hessians, shapes, (wide, torch.bfloat16, torch.uint8))]
+    kinds.append((grads, shapes, (wide, *halves)))
+    if probes:
+        kinds.append((probes, shapes, (grads[0].dtype,) if grads else ()))
+    kinds += _scale_kinds(hessians, hessian_scales)
+    return _are_apart(kinds, hessians[0].device)
 
 
 def step(
@@ -292,8 +309,13 @@ def hessian(
     inv_scale: Tensor | None,
     found_inf: Tensor | None,
     streams: Sequence[int],
-) -> None:
+) -> bool:
+    """Raises where something does not fit; True if all tensors are known to be contiguous."""
     zo._pairs("streams", streams, hessians)
+    _number("inv_scale", inv_scale, hessians[0])
+    _number("found_inf", found_inf, hessians[0])
+    if _is_usual_hessian(hessians, grads, probes, hessian_scales):
+        return True
     for i, h in enumerate(hessians):
         allowed = (torch.float32, torch.float64, torch.bfloat16, torch.uint8)
         _checks.dtype(f"hessians[{i}].dtype", h.dtype, allowed)
@@ -307,12 +329,11 @@ def hessian(
     if probes:
         _match("probes", probes, grads, "grads", [g.dtype for g in grads])
     _eight_bit("hessian_scales", hessian_scales, hessians)
-    _number("inv_scale", inv_scale, hessians[0])
-    _number("found_inf", found_inf, hessians[0])
     written = {"hessians": hessians, "hessian_scales": hessian_scales}
     _checks.memory(**written)
     _apart("grads", grads, written)
     _apart("probes", probes, written)
+    return False
 
 
 def _apart(name: str, sources: Sequence[Tensor], written: dict[str, Sequence[Tensor]]) -> None:

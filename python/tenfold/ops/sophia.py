@@ -142,12 +142,12 @@ def _sophia_hessian_(
     seed: int,
     step: int,
 ) -> None:
-    check.hessian(hessians, grads, probes, hessian_scales, inv_scale, found_inf, streams)
-    with check.contiguous(hessians) as dense:
+    usual = check.hessian(hessians, grads, probes, hessian_scales, inv_scale, found_inf, streams)
+    with check.contiguous(hessians, usual) as dense:
         _kernels("sophia_hessian_", hessians[0].device).hessian_(
             dense(hessians),
-            [g.contiguous() for g in grads],
-            [p.contiguous() for p in probes],
+            dense(grads),
+            dense(probes),
             hessian_scales,
             streams,
             keep,

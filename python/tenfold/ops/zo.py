@@ -556,26 +556,13 @@ def _whole(name: str, out: Tensor, dtypes: Sequence[torch.dtype]) -> None:
         )
 
 
-def _passes(value: Any, before: list[Tensor]) -> bool:
-    """Whether a weight needs no closer look: the checks of `_params` in short, for the usual case."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.dtype in _checks.FLOAT_DTYPES
-        and not value.is_nested
-        and not value.is_neg()
-        and not (value.requires_grad and torch.is_grad_enabled())
-        and (not before or value.device == before[0].device)
-    )
-
-
 def _params(name: str, values: Sequence[Any]) -> list[Tensor]:
+    _checks.sequence(name, values, "tensors")
+    if _checks.are_plain(values, _checks.FLOAT_DTYPES, True):
+        _one_device(name, values)
+        return list(values)
     out: list[Tensor] = []
-    compiling = torch.compiler.is_compiling()
-    for i, value in enumerate(_checks.sequence(name, values, "tensors")):
-        if not compiling and _passes(value, out):
-            out.append(value)
-            continue
+    for i, value in enumerate(values):
         t = _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", value))
         _checks.writable(f"{name}[{i}]", t)
         if out and t.device != out[0].device:
@@ -592,9 +579,12 @@ def _tensors(name: str, values: Sequence[Any], write: bool = True) -> list[Tenso
 
 
 def _one_device(name: str, tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        return
+    first = tensors[0].device
     for i, t in enumerate(tensors):
-        if t.device != tensors[0].device:
-            _checks.fail(ValueError, f"{name}[{i}]", f"device {tensors[0].device} as {name}[0]", t.device)
+        if t.device != first:
+            _checks.fail(ValueError, f"{name}[{i}]", f"device {first} as {name}[0]", t.device)
 
 
 def _like(

@@ -117,6 +117,16 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulated_exchange(value, emulator::current % 32 ^ static_cast<unsigned>(mask));
 }
+template <class T>
+T __shfl_up_sync(unsigned, T value, int distance) {
+  const int lane = static_cast<int>(emulator::current % 32) - distance;
+  return emulated_exchange(value, lane >= 0 ? static_cast<unsigned>(lane) : emulator::current % 32);
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  unsigned set = 0;
+  for (int lane = 0; lane < 32; ++lane) set |= (__shfl_sync(mask, value ? 1u : 0u, lane) != 0 ? 1u : 0u) << lane;
+  return set;
+}
 // Threads take turns only where they wait for each other.
 template <class T>
 T atomicAdd(T* at, T value) {
@@ -136,9 +146,14 @@ T atomicMax(T* at, T value) {
   if (value > before) *at = value;
   return before;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+inline void __syncwarp() {
+  const unsigned first = emulator::current / 32 * 32;
+  emulator::wait(emulator::warps[first / 32].barrier, first, first + 32);
+}
 inline void __syncthreads() { emulator::wait(emulator::block_barrier, 0, static_cast<unsigned>(emulator::fibers.size())); }
 
 template <class P>

@@ -1,0 +1,47 @@
+"""docs/selection.md: its examples run as they stand, and it names everything that is public."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tenfold import selection
+from tenfold.selection import METHODS, compat, files, sharded
+
+PAGE = Path(__file__).parents[2] / "docs" / "selection.md"
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("first", "^50 60 600"), ("model", "^True 20$"), ("recorder", "^30 100 True$")]
+)
+def test_examples_run_as_they_stand(name: str, says: str, tmp_path: Path) -> None:
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    assert found is not None, name
+    (tmp_path / "example.py").write_text(found[1], encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(says, done.stdout, re.M), done.stdout
+
+
+def test_everything_public_is_named() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"^\.\. (?:auto(?:function|class)|py:data):: (\w+)", text, re.M))
+    public = {*selection.__all__, *sharded.__all__, *compat.__all__, *files.__all__} - {"select_sharded"}
+    assert named == public
+    for module in (selection, sharded, compat, files):
+        for name in module.__all__:
+            assert (getattr(module, name).__doc__ or "").strip(), name
+
+
+def test_every_method_is_in_the_table() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name, kind in METHODS.items():
+        assert re.search(rf"^\| [^|]*`{name}`[^|]* \| [^|]*`{kind.__name__}`", text, re.M), name
