@@ -1,8 +1,8 @@
 """Gradients of the power allocations by implicit differentiation, on any backend, in double precision.
 
-The solution is a root F(mu; theta) = 0, so d mu = -(dF/dmu)^-1 dF/dtheta: one transposed solve per row with the
-matrix of the last Newton step, and no graph of the iterations. Rows are taken in pieces, so that memory does not
-grow with their number. Complex gradients follow PyTorch: dL/dRe + i dL/dIm.
+The solution is a root F(mu; theta) = 0, so d mu = -(dF/dmu)^-1 dF/dtheta: one transposed solve per row with
+the matrix of the last Newton step, and no graph of the iterations. Rows are taken in pieces, so that memory
+does not grow with their number. Complex gradients follow PyTorch: dL/dRe + i dL/dIm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .power_reference import needed_power, reciprocal, sums
+from .power_reference import Sums, needed_power, reciprocal, sums
 
 ROWS = 4096
 """Rows at a time."""
@@ -28,7 +28,7 @@ def in_pieces(
     inputs: Sequence[Tensor | None],
     solution: Tensor,
 ) -> Gradients:
-    """`function(upstream, inputs, solution)` of rows at a time; gradients in the inputs' types, empty for None."""
+    """`function(upstream, inputs, solution)` of rows at a time; gradients in the inputs' types, or empty."""
     kept: list[list[Tensor]] = [[] for _ in inputs]
     for first in range(0, len(solution), ROWS):
         rows = slice(first, first + ROWS)
@@ -65,7 +65,10 @@ def joint_gradient(
     """
     d_u, d_alpha, d_mu_given, d_objective = upstream
     g, s, power, noise, statistics = inputs
-    assert g is not None and s is not None and power is not None and noise is not None
+    assert g is not None
+    assert s is not None
+    assert power is not None
+    assert noise is not None
     carriers = g.shape[2]
     wanted = (s.abs().square() if statistics is None else statistics)[:, None]
     strength = g.abs().square()
@@ -122,11 +125,11 @@ def joint_gradient(
     return d_g, d_s, d_power, d_noise, d_wanted[:, 0]
 
 
-def _adjoint(b: Tensor, wanted: Tensor, found: object, mu: Tensor, right: Tensor) -> Tensor:
+def _adjoint(b: Tensor, wanted: Tensor, found: Sums, mu: Tensor, right: Tensor) -> Tensor:
     """lambda_n / A_n for users whose budget binds, 0 for the others; right is dL/d log mu."""
     users = mu.shape[1]
     active = mu > ACTIVE
-    inverse, weighted, needed = found  # type: ignore[misc]
+    inverse, weighted, needed = found
     curvature = torch.einsum("rk,rnk,rjk->rnj", wanted * inverse**3, b, b)
     ratio = curvature * reciprocal(mu[:, None] * weighted[..., None])
     both = (active[:, :, None] & active[:, None, :]).to(mu.dtype)
@@ -152,7 +155,10 @@ def separable_gradient(
     """
     d_v, d_alpha, d_tau_given, d_objective = upstream
     g, power, noise, c, weights = inputs
-    assert g is not None and power is not None and noise is not None and c is not None
+    assert g is not None
+    assert power is not None
+    assert noise is not None
+    assert c is not None
     carriers = g.shape[2]
     a = g.abs().square()
     share = torch.ones_like(a) if weights is None else weights / power[..., None]
@@ -221,7 +227,10 @@ def downlink_gradient(
     """By gains a [R, N, K], weights S [R, K] and power [R]: h_k(p_k) = level where p > 0, sum p = P."""
     (v,) = upstream
     a, weights, power = inputs
-    assert v is not None and a is not None and weights is not None and power is not None
+    assert v is not None
+    assert a is not None
+    assert weights is not None
+    assert power is not None
     inside = p > 0
     x = a * p[:, None]
     d = 1 / (1 + x)

@@ -186,7 +186,7 @@ def dual(b: Tensor, power: Tensor, noise: Tensor, tolerance: float, most: int) -
     return found
 
 
-# ---- joint ---------------------------------------------------------------------------------------------------
+# ---- joint -----------------------------------------------------------------------------------------------
 
 
 class Joint(NamedTuple):
@@ -223,8 +223,8 @@ def joint(
 ) -> Joint:
     """gains [R, N, K] and symbols [R, K] complex, power [R, N] and noise [R] real, all double precision.
 
-    `statistics` [R, K], where given, stands for |s|^2 in the search; a user may then exceed its power, and the
-    objective is meaningless: both are for the caller to mend.
+    `statistics` [R, K], where given, stands for |s|^2 in the search; a user may then exceed its power, and
+    the objective is meaningless: both are for the caller to mend.
     """
     if not gains.numel():
         return _nothing(gains, symbols)
@@ -263,7 +263,7 @@ def _objective(g: Tensor, s: Tensor, u: Tensor, alpha: Tensor, noise: Tensor) ->
     return (received - s).abs().square().sum(-1) + s.shape[1] * noise * alpha.square()
 
 
-# ---- separable -----------------------------------------------------------------------------------------------
+# ---- separable -------------------------------------------------------------------------------------------
 
 
 class Separable(NamedTuple):
@@ -280,7 +280,10 @@ class Separable(NamedTuple):
 
 
 def needed_power(strength: Tensor, wanted: Tensor, share: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """M_n(tau) = c_n^2 mean_k q |g|^2 / (|g|^2 + tau)^2 and its derivative; strength |g|^2, share q [R, N, K]."""
+    """M_n(tau) = c_n^2 mean_k q |g|^2 / (|g|^2 + tau)^2, and its derivative.
+
+    strength is |g|^2, share q [R, N, K].
+    """
     inverse = reciprocal(strength + tau[..., None]) * (strength > 0)
     term = share * strength * inverse.square()
     scale = wanted.square()
@@ -295,7 +298,6 @@ def shares_of_noise(
 
     Newton's method on M_n^(-1/2), which is nearly linear in tau, with an active set.
     """
-    rows, users, _ = strength.shape
     at_zero, _ = needed_power(strength, wanted, share, torch.zeros_like(power))
     alive = at_zero > 0
     bound = torch.where(alive, reciprocal(at_zero.sqrt()), torch.inf)  # phi_n(0)
@@ -304,7 +306,7 @@ def shares_of_noise(
     tau = torch.where(active, noise[:, None] / (count * power), 0.0)
     left = active.any(-1)
     psi = torch.where(left, 0.0, bound.amin(-1))
-    iterations = torch.zeros(rows, dtype=torch.int32, device=strength.device)
+    iterations = torch.zeros_like(noise, dtype=torch.int32)
     for _ in range(most):
         if not bool(left.any()):
             break
@@ -344,7 +346,7 @@ def separable(
     most: int = MOST,
 ) -> Separable:
     """gains [R, N, K] complex, power and wanted c [R, N], noise [R] real; weights |t|^2 [R, N, K] or None."""
-    rows, users, carriers = gains.shape
+    carriers = gains.shape[2]
     if not gains.numel():
         zeros = noise * 0.0
         residual = (power * wanted.square()).sum(-1) * carriers
@@ -362,7 +364,7 @@ def separable(
     return Separable(v, alpha / size, tau * size.square()[:, None], objective, iterations)
 
 
-# ---- water-filling -------------------------------------------------------------------------------------------
+# ---- water-filling ---------------------------------------------------------------------------------------
 
 
 def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,7 +385,7 @@ def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; carriers with S a = 0 get none."""
+    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; S a = 0 gets none."""
     root = (weights * gains).sqrt()
     inside = root > 0
     inverse = reciprocal(gains)

@@ -8,9 +8,7 @@ from torch import Tensor
 from . import power_reference
 
 
-def _doubled(value: Tensor | None) -> Tensor | None:
-    if value is None:
-        return None
+def _doubled(value: Tensor) -> Tensor:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
@@ -30,7 +28,8 @@ def joint(
     most: int,
 ) -> tuple[Tensor, ...]:
     """See power_reference.joint."""
-    g, s, p, n, expected = (_doubled(v) for v in (gains, symbols, power, noise, statistics))
+    g, s, p, n = (_doubled(v) for v in (gains, symbols, power, noise))
+    expected = None if statistics is None else _doubled(statistics)
     return _rounded(power_reference.joint(g, s, p, n, tolerance, most, expected), gains)
 
 
@@ -44,7 +43,8 @@ def separable(
     most: int,
 ) -> tuple[Tensor, ...]:
     """See power_reference.separable."""
-    g, p, n, c, load = (_doubled(v) for v in (gains, power, noise, wanted, weights))
+    g, p, n, c = (_doubled(v) for v in (gains, power, noise, wanted))
+    load = None if weights is None else _doubled(weights)
     return _rounded(power_reference.separable(g, p, n, c, load, tolerance, most), gains)
 
 
@@ -66,6 +66,4 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
 
 def power_normalize(x: Tensor, power: Tensor, mean: bool) -> Tensor:
     """See power_reference.normalize."""
-    wide = _doubled(x)
-    assert wide is not None
-    return power_reference.normalize(wide, power.double(), mean).to(x.dtype)
+    return power_reference.normalize(_doubled(x), power.double(), mean).to(x.dtype)
