@@ -31,7 +31,7 @@ class Dual(NamedTuple):
     mu: Tensor
     """[R, N]"""
     spread: Tensor
-    """[R]: (max A - sum mu A) / max A, zero at the optimum"""
+    """[R]: how far from the optimum: (max A - sum mu A) / max A; of `newton` (max A - min A) / max A"""
     iterations: Tensor
     """[R] int32"""
 
@@ -86,7 +86,9 @@ def newton(b: Tensor, power: Tensor, noise: Tensor, tolerance: float, most: int)
     eye = torch.eye(users + 1, dtype=b.dtype, device=b.device)
     for step in range(most + 1):
         found = sums(b, power, noise, mu)
-        spread = torch.where(left, spread_of(mu, found.needed), spread)
+        top = found.needed.amax(-1)
+        least = torch.where(live, found.needed, torch.inf).amin(-1)
+        spread = torch.where(left, (top - least) * reciprocal(top), spread)
         left = left & ~(spread <= tolerance)
         if step == most or not bool(left.any()):
             break
@@ -373,11 +375,12 @@ def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     inside = x > -torch.inf
     theta = torch.full_like(mass, -torch.inf)
     value = torch.where(inside, x, 0.0)
+    top = torch.where(inside, x, -torch.inf).amax(-1, keepdim=True) if x.numel() else theta[..., None]
     while True:
         count = inside.sum(-1)
         total = torch.where(inside, value, 0.0).sum(-1)
         theta = torch.where(count > 0, (total - mass) / count.clamp_min(1), -torch.inf)
-        stay = inside & ((x > theta[..., None]) | (inside.sum(-1, keepdim=True) == 1))
+        stay = inside & ((x > theta[..., None]) | (x == top))
         if torch.equal(stay, inside):
             break
         inside = stay

@@ -54,6 +54,9 @@ def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     if inverse:
         values = torch.where(values > 0, -1 / torch.where(values > 0, values, 1.0), -torch.inf)
     p, theta = power_reference.project_simplex(values, mass.double())
+    unknown = x.isnan().any(-1)
+    p = torch.where(unknown[:, None], torch.nan, p)
+    theta = torch.where(unknown, torch.nan, theta)
     return _rounded((p, theta), x)
 
 

@@ -244,7 +244,7 @@ def test_symmetries(backend, users):
     scaled = ops.ssdt_joint(3e5 * g, s, power, (3e5) ** 2 * noise)
     close(scaled.transmit, found.transmit, 1e-8)
     close(scaled.alpha * 3e5, found.alpha, 1e-8)
-    turn = torch.polar(torch.ones(20, users, 12), torch.randn(20, users, 12)).to(g)
+    turn = torch.polar(torch.ones(20, users, 12, dtype=torch.float64), torch.randn(20, users, 12, dtype=torch.float64)).to(g)
     turned = ops.ssdt_joint(g * turn, s, power, noise)
     close(turned.transmit * turn, found.transmit, 1e-8)
     users_back, carriers_back = torch.arange(users).flip(0), torch.arange(12).flip(0)
@@ -270,7 +270,7 @@ def test_what_noise_and_power_cost(backend):
 
 
 def test_codeword_shares_one_alpha(backend):
-    g, s, power, noise = (t.to(backend.device) for t in drawn(3, 2, 4, seed=23))
+    g, s, power, _ = (t.to(backend.device) for t in drawn(3, 2, 4, seed=23))
     together = ops.ssdt_joint(g, s, power, 0.05, alpha_scope="codeword")
     each = ops.ssdt_joint(g, s, power, 0.05)
     assert together.alpha.shape == ()
@@ -406,6 +406,10 @@ def test_strides_and_real_views(backend, dtype):
     g, s, power, noise = (t.to(backend.device) for t in drawn(6, 2, 9, dtype, seed=41))
     want = ops.ssdt_joint(g, s, power, noise)
     want_v = ops.ssdt_separable(g, power, noise)
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a, b, 1e-6, 1e-9) if backend.name == "reference" else torch.equal(a, b)
+
     turned = g.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     wide = torch.zeros(6, 18, dtype=dtype, device=backend.device)
     wide[:, ::2] = s
@@ -416,9 +420,9 @@ def test_strides_and_real_views(backend, dtype):
     ]
     for gains, symbols in layouts:
         found = ops.ssdt_joint(gains, symbols, power, noise)
-        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        assert all(same(a, b) for a, b in zip(found, want, strict=True))
         found_v = ops.ssdt_separable(gains, power, noise)
-        assert all(torch.equal(a, b) for a, b in zip(found_v, want_v, strict=True))
+        assert all(same(a, b) for a, b in zip(found_v, want_v, strict=True))
 
 
 def test_leading_axes_and_broadcasts(backend):
@@ -587,8 +591,8 @@ def test_gradients_of_the_others():
     assert torch.autograd.gradcheck(filled, leaves(a, power))
     assert torch.autograd.gradcheck(ops.project_simplex, leaves(a, power))
     assert torch.autograd.gradcheck(ops.mse_water_filling, leaves(a, s, power))
-    users = torch.rand(3, 2, 7, generator=generator, dtype=torch.float64) + 0.1
-    assert torch.autograd.gradcheck(ops.mse_water_filling, leaves(users, s, power), atol=1e-4)
+    users = torch.rand(1, 2, 3, generator=generator, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(ops.mse_water_filling, leaves(users, s[:1, :3], power[2:]), atol=1e-4)
     z = torch.randn(3, 7, generator=generator, dtype=torch.complex128)
     for mode in ("mean", "sum"):
         for x in (z, a):

@@ -11,11 +11,11 @@ from torch import Tensor
 from tenfold._backend import OPS, chosen_backend
 
 OPS |= {
-    "ssdt_joint": ("reference",),
-    "ssdt_separable": ("reference",),
-    "water_filling": ("reference",),
-    "mse_water_filling": ("reference",),
-    "power_normalize": ("reference",),
+    "ssdt_joint": ("cpu", "reference"),
+    "ssdt_separable": ("cpu", "reference"),
+    "water_filling": ("cpu", "reference"),
+    "mse_water_filling": ("cpu", "reference"),
+    "power_normalize": ("cpu", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
