@@ -3,6 +3,7 @@
 // well inside the simplex, in double precision by power_dual.hpp.
 #include "power_dual.hpp"
 
+#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 
 namespace TF_NS {
@@ -224,6 +225,7 @@ void joint_general(const JointArgs& a, int64_t row, JointRow<T>& held) {
 
 template <class T>
 void joint_rows(const JointArgs& a) {
+  ask_for_large_pages(a.transmit, 2 * a.shape.rows * a.shape.users * a.shape.carriers * static_cast<int64_t>(sizeof(T)));
   parallel_ranges(
       a.shape.rows, a.threads,
       [&](int64_t first, int64_t last) {

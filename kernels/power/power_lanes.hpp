@@ -5,6 +5,8 @@
 
 #include "../core/simd.hpp"
 
+#include <utility>
+
 namespace TF_NS {
 
 using namespace tenfold;
@@ -35,18 +37,36 @@ template <class T>
 TF_HD void put(T* p, Lanes<T> v) {
   *reinterpret_cast<Lanes<T>*>(p) = v;
 }
+// Lane j beside lane j ^ half.
+template <int half, class L, int... j>
+TF_HD L across(L v, std::integer_sequence<int, j...>) {
+  return __builtin_shufflevector(v, v, (j ^ half)...);
+}
+template <int half, class L>
+TF_HD L across(L v) {
+  return across<half>(v, std::make_integer_sequence<int, static_cast<int>(kWide)>{});
+}
+// The sum and the largest of all lanes, halves first, in every lane.
+template <int half, class L>
+TF_HD L folded(L v) {
+  v = v + across<half>(v);
+  if constexpr (half > 1) v = folded<half / 2>(v);
+  return v;
+}
+template <int half, class L>
+TF_HD L highest(L v) {
+  const L other = across<half>(v);
+  v = v > other ? v : other;
+  if constexpr (half > 1) v = highest<half / 2>(v);
+  return v;
+}
 template <class T>
 TF_HD T total(Lanes<T> v) {
-  for (int64_t half = kWide / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) v[j] += v[j + half];
-  }
-  return v[0];
+  return folded<static_cast<int>(kWide) / 2>(v)[0];
 }
 template <class T>
 TF_HD T largest(Lanes<T> v) {
-  T top = v[0];
-  for (int64_t j = 1; j < kWide; ++j) top = v[j] > top ? v[j] : top;
-  return top;
+  return highest<static_cast<int>(kWide) / 2>(v)[0];
 }
 
 template <class T>

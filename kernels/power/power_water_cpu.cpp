@@ -2,10 +2,9 @@
 // cache: carriers below the level of the rest leave until none does (Michelot 1986), no sorting.
 #include "power_lanes.hpp"
 
+#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 #include "../core/room.hpp"
-
-#include <limits>
 
 namespace TF_NS {
 
@@ -13,14 +12,15 @@ namespace {
 
 constexpr int64_t kGrain = 256;
 
-// y [width] is -x or 1/g less the least of them, inf for what takes no part; the level above it: sum (level - y)_+ = mass.
+// y [width] is -x or 1/g less the least of them, inf for what takes no part; the level above it: sum (level - y)_+ = mass. The least alone
+// would take it to `mass`, so that the level is not above that.
 template <class T>
 T level_of(const T* y, int64_t width, T mass) {
   using L = Lanes<T>;
   const L one = L{} + T(1);
-  T level = static_cast<T>(__builtin_inf()), count = -1;
+  T level = mass, count = static_cast<T>(width + 1);
   for (;;) {
-    const L limit = L{} + (count < 0 ? std::numeric_limits<T>::max() : level);
+    const L limit = L{} + level;
     L sum = {}, inside = {};
     for (int64_t k = 0; k < width; k += kWide) {
       const L v = at(y + k);
@@ -28,7 +28,7 @@ T level_of(const T* y, int64_t width, T mass) {
       inside += v <= limit ? one : L{};
     }
     const T found = total<T>(inside);
-    if (found == count) return level;
+    if (!(found < count)) return level;
     count = found;
     level = (mass + total<T>(sum)) / count;
   }
@@ -71,6 +71,7 @@ void water_row(const WaterArgs& a, int64_t row, T* y) {
 
 template <class T>
 void water_rows(const WaterArgs& a) {
+  ask_for_large_pages(a.power, a.shape.rows * a.shape.carriers * static_cast<int64_t>(sizeof(T)));
   parallel_ranges(
       a.shape.rows, a.threads,
       [&](int64_t first, int64_t last) {

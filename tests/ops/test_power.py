@@ -244,7 +244,9 @@ def test_symmetries(backend, users):
     scaled = ops.ssdt_joint(3e5 * g, s, power, (3e5) ** 2 * noise)
     close(scaled.transmit, found.transmit, 1e-8)
     close(scaled.alpha * 3e5, found.alpha, 1e-8)
-    turn = torch.polar(torch.ones(20, users, 12, dtype=torch.float64), torch.randn(20, users, 12, dtype=torch.float64)).to(g)
+    turn = torch.polar(
+        torch.ones(20, users, 12, dtype=torch.float64), torch.randn(20, users, 12, dtype=torch.float64)
+    ).to(g)
     turned = ops.ssdt_joint(g * turn, s, power, noise)
     close(turned.transmit * turn, found.transmit, 1e-8)
     users_back, carriers_back = torch.arange(users).flip(0), torch.arange(12).flip(0)

@@ -139,7 +139,7 @@ def ssdt_joint(
     if alpha_scope == "codeword" and not lead:
         _checks.fail(ValueError, "gains", "shape [..., L, N, K] for alpha_scope 'codeword'", tuple(g.shape))
     noise = _spread("noise_power", noise_power, whole, g.device, real)
-    _refuse(check, gains=g, symbols=s, power=(budget, True), noise_power=(noise, False))
+    _refuse(check, power=(budget, True), noise_power=(noise, False))
     expected = None
     if statistics == "csi":
         expected = (budget * reference).sum(-1)[..., None].expand(*lead, carriers)
@@ -158,6 +158,7 @@ def ssdt_joint(
             u = _within(u, budget)
             objective = _received_error(g, s, u, alpha, noise)
         found = Joint(u, alpha, mu.view(budget.shape), objective, steps.view(lead))
+    _refuse_after(found.objective, check, gains=g, symbols=s)
     return Joint(*(kind(value) for value in found))
 
 
@@ -202,7 +203,6 @@ def ssdt_separable(
     load = None if weights is None else _spread("weights", weights, g.shape, g.device, real)
     _refuse(
         check,
-        gains=g,
         power=(budget, True),
         noise_power=(noise, False),
         c=(wanted, False),
@@ -218,6 +218,7 @@ def ssdt_separable(
         limit,
         most,
     )
+    _refuse_after(objective, check, gains=g)
     found = (
         v.view(g.shape),
         alpha.view(lead),
@@ -417,6 +418,14 @@ def _refuse(check: bool | None, **values: Any) -> None:
         if bool(bad.any()):
             at = tuple(int(i) for i in bad.nonzero()[0])
             _checks.fail(ValueError, name, expected, f"{value[at].item()} at {at}")
+
+
+def _refuse_after(objective: Tensor, check: bool | None, **values: Tensor) -> None:
+    """As `_refuse`, but the inputs are read again only if a result is not finite."""
+    if torch.compiler.is_compiling() or (objective.device.type != "cpu" if check is None else not check):
+        return
+    if not bool(objective.isfinite().all()):
+        _refuse(check, **values)
 
 
 # ---- joint forms -----------------------------------------------------------------------------------------
