@@ -8,7 +8,6 @@ published. "cvxpy" solves a few rows one after the other and is charged for all.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -90,13 +89,6 @@ def _joint_cvxpy(g: Tensor, s: Tensor, power: Tensor, noise: float, rows: int) -
     return torch.stack(out).to(torch.complex64), torch.stack(alphas).float()
 
 
-def _per_row(run: Any, rows: int) -> str:
-    """How long a row takes, for the note of a peer that is given a few."""
-    start = time.process_time()
-    run()
-    return f"{(time.process_time() - start) / rows * 1e3:.2f} ms per row on {rows} rows"
-
-
 def _parts(found: tuple[Tensor, Tensor]) -> list[Tensor]:
     u, alpha = found
     return [torch.view_as_real(u).clone(), alpha.clone()]
@@ -145,7 +137,7 @@ def _joint(device: torch.device, tiny: bool) -> Workload:
         ],
         work=Work(bytes=float(size)),
         keep=_parts,
-        note=f"{len(g)} rows of {USERS} users on {CARRIERS} subcarriers, Rayleigh, {SNR_DB:g} dB; cvxpy {rows} rows",
+        note=f"{len(g)} rows of {USERS} users on {CARRIERS} subcarriers, {SNR_DB:g} dB; cvxpy {rows} rows",
     )
 
 
@@ -186,7 +178,7 @@ def _fill_bisection(g: Tensor, power: Tensor) -> Tensor:
 
 
 def _fill_sionna(g: Tensor, power: Tensor) -> Tensor:
-    """The level within [0, 1000], widened until it holds, halved until all rows are within 1e-5 of the budget."""
+    """The level within [0, 1000], widened until it holds, halved until all rows are within 1e-5."""
     x = 1 / g
     low = torch.zeros_like(power)
     high = torch.full_like(power, 1000.0)
