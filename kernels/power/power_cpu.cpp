@@ -33,10 +33,10 @@ Out<T> out_of(const JointArgs& a, int64_t row) {
 }
 
 // Sums at mu_1 = m, q = 1 - m with D = noise m q + b1 q + b2 m:
-// A_1 = sum S b1 (q/D)^2, A_2 = sum S b2 (m/D)^2, their difference's derivative, and sum S / D.
+// A_1 = sum S b1 (q/D)^2, A_2 = sum S b2 (m/D)^2, their difference's derivative, and 1 / D.
 template <class T>
 struct PairSums {
-  T first, second, slope, rest, largest_inverse;
+  T first, second, slope;
 };
 
 template <class T>
@@ -44,21 +44,19 @@ TF_HD PairSums<T> pair_sums(const T* b1, const T* b2, const T* wanted, T* invers
   using L = Lanes<T>;
   const T q = T(1) - m;
   const T base = noise * m * q, tilt = noise * (q - m), qq = q * q, mm = m * m;
-  L first = {}, second = {}, slope = {}, rest = {}, most = {};
+  L first = {}, second = {}, slope = {};
   for (int64_t k = 0; k < width; k += kWide) {
     const L x = at(b1 + k), y = at(b2 + k);
     const L load = x * q + y * m;
     const L r = T(1) / (load + base);
     put(inverse + k, r);
-    most = r > most ? r : most;
-    const L sr = at(wanted + k) * r, srr = sr * r;
+    const L srr = at(wanted + k) * r * r;
     const L one = x * qq, two = y * mm;
     first += srr * one;
     second += srr * two;
-    rest += sr;
     slope += srr * (load + (one - two) * (tilt - x + y) * r);
   }
-  return {total<T>(first), total<T>(second), T(-2) * total<T>(slope), total<T>(rest), largest<T>(most)};
+  return {total<T>(first), total<T>(second), T(-2) * total<T>(slope)};
 }
 
 // Two users in T. False where the double-precision method has to do the row.
@@ -121,7 +119,13 @@ bool joint_pair(const JointArgs& a, int64_t row, JointRow<T>& held) {
     m -= off / found.slope;
     if (!(m > low && m < high)) m = (low + high) / 2;
   }
-  if (!(found.largest_inverse < T(1e15))) return false;
+  L rest = {}, sharp = {};
+  for (int64_t k = 0; k < width; k += kWide) {
+    const L r = at(inverse + k);
+    rest += at(wanted + k) * r;
+    sharp = r > sharp ? r : sharp;
+  }
+  if (!(largest<T>(sharp) < T(1e15))) return false;
   const T q = T(1) - m, most = found.first > found.second ? found.first : found.second;
   const T alpha = sqrt(most / static_cast<T>(carriers));
   if (!(alpha > 0)) return false;
@@ -133,7 +137,7 @@ bool joint_pair(const JointArgs& a, int64_t row, JointRow<T>& held) {
   *out.alpha = alpha * g_scale / s_scale;
   out.mu[0] = m;
   out.mu[1] = q;
-  *out.objective = noise * m * q * found.rest * size;
+  *out.objective = noise * m * q * total<T>(rest) * size;
   a.iterations[row] = steps;
   return true;
 }
