@@ -22,8 +22,10 @@ def _view(value: Tensor | None, axes: str) -> View:
     return value.data_ptr(), strides["r"], strides.get("n", 0), strides.get("k", 0)
 
 
-def _shape(rows: int, users: int, carriers: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    return rows, users, carriers, DTYPE_CODES[dtype]
+def _shape(like: Tensor, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(rows, users, carriers, code) of [R, N, K] or [R, K]."""
+    users = like.shape[1] if like.ndim == 3 else 1
+    return like.shape[0], users, like.shape[-1], DTYPE_CODES[dtype]
 
 
 def _results(gains: Tensor) -> tuple[Tensor, ...]:
@@ -54,7 +56,7 @@ def joint(
     gains, symbols = gains.resolve_conj(), symbols.resolve_conj()
     out = _results(gains)
     _native.cpu.power_joint(
-        _shape(*gains.shape, gains.real.dtype), _view(gains, "rnk"), _view(symbols, "rk"), _view(power, "rn"),
+        _shape(gains, gains.real.dtype), _view(gains, "rnk"), _view(symbols, "rk"), _view(power, "rn"),
         _view(noise, "r"), _view(statistics, "rk"), tolerance, most, [t.data_ptr() for t in out],
         torch.get_num_threads(),
     )  # fmt: skip
@@ -76,7 +78,7 @@ def separable(
     gains = gains.resolve_conj()
     out = _results(gains)
     _native.cpu.power_separable(
-        _shape(*gains.shape, gains.real.dtype), _view(gains, "rnk"), _view(power, "rn"), _view(noise, "r"),
+        _shape(gains, gains.real.dtype), _view(gains, "rnk"), _view(power, "rn"), _view(noise, "r"),
         _view(wanted, "rn"), _view(weights, "rnk"), tolerance, most, [t.data_ptr() for t in out],
         torch.get_num_threads(),
     )  # fmt: skip
@@ -89,7 +91,7 @@ def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         return power_rounded.water_filling(x, mass, inverse)
     p, theta = torch.empty(x.shape, dtype=x.dtype), torch.empty(len(x), dtype=x.dtype)
     _native.cpu.power_water(
-        _shape(len(x), 1, x.shape[1], x.dtype), _view(x, "rk"), _view(mass, "r"), inverse, p.data_ptr(),
+        _shape(x, x.dtype), _view(x, "rk"), _view(mass, "r"), inverse, p.data_ptr(),
         theta.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return p, theta
@@ -101,7 +103,7 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         return power_rounded.mse_water_filling(gains, weights, power)
     p, level = torch.empty(gains.shape, dtype=gains.dtype), torch.empty(len(gains), dtype=gains.dtype)
     _native.cpu.power_mse_water(
-        _shape(len(gains), 1, gains.shape[1], gains.dtype), _view(gains, "rk"), _view(weights, "rk"),
+        _shape(gains, gains.dtype), _view(gains, "rk"), _view(weights, "rk"),
         _view(power, "r"), p.data_ptr(), level.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return p, level
@@ -115,7 +117,7 @@ def power_normalize(x: Tensor, power: Tensor, mean: bool) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype)
     real = x.real.dtype if x.is_complex() else x.dtype
     _native.cpu.power_normalize(
-        _shape(len(x), 1, x.shape[1], real), _view(x, "rk"), _view(power, "r"), x.is_complex(), mean,
+        _shape(x, real), _view(x, "rk"), _view(power, "r"), x.is_complex(), mean,
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y

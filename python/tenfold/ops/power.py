@@ -35,7 +35,7 @@ class Joint(NamedTuple):
     mu: Any
     """[..., N]: dual variables, sum 1; zero for a user whose budget does not bind"""
     objective: Any
-    """[...]: sum_k |alpha sum_n g u - s|^2 + K sigma2 alpha^2"""
+    """[...]: ``sum_k |alpha sum_n g u - s|^2 + K sigma2 alpha^2``"""
     iterations: Any
     """int32 [...]: steps of the solver"""
 
@@ -50,7 +50,7 @@ class Separable(NamedTuple):
     tau: Any
     """[..., N]: regularisation of each user's inversion; zero where its budget does not bind"""
     objective: Any
-    """[...]: sum_n E|t_n|^2 sum_k |g alpha v - c|^2 + K sigma2 alpha^2"""
+    """[...]: ``sum_n E|t_n|^2 sum_k |g alpha v - c|^2 + K sigma2 alpha^2``"""
     iterations: Any
     """int32 [...]"""
 
@@ -91,8 +91,8 @@ def ssdt_joint(
 ) -> Joint:
     """Transmit signals of superposed users whose received sum is closest to a wanted one: global optimum.
 
-    Minimises sum_k |alpha sum_n g_nk u_nk - s_k|^2 + K sigma2 alpha^2 over u and alpha >= 0 under
-    (1/K) sum_k |u_nk|^2 <= P_n for each user. The dual of the equivalent convex problem has one variable per
+    Minimises ``sum_k |alpha sum_n g_nk u_nk - s_k|^2 + K sigma2 alpha^2`` over u and alpha >= 0 under
+    ``mean_k |u_nk|^2 <= P_n`` for each user. The dual of the equivalent convex problem has one variable per
     user; Newton's method in its logarithm finds it in 2 to 7 steps, an interior-point method where the
     optimum lies on the boundary (gains of zero). Differentiable once, by implicit differentiation.
 
@@ -175,16 +175,16 @@ def ssdt_separable(
 ) -> Separable:
     """Precoders of superposed users that each know their own channel and symbol: regularised inversion.
 
-    Minimises sum_n T_n sum_k |g_nk w_nk - c_n|^2 + K sigma2 alpha^2 with w = alpha v, where each user keeps
-    mean_k T_n |v_nk|^2 <= P_n: w = c conj(g) / (|g|^2 + tau_n) with sum_n P_n tau_n = sigma2, the optimum
-    known from over-the-air computation (Cao, Zhu, Xu and Huang 2020, arXiv 1906.05493). alpha depends on the
+    Minimises ``sum_n T_n sum_k |g_nk w_nk - c_n|^2 + K sigma2 alpha^2`` with w = alpha v, where each user
+    keeps ``mean_k T_n |v_nk|^2 <= P_n``: ``w = c conj(g) / (|g|^2 + tau_n)``, sum_n P_n tau_n = sigma2, the
+    optimum known from over-the-air computation (Cao, Zhu, Xu and Huang 2020, arXiv 1906.05493). alpha depends on the
     channels alone, so a base station can compute it. Differentiable once, by implicit differentiation.
 
     Args:
         gains, power, noise_power, max_iterations, check: as for `ssdt_joint`.
         c: wanted gain of each user, [N] or [..., N]; default 1 (the training channel's sqrt(rho_n)).
-        weights: |t|^2, real [..., N, K]: each user's budget then holds for these very symbols. Default: for
-            symbols of expected power P_n; a row that exceeds its budget is for the caller to scale down.
+        weights: ``|t|^2``, real [..., N, K]: each user's budget then holds for these very symbols. Default:
+            for symbols of expected power P_n; a row that exceeds its budget is for the caller to scale down.
         tolerance: relative error of alpha; default 1e-12, for complex64 1e-6.
 
     Raises:
@@ -307,12 +307,12 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
 
 
 def power_normalize(x: Any, power: Any, *, mode: str = "mean") -> Any:
-    """Symbols scaled to a power along the last axis: x sqrt(K P) / |x|; a row of zeros stays zero.
+    """Symbols scaled to a power along the last axis: ``x sqrt(K P) / |x|``; a row of zeros stays zero.
 
     Args:
         x: complex or real [..., K].
         power: P >= 0 in W, a number or [...].
-        mode: "mean", (1/K) sum_k |x_k|^2 = P; "sum", sum_k |x_k|^2 = P.
+        mode: "mean", ``mean_k |x_k|^2 = P``; "sum", ``sum_k |x_k|^2 = P``.
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind, shape or range.
