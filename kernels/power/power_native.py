@@ -15,7 +15,7 @@ NOTHING: View = (0, 0, 0, 0)
 
 
 def _view(value: Tensor | None, axes: str) -> View:
-    """(address, stride of rows, of users, of carriers); `axes` names those that there are: "rnk", "rk", ..."""
+    """(address, stride of rows, of users, of carriers); `axes` names those there are: "rnk", "rk", ..."""
     if value is None:
         return NOTHING
     strides = dict(zip(axes, value.stride(), strict=True))

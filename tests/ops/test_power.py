@@ -494,6 +494,12 @@ def test_water_filling_degenerate(backend):
     close(found.power[2], [1.0, 1, 1], 1e-6)
     close(found.power[3], [0.0, 0, 2], 1e-6)
     close(found.power[4], [0.0, 0, 1], 1e-6)
+    tie = ops.water_filling(g[2], 0.0)
+    assert (tie.power == 0).all()
+    assert tie.level == 0.5
+    unknown = ops.water_filling(torch.tensor([[1.0, math.nan], [1.0, 2.0]], device=backend.device), 1.0)
+    assert unknown.power[0].isnan().all()
+    close(unknown.power[1], [0.25, 0.75], 1e-6)
     mask = torch.tensor([False, True, True], device=backend.device)
     masked = ops.water_filling(g[1], 3.0, mask=mask)
     close(masked.power, [0.0, 1.375, 1.625], 1e-6)
