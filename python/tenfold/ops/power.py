@@ -177,9 +177,9 @@ def ssdt_separable(
 
     Minimises ``sum_n T_n sum_k |g_nk w_nk - c_n|^2 + K sigma2 alpha^2`` with w = alpha v, where each user
     keeps ``mean_k T_n |v_nk|^2 <= P_n``. The optimum ``w = c conj(g) / (|g|^2 + tau_n)`` with
-    sum_n P_n tau_n = sigma2 is known from over-the-air computation (Cao, Zhu, Xu and Huang 2020, arXiv
-    1906.05493). alpha depends on the channels alone, so a base station can compute it. Differentiable once, by
-    implicit differentiation.
+    sum_n P_n tau_n = sigma2 is known from over-the-air computation (Cao, Zhu, Xu and Huang 2020, IEEE TWC,
+    doi 10.1109/TWC.2020.3012287). alpha depends on the channels alone, so a base station can compute it.
+    Differentiable once, by implicit differentiation.
 
     Args:
         gains, power, noise_power, max_iterations, check: as for `ssdt_joint`.
