@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
     "surface": "surface",
     "volume": "volume",
     "selection": "selection",
+    "power": "power",
 }
 
 

@@ -6,28 +6,15 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 #include "edt.hpp"
 #include "surface_api.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace TF_NS {
 namespace {
 
 using namespace tenfold;
-
-// Memory that is new comes page by page, and in a virtual machine that takes as long as a pass: larger pages, where the system has them.
-inline void ask_for_large_pages(void* out, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 1 << 12;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(out) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(out) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
-  if (bytes >= 1 << 23) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: failing changes nothing
-#endif
-}
 
 // Squared distance along a row to the row's nearest feature; `squares[k]` = (k s)^2, squares[n] = infinity.
 template <class T>

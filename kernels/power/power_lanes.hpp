@@ -1,0 +1,121 @@
+// Registers of float or double, sums over them in a fixed order, and rows of a view brought into them.
+#pragma once
+
+#include "power_api.hpp"
+
+#include "../core/simd.hpp"
+
+#include <utility>
+
+namespace TF_NS {
+
+using namespace tenfold;
+
+template <class T>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float type __attribute__((vector_size(4 * kLanes)));
+};
+template <>
+struct Register<double> {
+  typedef double type __attribute__((vector_size(8 * kLanes)));
+};
+template <class T>
+using Lanes = typename Register<T>::type;
+
+constexpr int64_t kWide = kLanes;
+
+inline int64_t padded(int64_t n) { return (n + kWide - 1) / kWide * kWide; }
+
+// Rooms are aligned, and rows in them are whole registers.
+template <class T>
+TF_HD Lanes<T> at(const T* p) {
+  return *reinterpret_cast<const Lanes<T>*>(p);
+}
+template <class T>
+TF_HD void put(T* p, Lanes<T> v) {
+  *reinterpret_cast<Lanes<T>*>(p) = v;
+}
+// Lane j beside lane j ^ half.
+template <int half, class L, int... j>
+TF_HD L across(L v, std::integer_sequence<int, j...>) {
+  return __builtin_shufflevector(v, v, (j ^ half)...);
+}
+template <int half, class L>
+TF_HD L across(L v) {
+  return across<half>(v, std::make_integer_sequence<int, static_cast<int>(kWide)>{});
+}
+// The sum and the largest of all lanes, halves first, in every lane.
+template <int half, class L>
+TF_HD L folded(L v) {
+  v = v + across<half>(v);
+  if constexpr (half > 1) v = folded<half / 2>(v);
+  return v;
+}
+template <int half, class L>
+TF_HD L highest(L v) {
+  const L other = across<half>(v);
+  v = v > other ? v : other;
+  if constexpr (half > 1) v = highest<half / 2>(v);
+  return v;
+}
+template <class T>
+TF_HD T total(Lanes<T> v) {
+  return folded<static_cast<int>(kWide) / 2>(v)[0];
+}
+template <class T>
+TF_HD T largest(Lanes<T> v) {
+  return highest<static_cast<int>(kWide) / 2>(v)[0];
+}
+
+template <class T>
+T value_at(const PowerView& view, int64_t row, int64_t user) {
+  return static_cast<const T*>(view.data)[row * view.row + user * view.user];
+}
+
+// Real values of one row and user.
+template <class T, class To>
+void load_real(const PowerView& view, int64_t row, int64_t user, int64_t n, To* out) {
+  const T* const from = static_cast<const T*>(view.data) + row * view.row + user * view.user;
+  if (view.carrier == 1) {
+    for (int64_t k = 0; k < n; ++k) out[k] = static_cast<To>(from[k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) out[k] = static_cast<To>(from[k * view.carrier]);
+  }
+}
+
+// Real and imaginary parts of one row and user.
+template <class T, class To>
+void load_complex(const PowerView& view, int64_t row, int64_t user, int64_t n, To* __restrict re, To* __restrict im) {
+  const T* const __restrict from = static_cast<const T*>(view.data) + 2 * (row * view.row + user * view.user);
+  if (view.carrier == 1) {
+    for (int64_t k = 0; k < n; ++k) {
+      re[k] = static_cast<To>(from[2 * k]);
+      im[k] = static_cast<To>(from[2 * k + 1]);
+    }
+  } else {
+    for (int64_t k = 0; k < n; ++k) {
+      re[k] = static_cast<To>(from[2 * k * view.carrier]);
+      im[k] = static_cast<To>(from[2 * k * view.carrier + 1]);
+    }
+  }
+}
+
+// out[k] = factor[k] * conj(g) s
+template <class T, class From>
+void store_turned(const From* __restrict factor, From scale, const From* __restrict gr, const From* __restrict gi,
+                  const From* __restrict sr, const From* __restrict si, int64_t n, T* __restrict out) {
+  for (int64_t k = 0; k < n; ++k) {
+    const From by = scale * factor[k];
+    out[2 * k] = static_cast<T>(by * (gr[k] * sr[k] + gi[k] * si[k]));
+    out[2 * k + 1] = static_cast<T>(by * (gr[k] * si[k] - gi[k] * sr[k]));
+  }
+}
+
+template <class T>
+void fill(T* p, int64_t n, T value) {
+  for (int64_t k = 0; k < n; ++k) p[k] = value;
+}
+
+}  // namespace TF_NS
