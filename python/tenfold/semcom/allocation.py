@@ -87,7 +87,11 @@ def allocate(
     if power.shape != (gains.shape[-2],):
         _checks.fail(ValueError, "power_w", f"one power for each of {gains.shape[-2]} users", power.shape)
     noise = torch.as_tensor(noise_power_w, dtype=real, device=gains.device).expand(gains.shape[:-2])
-    c = torch.ones_like(power) if rho is None else torch.as_tensor(rho, dtype=real, device=gains.device).sqrt()
+    c = (
+        torch.ones_like(power)
+        if rho is None
+        else torch.as_tensor(rho, dtype=real, device=gains.device).sqrt()
+    )
     options = {"floor": inversion_floor, "alpha_scope": alpha_scope}
     return ALLOCATORS[method](_Problem(transmitted, gains, power, noise, c, options))
 
@@ -183,17 +187,13 @@ def _separable(p: _Problem) -> Allocation:
 def _joint(p: _Problem) -> Allocation:
     scope = p.options["alpha_scope"]
     noise = p.noise if scope == "symbol" else p.noise[..., 0]
-    found = ssdt_joint(
-        p.g, None, p.power, noise, transmitted=p.t, rho=p.c.square(), alpha_scope=scope
-    )
+    found = ssdt_joint(p.g, None, p.power, noise, transmitted=p.t, rho=p.c.square(), alpha_scope=scope)
     alpha = found.alpha if scope == "symbol" else found.alpha[..., None].expand(p.noise.shape)
     return Allocation(found.transmit, alpha[..., None])
 
 
 def _joint_csi(p: _Problem) -> Allocation:
-    found = ssdt_joint(
-        p.g, None, p.power, p.noise, transmitted=p.t, rho=p.c.square(), statistics="csi"
-    )
+    found = ssdt_joint(p.g, None, p.power, p.noise, transmitted=p.t, rho=p.c.square(), statistics="csi")
     return Allocation(found.transmit, found.alpha[..., None])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tenfold import _checks
 
-__all__ = ["PHOTOGRAPHS", "PictureSet", "crops", "half_size", "load_pictures", "patches"]
+__all__ = ["PHOTOGRAPHS", "PictureSet", "both_sizes", "crops", "half_size", "load_pictures", "patches"]
 
 PHOTOGRAPHS = {
     "astronaut": ("train", "skimage", "data/astronaut.png"),
@@ -142,21 +142,21 @@ def half_size(picture: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(even, 2).round_().to(torch.uint8)
 
 
-def _both_sizes(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
+def both_sizes(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
     """Every picture as it is and at half its size, where a patch fits."""
-    fits = [p for picture in pictures for p in (picture, half_size(picture)) if min(p.shape[1:]) >= side]
+    fits = [picture for picture in pictures if min(picture.shape[1:]) >= side]
+    fits += [half_size(picture) for picture in pictures if min(picture.shape[1:]) >= 2 * side]
     if not fits:
         _checks.fail(ValueError, "pictures", f"some of at least {side} x {side} pixels", "none")
     return fits
 
 
-def crops(pictures: Sequence[Tensor], side: int, count: int, seed: int) -> Tensor:
+def crops(sources: Sequence[Tensor], side: int, count: int, seed: int) -> Tensor:
     """Random patches, half of them mirrored: float32 [count, 3, side, side] in [0, 1].
 
-    Photographs and their halves alike are cut where chance falls, each photograph as often as any other.
+    `sources` (`both_sizes`) are cut where chance falls, each as often as any other.
     """
     draw = np.random.default_rng(seed)
-    sources = _both_sizes(pictures, side)
     out = torch.empty((count, 3, side, side), dtype=torch.uint8)
     for i in range(count):
         picture = sources[draw.integers(len(sources))]
@@ -171,7 +171,7 @@ def patches(pictures: Sequence[Tensor], side: int, count: int, seed: int) -> Ten
 
     Cut on a grid from every picture and its half, in an order drawn by `seed`; as many as there are.
     """
-    grid = list(_grid(_both_sizes(pictures, side), side))
+    grid = list(_grid(both_sizes(pictures, side), side))
     order = np.random.default_rng(seed).permutation(len(grid))[:count]
     return torch.stack([grid[i] for i in order]).float().div_(255)
 

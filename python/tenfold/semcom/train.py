@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.semcom.codec import Codec, CodecSpec, make_codec
-from tenfold.semcom.images import crops
+from tenfold.semcom.images import both_sizes, crops
 from tenfold.semcom.link import Link
 
 __all__ = ["TrainSettings", "Trained", "train_codec"]
@@ -56,9 +56,9 @@ def train_codec(
     link: Link,
     settings: TrainSettings | None = None,
     *,
-    state: dict[str, object] | None = None,
+    state: dict[str, Tensor] | None = None,
     on_step: Callable[[int, float], None] | None = None,
-    checkpoint: Callable[[dict[str, object]], None] | None = None,
+    checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
     every: int = 0,
     device: str = "cpu",
 ) -> Trained:
@@ -83,13 +83,12 @@ def train_codec(
     optimizer = torch.optim.Adam(codec.parameters(), settings.lr, betas=(0.9, 0.99))
     losses: list[float] = []
     if state is not None:
-        codec.load_state_dict(state["codec"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        losses = list(state["losses"])  # type: ignore[call-overload]
+        losses = _restore(state, codec, optimizer)
+    sources = both_sizes(pictures, settings.side)
     low, high = settings.snr_db
     for step in range(len(losses), settings.steps):
         number = settings.seed * 2**32 + step
-        flat = crops(pictures, settings.side, settings.batch * spec.users, number)
+        flat = crops(sources, settings.side, settings.batch * spec.users, number)
         images = flat.view(settings.batch, spec.users, *flat.shape[1:]).to(device)
         draw = torch.Generator().manual_seed(number)
         snr = (low + (high - low) * torch.rand(settings.batch, generator=draw)).to(device)
@@ -102,13 +101,11 @@ def train_codec(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if on_step is not None:
             on_step(step + 1, losses[-1])
         if checkpoint is not None and every and (step + 1) % every == 0 and step + 1 < settings.steps:
-            checkpoint(
-                {"codec": codec.state_dict(), "optimizer": optimizer.state_dict(), "losses": list(losses)}
-            )
+            checkpoint(_state(codec, optimizer, losses))
     return Trained(codec.requires_grad_(False).eval(), losses)
 
 
@@ -116,3 +113,23 @@ def _rate(step: int, steps: int) -> float:
     """Up over the first 2 %, then down to zero by a cosine."""
     rise = min(1.0, (step + 1) / max(1, steps // 50))
     return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps))))
+
+
+def _state(codec: Codec, optimizer: torch.optim.Optimizer, losses: list[float]) -> dict[str, Tensor]:
+    """All that training goes on from, as tensors under flat names."""
+    found = {f"codec.{name}": value for name, value in codec.state_dict().items()}
+    for number, held in optimizer.state_dict()["state"].items():
+        found |= {f"adam.{number}.{name}": value for name, value in held.items()}
+    return found | {"losses": torch.tensor(losses, dtype=torch.float64)}
+
+
+def _restore(state: dict[str, Tensor], codec: Codec, optimizer: torch.optim.Optimizer) -> list[float]:
+    weights = {n.removeprefix("codec."): v for n, v in state.items() if n.startswith("codec.")}
+    codec.load_state_dict(weights)
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith("adam."):
+            _, number, key = name.split(".")
+            held.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    return [float(value) for value in state["losses"]]
