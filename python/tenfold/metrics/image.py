@@ -3,7 +3,8 @@
 SSIM is not one number: libraries differ in window, border and size. `variant` says whose is met:
 
   "gaussian"      Wang et al. 2004: 11 taps, sigma 1.5, windows inside the picture (scikit-image with
-                  gaussian_weights=True, use_sample_covariance=False; pytorch-msssim; piq without downsampling)
+                  gaussian_weights=True, use_sample_covariance=False; pytorch-msssim; piq without
+                  downsampling)
   "uniform"       7x7 windows of equal weight, sample covariance (scikit-image's default)
   "torchmetrics"  as "gaussian" with a picture that is mirrored at its border
   "piq"           as "gaussian", after averaging down to a shorter side of about 256 pixels (piq's default)

@@ -153,7 +153,7 @@ def _invert(p: _Problem) -> Allocation:
 
 
 def _precoded(p: _Problem, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Signals and effective gains of aligned users that put `share` (mean 1) of their power on subcarriers."""
+    """Signals and effective gains of aligned users; `share` (mean 1) parts their power over subcarriers."""
     precoder = _aligned(p.g) * share.sqrt()
     return _held(p, precoder * p.t), p.g * precoder
 

@@ -4,8 +4,8 @@ All randomness is a function of (seed, stream, offset, index of the sample): a r
 or shard it is drawn in, and a channel is drawn again from its seed instead of being kept.
 
 Counter layout: complex sample i is words 0 and 1 (i even) or 2 and 3 (i odd) of the Philox block i // 2, with
-key = seed, stream 0 for fading and 1 for noise (2: errors of the channel's estimate), the offset in the low 24
-bits of the last counter word; two standard normals by Box-Muller, scaled by sqrt(variance / 2).
+key = seed, stream 0 for fading and 1 for noise (2: errors of the channel's estimate), the offset in the low
+24 bits of the last counter word; two standard normals by Box-Muller, scaled by sqrt(variance / 2).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The digital way with successive cancellation, at its capacity: a bound on JPEG over NOMA, without a code.
 
 Per subcarrier the user with the larger received power is decoded first, in the noise of the others, and taken
-away. A picture gets sum_{l,k} log2(1 + SINR) bits in all and is sent as the best JPEG that fits, without error.
-A real code and 4-QAM stay below this; what no JPEG fits into counts as the picture's grey mean.
+away. A picture gets sum_{l,k} log2(1 + SINR) bits in all and is sent, without error, as the best JPEG that
+fits. A real code and 4-QAM stay below this; what no JPEG fits into counts as the picture's grey mean.
 """
 
 from __future__ import annotations

@@ -304,8 +304,8 @@ def side_by_side(outcome: Outcome, pictures: Shown, user: int) -> Picture:
         axis.set_title(label, fontsize=10)
     config = outcome.config
     caption = (
-        f"User {user + 1}'s picture ({pictures.names[user]}), sent together with the others' over one draw of the "
-        f"channel at {config.snr_picture_db:g} dB SNR, variance 1; the codec learned on 32x32 patches of other "
-        "photographs."
+        f"User {user + 1}'s picture ({pictures.names[user]}), sent together with the others' over one draw "
+        f"of the channel at {config.snr_picture_db:g} dB SNR, variance 1; the codec learned on 32x32 patches "
+        "of other pictures."
     )
     return Picture(fig, caption, f"Photographs side by side. PSNR: {'; '.join(told)}.")

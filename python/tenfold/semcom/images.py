@@ -27,8 +27,7 @@ PHOTOGRAPHS = {
     "coffee": ("test", "skimage", "data/coffee.png"),
     "flower": ("test", "sklearn", "datasets/images/flower.jpg"),
 }
-"""Name -> part, package, file in it. NASA's astronaut and the SpaceX rocket are public domain, the others CC0 or
-CC BY; the packages' own pages name the photographers."""
+"""Name -> part, package, file in it; the packages' own pages name photographers and licences."""
 
 _PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}

@@ -3,7 +3,8 @@
     tenfold run ctsemcom                                          the embedded default: photographs
     tenfold run ctsemcom --checkpoint runs/ctsemcom-...           again with the codecs of a finished run
     tenfold run ctsemcom --dataset cifar10 --data data/cifar10 --codec adjscc --steps 200000 --device cuda
-    tenfold run ctsemcom --csi_err_db -10 --csi_bits 4            channels known with error, fed back in 4 bits
+    tenfold run ctsemcom --csi_err_db -10 --csi_bits 4            channels known with error, fed back
+    in 4 bits
 
 Codecs are trained side by side; each that is done is kept, and so is every channel that is evaluated, so that
 an interrupted run goes on.

@@ -36,7 +36,8 @@ REFERENCES = ("none", "rx-lmmse", "phase", "e2e")
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean PSNR difference of two methods over the same codewords, with its 95 % bootstrap interval, in dB."""
+    """Mean PSNR difference of two methods over the same codewords, with its 95 % bootstrap interval,
+    in dB."""
 
     mean: float
     low: float
@@ -142,7 +143,8 @@ def numbers(outcome: Outcome) -> dict[str, float | int]:
     """The flat numbers of metrics.json."""
     config = outcome.config
     found: dict[str, float | int] = {
-        "users": config.users, "codewords": len(outcome.images), "pictures": outcome.images.shape[0] * config.users,
+        "users": config.users, "codewords": len(outcome.images), "pictures": outcome.images.shape[0] *
+        config.users,
     }  # fmt: skip
     for role, losses in outcome.losses.items():
         if losses:
