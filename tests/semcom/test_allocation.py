@@ -87,7 +87,7 @@ def test_rho_asks_for_the_gains_of_the_training_channel() -> None:
     for method in ("ssdt-sep", "ssdt-joint"):
         found = allocate(method, t, g, POWER, 1e-4, rho=rho)
         got = nmse_db((found.scale * superpose(g, found.transmit)).flatten(0, 1), wanted.flatten(0, 1))
-        assert got < (-20 if method == "ssdt-sep" else -25)
+        assert got < (-18 if method == "ssdt-sep" else -25)
 
 
 def test_one_alpha_per_codeword() -> None:

@@ -183,7 +183,7 @@ class Codec(nn.Module):
         super().__init__()
         self.spec = spec
         own = spec.maps // spec.users if spec.orthogonal else spec.maps
-        into = 2 * spec.maps * (1 + spec.users if spec.csi else 1)
+        into = 2 * spec.maps * (1 + 2 * spec.users if spec.csi else 1)
         encoders, self.decoder = _PRESETS[spec.preset](spec, 2 * own, into)
         self.encoders = nn.ModuleList(encoders)
 
@@ -211,14 +211,17 @@ class Codec(nn.Module):
     ) -> Tensor:
         """Pictures [B, N, 3, H, W] of what was received, complex [B, L, K]; `size` is (H, W).
 
-        A codec made with `csi` is also given the channels, complex [B, L, N, K].
+        A codec made with `csi` is also given the channels, complex [B, L, N, K]; it sees them, and what was
+        received with each user's phases turned back (without that its training hardly starts).
         """
         if (gains is not None) != self.spec.csi:
             expected = "the channels" if self.spec.csi else "none (the codec was made without csi)"
             _checks.fail(ValueError, "gains", expected, "none" if gains is None else "some")
         planes = [_planes(received, self.spec.maps, size)]
         if gains is not None:
-            planes += [_planes(gains[:, :, n], self.spec.maps, size) for n in range(self.spec.users)]
+            each = [gains[:, :, n] for n in range(self.spec.users)]
+            shown = [*each, *(g.conj() * received for g in each)]
+            planes += [_planes(x, self.spec.maps, size) for x in shown]
         out: Tensor = self.decoder(torch.cat(planes, 1), snr_db)
         return out.view(len(out), self.spec.users, 3, *size)
 

@@ -18,7 +18,7 @@ from tenfold.semcom.codec import Codec
 from tenfold.semcom.config import CtsemcomConfig
 from tenfold.semcom.digital import Ladder, capacity_bits, capacity_bound_jpeg, jpeg_ladder
 
-__all__ = ["Cell", "Score", "cells", "evaluate", "evaluate_one"]
+__all__ = ["Cell", "Score", "cells", "evaluate", "evaluate_one", "ladders_of"]
 
 TEST_SEED = 2**40
 """Added to the run's seed: channels of the test are not those of the training."""
@@ -82,13 +82,21 @@ def methods_of(config: CtsemcomConfig, cell: Cell) -> list[str]:
     return [m for m in config.methods if m not in blind]
 
 
-def evaluate(config: CtsemcomConfig, codecs: Mapping[str, Codec], images: Tensor, cell: Cell) -> list[Score]:
-    """Every method of a run on pictures [B, N, 3, H, W]."""
-    ladders = None
-    if "digital" in methods_of(config, cell):
-        flat = (images.flatten(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        ladders = [jpeg_ladder(picture) for picture in flat]
+def evaluate(
+    config: CtsemcomConfig,
+    codecs: Mapping[str, Codec],
+    images: Tensor,
+    cell: Cell,
+    ladders: list[Ladder] | None = None,
+) -> list[Score]:
+    """Every method of a run on pictures [B, N, 3, H, W]; `ladders` of all pictures, if they are at hand."""
     return [_score(config, codecs, images, cell, m, ladders) for m in methods_of(config, cell)]
+
+
+def ladders_of(images: Tensor) -> list[Ladder]:
+    """JPEG at every quality of every picture of [B, N, 3, H, W]."""
+    flat = (images.flatten(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [jpeg_ladder(picture) for picture in flat]
 
 
 def _score(

@@ -31,7 +31,8 @@ from tenfold.runs.files import replacing
 from tenfold.runs.progress import Progress
 from tenfold.semcom.codec import Codec, make_codec
 from tenfold.semcom.config import CtsemcomConfig
-from tenfold.semcom.evaluate import Cell, Score, cells, evaluate
+from tenfold.semcom.digital import Ladder
+from tenfold.semcom.evaluate import Cell, Score, cells, evaluate, ladders_of
 from tenfold.semcom.images import PictureSet, load_pictures, patches
 from tenfold.semcom.train import train_codec
 
@@ -228,9 +229,11 @@ def _evaluate_all(config: CtsemcomConfig, folder: RunFolder, outcome: Outcome) -
 
 
 def _one_cell(config: CtsemcomConfig, folder: Path, cell: Cell) -> tuple[str, list[dict[str, Any]]]:
-    def read() -> tuple[dict[str, Codec], Tensor]:
+    def read() -> tuple[dict[str, Codec], Tensor, list[Ladder] | None]:
         codecs = {role: load_codec(folder, role, config)[0] for role in config.roles()}
-        return codecs, test_patches(config).to(config.device)
+        images = test_patches(config)
+        ladders = ladders_of(images) if "digital" in config.methods else None
+        return codecs, images.to(config.device), ladders
 
-    codecs, images = _hold("codecs", f"{folder} {config}", read)
-    return cell.key, [score.plain() for score in evaluate(config, codecs, images, cell)]
+    codecs, images, ladders = _hold("codecs", f"{folder} {config}", read)
+    return cell.key, [score.plain() for score in evaluate(config, codecs, images, cell, ladders)]
