@@ -49,8 +49,8 @@ def test_more_signal_is_better(metrics: dict[str, float | int], method: str) -> 
 
 def test_for_one_user_ssdt_gains_nothing_over_the_receiver(tmp_path: Path) -> None:
     config = CtsemcomConfig(
-        power_w=[1.0], methods=["rx-lmmse", "ssdt-sep", "ssdt-joint"], steps=250, snr_db=[10.0], variances=[1.0],
-        variance_snr_db=[10.0], csi_errors_db=[], pairs=128,
+        power_w=[1.0], methods=["rx-lmmse", "ssdt-sep", "ssdt-joint"], steps=250, snr_db=[10.0],
+        variances=[1.0], variance_snr_db=[10.0], csi_errors_db=[], pairs=128,
     )  # fmt: skip
     found = transfer(config, tmp_path / "one").metrics
     for method in ("ssdt-sep", "ssdt-joint"):

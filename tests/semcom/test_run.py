@@ -20,8 +20,8 @@ from tenfold.semcom.run import load_codec, transfer
 @pytest.fixture
 def config(pictures: Path) -> CtsemcomConfig:
     return CtsemcomConfig(
-        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4, snr_db=[0.0, 10.0],
-        variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0], workers=1,
+        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4,
+        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0], workers=1,
         methods=["awgn", "none", "rx-lmmse", "ssdt-sep", "ssdt-joint", "e2e", "digital"],
     )  # fmt: skip
 
@@ -94,8 +94,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
 
 def test_every_method_and_the_other_channels_run(config: CtsemcomConfig, tmp_path: Path) -> None:
     config = replace(
-        config, methods=list(METHODS), fading="rician", block=True, csi_bits=4, csi_err_db=-20.0, power_mode="sum",
-        alpha_scope="codeword", snr_db=[10.0], variances=[1.0], csi_errors_db=[], steps=2,
+        config, methods=list(METHODS), fading="rician", block=True, csi_bits=4, csi_err_db=-20.0,
+        power_mode="sum", alpha_scope="codeword", snr_db=[10.0], variances=[1.0], csi_errors_db=[], steps=2,
     )  # fmt: skip
     metrics = transfer(config, tmp_path / "all").metrics
     values = [metrics[f"{m}.snr10.var1.psnr_db"] for m in METHODS]
