@@ -158,6 +158,7 @@ def papr(signal: Any, *, oversampling: int = 4, db: bool = True) -> Any:
 class _Averaged(base()):  # type: ignore[misc]
     """Mean of one number per picture, over batches and processes."""
 
+    values: Any
     full_state_update = False
     higher_is_better = True
 

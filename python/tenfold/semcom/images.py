@@ -158,8 +158,8 @@ def crops(sources: Sequence[Tensor], side: int, count: int, seed: int) -> Tensor
     draw = np.random.default_rng(seed)
     out = torch.empty((count, 3, side, side), dtype=torch.uint8)
     for i in range(count):
-        picture = sources[draw.integers(len(sources))]
-        y, x = (draw.integers(size - side + 1) for size in picture.shape[1:])
+        picture = sources[int(draw.integers(len(sources)))]
+        y, x = (int(draw.integers(size - side + 1)) for size in picture.shape[1:])
         patch = picture[:, y : y + side, x : x + side]
         out[i] = patch.flip(2) if draw.integers(2) else patch
     return out.float().div_(255)
