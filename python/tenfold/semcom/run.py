@@ -197,7 +197,8 @@ def load_codec(
         _checks.fail(ValueError, str(path), f"a codec {config.spec(role).plain()}", spec.plain())
     codec = make_codec(spec)
     codec.load_state_dict({n.removeprefix("codec."): v for n, v in tensors.items() if n != "losses"})
-    codec = codec.to("cpu" if config is None else config.device, memory_format=torch.channels_last)
+    device = "cpu" if config is None else config.device
+    codec.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return codec.requires_grad_(False).eval(), tensors["losses"].tolist()
 
 

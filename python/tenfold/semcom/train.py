@@ -79,7 +79,8 @@ def train_codec(
     settings = settings or TrainSettings()
     if len(link.power_w) != spec.users:
         _checks.fail(ValueError, "power_w", f"one power for each of {spec.users} users", link.power_w)
-    codec = make_codec(spec, seed=settings.seed).to(device, memory_format=torch.channels_last)
+    codec = make_codec(spec, seed=settings.seed)
+    codec.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(codec.parameters(), settings.lr, betas=(0.9, 0.99))
     losses: list[float] = []
     if state is not None:
