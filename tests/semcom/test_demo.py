@@ -34,7 +34,9 @@ def test_joint_comes_near_the_bound(metrics: dict[str, float | int], where: str)
 
 
 def test_gains(metrics: dict[str, float | int]) -> None:
-    assert metrics["gain.ssdt-joint.over.e2e.snr10.var1"] >= 4
+    assert metrics["gain.ssdt-joint.over.rx-lmmse.snr10.var1"] >= 4
+    assert metrics["gain.ssdt-joint.over.e2e.snr10.var1.low"] > 0.5
+    assert metrics["gain.ssdt-joint.over.e2e.snr10.var4"] >= 4  # where the other codec was not trained
     assert metrics["gain.ssdt-sep.over.rx-lmmse.snr10.var1"] >= 4
     assert metrics["gain.ssdt-sep.over.none.snr10.var1.low"] > 8
 
@@ -55,3 +57,12 @@ def test_for_one_user_ssdt_gains_nothing_over_the_receiver(tmp_path: Path) -> No
     found = transfer(config, tmp_path / "one").metrics
     for method in ("ssdt-sep", "ssdt-joint"):
         assert abs(found[f"gain.{method}.over.rx-lmmse.snr10.var1"]) <= 0.5
+
+
+def test_gain_over_a_decoder_that_is_only_shown_the_channels(tmp_path: Path) -> None:
+    config = CtsemcomConfig(
+        methods=["ssdt-joint", "e2e-planes"], snr_db=[10.0], variances=[1.0], variance_snr_db=[10.0],
+        csi_errors_db=[],
+    )  # fmt: skip
+    found = transfer(config, tmp_path / "planes").metrics
+    assert found["gain.ssdt-joint.over.e2e-planes.snr10.var1"] >= 4

@@ -33,6 +33,7 @@ class CodecSpec:
     maps: C, complex feature maps per user; at 32x32 pictures and K = 64 the number of OFDM symbols.
     width: channels of the inner layers; 0 for the preset's own.
     csi: whether the decoder also sees the channels of all users (for codecs trained over fading).
+    matched: whether such a decoder also sees what was received with each user's phases turned back.
     orthogonal: whether users keep to maps of their own (no superposition).
     """
 
@@ -42,6 +43,7 @@ class CodecSpec:
     width: int = 0
     csi: bool = False
     orthogonal: bool = False
+    matched: bool = True
 
     def __post_init__(self) -> None:
         _checks.choice("preset", self.preset, CODECS)
@@ -183,7 +185,7 @@ class Codec(nn.Module):
         super().__init__()
         self.spec = spec
         own = spec.maps // spec.users if spec.orthogonal else spec.maps
-        into = 2 * spec.maps * (1 + 2 * spec.users if spec.csi else 1)
+        into = 2 * spec.maps * (1 + (1 + spec.matched) * spec.users if spec.csi else 1)
         encoders, self.decoder = _PRESETS[spec.preset](spec, 2 * own, into)
         self.encoders = nn.ModuleList(encoders)
 
@@ -211,8 +213,8 @@ class Codec(nn.Module):
     ) -> Tensor:
         """Pictures [B, N, 3, H, W] of what was received, complex [B, L, K]; `size` is (H, W).
 
-        A codec made with `csi` is also given the channels, complex [B, L, N, K]; it sees them, and what was
-        received with each user's phases turned back (without that its training hardly starts).
+        A codec made with `csi` is also given the channels, complex [B, L, N, K]; it sees them, and, if
+        it was made `matched`, the received signal times each user's conjugate channel.
         """
         if (gains is not None) != self.spec.csi:
             expected = "the channels" if self.spec.csi else "none (the codec was made without csi)"
@@ -220,7 +222,7 @@ class Codec(nn.Module):
         planes = [_planes(received, self.spec.maps, size)]
         if gains is not None:
             each = [gains[:, :, n] for n in range(self.spec.users)]
-            shown = [*each, *(g.conj() * received for g in each)]
+            shown = [*each, *(g.conj() * received for g in each if self.spec.matched)]
             planes += [_planes(x, self.spec.maps, size) for x in shown]
         out: Tensor = self.decoder(torch.cat(planes, 1), snr_db)
         return out.view(len(out), self.spec.users, 3, *size)

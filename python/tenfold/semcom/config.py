@@ -13,7 +13,7 @@ from tenfold.semcom.codec import CODECS, CodecSpec
 from tenfold.semcom.link import Link
 from tenfold.semcom.train import TrainSettings
 
-__all__ = ["METHODS", "CtsemcomConfig"]
+__all__ = ["METHODS", "OWN_CODEC", "CtsemcomConfig"]
 
 METHODS: dict[str, tuple[str, str]] = {
     "awgn": ("AWGN bound", "the codec on the channel without fading that it was trained on"),
@@ -26,11 +26,21 @@ METHODS: dict[str, tuple[str, str]] = {
     "ssdt-sep": ("SSDT, separable", "each user knows its own symbols and channel"),
     "ssdt-joint-csi": ("SSDT, joint, alpha by CSI", "users share symbols and channels, alpha by channels"),
     "ssdt-joint": ("SSDT, joint", "users share symbols and channels: the optimum"),
-    "e2e": ("end to end", "a codec trained over fading, decoder with channel knowledge"),
+    "e2e": (
+        "end to end",
+        "a codec trained over fading; its decoder sees the channels, and the signal matched to each",
+    ),
+    "e2e-planes": (
+        "end to end, planes",
+        "the same, but the decoder sees signal and channels side by side only",
+    ),
     "oma": ("OMA", "each user on its own symbols, codec trained so, receiver LMMSE"),
     "digital": ("JPEG at NOMA capacity", "successive cancellation, no error: a bound, no code"),
 }
 """Name -> what a reader sees, and what it is, in the order of every table."""
+
+_OVER_FADING = ("e2e", "e2e-planes")
+OWN_CODEC = (*_OVER_FADING, "oma")
 
 _DEFAULT = [
     "awgn", "none", "rx-lmmse", "phase", "water-filling", "mse-water-filling", "invert", "ssdt-sep",
@@ -97,7 +107,7 @@ class CtsemcomConfig:
 
     methods: list[str] = field(default_factory=lambda: list(_DEFAULT))
     """Ways to send: awgn, none, rx-lmmse, phase, water-filling, mse-water-filling, invert, ssdt-sep,
-    ssdt-joint-csi, ssdt-joint, e2e, oma, digital."""
+    ssdt-joint-csi, ssdt-joint, e2e, e2e-planes, oma, digital."""
 
     snr_db: list[float] = field(default_factory=lambda: [0.0, 5.0, 10.0, 15.0, 20.0])
     """SNRs of the sweep at variance 1: 10 log10(P_1 / sigma^2), dB."""
@@ -151,15 +161,16 @@ class CtsemcomConfig:
         return len(self.power_w)
 
     def spec(self, role: str) -> CodecSpec:
-        """Codec of a role: "codec", "e2e" or "oma"."""
+        """Codec of a role: "codec", "e2e", "e2e-planes" or "oma"."""
         return CodecSpec(
-            self.codec, self.users, self.symbols, self.width, csi=role == "e2e", orthogonal=role == "oma"
-        )
+            self.codec, self.users, self.symbols, self.width, csi=role in _OVER_FADING,
+            orthogonal=role == "oma", matched=role != "e2e-planes",
+        )  # fmt: skip
 
     def roles(self) -> list[str]:
         """The codecs that the methods need."""
-        shared = [m for m in self.methods if m not in ("e2e", "oma", "digital")]
-        return (["codec"] if shared else []) + [r for r in ("e2e", "oma") if r in self.methods]
+        shared = [m for m in self.methods if m not in (*OWN_CODEC, "digital")]
+        return (["codec"] if shared else []) + [r for r in OWN_CODEC if r in self.methods]
 
     def channel(self, kind: str, variance: float = 1.0) -> Fading:
         """A channel with this run's other settings."""
@@ -168,7 +179,13 @@ class CtsemcomConfig:
     def link(self, method: str, variance: float = 1.0, csi_err_db: float | None = None) -> Link:
         """The way of a method; "e2e" and "digital" send as "none", "oma" as "rx-lmmse"."""
         kind = "awgn" if method == "awgn" else self.fading
-        sent = {"awgn": "none", "e2e": "none", "digital": "none", "oma": "rx-lmmse"}.get(method, method)
+        sent = {
+            "awgn": "none",
+            "e2e": "none",
+            "e2e-planes": "none",
+            "digital": "none",
+            "oma": "rx-lmmse",
+        }.get(method, method)
         error = csi_err_db if csi_err_db is not None else self.csi_err_db
         return Link(
             tuple(self.power_w), self.carriers, self.power_mode, self.channel(kind, variance), sent,
@@ -177,7 +194,7 @@ class CtsemcomConfig:
 
     def train_link(self, role: str) -> Link:
         """The channel in the training of a codec."""
-        kind = self.fading if role == "e2e" else self.train_fading
+        kind = self.fading if role in _OVER_FADING else self.train_fading
         return dataclasses.replace(
             self.link("none"), fading=self.channel(kind), csi_err_db=None, csi_bits=None
         )

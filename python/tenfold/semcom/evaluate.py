@@ -15,7 +15,7 @@ from torch import Tensor
 from tenfold.metrics.image import psnr, ssim
 from tenfold.semcom.allocation import nmse_db
 from tenfold.semcom.codec import Codec
-from tenfold.semcom.config import CtsemcomConfig
+from tenfold.semcom.config import OWN_CODEC, CtsemcomConfig
 from tenfold.semcom.digital import Ladder, capacity_bits, capacity_bound_jpeg, jpeg_ladder
 
 __all__ = ["Cell", "Score", "cells", "evaluate", "evaluate_one", "ladders_of"]
@@ -153,7 +153,7 @@ def evaluate_one(
         bits = capacity_bits(gains, link.budget, link.noise_power_w(snr))
         out = capacity_bound_jpeg(images, bits, ladders)
         return out, {"nmse_db": [], "seconds": 0.0, "rows": 0, "alpha": 0.0}
-    codec = codecs[method if method in ("e2e", "oma") else "codec"]
+    codec = codecs[method if method in OWN_CODEC else "codec"]
     t = link.symbols(codec, images, snr)
     start = time.process_time()
     received = link.send(codec, t, snr, seed, first=first)
@@ -161,7 +161,7 @@ def evaluate_one(
     height, width = images.shape[-2:]
     csi = received.known if codec.spec.csi else None
     out = codec.decode(received.signal, snr, (height, width), csi)
-    compared = method != "e2e"  # its decoder does not expect the sum
+    compared = not codec.spec.csi  # its decoder does not expect the sum
     return out, {
         "nmse_db": nmse_db(received.signal, received.wanted).tolist() if compared else [],
         "seconds": seconds, "rows": t.shape[0] * t.shape[1],

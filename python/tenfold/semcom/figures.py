@@ -32,6 +32,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "ssdt-joint-csi": {"color": figures.SERIES[0], "linestyle": ":", "marker": "d"},
     "ssdt-joint": {"color": figures.SERIES[0], "linestyle": "-", "marker": "o"},
     "e2e": {"color": figures.SERIES[1], "linestyle": "-", "marker": "s"},
+    "e2e-planes": {"color": figures.SERIES[1], "linestyle": ":", "marker": "v"},
     "oma": {"color": figures.SERIES[3], "linestyle": "-", "marker": "^"},
     "digital": {"color": figures.SERIES[3], "linestyle": ":", "marker": "*"},
 }
@@ -77,7 +78,7 @@ def snr(outcome: Outcome) -> Picture:
     fig, axis = figures.figure(9.0, 4.6)
     for m in config.methods:
         _curve(axis, config.snr_db, [outcome.score(m, s) for s in config.snr_db], m)
-    axis.set(xlabel="SNR, dB", ylabel="PSNR, dB")
+    axis.set(xlabel="SNR, dB", ylabel="PSNR, dB", xticks=config.snr_db)
     axis.set_title(f"{_fading(outcome)}, variance 1")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     at = config.snr_db[len(config.snr_db) // 2]
@@ -174,7 +175,7 @@ def nmse(outcome: Outcome) -> Picture | None:
             told.append(f"{tables.title(m)} {mean[-1]:.1f}")
     if not told:
         return None
-    axis.set(xlabel="SNR, dB", ylabel="NMSE of the decoder's input, dB")
+    axis.set(xlabel="SNR, dB", ylabel="NMSE of the decoder's input, dB", xticks=config.snr_db)
     axis.set_title(f"{_fading(outcome)}, variance 1")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
@@ -209,7 +210,12 @@ def csi(outcome: Outcome) -> Picture | None:
     return Picture(fig, caption, f"Line plot. PSNR in dB at the largest error: {'; '.join(told)}.")
 
 
-_ROLES = {"codec": "codec", "e2e": "end-to-end codec", "oma": "OMA codec"}
+_ROLES = {
+    "codec": "codec",
+    "e2e": "end-to-end codec",
+    "e2e-planes": "end-to-end codec, planes",
+    "oma": "OMA codec",
+}
 
 
 def training(outcome: Outcome) -> Picture | None:

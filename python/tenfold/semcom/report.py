@@ -151,7 +151,7 @@ def _lead(outcome: Outcome) -> str:
         f"{variance:g}: "
     )
     parts = []
-    for name in ("none", "rx-lmmse", "phase", "e2e", "ssdt-sep", "ssdt-joint", "awgn"):
+    for name in ("none", "rx-lmmse", "phase", "e2e", "e2e-planes", "ssdt-sep", "ssdt-joint", "awgn"):
         s = outcome.score(name, snr, variance)
         if s is not None:
             parts.append(f"{title(name)} {s.values.mean():.1f} dB")
@@ -204,7 +204,7 @@ def _span(outcome: Outcome, method: str) -> str:
     """Smallest and largest mean gain over each reference in the sweep of variances."""
     config = outcome.config
     parts = []
-    for over in ("e2e", "rx-lmmse", "phase", "none"):
+    for over in ("e2e", "e2e-planes", "rx-lmmse", "phase", "none"):
         found = [
             g.mean for snr in config.variance_snr_db for v in config.variances
             if (g := tables.gain(outcome, method, over, snr, v)) is not None

@@ -30,7 +30,7 @@ __all__ = [
 SSDT = ("ssdt-sep", "ssdt-joint")
 """The two forms that gains are told of: deployable and bound."""
 
-REFERENCES = ("none", "rx-lmmse", "phase", "e2e")
+REFERENCES = ("none", "rx-lmmse", "phase", "e2e", "e2e-planes")
 """What they are held against."""
 
 
