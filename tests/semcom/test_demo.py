@@ -30,7 +30,7 @@ def test_the_codec_itself_is_good_enough(metrics: dict[str, float | int]) -> Non
 @pytest.mark.parametrize("where", ["snr10.var1", "snr15.var1", "snr20.var1", "snr10.var2", "snr10.var4"])
 def test_joint_comes_near_the_bound(metrics: dict[str, float | int], where: str) -> None:
     bound = metrics[f"awgn.{where}.psnr_db"]
-    assert bound - 0.3 <= metrics[f"ssdt-joint.{where}.psnr_db"] <= bound + 0.1
+    assert bound - 0.3 <= metrics[f"ssdt-joint.{where}.psnr_db"] <= bound + 0.3
 
 
 def test_gains(metrics: dict[str, float | int]) -> None:

@@ -16,7 +16,7 @@ from tenfold.semcom.train import TrainSettings
 __all__ = ["METHODS", "OWN_CODEC", "CtsemcomConfig"]
 
 METHODS: dict[str, tuple[str, str]] = {
-    "awgn": ("AWGN bound", "the codec on the channel without fading that it was trained on"),
+    "awgn": ("AWGN, no fading", "the codec on the channel that it was trained on, gain 1"),
     "none": ("no adaptation", "equal power, the received signal as it is"),
     "rx-lmmse": ("receiver LMMSE", "equal power, the receiver equalises every subcarrier"),
     "phase": ("phase only", "equal power, users turn their phases to meet"),

@@ -180,7 +180,9 @@ def _headlines(outcome: Outcome) -> list[Headline]:
     if g is not None:
         tiles.append(
             Headline(
-                "Joint below the AWGN bound", f"{g.mean:.2f} dB", f"at {snr:g} dB, variance {variance:g}"
+                "Joint below the channel without fading",
+                f"{g.mean:.2f} dB",
+                f"at {snr:g} dB, variance {variance:g}",
             )
         )
     return tiles
