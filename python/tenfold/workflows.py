@@ -142,6 +142,9 @@ _ALL = (
         families=("power",),
         default="real photographs sent over Rayleigh fading by two users, with and without SSDT power "
         "allocation",
+        config="tenfold.semcom.config:CtsemcomConfig",
+        target="tenfold.semcom.run:run",
+        ready=True,
     ),
 )
 

@@ -1,4 +1,5 @@
-"""Segmentation metrics: functions on arrays, and classes with the protocol of TorchMetrics.
+"""Metrics of segmentations and of received pictures: functions on arrays, and classes with the protocol of
+TorchMetrics.
 
 `compat="segrap" | "deepmind" | "monai"` chooses whose numbers are met where conventions differ.
 """
@@ -12,6 +13,16 @@ from .functional import (
     segmentation_scores,
     surface_dice,
     volume_similarity,
+)
+from .image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+    ms_ssim,
+    nmse,
+    papr,
+    psnr,
+    ssim,
 )
 from .segmentation import (
     AverageSurfaceDistance,
@@ -28,17 +39,25 @@ __all__ = [
     "AverageSurfaceDistance",
     "DiceScore",
     "HausdorffDistance",
+    "MultiScaleStructuralSimilarityIndexMeasure",
     "NormalizedSurfaceDice",
+    "PeakSignalNoiseRatio",
     "SegmentationMetrics",
+    "StructuralSimilarityIndexMeasure",
     "SurfaceDice",
     "VolumeSimilarity",
     "average_surface_distance",
     "dice_score",
     "hausdorff_distance",
+    "ms_ssim",
+    "nmse",
     "normalized_surface_dice",
+    "papr",
+    "psnr",
     "raw_scores",
     "reduce_scores",
     "segmentation_scores",
+    "ssim",
     "surface_dice",
     "volume_similarity",
 ]

@@ -1,0 +1,256 @@
+"""Settings of the workflow ``ctsemcom``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tenfold import _checks
+from tenfold.semcom.channel import FADINGS, Fading
+from tenfold.semcom.codec import CODECS, CodecSpec
+from tenfold.semcom.link import Link
+from tenfold.semcom.train import TrainSettings
+
+__all__ = ["METHODS", "OWN_CODEC", "CtsemcomConfig"]
+
+METHODS: dict[str, tuple[str, str]] = {
+    "awgn": ("AWGN, no fading", "the codec on the channel that it was trained on, gain 1"),
+    "none": ("no adaptation", "equal power, the received signal as it is"),
+    "rx-lmmse": ("receiver LMMSE", "equal power, the receiver equalises every subcarrier"),
+    "phase": ("phase only", "equal power, users turn their phases to meet"),
+    "water-filling": ("water-filling", "aligned phases, power for capacity"),
+    "mse-water-filling": ("MSE water-filling", "aligned phases, power for each user's error, LMMSE receiver"),
+    "invert": ("channel inversion", "truncated, one scale for all"),
+    "ssdt-sep": ("SSDT, separable", "each user knows its own symbols and channel"),
+    "ssdt-joint-csi": ("SSDT, joint, alpha by CSI", "users share symbols and channels, alpha by channels"),
+    "ssdt-joint": ("SSDT, joint", "users share symbols and channels: the optimum"),
+    "e2e": (
+        "end to end",
+        "a codec trained over fading; its decoder sees the channels, and the signal matched to each",
+    ),
+    "e2e-planes": (
+        "end to end, planes",
+        "the same, but the decoder sees signal and channels side by side only",
+    ),
+    "oma": ("OMA", "each user on its own symbols, codec trained so, receiver LMMSE"),
+    "digital": ("JPEG at NOMA capacity", "successive cancellation, no error: a bound, no code"),
+}
+"""Name -> what a reader sees, and what it is, in the order of every table."""
+
+_OVER_FADING = ("e2e", "e2e-planes")
+OWN_CODEC = (*_OVER_FADING, "oma")
+
+_DEFAULT = [
+    "awgn", "none", "rx-lmmse", "phase", "water-filling", "mse-water-filling", "invert", "ssdt-sep",
+    "ssdt-joint-csi", "ssdt-joint", "e2e", "digital",
+]  # fmt: skip
+
+
+@dataclass
+class CtsemcomConfig:
+    """Train a picture codec on one channel, freeze it, and use it on others, with and without SSDT.
+
+    Two users send on the same OFDM subcarriers; one decoder takes the sum. dB where a name says _db, W where
+    it says _w, otherwise linear. The embedded default sends patches of two photographs that the codec never
+    saw, over Rayleigh fading, with a codec trained on the channel without fading.
+    """
+
+    dataset: Literal["photographs", "cifar10", "folder"] = "photographs"
+    """photographs (embedded), CIFAR-10 in its published layout, or a folder of pictures."""
+
+    data: str = ""
+    """Folder of cifar10 or folder. Left empty: the embedded photographs."""
+
+    codec: Literal["adjscc-lite", "adjscc", "deepjscc"] = "adjscc-lite"
+    """Network of the codec."""
+
+    width: int = 0
+    """Channels of the codec's inner layers. 0: the network's own."""
+
+    symbols: int = 4
+    """Complex feature maps of a user: OFDM symbols per 32x32 picture at 64 subcarriers."""
+
+    carriers: int = 64
+    """Subcarriers K of an OFDM symbol."""
+
+    power_w: list[float] = field(default_factory=lambda: [0.6, 0.4])
+    """Transmit power of each user in W; as many users as there are numbers."""
+
+    power_mode: Literal["mean", "sum"] = "mean"
+    """mean: (1/K) sum |t|^2 = P; sum: sum |t|^2 = P, both per OFDM symbol."""
+
+    alpha_scope: Literal["symbol", "codeword"] = "symbol"
+    """ssdt-joint: one receiver scalar per OFDM symbol, or one per codeword."""
+
+    train_fading: Literal["awgn", "rayleigh", "rician"] = "awgn"
+    """Channel that the codec is trained on."""
+
+    fading: Literal["awgn", "rayleigh", "rician"] = "rayleigh"
+    """Channel that it is used on (and that the end-to-end codec is trained on)."""
+
+    k_factor_db: float = 10.0
+    """Rician: constant over scattered power, dB."""
+
+    block: bool = False
+    """Whether all OFDM symbols of a codeword fade alike."""
+
+    csi_err_db: float | None = None
+    """Power of the channel estimate's error over the fading variance, dB. None: the channel is known."""
+
+    csi_bits: int | None = None
+    """Bits fed back per user and subcarrier (even). None: unquantised."""
+
+    csi_errors_db: list[float] = field(default_factory=lambda: [-20.0, -10.0, -5.0])
+    """Errors of the channel estimate that are also tried, at snr_picture_db and variance 1."""
+
+    methods: list[str] = field(default_factory=lambda: list(_DEFAULT))
+    """Ways to send: awgn, none, rx-lmmse, phase, water-filling, mse-water-filling, invert, ssdt-sep,
+    ssdt-joint-csi, ssdt-joint, e2e, e2e-planes, oma, digital."""
+
+    snr_db: list[float] = field(default_factory=lambda: [0.0, 5.0, 10.0, 15.0, 20.0])
+    """SNRs of the sweep at variance 1: 10 log10(P_1 / sigma^2), dB."""
+
+    variances: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
+    """Fading variances of the sweep."""
+
+    variance_snr_db: list[float] = field(default_factory=lambda: [5.0, 10.0])
+    """SNRs at which the variance is swept, dB."""
+
+    snr_picture_db: float = 10.0
+    """SNR of the pictures side by side and of the errors of the channel estimate, dB."""
+
+    pairs: int = 160
+    """Test codewords, each of one patch per user."""
+
+    steps: int = 700
+    """Optimiser steps of each codec."""
+
+    batch: int = 32
+    """Codewords in a step."""
+
+    lr: float = 1.5e-3
+    """Learning rate of Adam."""
+
+    train_snr_db: list[float] = field(default_factory=lambda: [0.0, 20.0])
+    """Range of the SNR in training, dB."""
+
+    checkpoint: str = ""
+    """Folder of a finished run: its codecs are taken instead of training (same codec settings)."""
+
+    seed: int = 0
+    """Of weights, patches, channels and noise."""
+
+    workers: int = 0
+    """Processes; 0 for one on each usable core."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def resolved(self) -> CtsemcomConfig:
+        """With methods in the order of the tables."""
+        return dataclasses.replace(self, methods=[m for m in METHODS if m in self.methods])
+
+    @property
+    def users(self) -> int:
+        """N."""
+        return len(self.power_w)
+
+    def spec(self, role: str) -> CodecSpec:
+        """Codec of a role: "codec", "e2e", "e2e-planes" or "oma"."""
+        return CodecSpec(
+            self.codec, self.users, self.symbols, self.width, csi=role in _OVER_FADING,
+            orthogonal=role == "oma", matched=role != "e2e-planes",
+        )  # fmt: skip
+
+    def roles(self) -> list[str]:
+        """The codecs that the methods need."""
+        shared = [m for m in self.methods if m not in (*OWN_CODEC, "digital")]
+        return (["codec"] if shared else []) + [r for r in OWN_CODEC if r in self.methods]
+
+    def channel(self, kind: str, variance: float = 1.0) -> Fading:
+        """A channel with this run's other settings."""
+        return Fading(kind, variance, self.k_factor_db, self.block)  # type: ignore[arg-type]
+
+    def link(self, method: str, variance: float = 1.0, csi_err_db: float | None = None) -> Link:
+        """The way of a method; "e2e" and "digital" send as "none", "oma" as "rx-lmmse"."""
+        kind = "awgn" if method == "awgn" else self.fading
+        sent = {
+            "awgn": "none",
+            "e2e": "none",
+            "e2e-planes": "none",
+            "digital": "none",
+            "oma": "rx-lmmse",
+        }.get(method, method)
+        error = csi_err_db if csi_err_db is not None else self.csi_err_db
+        return Link(
+            tuple(self.power_w), self.carriers, self.power_mode, self.channel(kind, variance), sent,
+            self.alpha_scope, csi_err_db=error, csi_bits=self.csi_bits,
+        )  # fmt: skip
+
+    def train_link(self, role: str) -> Link:
+        """The channel in the training of a codec."""
+        kind = self.fading if role in _OVER_FADING else self.train_fading
+        return dataclasses.replace(
+            self.link("none"), fading=self.channel(kind), csi_err_db=None, csi_bits=None
+        )
+
+    def settings(self) -> TrainSettings:
+        """Length, rate and range of the training."""
+        low, high = self.train_snr_db
+        return TrainSettings(self.steps, self.batch, self.lr, (low, high), seed=self.seed)
+
+
+def _check(config: CtsemcomConfig) -> None:
+    for name, known in (
+        ("dataset", ("photographs", "cifar10", "folder")), ("codec", CODECS), ("power_mode", ("mean", "sum")),
+        ("alpha_scope", ("symbol", "codeword")), ("train_fading", FADINGS), ("fading", FADINGS),
+    ):  # fmt: skip
+        _checks.choice(name, getattr(config, name), known)
+    if config.dataset != "photographs" and not config.data:
+        _checks.fail(ValueError, "data", f"the folder of {config.dataset}", "nothing")
+    if config.dataset == "photographs" and config.data:
+        _checks.fail(
+            ValueError, "data", "nothing for the embedded photographs (or another --dataset)", config.data
+        )
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        _checks.fail(ValueError, "methods", "different names, at least one", config.methods)
+    for name in config.methods:
+        _checks.choice("methods", name, tuple(METHODS))
+    if not config.power_w:
+        _checks.fail(ValueError, "power_w", "at least one power", config.power_w)
+    for power in config.power_w:
+        _checks.real("power_w", power, positive=True)
+    if len(config.train_snr_db) != 2:
+        _checks.fail(ValueError, "train_snr_db", "two ends of a range", config.train_snr_db)
+    for name in ("snr_db", "variances", "variance_snr_db"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            _checks.fail(ValueError, name, "different numbers, at least one", values)
+        for value in values:
+            _checks.real(name, value, positive=name == "variances")
+    for value in config.csi_errors_db:
+        _checks.real("csi_errors_db", value)
+    if config.csi_err_db is not None:
+        _checks.real("csi_err_db", config.csi_err_db)
+    if config.csi_bits is not None and (_checks.integer("csi_bits", config.csi_bits, 2, 16) % 2):
+        _checks.fail(ValueError, "csi_bits", "an even number", config.csi_bits)
+    _checks.real("snr_picture_db", config.snr_picture_db)
+    _checks.integer("carriers", config.carriers, 1, 1 << 16)
+    _checks.integer("pairs", config.pairs, 2, 10**7)
+    _checks.integer("workers", config.workers, 0, 4096)
+    config.channel(config.fading), config.settings()
+    for role in config.roles():
+        config.spec(role)
+    if config.checkpoint and not Path(config.checkpoint).is_dir():
+        _checks.fail(ValueError, "checkpoint", "the folder of a finished run", config.checkpoint)
+    if config.device != "cpu":
+        import torch
+
+        if not config.device.startswith("cuda") or not torch.cuda.is_available():
+            found = "that" if torch.cuda.is_available() else "no CUDA device that torch finds"
+            _checks.fail(ValueError, "device", "cpu or cuda", f"{config.device!r} ({found})")

@@ -1,0 +1,240 @@
+"""Workflow ``ctsemcom``: a picture codec trained on one channel is used on others, with and without SSDT.
+
+    tenfold run ctsemcom                                          the embedded default: photographs
+    tenfold run ctsemcom --checkpoint runs/ctsemcom-...           again with the codecs of a finished run
+    tenfold run ctsemcom --dataset cifar10 --data data/cifar10 --codec adjscc --steps 200000 --device cuda
+    tenfold run ctsemcom --csi_err_db -10 --csi_bits 4            channels known with error, fed back
+    in 4 bits
+
+Codecs are trained side by side; each that is done is kept, and so is every channel that is evaluated, so that
+an interrupted run goes on.
+
+Paper: arXiv 2312.03299, of which the abstract was at hand; docs/systems/ctsemcom.md says what is derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold import _checks
+from tenfold.runs import RunFolder
+from tenfold.runs.executor import run_jobs
+from tenfold.runs.files import replacing
+from tenfold.runs.progress import Progress
+from tenfold.semcom.codec import Codec, make_codec
+from tenfold.semcom.config import CtsemcomConfig
+from tenfold.semcom.digital import Ladder
+from tenfold.semcom.evaluate import Cell, Score, cells, evaluate, ladders_of
+from tenfold.semcom.images import PictureSet, load_pictures, patches
+from tenfold.semcom.train import train_codec
+
+__all__ = ["CtsemcomConfig", "Outcome", "Result", "load_codec", "run", "transfer"]
+
+SIDE = 32
+"""Pixels of the patches that are sent."""
+
+_EVERY = 200  # steps between two states of a training
+
+
+@dataclass
+class Result:
+    """What a run found: flat numbers (also in ``metrics.json``) and the folder that holds everything else."""
+
+    metrics: dict[str, float | int]
+    path: Path
+
+
+@dataclass
+class Outcome:
+    """Everything that the report is written from."""
+
+    config: CtsemcomConfig
+    pictures: PictureSet
+    images: Tensor
+    """Test patches, [pairs, N, 3, 32, 32]."""
+    codecs: dict[str, Codec]
+    losses: dict[str, list[float]]
+    scores: list[Score] = field(default_factory=list)
+
+    def score(
+        self, method: str, snr_db: float, variance: float = 1.0, csi_err_db: float | None = None
+    ) -> Score | None:
+        """One method on one channel, if it was evaluated."""
+        wanted = (method, snr_db, variance, csi_err_db)
+        for s in self.scores:
+            if (s.method, s.snr_db, s.variance, s.csi_err_db) == wanted:
+                return s
+        return None
+
+
+def transfer(
+    config: CtsemcomConfig | None = None, out: str | Path | None = None, *, resume: bool = False
+) -> Result:
+    """Run the workflow in a new folder (or go on with an interrupted one); see :func:`run`."""
+    config = (config or CtsemcomConfig()).resolved()
+    return run(config, RunFolder.create("ctsemcom", config, out, resume))
+
+
+def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
+    """Run the workflow into ``folder``.
+
+    Raises:
+        ValueError, FileNotFoundError: a setting or a data file is wrong (named).
+        RuntimeError: a loss is not finite, or a worker died.
+        ModuleNotFoundError: Pillow, joblib or a package with the embedded photographs is not installed.
+    """
+    config = config.resolved()
+    for package in ("PIL", "joblib"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    images = test_patches(config)
+    _make_codecs(config, folder)
+    outcome = Outcome(config, load_pictures(config.dataset, config.data), images, {}, {})
+    for role in config.roles():
+        outcome.codecs[role], outcome.losses[role] = load_codec(folder.path, role, config)
+    _evaluate_all(config, folder, outcome)
+    from tenfold.semcom.report import write
+
+    return Result(write(outcome, folder), folder.path)
+
+
+def test_patches(config: CtsemcomConfig) -> Tensor:
+    """[pairs, N, 3, 32, 32], fewer pairs if the pictures do not give as many."""
+    pictures = load_pictures(config.dataset, config.data)
+    flat = patches(pictures.test, SIDE, config.pairs * config.users, config.seed)
+    pairs = len(flat) // config.users
+    if pairs < 2:
+        _checks.fail(ValueError, "data", f"test patches for two codewords of {config.users}", len(flat))
+    return flat[: pairs * config.users].view(pairs, config.users, 3, SIDE, SIDE)
+
+
+def _path(folder: Path, role: str) -> Path:
+    return folder / "checkpoints" / f"{role}.safetensors"
+
+
+def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
+    """Train, or take over, what is not there yet."""
+    for role in config.roles():
+        if config.checkpoint and not _path(folder.path, role).exists():
+            codec, losses = load_codec(Path(config.checkpoint), role, config)
+            _save_codec(folder.path, role, codec, losses)
+    missing = [role for role in config.roles() if not _path(folder.path, role).exists()]
+    if missing:
+        folder.log(f"training {' and '.join(missing)}, {config.steps} steps each")
+    workers = config.workers if config.device == "cpu" else 1
+    for role in run_jobs(partial(_train, config, folder.path), missing, workers=workers):
+        folder.log(f"{role} is trained")
+
+
+def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
+    """One codec, in a process of its own; its state is kept on the way."""
+    from rich.console import Console
+    from safetensors.torch import load_file, save_file
+
+    held = folder / "state" / f"train-{role}.safetensors"
+
+    def keep(state: dict[str, Tensor]) -> None:
+        with replacing(held) as aside:
+            save_file({name: value.contiguous() for name, value in state.items()}, aside)
+
+    state = load_file(held) if held.exists() else None
+    done = 0 if state is None else len(state["losses"])
+    console = Console(stderr=True, force_terminal=False, highlight=False, markup=False, emoji=False)
+    pictures = load_pictures(config.dataset, config.data)
+    with Progress(config.steps, f"train {role}", done=done, console=console) as progress:
+        trained = train_codec(
+            config.spec(role), pictures.train, config.train_link(role), config.settings(), state=state,
+            on_step=lambda step, loss: progress.advance(loss=loss), checkpoint=keep, every=_EVERY,
+            device=config.device,
+        )  # fmt: skip
+    _save_codec(folder, role, trained.codec, trained.losses)
+    held.unlink(missing_ok=True)
+    return role
+
+
+def _save_codec(folder: Path, role: str, codec: Codec, losses: list[float]) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    tensors = {f"codec.{name}": value.cpu().contiguous() for name, value in codec.state_dict().items()}
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    with replacing(_path(folder, role)) as aside:
+        save_file(tensors, aside, metadata={"codec": json.dumps(codec.spec.plain())})
+
+
+def load_codec(
+    folder: str | Path, role: str = "codec", config: CtsemcomConfig | None = None
+) -> tuple[Codec, list[float]]:
+    """A trained codec ("codec", "e2e" or "oma") of a run's folder, and the losses of its training.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is not the codec that `config` asks for.
+    """
+    import json
+
+    from safetensors import safe_open
+
+    from tenfold.semcom.codec import CodecSpec
+
+    path = _path(Path(folder), role)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected the codec of a run, got nothing")
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get("codec", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    spec = CodecSpec(**told)
+    if config is not None and spec != config.spec(role):
+        _checks.fail(ValueError, str(path), f"a codec {config.spec(role).plain()}", spec.plain())
+    codec = make_codec(spec)
+    codec.load_state_dict({n.removeprefix("codec."): v for n, v in tensors.items() if n != "losses"})
+    device = "cpu" if config is None else config.device
+    codec.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return codec.requires_grad_(False).eval(), tensors["losses"].tolist()
+
+
+_held: dict[str, tuple[str, Any]] = {}
+"""What this process read last: name -> (from what, value)."""
+
+
+def _hold(name: str, key: str, make: Callable[[], Any]) -> Any:
+    if name not in _held or _held[name][0] != key:
+        _held[name] = (key, make())
+    return _held[name][1]
+
+
+def _evaluate_all(config: CtsemcomConfig, folder: RunFolder, outcome: Outcome) -> None:
+    every = cells(config)
+    done: dict[str, list[dict[str, Any]]] = {}
+    for cell in every:
+        saved = folder.load_state(cell.key)
+        if saved is not None:
+            done[cell.key] = saved[0]
+    todo = [cell for cell in every if cell.key not in done]
+    workers = config.workers if config.device == "cpu" else 1
+    with folder.progress(len(every), "evaluate", done=len(done)) as progress:
+        for key, rows in run_jobs(partial(_one_cell, config, folder.path), todo, workers=workers):
+            folder.save_state(key, rows)
+            done[key] = rows
+            progress.advance()
+    outcome.scores = [Score(**row) for cell in every for row in done[cell.key]]
+
+
+def _one_cell(config: CtsemcomConfig, folder: Path, cell: Cell) -> tuple[str, list[dict[str, Any]]]:
+    def read() -> tuple[dict[str, Codec], Tensor, list[Ladder] | None]:
+        codecs = {role: load_codec(folder, role, config)[0] for role in config.roles()}
+        images = test_patches(config)
+        ladders = ladders_of(images) if "digital" in config.methods else None
+        return codecs, images.to(config.device), ladders
+
+    codecs, images, ladders = _hold("codecs", f"{folder} {config}", read)
+    return cell.key, [score.plain() for score in evaluate(config, codecs, images, cell, ladders)]

@@ -1,0 +1,135 @@
+"""The whole run on small pictures: its folder, its page, going on after an interruption, wrong settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tenfold.semcom import run
+from tenfold.semcom.config import METHODS, CtsemcomConfig
+from tenfold.semcom.evaluate import Cell, cells
+from tenfold.semcom.run import load_codec, transfer
+
+
+@pytest.fixture
+def config(pictures: Path) -> CtsemcomConfig:
+    return CtsemcomConfig(
+        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4,
+        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0], workers=1,
+        methods=["awgn", "none", "rx-lmmse", "ssdt-sep", "ssdt-joint", "e2e", "digital"],
+    )  # fmt: skip
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_a_run_leaves(config: CtsemcomConfig, tmp_path: Path) -> None:
+    result = transfer(config, tmp_path / "a")
+    out = result.path
+    document = json.loads((out / "metrics.json").read_text())
+    table = rows(out / "tables" / "results.csv")
+    assert len(table) == 3 * 7 + 4  # three channels, and one with a wrong estimate for those who use it
+    for method in config.methods:
+        mine = [
+            r
+            for r in table
+            if (r["method"], r["snr_db"], r["var"], r["csi_err_db"]) == (method, "10.0", "1.0", "")
+        ]
+        assert len(mine) == 1
+        key = f"{method}.snr10.var1"
+        assert document["metrics"][f"{key}.psnr_db"] == pytest.approx(float(mine[0]["psnr_db"]), abs=1e-4)
+        assert document["metrics"][f"{key}.psnr_db_low"] <= document["metrics"][f"{key}.psnr_db_high"]
+    gained = document["metrics"]["gain.ssdt-sep.over.none.snr10.var1"]
+    both = [document["metrics"][f"{m}.snr10.var1.psnr_db"] for m in ("ssdt-sep", "none")]
+    assert gained == pytest.approx(both[0] - both[1], abs=1e-9)
+    assert {p.stem for p in (out / "figures").glob("*.png")} == {
+        "csi", "gains", "nmse", "pictures-user1", "pictures-user2", "psnr-snr", "psnr-variance", "training",
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    for said in (
+        "4.2 to 7.3 dB",
+        "arXiv 2312.03299",
+        "Joint is a bound",
+        "abstract was at hand",
+        "upper estimate",
+    ):
+        assert said in page
+    assert {p.stem for p in (out / "checkpoints").iterdir()} == {"codec", "e2e"}
+    again = transfer(replace(config, checkpoint=str(out)), tmp_path / "b").metrics
+    assert again == result.metrics
+    with pytest.raises(ValueError, match="expected a codec"):
+        load_codec(out, "codec", replace(config, symbols=4))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    config: CtsemcomConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, methods=["awgn", "ssdt-sep"], csi_errors_db=[])
+    whole = transfer(config, tmp_path / "whole").metrics
+    made: list[str] = []
+    real = run._one_cell
+
+    def counted(settings: CtsemcomConfig, folder: Path, cell: Cell) -> Any:
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(cell.key)
+        return real(settings, folder, cell)
+
+    monkeypatch.setattr(run, "_one_cell", counted)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(config, tmp_path / "part")
+    monkeypatch.setattr(run, "_one_cell", lambda c, f, cell: (made.append(cell.key), real(c, f, cell))[1])
+    monkeypatch.setattr(run, "_train", lambda *_: pytest.fail("trained again"))
+    assert transfer(config, tmp_path / "part", resume=True).metrics == whole
+    assert len(made) == len(set(made)) == len(cells(config)) == 3
+
+
+def test_every_method_and_the_other_channels_run(config: CtsemcomConfig, tmp_path: Path) -> None:
+    config = replace(
+        config, methods=list(METHODS), fading="rician", block=True, csi_bits=4, csi_err_db=-20.0,
+        power_mode="sum", alpha_scope="codeword", snr_db=[10.0], variances=[1.0], csi_errors_db=[], steps=2,
+    )  # fmt: skip
+    metrics = transfer(config, tmp_path / "all").metrics
+    values = [metrics[f"{m}.snr10.var1.psnr_db"] for m in METHODS]
+    assert np.isfinite(values).all()
+    assert metrics["ssdt-joint.snr10.var1.nmse_db"] < metrics["none.snr10.var1.nmse_db"]
+
+
+def test_one_user_and_three(config: CtsemcomConfig, tmp_path: Path) -> None:
+    for power in ([1.0], [0.5, 0.3, 0.2]):
+        small = replace(
+            config, power_w=power, methods=["awgn", "ssdt-sep", "ssdt-joint"], snr_db=[10.0], variances=[1.0],
+            csi_errors_db=[], steps=2,
+        )  # fmt: skip
+        out = transfer(small, tmp_path / str(len(power)))
+        assert out.metrics["users"] == len(power)
+        assert (out.path / "figures" / f"pictures-user{len(power)}.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["ssdt"]}, "methods: expected one of"),
+        ({"methods": []}, "methods: expected different names"),
+        ({"power_w": [0.6, 0.0]}, "power_w: expected"),
+        ({"variances": [0.0]}, "variances: expected"),
+        ({"csi_bits": 3}, "csi_bits: expected an even number"),
+        ({"train_snr_db": [20.0, 0.0]}, "snr_db: expected the lower end first"),
+        ({"dataset": "cifar10"}, "data: expected the folder of cifar10"),
+        ({"data": "x"}, "data: expected nothing"),
+        ({"checkpoint": "/nowhere"}, "checkpoint: expected the folder"),
+        ({"device": "tpu"}, "device: expected cpu or cuda"),
+        ({"methods": ["oma"], "symbols": 3}, "maps: expected a multiple of 2 users"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CtsemcomConfig(**change)
