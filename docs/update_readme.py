@@ -81,6 +81,8 @@ WHAT = {
     "selection.kmeans.f32.50kx256-k500-it10": "k-means of 50,000 rows, 500 centres, 10 rounds",
     "selection.scores.f32.50kx1000": "seven scores of 50,000 samples, 1,000 classes",
     "selection.gradmatch.f32.4000x256-k100": "100 of 4,000 gradients by matching pursuit",
+    "power.ssdt_joint.f32.1e5x64-n2": "joint transmit signals of two users, 100,000 rows of 64 subcarriers",
+    "power.waterfill.f32.1e5x64": "water-filling of 100,000 rows of 64 subcarriers",
 }
 """Record id -> what the row says. Records not named here (sweeps, samplers) stay out of the README."""
 
@@ -93,6 +95,7 @@ TABLES = {
     ("surface", "overlap", "volume"): "**Segmentation**: metrics, losses and what comes before and after.",
     ("mmd",): "**Discrepancies between domains**: loss and gradients.",
     ("selection",): "**Data selection**: coresets and what they are chosen by.",
+    ("power",): "**Power allocation**.",
 }
 """Families of a table -> what stands above it. The first is also the picture's."""
 
@@ -234,6 +237,7 @@ def _how(families: tuple[str, ...], run: dict[str, Any], records: list[dict[str,
         "surface": _segmentation_notes,
         "mmd": _mmd_notes,
         "selection": _selection_notes,
+        "power": _power_notes,
     }
     return " ".join(measured + notes[families[0]](rate))
 
@@ -290,6 +294,13 @@ def _selection_notes(rate: dict[str, Any]) -> list[str]:
         f"{rate['fma_gflops']:.0f} GFLOP/s, both measured in the same run; exact pruning can go below it.",
         "`deepcore` is the expression of that code, `numpy_blas` the loop that is usually written. (7) Lazy",
         "greedy, without the matrix of similarities; `apricot` compiled before the clock.",
+    ]
+
+
+def _power_notes(rate: dict[str, Any]) -> list[str]:
+    return [
+        f"The floor is the bytes at {rate['memory_gbps']:.0f} GB/s. `torch_bisection` is 40 steps on the same",
+        "dual, `sionna` that library's bisection as its documentation describes it.",
     ]
 
 
