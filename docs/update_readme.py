@@ -299,7 +299,7 @@ def _selection_notes(rate: dict[str, Any]) -> list[str]:
 
 def _power_notes(rate: dict[str, Any]) -> list[str]:
     return [
-        f"The floor is the bytes at {rate['memory_gbps']:.0f} GB/s. `torch_bisection` is 40 steps on the same",
+        f"The floor is the bytes at {rate['memory_gbps']:.0f} GB/s. `torch_bisection` is 40 steps on that",
         "dual, `sionna` that library's bisection as its documentation describes it.",
     ]
 
