@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from tenfold.kernels.distance.distance_device import tf32_allowed
 from tenfold.kernels.zo.zo_triton import _storage
 from tenfold.kernels.zo.zo_triton_tiles import (
     _DTYPES,
@@ -478,7 +479,7 @@ def linear(
         return out.view(*x.shape[:-1], n)
     bm, bn, bk, warps = _tiles(m)
     shift = weight if bias is None else bias.contiguous()
-    exact = not (x.is_cuda and torch.backends.cuda.matmul.allow_tf32)
+    exact = not (x.is_cuda and tf32_allowed())
     with _on(x.device):
         for query, members in blocks._groups(queries, coefs, stream is not None or bias_stream is not None):
             moved = query >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -465,3 +466,12 @@ def bad(row, value):
 def test_bad_input(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_distances_beyond_float32_are_refused(backend):
+    x = torch.tensor([[1e25, 0.0], [0.0, 1.0]], device=backend.device)
+    with pytest.raises(ValueError, match=r"x: expected squared distances that torch.float32 holds"):
+        nn_assign(x, torch.zeros(2, 2, device=backend.device))
+    wide = nn_assign(x.double(), torch.zeros(1, 2, device=backend.device, dtype=torch.float64))
+    assert wide.distances_squared[1].item() == 1.0
+    assert math.isclose(wide.distances_squared[0].item(), 1e50, rel_tol=1e-6)

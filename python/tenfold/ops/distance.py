@@ -45,7 +45,8 @@ def nn_assign(
     precision: str = "f32",
     check: bool = True,
 ) -> NearestCenters:
-    """The k nearest centres of each row, exactly: as differences summed in float64 would choose them.
+    """The k nearest centres of each row, exactly: as differences summed in float64 choose them, but that
+    distances equal in float32 are ties.
 
     Candidates are found by matrix products, and those that the rounding of these could have put out of order
     are measured again. No matrix of all distances is ever held.
@@ -67,7 +68,7 @@ def nn_assign(
 
     Raises:
         TypeError, ValueError: wrong kinds or shapes, one kind of labels without the other, a row that is not
-            finite.
+            finite, a squared distance beyond the range of its type.
     """
     data = features("x", x)
     targets = _centers("centers", centers, data)
@@ -86,6 +87,8 @@ def nn_assign(
             require_finite("x", data.shards)
     options = (x_labels, center_labels, cosine, reduced, bool(check))
     found = torch.ops.tenfold.nn_assign(data.shards, targets, k, *options)
+    if check and not torch.compiler.is_compiling() and bool((torch.isinf(found[1]) & (found[0] >= 0)).any()):
+        _checks.fail(ValueError, "x", f"squared distances that {found[1].dtype} holds", "infinity")
     return NearestCenters(*(data.kind(t) for t in found))
 
 
