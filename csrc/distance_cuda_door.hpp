@@ -48,8 +48,8 @@ void bind_distance_cuda(pybind11::module_& m, OnDevice on_device) {
     on_device("distance_cover", distance, [&] { return tf_cuda::distance_cover(args, handle(stream)); });
   });
   m.def("distance_pool", [=](uintptr_t x, int64_t size, int64_t d, int dtype, uintptr_t scale, uintptr_t out, uintptr_t stream) {
-    const tf_cuda::PoolLaunch args = {
-        reinterpret_cast<const void*>(x), size, d, dtype, reinterpret_cast<const double*>(scale), reinterpret_cast<float*>(out)};
+    const tf_cuda::PoolLaunch args = {reinterpret_cast<const void*>(x), size, d, dtype, reinterpret_cast<const double*>(scale),
+                                      reinterpret_cast<float*>(out)};
     on_device("distance_pool", out, [&] { return tf_cuda::distance_pool(args, handle(stream)); });
   });
   m.def("distance_choose", [=](uintptr_t between, uintptr_t distance, uintptr_t rows, int64_t size, int most, bool complete,
@@ -65,18 +65,18 @@ void bind_distance_cuda(pybind11::module_& m, OnDevice on_device) {
                                         reinterpret_cast<int32_t*>(count)};
     on_device("distance_choose", chosen, [&] { return tf_cuda::distance_choose(args, handle(stream)); });
   });
-  m.def("distance_sums", [=](uintptr_t x, int64_t d, int64_t clusters, int dtype, uintptr_t order, uintptr_t starts, uintptr_t sums,
-                             uintptr_t stream) {
-    const tf_cuda::SumLaunch args = {reinterpret_cast<const void*>(x),
-                                     d,
-                                     clusters,
-                                     dtype,
-                                     reinterpret_cast<const int64_t*>(order),
-                                     reinterpret_cast<const int64_t*>(starts),
-                                     reinterpret_cast<double*>(sums)};
-    if (clusters == 0) return;
-    on_device("distance_sums", sums, [&] { return tf_cuda::distance_sums(args, handle(stream)); });
-  });
+  m.def("distance_sums",
+        [=](uintptr_t x, int64_t d, int64_t clusters, int dtype, uintptr_t order, uintptr_t starts, uintptr_t sums, uintptr_t stream) {
+          const tf_cuda::SumLaunch args = {reinterpret_cast<const void*>(x),
+                                           d,
+                                           clusters,
+                                           dtype,
+                                           reinterpret_cast<const int64_t*>(order),
+                                           reinterpret_cast<const int64_t*>(starts),
+                                           reinterpret_cast<double*>(sums)};
+          if (clusters == 0) return;
+          on_device("distance_sums", sums, [&] { return tf_cuda::distance_sums(args, handle(stream)); });
+        });
 }
 
 }  // namespace tenfold
