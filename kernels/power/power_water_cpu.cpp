@@ -1,5 +1,7 @@
 // Water-filling, its mean-squared-error form, and normalisation on the CPU. A row is read once and its level is found in the first-level
 // cache: carriers below the level of the rest leave until none does (Michelot 1986), no sorting.
+#include <cmath>
+
 #include "power_lanes.hpp"
 
 #include "../core/pages.hpp"
@@ -49,11 +51,11 @@ void water_row(const WaterArgs& a, int64_t row, T* y) {
     const L cost = a.inverse ? (v > L{} ? T(1) / v : L{} + inf) : -v;
     put(y + k, cost);
     least = cost < least ? cost : least;
-    poison += v == v ? L{} : v;
+    poison += v == v ? L{} : v;  // NOLINT(misc-redundant-expression): not a number
   }
   const T low = -largest<T>(-least), mass = value_at<T>(a.mass, row, 0);
   const T bad = total<T>(poison);
-  if (!(mass >= 0) || bad != bad || low == -inf) {
+  if (!(mass >= 0) || std::isnan(bad) || low == -inf) {
     fill(out, n, nan);
     theta = nan;
     return;
@@ -112,7 +114,7 @@ void mse_row(const MseWaterArgs& a, int64_t row, double* room) {
   }
   for (int64_t k = 0; k < n; ++k) {
     const double p = (root[k] / level - 1.0) * inverse[k];
-    out[k] = static_cast<T>(root[k] != root[k] ? root[k] : (p > 0.0 ? p : 0.0));
+    out[k] = static_cast<T>(std::isnan(root[k]) ? root[k] : (p > 0.0 ? p : 0.0));
   }
   static_cast<T*>(a.level)[row] = static_cast<T>(level);
 }
