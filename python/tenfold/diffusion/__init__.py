@@ -1,0 +1,67 @@
+"""Diffusion models on diffusers: components, text, sampling, judges, and a small trained model to try things on.
+
+    bundle = tenfold.diffusion.load_bundle("digits")           a model that comes with the package
+    bundle = tenfold.diffusion.load_bundle("path/to/sd-v1-4")  any Stable Diffusion folder or hub id
+    images = tenfold.diffusion.generate(bundle, ["a photo of five"], [0], guidance=3.0)
+
+Submodules load when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenfold.diffusion.bundle import Bundle, load_bundle
+    from tenfold.diffusion.encode import encode, encode_embeds, encode_ids, inject, tokenize
+    from tenfold.diffusion.judges import Judge, Verdict, verdict_of
+    from tenfold.diffusion.sampling import generate, partial_ddim, start_noise
+    from tenfold.diffusion.schedule import Schedule
+    from tenfold.diffusion.sld import SLD, SafeGuidance
+    from tenfold.diffusion.splice import splice, splice_ids
+    from tenfold.diffusion.tiny import tiny_bundle
+
+_HOMES = {
+    "Bundle": "bundle", "load_bundle": "bundle",
+    "encode": "encode", "encode_embeds": "encode", "encode_ids": "encode", "inject": "encode",
+    "tokenize": "encode",
+    "Judge": "judges", "Verdict": "judges", "verdict_of": "judges",
+    "generate": "sampling", "partial_ddim": "sampling", "start_noise": "sampling",
+    "Schedule": "schedule",
+    "SLD": "sld", "SafeGuidance": "sld",
+    "splice": "splice", "splice_ids": "splice",
+    "tiny_bundle": "tiny",
+}  # fmt: skip
+
+__all__ = [
+    "SLD",
+    "Bundle",
+    "Judge",
+    "SafeGuidance",
+    "Schedule",
+    "Verdict",
+    "encode",
+    "encode_embeds",
+    "encode_ids",
+    "generate",
+    "inject",
+    "load_bundle",
+    "partial_ddim",
+    "splice",
+    "splice_ids",
+    "start_noise",
+    "tiny_bundle",
+    "tokenize",
+    "verdict_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"tenfold.diffusion.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
