@@ -1,9 +1,9 @@
 """Train the embedded model again: `python -m tenfold.diffusion.digits.build [--out FOLDER]`, a few minutes.
 
 Stage A teaches the text encoder which digit a prompt is true of, the part that CLIP's training plays for
-Stable Diffusion. Stage B freezes it and trains the UNet to predict noise. All seeds are fixed. The same quality
-comes out elsewhere; the same bits need the same machine and the same PyTorch, because sums of floats round by
-library and processor.
+Stable Diffusion. Stage B freezes it and trains the UNet to predict noise. All seeds are fixed. The same
+quality comes out elsewhere; the same bits need the same machine and the same PyTorch, because sums of floats
+round by library and processor.
 """
 
 from __future__ import annotations
