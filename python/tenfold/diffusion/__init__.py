@@ -1,4 +1,4 @@
-"""Diffusion models on diffusers: components, text, sampling, judges, and a small trained model to try things on.
+"""Diffusion models on diffusers: components, text, sampling, judges, and a small trained model.
 
     bundle = tenfold.diffusion.load_bundle("digits")           a model that comes with the package
     bundle = tenfold.diffusion.load_bundle("path/to/sd-v1-4")  any Stable Diffusion folder or hub id
