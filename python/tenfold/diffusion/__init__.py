@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tenfold.diffusion.bundle import Bundle, load_bundle
     from tenfold.diffusion.encode import encode, encode_embeds, encode_ids, inject, tokenize
     from tenfold.diffusion.judges import Judge, Verdict, verdict_of
+    from tenfold.diffusion.judges.load import load_judge
+    from tenfold.diffusion.keys import apply_text_encoder, apply_unet
+    from tenfold.diffusion.prompts import read_prompts, read_retain, read_targets
     from tenfold.diffusion.sampling import generate, partial_ddim, start_noise
     from tenfold.diffusion.schedule import Schedule
     from tenfold.diffusion.sld import SLD, SafeGuidance
@@ -27,6 +30,9 @@ _HOMES = {
     "encode": "encode", "encode_embeds": "encode", "encode_ids": "encode", "inject": "encode",
     "tokenize": "encode",
     "Judge": "judges", "Verdict": "judges", "verdict_of": "judges",
+    "load_judge": "judges.load",
+    "apply_text_encoder": "keys", "apply_unet": "keys",
+    "read_prompts": "prompts", "read_retain": "prompts", "read_targets": "prompts",
     "generate": "sampling", "partial_ddim": "sampling", "start_noise": "sampling",
     "Schedule": "schedule",
     "SLD": "sld", "SafeGuidance": "sld",
@@ -41,13 +47,19 @@ __all__ = [
     "SafeGuidance",
     "Schedule",
     "Verdict",
+    "apply_text_encoder",
+    "apply_unet",
     "encode",
     "encode_embeds",
     "encode_ids",
     "generate",
     "inject",
     "load_bundle",
+    "load_judge",
     "partial_ddim",
+    "read_prompts",
+    "read_retain",
+    "read_targets",
     "splice",
     "splice_ids",
     "start_noise",

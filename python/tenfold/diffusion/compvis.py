@@ -1,8 +1,8 @@
 """Names of a UNet's weights in CompVis' latent diffusion code, and in diffusers.
 
 CompVis numbers blocks in one row: input_blocks.0 is the first convolution, then, for each level, its
-`layers_per_block` residual blocks (with their attention as .1) and a downsampling; middle_block; output_blocks,
-one more residual block per level, whose last one holds the upsampling as .1 or .2.
+`layers_per_block` residual blocks (with their attention as .1) and a downsampling; middle_block;
+output_blocks, one more residual block per level, whose last one holds the upsampling as .1 or .2.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _PREFIX = "model.diffusion_model."
 def unet_keys(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """A UNet's checkpoint with CompVis' names, renamed for a `UNet2DConditionModel` of this configuration.
 
-    Of a whole checkpoint (with text encoder and VAE) only the UNet is taken; exponential means (`model_ema.`) are
-    left out. Names that are not understood stay.
+    Of a whole checkpoint (with text encoder and VAE) only the UNet is taken; exponential means (`model_ema.`)
+    are left out. Names that are not understood stay.
 
     Raises:
         ValueError: the configuration has more than one number of layers per block.

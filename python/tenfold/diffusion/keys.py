@@ -1,7 +1,7 @@
 """Checkpoints of one component, whatever names their keys have, loaded strictly.
 
-`load_state_dict(..., strict=False)` with keys of another naming loads nothing and says nothing: one then attacks
-the original model. Here names are brought to the module's own first, and every key must find its place.
+`load_state_dict(..., strict=False)` with keys of another naming loads nothing and says nothing: one then
+attacks the original model. Here names are brought to the module's own first, and every key must find its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 _COMPVIS_TEXT = "cond_stage_model.transformer."
 _WRAPPERS = ("module.", "_orig_mod.", "model.text_encoder.", "text_encoder.", "unet.", _COMPVIS_TEXT)
-"""Prefixes that wrappers put before a component's own names (DDP, torch.compile, training scripts, CompVis)."""
+"""Prefixes that wrappers put before a component's own names (DDP, torch.compile, scripts, CompVis)."""
 
 
 def load_component_state(path: str | Path) -> dict[str, Tensor]:
@@ -68,10 +68,10 @@ def _convert(file: Path) -> str:
     """The line that makes safetensors of a checkpoint, for where its maker is trusted."""
     out = file.with_suffix(".safetensors").name
     code = (
-        "import torch, safetensors.torch as s; d = torch.load('%s', map_location='cpu', weights_only=True); "
-        "d = d.get('state_dict', d); "
-        "s.save_file({k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}, '%s')"
-    ) % (file.name, out)
+        "import torch, safetensors.torch as s; "
+        f"d = torch.load('{file.name}', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+        f"s.save_file({{k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}}, '{out}')"
+    )
     return f'where it is trusted, convert it with: python -c "{code}"'
 
 
@@ -94,8 +94,8 @@ def normalise_keys(state: dict[str, Tensor], module: torch.nn.Module) -> dict[st
     """A checkpoint with its keys in `module`'s own naming; tensors are not copied.
 
     Understood: prefixes of wrappers (`module.`, `text_encoder.`, `unet.`, `model.diffusion_model.`, ...);
-    `text_model.` there or not; `embedding.` for `embeddings.`; CompVis' names of a UNet. `position_ids`, which is
-    no weight, is left out. Keys that are understood as nothing stay as they are (`load_strict` names them).
+    `text_model.` there or not; `embedding.` for `embeddings.`; CompVis' names of a UNet. `position_ids`, no
+    weight, is left out. Keys that are understood as nothing stay as they are (`load_strict` names them).
 
     Raises:
         ValueError: two keys of the checkpoint mean the same tensor.
@@ -186,7 +186,7 @@ def apply_text_encoder(target: Any, path: str | Path, *, allow_identical: bool =
         path: a safetensors file, or a folder as `save_pretrained` writes it.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_strict`, `load_component_state`; shapes and vocabulary must fit.
+        ValueError, FileNotFoundError: as `load_strict`, `load_component_state`; shapes and words must fit.
     """
     return _apply(target, path, "text_encoder", allow_identical)
 

@@ -53,8 +53,8 @@ def read_prompts(path: str | Path, *, need_seed: bool = True) -> list[PromptRow]
         need_seed: whether `evaluation_seed` must be there.
 
     Raises:
-        FileNotFoundError. ValueError: no rows, a column is missing, a case number stands twice, a prompt is empty,
-            or a seed, guidance or size is out of range; the line is named.
+        FileNotFoundError. ValueError: no rows, a column is missing, a case number stands twice, a prompt is
+            empty, or a seed, guidance or size is out of range; the line is named.
     """
     rows, columns = _read(path)
     wanted = [c for c in _COLUMNS if need_seed or c != "evaluation_seed"]
@@ -81,7 +81,7 @@ def _row(where: str, row: dict[str, str]) -> PromptRow:
         )
     guidance = _number(where, row, "evaluation_guidance")
     guidance = (
-        DEFAULT_GUIDANCE if guidance is None else _checks.real(f"{where}: guidance", guidance, at_least=0)
+        DEFAULT_GUIDANCE if guidance is None else _checks.real(f"{where}: guidance", guidance, at_least=0.0)
     )
     sides = {}
     for column in ("sd_image_width", "sd_image_height"):

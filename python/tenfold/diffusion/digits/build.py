@@ -147,7 +147,7 @@ def build(out: Path, recipe: Recipe | None = None, progress: Callable[[str], Non
     about = {
         "recipe": asdict(recipe),
         "data": "scikit-learn's digits: UCI Optical Recognition of Handwritten Digits, CC BY 4.0",
-        "quality": {**measured, **losses},
+        "quality": {name: round(value, 4) for name, value in {**measured, **losses}.items()},
         "cpu_seconds": {"text": round(text_seconds, 1), "unet": round(seconds - text_seconds, 1)},
         "made_with": {"torch": torch.__version__, "python": platform.python_version(), **_versions()},
     }

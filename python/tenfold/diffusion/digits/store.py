@@ -24,6 +24,7 @@ def write(folder: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{FILE}.tmp"
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, aside)
+    aside.chmod(0o644)
     known = {**about, "file": FILE, "sha256": sha256_of(aside), "bytes": aside.stat().st_size}
     text = folder / f"{ABOUT}.tmp"
     text.write_text(json.dumps(known, indent=1) + "\n")
