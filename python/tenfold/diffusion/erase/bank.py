@@ -183,6 +183,9 @@ class Bank:
             *(timestep_range(schedule, s, steps, self.walk.alignment) for s in range(steps)), strict=True
         )
         times = torch.from_numpy(rng.integers(low, high, size=(len(cond), steps))).to(cond.device)
+        if not len(cond):
+            nothing = noise.new_empty((0, steps, *self.walk.shape))
+            return nothing, times, None, nothing
         found: list[Tensor] = []
         for rows in torch.arange(len(cond)).split(batch):
             text, none = cond[rows], empty.expand(len(rows), -1, -1)
@@ -199,9 +202,6 @@ class Bank:
                     with torch.no_grad():
                         answers.append(torch.stack([z, guided(predict, z, t, text, None, 1.0)]))
             found.append(torch.stack(answers, 2))  # [3 or 2, b, S, C, h, w]
-        if not found:
-            nothing = noise.new_empty((0, steps, *self.walk.shape))
-            return nothing, times, None, nothing
         whole = torch.cat(found, 1)
         return (whole[0], times, whole[1], whole[2]) if with_empty else (whole[0], times, None, whole[1])
 
