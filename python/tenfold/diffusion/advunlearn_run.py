@@ -36,7 +36,13 @@ from tenfold.diffusion.attack import (
     target_cases,
 )
 from tenfold.diffusion.bundle import Bundle, load_bundle
-from tenfold.diffusion.digits import DigitJudge, digit_agreement, digit_pictures, pixel_frechet, retain_prompts
+from tenfold.diffusion.digits import (
+    DigitJudge,
+    digit_agreement,
+    digit_pictures,
+    pixel_frechet,
+    retain_prompts,
+)
 from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 from tenfold.diffusion.erase import Concept, Edit
 from tenfold.diffusion.sampling import generate
@@ -139,7 +145,9 @@ def run(config: AdvUnlearnConfig, folder: RunFolder) -> Result:
             _take(outcome, *saved)
     workers = config.workers if config.device == "cpu" else config.workers or 1
     with folder.progress(len(jobs), "models", done=len(jobs) - len(todo)) as progress:
-        for state, tensors in run_jobs(partial(one, config, str(folder.path)), _longest_first(todo), workers=workers):
+        for state, tensors in run_jobs(
+            partial(one, config, str(folder.path)), _longest_first(todo), workers=workers
+        ):
             trial = _take(outcome, state, tensors)
             folder.save_state(trial.key, state, tensors)
             progress.advance()
@@ -179,7 +187,9 @@ def cases_of(config: AdvUnlearnConfig) -> list[Case]:
 
         rows = read_prompts(config.attack_prompts)
         return [
-            Case(row.case_number, row.prompt, int(row.seed or 0), float(row.guidance or config.guidance or 7.5))
+            Case(
+                row.case_number, row.prompt, int(row.seed or 0), float(row.guidance or config.guidance or 7.5)
+            )
             for row in rows
         ]
     prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
@@ -224,12 +234,18 @@ def _fit(config: AdvUnlearnConfig, base: Bundle, concept: Concept, name: str, se
     return edit
 
 
-def _utility(config: AdvUnlearnConfig, bundle: Bundle, concept: Concept) -> tuple[float | None, float | None, Tensor]:
+def _utility(
+    config: AdvUnlearnConfig, bundle: Bundle, concept: Concept
+) -> tuple[float | None, float | None, Tensor]:
     """Accuracy on the other digits, distance to real ones, and pictures of retained prompts."""
     assert config.sample_steps is not None and config.guidance is not None and config.sampler is not None
     if config.model == "digits":
         found = digit_agreement(
-            bundle, exclude=[config.concept], seed=_KEPT_SEED, steps=config.sample_steps, guidance=config.guidance
+            bundle,
+            exclude=[config.concept],
+            seed=_KEPT_SEED,
+            steps=config.sample_steps,
+            guidance=config.guidance,
         )
         real = digit_pictures()
         others = real.test[real.test_digits != DigitJudge(config.concept).target]
@@ -280,6 +296,8 @@ def _attacks(config: AdvUnlearnConfig, base: Bundle, bundle: Bundle, trial: Tria
             _checks.fail(RuntimeError, "attack", "a prompt that finishes", logs[0].error)
         pictures["plain"] = torch.stack([log.pictures[0] for log in done])
         pictures["attacked"] = torch.stack([log.pictures[-1] for log in done])
-        pictures["success"] = torch.tensor([[log.entries[0].success, log.state in ("pre", "success")] for log in done])
+        pictures["success"] = torch.tensor(
+            [[log.entries[0].success, log.state in ("pre", "success")] for log in done]
+        )
         trial.found = [log.found.prompt for log in logs if log.found is not None][:SHOWN]
     return pictures

@@ -13,7 +13,8 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tenfold.diffusion import encode, generate, tiny_bundle
+from tenfold.diffusion import generate, tiny_bundle
+from tenfold.diffusion.encode import encode
 from tenfold.diffusion.erase import ERASERS, ESD, UCE, AdvUnlearn, Concept, Edit
 from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
@@ -109,7 +110,9 @@ def test_another_training_s_state_is_refused(bundle):
 
 
 def test_latest_starts_where_the_last_attack_ended(bundle):
-    training = AdvUnlearn(**{**vars(ADV), "attack_init": "latest", "attack_lr": 1e-9}).training(bundle, CONCEPT, 0)
+    training = AdvUnlearn(**{**vars(ADV), "attack_init": "latest", "attack_lr": 1e-9}).training(
+        bundle, CONCEPT, 0
+    )
     training.iterate(), training.iterate()
     first = training.adv
     training.iterate()
@@ -156,9 +159,7 @@ def test_pgd_does_not_add_up_gradients_and_the_published_loop_does(bundle):
         model.predict = lambda z, t, s: (2 + Linear.slopes[int(t[0])] * s.sum()).sqrt().view(1, 1)
         soft = Soft(1, "prefix", "word_embd", compat)
         tokens = tokenize(bundle, ["cat"])
-        found = attack(
-            model, tokens, soft, start, draw, kind=kind, steps=2, lr=0.1, check=lambda *a: None
-        )
+        found = attack(model, tokens, soft, start, draw, kind=kind, steps=2, lr=0.1, check=lambda *a: None)
         return float(found.sum())
 
     start = torch.zeros(1, 1, 1)
@@ -185,7 +186,9 @@ def test_condition_embd_reaches_the_network(bundle):
     training.iterate(), training.iterate()
     plain = encode(training.student, ["nudity"])
     assert float((training.concept_states() - plain).detach().abs().max()) > 1e-3
-    training = AdvUnlearn(**{**vars(ADV), "space": "condition_embd", "compat": "reference"}).training(bundle, CONCEPT, 0)
+    training = AdvUnlearn(**{**vars(ADV), "space": "condition_embd", "compat": "reference"}).training(
+        bundle, CONCEPT, 0
+    )
     training.iterate(), training.iterate()
     assert float(training.adv.abs().max()) == 0.0
 
@@ -209,12 +212,17 @@ def test_not_a_number_stops_and_is_told_where(bundle):
     broken = tiny_bundle()
     with torch.no_grad():
         broken.unet.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match=r"loss: expected a finite number, got nan at iteration 0, concept 'nudity', t = \d+"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"loss: expected a finite number, got nan at iteration 0, concept 'nudity', t = \d+",
+    ):
         ADV.fit(broken, CONCEPT)
 
 
 def test_a_rate_that_explodes_stops_within_the_attack_or_the_loss(bundle):
-    with pytest.raises(RuntimeError, match=r"expected a finite number, got .* at iteration \d+, concept 'nudity', t = "):
+    with pytest.raises(
+        RuntimeError, match=r"expected a finite number, got .* at iteration \d+, concept 'nudity', t = "
+    ):
         AdvUnlearn(**{**vars(ADV), "lr": 1e30, "iterations": 6}).fit(bundle, CONCEPT)
 
 
@@ -226,7 +234,9 @@ def test_bad_settings_and_concepts_are_refused_by_name(bundle):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             AdvUnlearn(**settings)
-    with pytest.raises(ValueError, match=r"prompts: expected at most 74 tokens beside 1 spliced ones, got 75"):
+    with pytest.raises(
+        ValueError, match=r"prompts: expected at most 74 tokens beside 1 spliced ones, got 75"
+    ):
         ADV.fit(bundle, Concept("x", prompts=("cat " * 75,), retain=CONCEPT.retain))
     with pytest.raises(ValueError, match="retain: expected prompts to keep"):
         ADV.fit(bundle, Concept("nudity"))
@@ -242,7 +252,9 @@ def test_a_tokenizer_that_is_not_the_text_encoder_s_is_refused(bundle):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     small = CLIPTextModel(
-        CLIPTextConfig(vocab_size=300, hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4)
+        CLIPTextConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4
+        )
     )
     with pytest.raises(ValueError, match="tokenizer: expected ids below 300"):
         ADV.fit(bundle.replace(text_encoder=small), CONCEPT)
@@ -286,7 +298,9 @@ def test_saved_edits_apply_to_a_pipeline_in_place_and_are_undone(bundle, tmp_pat
     pipe = tiny_bundle().to_pipeline()
     before = digest(getattr(pipe, edit.component))
     assert again.apply(pipe) is pipe
-    assert digest(getattr(pipe, edit.component)) == digest(getattr(edit.apply(bundle), edit.component)) != before
+    assert (
+        digest(getattr(pipe, edit.component)) == digest(getattr(edit.apply(bundle), edit.component)) != before
+    )
     again.undo(pipe)
     assert digest(getattr(pipe, edit.component)) == before
     with pytest.raises(RuntimeError, match="target: expected a model that this edit was applied to"):

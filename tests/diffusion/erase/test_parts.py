@@ -13,7 +13,17 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from tenfold.diffusion import tiny_bundle
-from tenfold.diffusion.erase import AdvUnlearn, Bank, Concept, Live, Walk, esd_loss, esd_target, trainable, uce_factors
+from tenfold.diffusion.erase import (
+    AdvUnlearn,
+    Bank,
+    Concept,
+    Live,
+    Walk,
+    esd_loss,
+    esd_target,
+    trainable,
+    uce_factors,
+)
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.trainable import layer_numbers
 from tenfold.diffusion.sampling import partial_ddim
@@ -64,7 +74,7 @@ def test_layers_of_the_text_encoder():
     with pytest.raises(ValueError, match="layers below 12"):
         trainable(model, "text_encoder_layer12")
     with pytest.raises(ValueError, match="rising numbers"):
-        trainable(model, "text_encoder_layer20")
+        trainable(model, "text_encoder_layer02")
 
 
 def test_sets_of_stable_diffusion_s_unet_have_the_published_sizes():
@@ -73,7 +83,9 @@ def test_sets_of_stable_diffusion_s_unet_have_the_published_sizes():
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-    size = {m: sum(p.numel() for p in trainable(unet, m).values()) / 1e6 for m in ("xattn", "selfattn", "full")}
+    size = {
+        m: sum(p.numel() for p in trainable(unet, m).values()) / 1e6 for m in ("xattn", "selfattn", "full")
+    }
     assert size["xattn"] == pytest.approx(43.96, abs=0.01)
     assert size["selfattn"] == pytest.approx(49.57, abs=0.01)
     assert size["full"] == pytest.approx(859.5, abs=0.1)
@@ -112,7 +124,7 @@ def test_closed_form_maps_erased_states_to_their_anchors_and_keeps_the_rest():
 
 
 def test_uce_rewrites_the_concept_and_spares_retained_prompts():
-    from tenfold.diffusion import encode
+    from tenfold.diffusion.encode import encode
     from tenfold.diffusion.erase import UCE
 
     bundle = tiny_bundle()
@@ -149,7 +161,7 @@ def test_bank_holds_what_walks_and_the_original_model_give(alignment):
     bank = Bank(bundle, text, walk, size=2, retain_size=1, seed=4, batch=3)
     noise = torch.from_numpy(rng_of(4, 1 << 20).standard_normal((4, *walk.shape), dtype=np.float32))
     z, t, e0, ep = bank._concept
-    from tenfold.diffusion import encode
+    from tenfold.diffusion.encode import encode
 
     states, empty = encode(bundle, ["nudity", "nudity", "a cat", "a cat"]), encode(bundle, [""])
     for segment in range(5):

@@ -52,6 +52,7 @@ class Edit:
     def __post_init__(self) -> None:
         _checks.choice("kind", self.kind, _KINDS)
         _checks.choice("component", self.component, _PARTS)
+        self.details = json.loads(json.dumps(self.details, allow_nan=False))  # as `load` will have it
         self._before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
     @property
