@@ -57,7 +57,8 @@ def test_a_run_that_was_interrupted_comes_to_the_same_numbers(tmp_path, monkeypa
     assert not set(done[:2]) & set(calls[3:])
     assert without_times(again.metrics) == without_times(whole.metrics)
     page = (tmp_path / "parts" / "report.html").read_text()
-    assert "garbage truck" in page and "AdvUnlearn" in page
+    assert "garbage truck" in page
+    assert "AdvUnlearn" in page
     assert (tmp_path / "parts" / "models" / "advunlearn-seed0" / "model.safetensors").is_file()
     with (tmp_path / "parts" / "tables" / "models.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == ["before", "ESD", "AdvUnlearn"]
@@ -94,10 +95,13 @@ def test_the_effect_that_the_paper_claims(tmp_path: Path, concept: str):
         AdvUnlearnConfig(concept=concept, seeds=[0, 1], erased=erased), tmp_path / "run"
     ).metrics
     esd, adv = found["esd.text_grad.post"], found["advunlearn.text_grad.post"]
-    assert found["base.pre"] >= 0.9 and found["base.retained"] >= 0.93
+    assert found["base.pre"] >= 0.9
+    assert found["base.retained"] >= 0.93
     assert found["esd.pre"] <= 0.10
-    assert esd >= 0.60 and esd >= 2 * found["esd.random.post"]
-    assert adv <= 0.25 and adv <= esd / 3
+    assert esd >= 0.60
+    assert esd >= 2 * found["esd.random.post"]
+    assert adv <= 0.25
+    assert adv <= esd / 3
     assert found["advunlearn.retained"] >= max(0.90, found["base.retained"] - 0.05)
     if concept == "five":
         assert found["no-retain.retained"] <= found["advunlearn.retained"] - 0.2

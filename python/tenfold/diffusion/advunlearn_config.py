@@ -23,24 +23,25 @@ ERASED: dict[str, tuple[str, str]] = {
 """Erased models: name -> what a reader sees, and what it is."""
 
 _DIGITS = {
-    "train_method": "text_encoder", "lr": 1e-3, "esd_iterations": 60, "iterations": 120, "warmup": 20, "batch": 8,
-    "bank_size": 32, "retain_weight": 1.0, "retain_batch": 8, "train_steps": 20, "attack_steps": 10,
-    "attack_lr": 0.05, "fast_lr": 0.5, "try_timesteps": 10, "try_iterations": 10, "tries": 10,
-    "sample_steps": 20, "sampler": "ddim", "guidance": 3.0,
+    "train_method": "text_encoder", "lr": 1e-3, "esd_iterations": 60, "iterations": 120, "warmup": 20,
+    "batch": 8, "bank_size": 32, "retain_weight": 1.0, "retain_batch": 8, "train_steps": 20,
+    "attack_steps": 10, "attack_lr": 0.05, "fast_lr": 0.5, "try_timesteps": 10, "try_iterations": 10,
+    "tries": 10, "sample_steps": 20, "sampler": "ddim", "guidance": 3.0,
 }  # fmt: skip
 """For the embedded model, chosen on "five"."""
 _PUBLISHED = {
-    "train_method": "text_encoder", "lr": 1e-5, "esd_iterations": 1000, "iterations": 1000, "warmup": 200, "batch": 1,
-    "bank_size": 64, "retain_weight": 0.3, "retain_batch": 5, "train_steps": 50, "attack_steps": 30,
-    "attack_lr": 1e-3, "fast_lr": 1e-3, "try_timesteps": 50, "try_iterations": 40, "tries": 40,
-    "sample_steps": 50, "sampler": "lms", "guidance": 7.5,
+    "train_method": "text_encoder", "lr": 1e-5, "esd_iterations": 1000, "iterations": 1000, "warmup": 200,
+    "batch": 1, "bank_size": 64, "retain_weight": 0.3, "retain_batch": 5, "train_steps": 50,
+    "attack_steps": 30, "attack_lr": 1e-3, "fast_lr": 1e-3, "try_timesteps": 50, "try_iterations": 40,
+    "tries": 40, "sample_steps": 50, "sampler": "lms", "guidance": 7.5,
 }  # fmt: skip
 """Of AdvUnlearn's README, but for the bank of walks."""
 
 
 @dataclass
 class AdvUnlearnConfig:
-    """Erase a concept from a text-to-image model, with and without an attacker in training, and attack the results.
+    """Erase a concept from a text-to-image model, with and without an attacker in training, and attack the
+    results.
 
     Settings that are left open (none) take the published values, or for the embedded digits model small ones.
     """
@@ -162,8 +163,10 @@ class AdvUnlearnConfig:
     def resolved(self) -> AdvUnlearnConfig:
         """With every open setting filled, and checked as the erasers check theirs."""
         values = _DIGITS if self.model == "digits" else _PUBLISHED
-        filled = {name: value for name, value in values.items() if getattr(self, name) is None}
-        made = dataclasses.replace(self, erased=[m for m in ERASED if m in self.erased], **filled)
+        filled: dict[str, Any] = {
+            name: value for name, value in values.items() if getattr(self, name) is None
+        }
+        made = dataclasses.replace(self, **{**filled, "erased": [m for m in ERASED if m in self.erased]})
         for name in made.erased:
             made.method(name)
         return made
@@ -171,18 +174,21 @@ class AdvUnlearnConfig:
     def method(self, name: str) -> Any:
         """The eraser of a model."""
         common: dict[str, Any] = {
-            "train_method": self.train_method, "lr": self.lr, "batch": self.batch, "bank_size": self.bank_size,
-            "retain_weight": 0.0 if name == "no-retain" else self.retain_weight, "retain_batch": self.retain_batch,
+            "train_method": self.train_method, "lr": self.lr, "batch": self.batch,
+            "bank_size": self.bank_size, "retain_batch": self.retain_batch,
+            "retain_weight": 0.0 if name == "no-retain" else self.retain_weight,
             "steps": self.train_steps, "t_alignment": self.t_alignment, "compat": self.compat,
         }  # fmt: skip
         if name == "esd":
             return ESD(iterations=self.esd_iterations, **common)  # type: ignore[arg-type]
         fast = name == "fast"
-        return AdvUnlearn(
-            iterations=self.iterations, warmup=self.warmup, attack="fast_at" if fast else self.attack,
-            attack_steps=1 if fast else self.attack_steps, attack_lr=self.fast_lr if fast else self.attack_lr,
-            attack_init=self.attack_init, k=self.k, mode=self.mode, space=self.space, **common,
-        )  # type: ignore[arg-type]  # fmt: skip
+        common |= {
+            "iterations": self.iterations, "warmup": self.warmup,
+            "attack": "fast_at" if fast else self.attack, "attack_steps": 1 if fast else self.attack_steps,
+            "attack_lr": self.fast_lr if fast else self.attack_lr, "attack_init": self.attack_init,
+            "k": self.k, "mode": self.mode, "space": self.space,
+        }  # fmt: skip
+        return AdvUnlearn(**common)
 
 
 def _check(config: AdvUnlearnConfig) -> None:

@@ -1,4 +1,5 @@
-"""Pictures of an ``advunlearn`` run: success rates, retained accuracy, what the models draw, course of training."""
+"""Pictures of an ``advunlearn`` run: success rates, retained accuracy, what the models draw, the course of
+training."""
 
 from __future__ import annotations
 
@@ -55,9 +56,9 @@ def rates(outcome: Outcome) -> Picture:
     if measured:
         side = axes[0][1]
         every = ["base", *names]
-        values = [float(outcome.retained(name) or 0) for name in every]
-        side.barh(np.arange(len(every)), values, color=figures.SERIES[2])
-        for row, value in enumerate(values):
+        shares = [float(outcome.retained(name) or 0) for name in every]
+        side.barh(np.arange(len(every)), shares, color=figures.SERIES[2])
+        for row, value in enumerate(shares):
             side.text(
                 min(value, 0.98) - 0.02,
                 row,
@@ -74,8 +75,10 @@ def rates(outcome: Outcome) -> Picture:
     told = "; ".join(f"{ERASED[n][0]} {outcome.rate(n, 'text_grad')}" for n in names)
     return Picture(
         fig,
-        "Share of prompts with which the erased concept is drawn, with Wilson's 95 % interval over prompts and seeds: "
-        "the prompt as it is, with random tokens in front, with tokens that text_grad (UnlearnDiffAtk) finds. "
+        "Share of prompts with which the erased concept is drawn, with Wilson's 95 % interval over "
+        "prompts and seeds: "
+        "the prompt as it is, with random tokens in front, with tokens that text_grad (UnlearnDiffAtk) "
+        "finds. "
         "The last two count prompts that succeed by themselves.",
         f"Bars of success rates of each erased model; under text_grad: {told}.",
     )
@@ -98,7 +101,8 @@ def drawn(outcome: Outcome) -> Picture:
             rows.append((f"{title}\nattacked", held["attacked"], held["success"][:, 1]))
     return Picture(
         _grid(rows),
-        "What the models draw for the same prompts and the same noise. A frame marks pictures in which the judge finds "
+        "What the models draw for the same prompts and the same noise. A frame marks pictures in which "
+        "the judge finds "
         "the erased concept; attacked ones show the last prompt that text_grad tried.",
         f"A grid of pictures, one row per model; {outcome.config.concept} is framed where it is drawn.",
     )
@@ -159,7 +163,8 @@ def course(outcome: Outcome) -> Picture:
     axis.legend()
     return Picture(
         fig,
-        "Loss of the erasing term, mean of nine iterations. After the warm-up AdvUnlearn's is measured on adversarial "
+        "Loss of the erasing term, mean of nine iterations. After the warm-up AdvUnlearn's is measured on "
+        "adversarial "
         "prompts: it falls less because the attacker answers.",
         "Falling curves of the erasing loss, one for each model and seed.",
     )

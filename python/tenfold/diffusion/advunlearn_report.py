@@ -19,7 +19,8 @@ PAPER = (
     ("AdvUnlearn", "tench", 0.0, 4.0), ("ESD", "tench", 2.0, 36.0),
     ("AdvUnlearn", "garbage truck", 0.0, 8.0), ("ESD", "garbage truck", 2.0, 24.0),
 )  # fmt: skip
-"""Stable Diffusion v1.4: method, concept, pre-ASR %, post-ASR % under UnlearnDiffAtk (the authors' leaderboard)."""
+"""Stable Diffusion v1.4: method, concept, pre-ASR %, post-ASR % under UnlearnDiffAtk (the authors'
+leaderboard)."""
 
 
 def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
@@ -92,9 +93,12 @@ def _report(outcome: Outcome, prompts: bool) -> Report:
     sections = [
         Section(
             "How erased is it?",
-            "Rates are shares of prompts, with Wilson's 95 % interval over prompts and seeds. A picture counts only if "
-            "the judge accepts it at all: a judge of ten classes without a gate reads digits into noise. Distances "
-            "between sets of pictures (Frechet, over pixels here) say nothing about prompts: a model that draws "
+            "Rates are shares of prompts, with Wilson's 95 % interval over prompts and seeds. A picture "
+            "counts only if "
+            "the judge accepts it at all: a judge of ten classes without a gate reads digits into noise. "
+            "Distances "
+            "between sets of pictures (Frechet, over pixels here) say nothing about prompts: a model that "
+            "draws "
             "anything for anything may have the smallest. Read them beside what is drawn right.",
             ["rates"], ["models"],
         ),
@@ -104,7 +108,8 @@ def _report(outcome: Outcome, prompts: bool) -> Report:
         Section("What attacks found", found, [], ["prompts"] if prompts else []),
         Section(
             "Beside the paper",
-            "Stable Diffusion v1.4, from the authors' leaderboard. The embedded model is of another size and another "
+            "Stable Diffusion v1.4, from the authors' leaderboard. The embedded model is of another size "
+            "and another "
             "language: orders can be compared, figures cannot.",
             [], ["paper"],
         ),
@@ -120,8 +125,10 @@ def _lead(outcome: Outcome) -> str:
     config = outcome.config
     told = [f"{ERASED[n][0]}: {outcome.rate(n, 'text_grad')}" for n in config.erased]
     text = (
-        f"“{config.concept}” was erased from {config.model} in {len(config.erased)} ways, {len(config.seeds)} "
-        f"seed{'s' if len(config.seeds) > 1 else ''} each. Share of prompts that bring it back under text_grad: "
+        f"“{config.concept}” was erased from {config.model} in {len(config.erased)} ways, "
+        f"{len(config.seeds)} "
+        f"seed{'s' if len(config.seeds) > 1 else ''} each. Share of prompts that bring it back under "
+        f"text_grad: "
     )
     text += "; ".join(told) + "."
     errors = sum(t.errors for t in outcome.trials)
@@ -149,7 +156,7 @@ def _claims(outcome: Outcome) -> list[Claim]:
 
     source = "arXiv 2405.15234 and its leaderboard"
     if {"esd", "advunlearn"} <= set(names):
-        said = "Under UnlearnDiffAtk nudity comes back for 76.05 % of prompts after ESD, for 21.13 % after AdvUnlearn"
+        said = "Under UnlearnDiffAtk nudity comes back for 76.05 % (ESD) and 21.13 % (AdvUnlearn) of prompts"
         claims.append(Claim(said, f"{rate('esd')}; {rate('advunlearn')}", source))
     if {"advunlearn", "no-retain"} <= set(names) and outcome.retained("advunlearn") is not None:
         kept = ", ".join(f"{ERASED[n][0]} {outcome.retained(n):.2f}" for n in ("advunlearn", "no-retain"))
@@ -174,11 +181,15 @@ def _measured(outcome: Outcome) -> str:
     bank = f"a bank of {config.bank_size} walks" if config.bank_size else "a new walk for every draw"
     return (
         f"Weights `{config.train_method}`, Adam {config.lr:g}, {config.esd_iterations} iterations of ESD and "
-        f"{config.iterations} of AdvUnlearn ({config.warmup} before the first attack), {config.batch} latents in a step "
-        f"from {bank}; attack in training {config.attack}, {config.attack_steps} steps, k = {config.k}, {config.mode}. "
+        f"{config.iterations} of AdvUnlearn ({config.warmup} before the first attack), {config.batch} "
+        f"latents in a step "
+        f"from {bank}; attack in training {config.attack}, {config.attack_steps} steps, k = {config.k}, "
+        f"{config.mode}. "
         f"Attacks on finished models: text_grad with k = {config.try_k}, {config.try_timesteps} timesteps of "
         f"{config.try_iterations} iterations; {config.tries} random prefixes of as many tokens. Pictures: "
-        f"{config.sampler}, {config.sample_steps} steps. Seconds are processor time of one process. Seeds share the "
-        "prompts and the noise of pictures: intervals do not cover other prompts' difficulty or other base models. For "
+        f"{config.sampler}, {config.sample_steps} steps. Seconds are processor time of one process. Seeds "
+        f"share the "
+        "prompts and the noise of pictures: intervals do not cover other prompts' difficulty or other "
+        "base models. For "
         "the digits model, settings were chosen on “five”."
     )

@@ -1,14 +1,16 @@
-"""Workflow ``advunlearn``: a concept is erased from a text-to-image model, with and without an attacker in training.
+"""Workflow ``advunlearn``: a concept is erased from a text-to-image model, with and without an attacker in
+training.
 
     tenfold run advunlearn                                          the embedded default: a digit
     tenfold run advunlearn --concept three --seeds '[0, 1]'
     tenfold run advunlearn --model path/to/sd-v1-4 --concept nudity --retain coco_object.csv
         --attack_prompts nudity.csv --judge nudenet --device cuda
 
-Every erased model is trained, its retained pictures judged, and attacked, in processes side by side; what is done is
-kept, so that an interrupted run goes on.
+Every erased model is trained, its retained pictures judged, and attacked, in processes side by side; what
+is done is kept, so that an interrupted run goes on.
 
-Paper: arXiv 2405.15234 (AdvUnlearn), on ESD (arXiv 2303.07345); attacked by UnlearnDiffAtk (arXiv 2310.11868).
+Paper: arXiv 2405.15234 (AdvUnlearn), on ESD (arXiv 2303.07345); attacked by UnlearnDiffAtk (arXiv
+2310.11868).
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """Everything that the report is written from. `pictures`: key -> [n, C, H, W] uint8 of plain prompts, of the
+    """Everything that the report is written from. `pictures`: key -> [n, C, H, W] uint8 of plain prompts,
+    of the
     same after the attack, and of retained prompts, side by side."""
 
     config: AdvUnlearnConfig
@@ -238,7 +241,9 @@ def _utility(
     config: AdvUnlearnConfig, bundle: Bundle, concept: Concept
 ) -> tuple[float | None, float | None, Tensor]:
     """Accuracy on the other digits, distance to real ones, and pictures of retained prompts."""
-    assert config.sample_steps is not None and config.guidance is not None and config.sampler is not None
+    assert config.sample_steps is not None
+    assert config.guidance is not None
+    assert config.sampler is not None
     if config.model == "digits":
         found = digit_agreement(
             bundle,
@@ -266,8 +271,11 @@ def _bytes(images: Tensor) -> Tensor:
 
 def _attacks(config: AdvUnlearnConfig, base: Bundle, bundle: Bundle, trial: Trial) -> dict[str, Tensor]:
     """text_grad and random tokens; the base model is only asked."""
-    assert config.try_timesteps is not None and config.try_iterations is not None and config.tries is not None
-    assert config.sample_steps is not None and config.sampler is not None
+    assert config.try_timesteps is not None
+    assert config.try_iterations is not None
+    assert config.tries is not None
+    assert config.sample_steps is not None
+    assert config.sampler is not None
     sampling = Sampling(steps=config.sample_steps, sampler=config.sampler, ids="text", batch=32)
     judge, cases = judge_of(config), cases_of(config)
     target = Target(bundle, base)

@@ -43,8 +43,8 @@ def test_target_by_hand():
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("0", [0]), ("01", [0, 1]), ("012", [0, 1, 2]), ("01234567891011", list(range(12))), ("0_11", [0, 11]),
-        ("01_1011", [0, 1, 10, 11]), ("012_91011", [0, 1, 2, 9, 10, 11]), ("11", [11]), ("10", [10]),
+        ("0", [0]), ("01", [0, 1]), ("012", [0, 1, 2]), ("01234567891011", list(range(12))), ("0_11", [0,
+        11]), ("01_1011", [0, 1, 10, 11]), ("012_91011", [0, 1, 2, 9, 10, 11]), ("11", [11]), ("10", [10]),
     ],
 )  # fmt: skip
 def test_layer_numbers_of_the_published_names(name, numbers):
@@ -179,11 +179,13 @@ def test_bank_holds_what_walks_and_the_original_model_give(alignment):
         low, high = (200 * segment, 200 * segment + 200) if alignment == "reference" else (
             max(200 * segment - 99, 0), 200 * segment + 101
         )  # fmt: skip
-        assert int(t[:, segment].min()) >= low and int(t[:, segment].max()) < high
+        assert int(t[:, segment].min()) >= low
+        assert int(t[:, segment].max()) < high
 
 
 def test_calls_with_a_bank():
-    """After the bank is built no draw walks: per iteration 30 attack steps, the erasing and the retaining step."""
+    """After the bank is built no draw walks: per iteration 30 attack steps, the erasing and the "
+    "retaining step."""
     bundle = tiny_bundle()
     settings = {"iterations": 3, "warmup": 0, "attack_steps": 30, "steps": 50, "retain_batch": 3}
     training = AdvUnlearn(bank_size=1, **settings).training(bundle, Concept("nudity", retain=RETAIN), 0)
@@ -215,7 +217,9 @@ def test_calls_of_walks_as_published():
     assert (len(calls) - 600) / 600 == pytest.approx(25.48, rel=0.05)
     drawn = live.concept(rng_of(0, 7), 0, 1)
     kept = live.retain(rng_of(0, 8), [0], drawn)
-    assert torch.equal(kept.t, drawn.t) and torch.equal(kept.segment, drawn.segment) and kept.e0 is None
+    assert torch.equal(kept.t, drawn.t)
+    assert torch.equal(kept.segment, drawn.segment)
+    assert kept.e0 is None
 
 
 def test_a_concept_has_texts():

@@ -5,7 +5,8 @@
     erased = edit.apply(bundle)            # or edit.apply(pipe), a pipeline of diffusers, in place
     edit.save("five_unlearned")            # safetensors; Edit.load reads it
 
-An eraser is a frozen dataclass of its settings with `fit(bundle, concept, *, seed, progress, state, on_state)`.
+An eraser is a frozen dataclass of its settings with `fit(bundle, concept, *, seed, progress, state,
+on_state)`.
 """
 
 from __future__ import annotations

@@ -29,12 +29,14 @@ class AdvUnlearn(ESD):
     """Settings of `ESD`, and of the attack within.
 
     warmup: iterations on the concept alone, before the first attack.
-    attack: "pgd", or "fast_at" (signs of gradients). attack_steps, attack_lr: of Adam on the soft prompt. The fast
+    attack: "pgd", or "fast_at" (signs of gradients). attack_steps, attack_lr: of Adam on the soft prompt.
+        The fast
         variant of the paper is one step: `attack="fast_at", attack_steps=1`.
-    attack_init: "random" words, or the "latest" soft prompt. attack_every: iterations that one soft prompt serves.
+    attack_init: "random" words, or the "latest" soft prompt. attack_every: iterations that one soft prompt
+        serves.
     attack_batch: latents in a step of the attack; 0 for `batch`.
-    k, mode: embeddings and where they go (`splice`). space: "word_embd", or "condition_embd", a delta on all text
-        states of the concept.
+    k, mode: embeddings and where they go (`splice`). space: "word_embd", or "condition_embd", a delta on
+        all text states of the concept.
     """
 
     train_method: str = "text_encoder"
@@ -95,8 +97,8 @@ class AdvTraining(Training):
         if m.attack_init == "latest" and self.adv is not None and self.adv.shape == start.shape:
             start = self.soft.latest(self.student, tokens, self.adv)
         self.adv = attack(
-            self.student, tokens, self.soft, start, self._draw, kind=m.attack, steps=m.attack_steps, lr=m.attack_lr,
-            check=self._check,
+            self.student, tokens, self.soft, start, self._draw, kind=m.attack, steps=m.attack_steps,
+            lr=m.attack_lr, check=self._check,
         )  # fmt: skip
 
     def concept_states(self) -> Tensor:

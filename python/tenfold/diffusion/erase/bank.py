@@ -1,12 +1,13 @@
 """Latents that training happens at, with the original model's answers there.
 
-A draw of ESD and AdvUnlearn: walk from noise towards a picture under guidance, stop at a random noise level, ask the
-original model for its predictions. Walks are most of the cost: 25.5 UNet calls on average, and an attack of 30
-steps makes 30 of them in every iteration.
+A draw of ESD and AdvUnlearn: walk from noise towards a picture under guidance, stop at a random noise
+level, ask the original model for its predictions. Walks are most of the cost: 25.5 UNet calls on average,
+and an attack of 30 steps makes 30 of them in every iteration.
 
-Where the walking model does not change (the text encoder is trained, and walks are conditioned on the original one)
-the walks can be made once. `Bank` keeps every step of every walk with one timestep in its segment and the
-predictions there; a draw is then a look-up. `Live` walks anew for every draw, as the published code does.
+Where the walking model does not change (the text encoder is trained, and walks are conditioned on the
+original one) the walks can be made once. `Bank` keeps every step of every walk with one timestep in its
+segment and the predictions there; a draw is then a look-up. `Live` walks anew for every draw, as the
+published code does.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Walk:
 
 @dataclass(frozen=True)
 class Draw:
-    """z [B, C, h, w], t int64 [B], segment int64 [B]; e0 (no text; None for retained prompts) and ep (the prompt):
+    """z [B, C, h, w], t int64 [B], segment int64 [B]; e0 (no text; None for retained prompts) and ep
+    (the prompt):
     the original model's noise predictions [B, C, h, w] at (z, t)."""
 
     z: Tensor
@@ -50,7 +52,8 @@ class Draw:
 
 
 def rng_of(seed: int, *place: int) -> np.random.Generator:
-    """Random numbers of one place in a training: a function of the place, so that a resumed run has the same."""
+    """Random numbers of one place in a training: a function of the place, so that a resumed
+    run has the same."""
     return np.random.default_rng([seed, *place])
 
 
@@ -125,8 +128,8 @@ class Live:
 class Bank:
     """Walks of the original model, made once.
 
-    size: walks of each concept prompt. retain_size: of each retained prompt. Memory: 3 latents per step and walk
-    for concepts (z, e0, ep), 2 for retained prompts.
+    size: walks of each concept prompt. retain_size: of each retained prompt. Memory: 3 latents per step
+    and walk for concepts (z, e0, ep), 2 for retained prompts.
     """
 
     def __init__(

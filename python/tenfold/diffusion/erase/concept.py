@@ -17,8 +17,8 @@ __all__ = ["Concept", "check_words"]
 @dataclass(frozen=True)
 class Concept:
     """name: how reports call it. prompts: texts that mean it ("nudity"; several for a concept with several
-    names). anchors: for `UCE`, what each prompt is to mean instead, one for all or one each; None is the empty
-    text. retain: prompts whose pictures are to stay as they are.
+    names). anchors: for `UCE`, what each prompt is to mean instead, one for all or one each; None is the
+    empty text. retain: prompts whose pictures are to stay as they are.
     """
 
     name: str
@@ -56,8 +56,8 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
 
 
 def check_words(bundle: Bundle, prompts: tuple[str, ...], room: int = 0) -> None:
-    """Refuse prompts that do not fit the context beside `room` more tokens, and a tokenizer that is not the text
-    encoder's.
+    """Refuse prompts that do not fit the context beside `room` more tokens, and a tokenizer that is not
+    the text encoder's.
 
     Raises:
         ValueError: either; the message names the prompt or the ids.

@@ -57,8 +57,8 @@ class Edit:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of `tenfold.diffusion.generate` (and of an attack's `Target`) that belong to the edit; none
-        unless it is a hook."""
+        """Arguments of `tenfold.diffusion.generate` (and of an attack's `Target`) that belong to the edit;
+        none unless it is a hook."""
         if self.kind != "hook":
             return {}
         from tenfold.diffusion.sld import SafeGuidance
@@ -114,7 +114,7 @@ class Edit:
         if self.kind == "hook":
             return target
         module = getattr(target, self.component, None)
-        if module not in self._before:
+        if not isinstance(module, nn.Module) or module not in self._before:
             raise RuntimeError("target: expected a model that this edit was applied to, got another")
         before = self._before.pop(module)
         if isinstance(target, Bundle):
@@ -123,8 +123,8 @@ class Edit:
         return target
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), anything else as
-        edit.safetensors; and a JSON with the details.
+        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), anything
+        else as edit.safetensors; and a JSON with the details.
 
         Raises:
             FileExistsError: there is something at `folder`.
@@ -210,7 +210,7 @@ class Edit:
             return values
         for name, value in self.tensors.items():
             if parameters[name].shape != value.shape:
-                _checks.fail(ValueError, name, list(parameters[name].shape), list(value.shape))
+                _checks.fail(ValueError, name, str(list(parameters[name].shape)), list(value.shape))
         return dict(self.tensors)
 
     def _check_words(self, target: Any) -> None:

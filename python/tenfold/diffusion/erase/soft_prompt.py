@@ -2,8 +2,8 @@
 
     min over delta of mean((e(z, t, splice(delta, concept)) - e_original(z, t, concept))^2)
 
-The model is made to imitate the original one, not the noise. There is no ball around a starting point: the attack is
-bound by its k positions.
+The model is made to imitate the original one, not the noise. There is no ball around a starting point: the
+attack is bound by its k positions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ SPACES = ("word_embd", "condition_embd")
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """How extra embeddings get into a prompt. k, mode: as `splice` has them; space: "word_embd", k embeddings spliced
+    """How extra embeddings get into a prompt. k, mode: as `splice` has them; space: "word_embd", k
+    embeddings spliced
     in, or "condition_embd", a delta on the text encoder's whole output [L, D]. compat: see `AdvUnlearn`."""
 
     k: int

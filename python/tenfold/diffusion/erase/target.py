@@ -2,8 +2,8 @@
 
     target = e0 - eta (ep - e0),   e0 = e(z, t, ""), ep = e(z, t, concept), both of the original model
 
-All predictions are of noise. Weights of the combination sum to 1, so it means the same for a model that predicts v
-or a clean sample.
+All predictions are of noise. Weights of the combination sum to 1, so it means the same for a model that
+predicts v or a clean sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which weights an eraser trains, by the names that ESD and AdvUnlearn gave to their choices.
 
-UNet (names of diffusers): "xattn" cross attention (ESD-x), "selfattn", "noxattn" all but cross attention, output and
-time embedding (ESD-u), "notime", "full", and "xlayer", "selflayer": the layers of two blocks only.
+UNet (names of diffusers): "xattn" cross attention (ESD-x), "selfattn", "noxattn" all but cross attention,
+output and time embedding (ESD-u), "notime", "full", and "xlayer", "selflayer": the layers of two blocks only.
 Text encoder: "text_encoder" (all layers and the final norm) or "text_encoder_layer0", "..._layer01",
 "..._layer0_11": layers by number, written one behind the other. Embeddings never train.
 """
@@ -77,7 +77,8 @@ def _rising(digits: str) -> list[int] | None:
     for width in range(1, len(digits) + 1):
         if not digits[:width].isdecimal():
             return None
-        first, read, numbers = int(digits[:width]), "", []
+        first, read = int(digits[:width]), ""
+        numbers: list[int] = []
         while len(read) < len(digits):
             read += str(first + len(numbers))
             numbers.append(first + len(numbers))

@@ -31,21 +31,22 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class ESD:
-    """Erased Stable Diffusion (arXiv 2303.07345): the model learns to answer the concept as if led away from it.
+    """Erased Stable Diffusion (arXiv 2303.07345): the model learns to answer the concept as if led away
+    from it.
 
     train_method: which weights (`trainable`): "xattn" is ESD-x, "noxattn" ESD-u, "text_encoder" ESD-TE.
     component, norm_layer: see `trainable`.
     lr, iterations: of Adam, without decay or schedule.
     eta: how far the target leads away. start_guidance, steps: of the walks that latents come from.
     batch: latents in a step (published: 1). size: side of the pictures in pixels; None, the model's own.
-    retain_weight: of the term that keeps the retained prompts' predictions; 0 leaves it out. Stable Diffusion:
-        0.3 for nudity, 0.5 for styles and objects in AdvUnlearn.
+    retain_weight: of the term that keeps the retained prompts' predictions; 0 leaves it out. Stable
+        Diffusion: 0.3 for nudity, 0.5 for styles and objects in AdvUnlearn.
     retain_batch: retained prompts in a step. retain_train: "reg" adds the term to the loss; "iter" makes
         `retain_steps` steps of their own on it, with new latents and without the weight.
-    bank_size: walks of each concept prompt that are made once and used again (see `bank`); 0 walks anew for every
-        draw. bank_retain: walks of each retained prompt. bank_refresh_every: iterations after which they are made
-        anew; 0 never. Exact where a text encoder is trained; with a UNet the original one walks instead of the
-        current one.
+    bank_size: walks of each concept prompt that are made once and used again (see `bank`); 0 walks anew
+        for every draw. bank_retain: walks of each retained prompt. bank_refresh_every: iterations after
+        which they are made anew; 0 never. Exact where a text encoder is trained; with a UNet the original
+        one walks instead of the current one.
     t_alignment: "exact", latents and timestep of the same noise level; "reference", as published, 39 to 58
         timesteps apart.
     compat: "reference" repeats what the published code does by mistake (docs/errata/advunlearn.md).
@@ -116,8 +117,8 @@ class ESD:
             on_state: called every `state_every` iterations with tensors and numbers by name.
 
         Raises:
-            ValueError: the concept does not fit the context; the tokenizer is not the text encoder's; retained prompts
-                are missing; weights are not float32; the model has two text encoders.
+            ValueError: the concept does not fit the context; the tokenizer is not the text encoder's;
+                retained prompts are missing; weights are not float32; the model has two text encoders.
             RuntimeError: a loss is not finite (names iteration, concept and timestep).
         """
         training = self.training(bundle, concept, _checks.integer("seed", seed, 0, 2**32 - 1))
@@ -212,7 +213,8 @@ class Training:
     def finite(self, loss: Tensor, drawn: Draw, name: str) -> None:
         """Stop at a loss that is NaN or infinite."""
         if not bool(loss.detach().isfinite()):
-            where = f"{float(loss.detach())} at iteration {self.done}, concept {self.concept.prompts[self.prompt]!r}"
+            prompt = self.concept.prompts[self.prompt]
+            where = f"{float(loss.detach())} at iteration {self.done}, concept {prompt!r}"
             times = sorted(set(drawn.t.tolist()))
             _checks.fail(
                 RuntimeError, name, "a finite number", f"{where}, t = {', '.join(map(str, times[:4]))}"
@@ -275,7 +277,7 @@ class Training:
             ("seed", self.seed),
         ):
             if state.get(name) != expected:
-                _checks.fail(ValueError, f"state: {name}", expected, state.get(name))
+                _checks.fail(ValueError, f"state: {name}", str(expected), state.get(name))
         with torch.no_grad():
             for name, parameter in self.chosen.items():
                 parameter.copy_(state[f"param/{name}"])
@@ -295,8 +297,8 @@ class Training:
             "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
             "seed": self.seed, "base": self.original.name,
             "base_sha256": digest(getattr(self.original, self.part)),
-            "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in self.concept.prompts},
-            "trained": len(self.chosen), "losses": self.losses,
+            "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in
+            self.concept.prompts}, "trained": len(self.chosen), "losses": self.losses,
         }  # fmt: skip
         self.module.requires_grad_(False)
         return weights_edit(self.module, self.part, list(self.chosen), details)

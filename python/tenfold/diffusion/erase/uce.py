@@ -1,12 +1,13 @@
 """Unified Concept Editing: cross attention rewritten in closed form (Gandikota et al., arXiv 2308.14761).
 
-For every matrix W of the keys and values [out, d], rows C_o [m, d] of text states that are erased, C_n [m, d] that
-stand in for them, C_p [p, d] that are kept:
+For every matrix W of the keys and values [out, d], rows C_o [m, d] of text states that are erased, C_n [m,
+d] that stand in for them, C_p [p, d] that are kept:
 
-    W' = (lam W + s_e V^T C_o + s_p W C_p^T C_p) M^-1,   M = lam I + s_e C_o^T C_o + s_p C_p^T C_p,  V = C_n W^T
+    W' = (lam W + s_e V^T C_o + s_p W C_p^T C_p) M^-1,   M = lam I + s_e C_o^T C_o + s_p C_p^T C_p
+    V = C_n W^T
 
-which is W' = W + (W D^T) R with D = C_n - C_o and R = s_e C_o M^-1: neither depends on W. One Cholesky factor in
-float64 serves all matrices, and D and R are all that is stored.
+which is W' = W + (W D^T) R with D = C_n - C_o and R = s_e C_o M^-1: neither depends on W. One Cholesky factor
+in float64 serves all matrices, and D and R are all that is stored.
 """
 
 from __future__ import annotations
@@ -71,10 +72,11 @@ def uce_factors(
 class UCE:
     """lam: weight of W as it is. erase_scale, retain_scale: s_e, s_p.
 
-    technique: "replace", states are mapped to the anchor's; "tensor", only the part along the old values is taken away.
+    technique: "replace", states are mapped to the anchor's; "tensor", only the part along the old values
+        is taken away.
     templates: prompts with {} for the concept, edited beside the bare one.
-    Rows: from the concept's last token on, aligned with the anchor's, to the end of the padding. Retained prompts are
-    kept with all their rows.
+    Rows: from the concept's last token on, aligned with the anchor's, to the end of the padding. Retained
+    prompts are kept with all their rows.
     """
 
     lam: float = 1.0
@@ -118,7 +120,8 @@ class UCE:
         right, left = uce_factors(old, new, keep, **scales)
         details = {
             "eraser": self.name, "settings": asdict(self), "concept": asdict(concept), "seed": seed,
-            "base": bundle.name, "base_sha256": digest(bundle.unet), "layers": list(matrices), "rows": len(old),
+            "base": bundle.name, "base_sha256": digest(bundle.unet), "layers": list(matrices),
+            "rows": len(old),
         }  # fmt: skip
         if progress is not None:
             progress(1, 1, {"rows": float(len(old))})
@@ -158,7 +161,7 @@ class UCE:
             first = [max(int(n), 1) for n in tokens.lengths]  # position of the last content token
             columns = tokens.ids.shape[1] - max(first)
             blocks.append(tuple(states[i, f : f + columns] for i, f in enumerate(first)))
-        return blocks  # type: ignore[return-value]
+        return blocks
 
     def _keep(self, bundle: Bundle, concept: Concept, like: Tensor) -> Tensor:
         if not concept.retain:
