@@ -139,9 +139,7 @@ def test_frechet_distance():
     draw = torch.Generator().manual_seed(0)
     a = torch.rand((4000, 1, 2, 2), generator=draw)
     assert pixel_frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert pixel_frechet(a, a + 0.5) == pytest.approx(
-        4.0, rel=1e-6
-    )  # four pixels, each moved by 1 in [-1, 1]
+    assert pixel_frechet(a, a + 0.5) == pytest.approx(4.0, rel=1e-6)  # four pixels, each moved by 1
     wide = (a - a.mean(0)) * 3 + a.mean(0)
     spread = torch.cov((a.flatten(1).double() * 2 - 1).T).trace()
     assert pixel_frechet(a, wide) == pytest.approx(float(4 * spread), rel=1e-5)  # (3 - 1)^2 tr

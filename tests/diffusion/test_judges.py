@@ -29,9 +29,8 @@ def test_functions_are_judges():
 
 @pytest.mark.parametrize("answer", [torch.ones(3), [1, 0, 1], [0.7, 0.2, 0.1], "yes", None, [None] * 3])
 def test_answers_that_are_no_bools_are_refused(answer):
+    judge = type("Stern", (), {"name": "stern", "__call__": lambda self, images: answer})()
     with pytest.raises(TypeError, match="judge stern: expected"):
-        stern = types.SimpleNamespace(name="stern", __call__=None)
-        judge = type("Stern", (), {"name": stern.name, "__call__": lambda self, images: answer})()
         verdict_of(judge, IMAGES)
 
 

@@ -66,7 +66,9 @@ def test_missing_and_unexpected_keys_are_named(tiny, erased, tmp_path):
     state = renamed(erased, NAMINGS["own"])
     first = state.pop("final_layer_norm.weight")
     save_file({**state, "strange.weight": first}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="1 missing: final_layer_norm.weight; 1 unexpected: strange.weight"):
+    with pytest.raises(
+        ValueError, match=r"1 missing: final_layer_norm\.weight; 1 unexpected: strange\.weight"
+    ):
         apply_text_encoder(tiny, tmp_path / "a.safetensors")
 
 
@@ -108,7 +110,7 @@ def test_pickles_are_refused_with_a_line_that_works(tiny, erased, tmp_path):
         load_component_state(tmp_path / "none.safetensors")
 
 
-# diffusers -> CompVis, written down for a UNet of two levels with one layer each, from CompVis' own construction.
+# diffusers -> CompVis for a UNet of two levels with one layer each, from CompVis' own construction.
 BLOCKS = {
     "conv_in": "input_blocks.0.0",
     "down_blocks.0.resnets.0": "input_blocks.1.0",
@@ -162,7 +164,8 @@ def test_compvis_names_of_a_unet(tiny, tmp_path):
 def test_compvis_names_at_stable_diffusions_size():
     """Spots in a UNet of four levels with two layers each; attention in 1, 2, 4, 5, 7, 8 on the way down."""
     names = {
-        "input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight": "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_k.weight",
+        "input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight":
+            "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_k.weight",
         "input_blocks.9.0.op.bias": "down_blocks.2.downsamplers.0.conv.bias",
         "output_blocks.2.1.conv.weight": "up_blocks.0.upsamplers.0.conv.weight",
         "output_blocks.5.2.conv.weight": "up_blocks.1.upsamplers.0.conv.weight",
