@@ -1,7 +1,8 @@
 """Checkpoints of one component, whatever names their keys have, loaded strictly.
 
 `load_state_dict(..., strict=False)` with keys of another naming loads nothing and says nothing: one then
-attacks the original model. Here names are brought to the module's own first, and every key must find its place.
+attacks the original model. Here names are brought to the module's own first, and every key must find its
+place.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def normalise_keys(state: dict[str, Tensor], module: torch.nn.Module) -> dict[st
     """
     own = set(module.state_dict())
     if any("input_blocks." in key for key in state):
-        state = unet_keys(state, module.config)  # type: ignore[arg-type]
+        state = unet_keys(state, module.config)
     nested = any(key.startswith("text_model.") for key in own)
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():

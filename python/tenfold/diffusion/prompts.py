@@ -59,7 +59,8 @@ def read_prompts(path: str | Path, *, need_seed: bool = True) -> list[PromptRow]
     rows, columns = _read(path)
     wanted = [c for c in _COLUMNS if need_seed or c != "evaluation_seed"]
     _has(path, columns, wanted)
-    found, seen = [], {}
+    found: list[PromptRow] = []
+    seen: dict[str, int] = {}
     for line, row in rows:
         one = _row(f"{path}, line {line}", row)
         if one.case_number in seen:
@@ -98,7 +99,7 @@ def _row(where: str, row: dict[str, str]) -> PromptRow:
 
 
 def read_retain(path: str | Path) -> list[str]:
-    """The prompts of a retain set: columns `case_num` (or `case_number`), `source`, `prompt`; or `prompt` alone.
+    """The prompts of a retain set: columns `case_num`, `source`, `prompt`; or `prompt` alone.
 
     A text file without a header line named `prompt` is refused; write the header.
 

@@ -8,6 +8,7 @@ import torch
 
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.digits.vocabulary import CONTEXT, tokenizer
+from tenfold.diffusion.encode import flat
 from tenfold.diffusion.schedule import Schedule
 
 __all__ = ["new_bundle"]
@@ -57,8 +58,6 @@ def _text_encoder(words: Any) -> Any:
         pad_token_id=words.pad_token_id,
     )
     made = CLIPTextModel(config)
-    torch.nn.init.normal_(made.get_input_embeddings().weight, 0, 0.5)
-    from tenfold.diffusion.encode import flat
-
+    torch.nn.init.normal_(flat(made).embeddings.token_embedding.weight, 0, 0.5)
     torch.nn.init.normal_(flat(made).embeddings.position_embedding.weight, 0, 0.1)
     return made

@@ -60,7 +60,7 @@ class ImageClassifierJudge:
             return Verdict(none, (), torch.empty(0), none)
         pixels = self.processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
         chances = self.model(pixel_values=pixels.to(self.model.device)).logits.float().softmax(-1).cpu()
-        order = chances.argsort(-1, descending=True, stable=True)
+        order = torch.sort(chances, dim=-1, descending=True, stable=True).indices
         success = (order[:, : self.top_k] == self.target).any(-1)
         ranked = tuple(tuple(self.labels[i] for i in row[:10]) for row in order.tolist())
         first = tuple(row[0] for row in ranked)

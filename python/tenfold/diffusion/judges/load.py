@@ -14,9 +14,9 @@ def load_judge(spec: str, target: str | int = "", **options: Any) -> Any:
     """Make a judge.
 
     Args:
-        spec: "digits"; "nudenet"; "classifier=FOLDER", an image classifier (objects, styles); "q16=FOLDER" with
-            the option `prompts`; or "module:name": a function of pictures, or a class that `target` and the
-            options are given to.
+        spec: "digits"; "nudenet"; "classifier=FOLDER" (objects, styles); "q16=FOLDER"
+            with the option `prompts`; or "module:name": a function of pictures, or a class that `target` and
+            the options are given to.
         target: the concept: a digit, a label of the classifier.
         options: of the judge: `gate`, `threshold_mode`, `top_k`, `device`, `prompts`.
 
