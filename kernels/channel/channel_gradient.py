@@ -1,4 +1,4 @@
-"""Gradients of the superposition channel: gains are drawn again, and powers allocated again, piece by piece."""
+"""Gradients of the superposition channel: gains are drawn and powers allocated again, piece by piece."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def channel_gradient(grad: Tensor, given: Given, draw: Draw, allocate: int, deta
 def _allocated(
     dy: Tensor, given: Given, g: Tensor, noise: Tensor, allocate: int, detach: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By transmit, gains, power, through the allocation (`detach`: mu or precoder and alpha are constants)."""
+    XX
     t, power, rho = given.transmit.resolve_conj(), given.power, given.rho
     assert power is not None
     assert rho is not None

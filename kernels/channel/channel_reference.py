@@ -45,7 +45,9 @@ class Given(NamedTuple):
         return Given(*(None if t is None else t[part] for t in self))  # type: ignore[arg-type]
 
 
-def normals(draw: Draw, stream: int, first: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+def normals(
+    draw: Draw, stream: int, first: int, shape: tuple[int, ...], like: Tensor
+) -> tuple[Tensor, Tensor]:
     """Parts of standard complex normals (variance 2), samples first, first + 1, ... of a stream."""
     z = torch.empty((*shape, 2), dtype=torch.float32, device=like.device)
     if z.numel():

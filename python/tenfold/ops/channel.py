@@ -1,4 +1,4 @@
-"""The fused multi-subcarrier superposition channel: fading, allocation, sum over users, noise, receive scale."""
+"""The fused superposition channel: fading, allocation, sum over users, noise, receive scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tenfold._backend import OPS, chosen_backend
 from .power import _complex, _expanded, _refuse, _spread
 from .zo import _signed
 
-OPS |= {"noma_channel": ("reference",)}
+OPS |= {"noma_channel": ("cpu", "reference")}
 
 _ALLOCATE = {None: 0, "joint": 1, "separable": 2}
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -247,8 +247,6 @@ for _name, _function in (
         _LIBRARY.impl(_name, _function, _device)
 torch.library.register_fake("tenfold::noma_channel", _fake, lib=_LIBRARY)
 torch.library.register_fake("tenfold::noma_channel_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_fake(
-    "tenfold::noma_gains", lambda like, *_: like.new_empty(like.shape), lib=_LIBRARY
-)
+torch.library.register_fake("tenfold::noma_gains", lambda like, *_: like.new_empty(like.shape), lib=_LIBRARY)
 torch.library.register_autograd("tenfold::noma_channel", _gradient, setup_context=_setup, lib=_LIBRARY)
 torch.library.register_autograd("tenfold::noma_channel_backward", _only_once, lib=_LIBRARY)
