@@ -55,7 +55,7 @@ def channel_gradient(grad: Tensor, given: Given, draw: Draw, allocate: int, deta
 def _allocated(
     dy: Tensor, given: Given, g: Tensor, noise: Tensor, allocate: int, detach: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    XX
+    """By transmit, gains and power, through the allocation (`detach`: which then is a constant)."""
     t, power, rho = given.transmit.resolve_conj(), given.power, given.rho
     assert power is not None
     assert rho is not None

@@ -52,7 +52,7 @@ def noma_channel(
     """Users superposed on each subcarrier over fading channels: ``alpha (sum_n g_n u_n + w)``.
 
     Gains and noise are functions of (seed, offset, number of the row), not of batch, shard or device; without
-    `return_gains` they are made in the pass that uses them, in the backward pass again, and not kept. The noise
+    `return_gains` they are made in the pass that uses them, in the backward pass again, never kept. The noise
     power is fixed: it does not follow the received power. With `allocate`, what is sent and alpha are first
     found from the gains, as by `ssdt_joint` or `ssdt_separable`, within the same pass. Differentiable once in
     transmit, gains, alpha and power.
@@ -70,7 +70,7 @@ def noma_channel(
         block: all rows of the axis before N ([..., L, N, K]) fade alike.
         alpha: real [...], what the receiver multiplies by; not with `allocate`.
         allocate: "joint", "separable" (users held to their budgets), or None.
-        power, rho: with `allocate`: budgets P_n > 0 in W and training gains, [N] or [..., N]; rho is 1 if None.
+        power, rho: with `allocate`: budgets P_n > 0 in W and training gains, [N] or [..., N]; default rho 1.
         detach_allocation: gradients take mu (or the precoder) and alpha as constants.
         first: number of the first row, for shards of a batch; with `block` a multiple of L.
 
@@ -88,6 +88,7 @@ def noma_channel(
     real = torch.float32 if u.dtype == torch.complex64 else torch.float64
     if block and not lead:
         _checks.fail(ValueError, "transmit", "shape [..., L, N, K] for block fading", tuple(u.shape))
+    rows = math.prod(lead)
     length = max(1, int(lead[-1])) if block else 1
     draw = (
         _signed(_checks.seed("seed", seed)),
@@ -121,10 +122,10 @@ def noma_channel(
         budget = _spread("power", power, (*lead, users), u.device, real)
         training = _spread("rho", 1.0 if rho is None else rho, (*lead, users), u.device, real)
         _refuse(None, power=(budget, True), rho=(training, False))
-        budget, training = budget.reshape(-1, users), training.reshape(-1, users)
-    flat, mean, scale = u.reshape(-1, users, carriers), mean.reshape(-1, users), scale.reshape(-1, users)
+        budget, training = budget.reshape(rows, users), training.reshape(rows, users)
+    flat, mean, scale = u.reshape(rows, users, carriers), mean.reshape(rows, users), scale.reshape(rows, users)
     if g is not None:
-        g = g.reshape(-1, users, carriers)
+        g = g.reshape(rows, users, carriers)
     elif return_gains:
         g = torch.ops.tenfold.noma_gains(flat.detach(), mean, scale, *draw)
     y = torch.ops.tenfold.noma_channel(
