@@ -123,7 +123,11 @@ def noma_channel(
         training = _spread("rho", 1.0 if rho is None else rho, (*lead, users), u.device, real)
         _refuse(None, power=(budget, True), rho=(training, False))
         budget, training = budget.reshape(rows, users), training.reshape(rows, users)
-    flat, mean, scale = u.reshape(rows, users, carriers), mean.reshape(rows, users), scale.reshape(rows, users)
+    flat, mean, scale = (
+        u.reshape(rows, users, carriers),
+        mean.reshape(rows, users),
+        scale.reshape(rows, users),
+    )
     if g is not None:
         g = g.reshape(rows, users, carriers)
     elif return_gains:
