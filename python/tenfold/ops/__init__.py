@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .channel import noma_channel
 from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
@@ -214,6 +215,7 @@ __all__ = [
     "multihot_counts",
     "new_dynamics",
     "nn_assign",
+    "noma_channel",
     "omp_factored",
     "option_loss",
     "overlap_counts",
