@@ -56,6 +56,7 @@ from .power import (
     ssdt_separable,
     water_filling,
 )
+from .quality import ms_ssim, psnr, ssim
 from .scores import (
     Dynamics,
     Scores,
@@ -211,6 +212,7 @@ __all__ = [
     "mmd",
     "mmd_permutation_test",
     "moderate_select",
+    "ms_ssim",
     "mse_water_filling",
     "multihot_counts",
     "new_dynamics",
@@ -224,6 +226,7 @@ __all__ = [
     "pack_bits",
     "power_normalize",
     "project_simplex",
+    "psnr",
     "quantile_abs",
     "random_words",
     "resample_argmax",
@@ -239,6 +242,7 @@ __all__ = [
     "sophia_step_",
     "ssdt_joint",
     "ssdt_separable",
+    "ssim",
     "stochastic_round",
     "stratified_budget",
     "surface_dice",
