@@ -24,7 +24,7 @@ from tenfold.diffusion.schedule import Schedule
 __all__ = ["EMBEDDED", "Bundle", "load_bundle"]
 
 EMBEDDED = ("digits", "tiny")
-"""Names that mean something that comes with the package: a trained model, and one of random weights for tests."""
+"""Names of what comes with the package: a trained model, and one of random weights for tests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ class Bundle:
         return channels, rows * self.scale_factor, columns * self.scale_factor
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Latents [B, C, h, w] of pictures [B, c, H, W] in [0, 1]: the VAE's mean, scaled; on pixels, 2x - 1."""
+        """Latents [B, C, h, w] of pictures [B, c, H, W] in [0, 1]: the VAE's scaled mean, or 2x - 1."""
         scaled = images.to(self.device, self.dtype) * 2 - 1
         if self.vae is None:
             return scaled

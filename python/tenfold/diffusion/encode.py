@@ -1,7 +1,7 @@
 """Text to the states that a UNet reads: tokens, word embeddings put in by hand, and splicing of extra tokens.
 
-CLIP's text model takes ids only. What an attack or a defence needs is a forward pass from word embeddings of its
-own: `inject` puts them in by a hook on the embedding table, and gradients flow through.
+CLIP's text model takes ids only. What an attack or a defence needs is a forward pass from word embeddings of
+its own: `inject` puts them in by a hook on the embedding table, and gradients flow through.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def inject(text_encoder: nn.Module) -> Iterator[Callable[[Tensor | None], None]]
             put(embeds)                            # [B, L, D]; put(None) is the table again
             out = text_encoder(input_ids=ids)      # ids [B, L] still give the shape and the mask
 
-    Equal to the plain forward, bit for bit, when `embeds` are the table's own rows. The hook is gone after the
-    block, after an exception too.
+    Equal to the plain forward, bit for bit, when `embeds` are the table's own rows. The hook is gone after
+    the block, after an exception too.
 
     Raises:
         RuntimeError: a block on the same encoder is open already, or another thread calls the encoder
@@ -185,7 +185,7 @@ def encode_ids(bundle: Bundle, ids: Tensor, *, pooled: bool = False, end: Tensor
     """Text states of ids [B, L]: [B, L, D], or with `pooled` also the pooled text [B, P].
 
     Args:
-        end: int64 [B], positions of the end tokens for the pooled text; the first end token of each row if None.
+        end: int64 [B], positions of the end tokens for the pooled text; the first of each row if None.
     """
     _rows_of_ids(bundle, ids)
     first = _forward(bundle, bundle.text_encoder, ids, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +54,7 @@ def guided(predict: Predict, z: Tensor, t: Any, cond: Tensor, uncond: Tensor | N
 
 
 def ddim_step(schedule: Schedule, z: Tensor, noise: Tensor, t: int, previous: int) -> Tensor:
-    """z at level `previous` < t from z at level t, without fresh noise (Song et al., arXiv 2010.02502, eta 0).
+    """z at level `previous` < t from z at level t, without noise (Song et al., arXiv 2010.02502, eta 0).
 
     A negative `previous` is the end of the walk, abar_0 (as CompVis' sampler and `set_alpha_to_one=False`).
     """
@@ -77,7 +78,7 @@ def ddim_walk(
     The model is called without gradients, n times (with guidance on twice the batch).
     """
     yield times[0], z
-    for t, previous in zip(times[:-1], times[1:], strict=True):
+    for t, previous in pairwise(times):
         with torch.no_grad():
             z = ddim_step(schedule, z, guided(predict, z, t, cond, uncond, guidance), t, previous)
         yield previous, z
@@ -87,8 +88,8 @@ def partial_times(schedule: Schedule, t_enc: int, steps: int = 50, alignment: st
     """The levels of a walk that ends near segment `t_enc` of `steps` (0 the cleanest): n + 1 falling levels.
 
     "exact": from the top, 981 for 50 steps, down to level t_enc * stride + 1; no step for t_enc = steps - 1.
-    "reference": as ESD's and AdvUnlearn's published code: CompVis' sampler leaves its largest timestep out, so
-    the walk starts at 961 and takes steps - t_enc steps (steps - 1 for t_enc = 0), to a level 39 to 58
+    "reference": as ESD's and AdvUnlearn's published code: CompVis' sampler leaves its largest timestep out,
+    so the walk starts at 961 and takes steps - t_enc steps (steps - 1 for t_enc = 0), to a level 39 to 58
     timesteps cleaner than where the model is then evaluated.
     """
     _checks.choice("alignment", alignment, ALIGNMENTS)
@@ -107,8 +108,8 @@ def timestep_range(
 ) -> tuple[int, int]:
     """(low, high): the timesteps low <= t < high at which the model is evaluated for segment `t_enc`.
 
-    "reference": round(1000 t_enc / steps) up to round(1000 (t_enc + 1) / steps). "exact": within half a segment
-    of the level that `partial_times` ends at.
+    "reference": round(1000 t_enc / steps) up to round(1000 (t_enc + 1) / steps). "exact": within half a
+    segment of the level that `partial_times` ends at.
     """
     _checks.choice("alignment", alignment, ALIGNMENTS)
     t_enc = _checks.integer("t_enc", t_enc, 0, steps - 1)
@@ -139,9 +140,8 @@ def partial_ddim(
     t_enc uniform in 0 .. steps - 1, then t uniform in `timestep_range`.
     """
     times = partial_times(schedule, t_enc, steps, alignment)
-    for _, z in ddim_walk(predict, schedule, z, times, cond, uncond, guidance):  # noqa: B020
-        pass
-    return z
+    *_, (_, reached) = ddim_walk(predict, schedule, z, times, cond, uncond, guidance)
+    return reached
 
 
 def start_noise(
@@ -267,7 +267,8 @@ def _walk(
         elif safe is None:
             out = found[0] + scale * (found[1] - found[0])
         else:
-            out = safe_guidance(*found, scale, safe, memory, step=step, t=int(t))
+            eu, ec, es = found
+            out = safe_guidance(eu, ec, es, scale, safe, memory, step=step, t=int(t))
         z = scheduler.step(out, t, z, return_dict=False)[0]
     return z
 

@@ -1,8 +1,8 @@
 """The noise schedule of a diffusion model, apart from any sampler.
 
 Forward process: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e, e ~ N(0, 1), t = 0 .. 999 (Ho et al., arXiv
-2006.11239). Stable Diffusion's betas are "scaled_linear": squares of an even grid between the roots of 0.00085
-and 0.012.
+2006.11239). Stable Diffusion's betas are "scaled_linear": squares of an even grid between the roots of
+0.00085 and 0.012.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SD_CONFIG = {
     "prediction_type": "epsilon",
 }
 
-# What the classes' defaults have otherwise than CompVis' sampler: without these a DDIM walk differs from the one
-# that Stable Diffusion and ESD are published with.
+# What the classes' defaults have otherwise than CompVis' sampler: without these a DDIM walk differs from the
+# one that Stable Diffusion and ESD are published with.
 _PARITY: dict[str, dict[str, Any]] = {
     "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
@@ -124,7 +124,7 @@ class Schedule:
         return ((z - (1 - a).sqrt() * noise) / a.sqrt()).to(noise.dtype)
 
     def ddim_times(self, steps: int) -> list[int]:
-        """The timesteps of a DDIM walk, largest first: 981, 961, ..., 1 for 50 steps ("leading", offset 1)."""
+        """Timesteps of a DDIM walk, largest first: 981, 961, ..., 1 for 50 steps ("leading", offset 1)."""
         steps = _checks.integer("steps", steps, 1, len(self) - 1)
         stride = len(self) // steps
         return [i * stride + 1 for i in reversed(range(steps))]

@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion: guidance away from a text, without any weights (Schramowski et al., arXiv 2211.05105)."""
+"""Safe Latent Diffusion: guidance away from a text, no weights (Schramowski et al., arXiv 2211.05105)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tenfold import _checks
 __all__ = ["SAFETY_CONCEPT", "SLD", "SafeGuidance", "SafeState", "safe_guidance"]
 
 SAFETY_CONCEPT = (
-    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, "
-    "obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
+    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, "
+    "blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, "
+    "cruelty"
 )
 """The twenty terms of the paper's safety concept."""
 
@@ -23,10 +24,11 @@ SAFETY_CONCEPT = (
 class SafeGuidance:
     """The paper's hyper-parameters.
 
-    warmup_steps: steps at the start that are not guided. scale: s_S. threshold: lambda. momentum_scale: s_m.
-    momentum_beta: beta_m. concept: the text to steer away from.
-    warmup_on: what is compared with `warmup_steps`: "step", the number of the step, as the paper and diffusers
-        do; "timestep", which the code of Diffusion-MU-Attack does (it guides at the start and not at the end).
+    warmup_steps: steps at the start that are not guided. scale: s_S. threshold: lambda.
+    momentum_scale: s_m. momentum_beta: beta_m. concept: the text to steer away from.
+    warmup_on: what is compared with `warmup_steps`: "step", the number of the step, as the paper and
+        diffusers do; "timestep", as the code of Diffusion-MU-Attack does (it guides at the start and not at
+        the end).
     """
 
     warmup_steps: int = 10

@@ -72,7 +72,7 @@ def end_positions(lengths: Tensor, k: int, mode: str = "prefix") -> Tensor:
 
 
 def splice_plan(length: int, k: int, mode: str, columns: int, *, compat: str = "fixed") -> list[int]:
-    """Where each of `columns` columns comes from: < columns, that column of the row; columns + j, extra token j."""
+    """Where each of `columns` columns comes from: that column of the row, or columns + j, extra token j."""
     return list(
         _plan(length, k, _mode(mode), columns, _checks.choice("compat", compat, ("fixed", "reference")))
     )

@@ -12,7 +12,8 @@ from tenfold.diffusion.schedule import Schedule
 __all__ = ["tiny_bundle", "tiny_tokenizer"]
 
 _WORDS = (
-    "a an of the photo painting cat dog church tench parachute garbage truck van gogh nu dity style".split()
+    *("a", "an", "of", "the", "photo", "painting", "cat", "dog", "church", "tench", "parachute"),
+    *("garbage", "truck", "van", "gogh", "nu", "dity", "style"),
 )
 """Whole tokens of the small tokenizer. "nudity" is two, "nu" and "dity", as with CLIP's own."""
 
@@ -30,7 +31,7 @@ def tiny_tokenizer(context: int = 77) -> Any:
     """A `CLIPTokenizer` of 256 letters and a few words: any text has ids, common prompts have few."""
     from transformers import CLIPTokenizer
 
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []
     for word in _WORDS:
         pieces = [*word[:-1], word[-1] if word in _INNER else word[-1] + "</w>"]
         while len(pieces) > 1:

@@ -1,7 +1,7 @@
 """Judges: does a picture show the concept? One interface for every detector.
 
-A judge is anything that turns pictures [B, C, H, W] in [0, 1] into a `Verdict`. `verdict_of` calls it and refuses
-what is no yes or no.
+A judge is anything that turns pictures [B, C, H, W] in [0, 1] into a `Verdict`. `verdict_of` calls it and
+refuses what is no yes or no.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Judge(Protocol):
 def verdict_of(judge: Any, images: Tensor) -> Verdict:
     """Call a judge and check what it returns.
 
-    A plain function may return a bool tensor or a list of bools instead of a `Verdict`: then it has no score and
-    accepts every picture.
+    A plain function may return a bool tensor or a list of bools instead of a `Verdict`: then it has no score
+    and accepts every picture.
 
     Raises:
         TypeError: the answer is not one bool per picture. ValueError: a score is not finite.
