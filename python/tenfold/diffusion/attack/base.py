@@ -60,8 +60,13 @@ class Search(Protocol):
 class Attack(Protocol):
     """A frozen dataclass of settings. `begin` and `propose` are what attacks differ in."""
 
-    name: str
-    stops: bool
+    @property
+    def name(self) -> str:
+        """In `ATTACKS`."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether a prompt is done with its first success."""
 
     def begin(self, target: Target, cases: list[Case]) -> tuple[Search | None, list[int]]:
         """A search, or None where there is nothing to search for; and the tokens cut off each prompt."""

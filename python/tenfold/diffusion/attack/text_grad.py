@@ -186,9 +186,9 @@ class TextGradSearch:
 
     def step(self, gradient: Tensor) -> None:
         self.done += 1
-        flat = [x.view(-1, self.p.shape[2]) for x in (self.p, self.m, self.v)]
+        p, m, v = (x.view(-1, self.p.shape[2]) for x in (self.p, self.m, self.v))
         ste_adam_simplex_(
-            *flat, gradient.reshape(-1, gradient.shape[2]), self.table, lr=self.attack.lr,
+            p, m, v, gradient.reshape(-1, gradient.shape[2]), self.table, lr=self.attack.lr,
             weight_decay=self.attack.weight_decay, step=self.done, banned=self.banned, project=self.project,
         )  # fmt: skip
 
