@@ -1,4 +1,4 @@
-"""Workflow ``unlearndiffatk``: unlearned text-to-image models are attacked; does the erased concept come back?
+"""Workflow ``unlearndiffatk``: unlearned text-to-image models are attacked; does what was erased come back?
 
     tenfold run unlearndiffatk                                      the embedded default: an erased digit
     tenfold run unlearndiffatk --erased '["negative", "sld"]' --concept three
@@ -8,8 +8,8 @@
 Target pictures are made first, then the erased models, then every attack runs on every model in processes
 side by side. Each prompt's log is kept when it is done, so that an interrupted run goes on.
 
-Paper: arXiv 2310.11868 (UnlearnDiffAtk); with P4D (arXiv 2309.06135), on ESD (arXiv 2303.07345) and AdvUnlearn
-(arXiv 2405.15234).
+Paper: arXiv 2310.11868 (UnlearnDiffAtk); with P4D (arXiv 2309.06135), on ESD (arXiv 2303.07345) and
+AdvUnlearn (arXiv 2405.15234).
 """
 
 from __future__ import annotations
