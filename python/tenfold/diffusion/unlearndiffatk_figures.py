@@ -12,7 +12,7 @@ from tenfold.diffusion.unlearndiffatk_config import ERASED, ORIGINAL
 from tenfold.diffusion.unlearndiffatk_run import Outcome, as_seen, shown
 from tenfold.runs import figures
 
-__all__ = ["Picture", "curves", "drawn", "rates", "title_of"]
+__all__ = ["Picture", "curves", "drawn", "rates", "searching", "title_of"]
 
 
 class Picture(NamedTuple):
@@ -35,6 +35,11 @@ def title_of(label: str, lr: float = 0.01) -> str:
     if label.startswith("p4d"):
         return f"P4D, lr {label.partition('-lr')[2] or f'{lr:g}'}"
     return _TITLES[label]
+
+
+def searching(labels: list[str]) -> list[str]:
+    """The attacks that try several candidates."""
+    return [label for label in labels if label not in ("no_attack", "transfer")]
 
 
 def _style(outcome: Outcome, label: str) -> tuple[str, float]:
@@ -85,12 +90,12 @@ def _course(logs: list[CaseLog], length: int) -> np.ndarray:
 def curves(outcome: Outcome) -> Picture:
     """Success after each candidate, which for the gradient attacks is each timestep."""
     config = outcome.config
-    searching = [label for label in config.labels if label not in ("no_attack", "transfer")]
+    labels = searching(config.labels)
     most = max(len(log.entries) for t in outcome.trials for log in t.logs) - 1
     fig, axes = figures.figure(9.0, 3.6, ncols=len(config.names), sharey=True, squeeze=False)
     ends = []
     for axis, name in zip(axes[0], config.names, strict=True):
-        for label in searching:
+        for label in labels:
             logs = [log for trial in outcome.of(name, label) for log in trial.logs]
             length = max(max(len(log.entries) for log in logs) - 1, 0)
             values = _course(logs, length)

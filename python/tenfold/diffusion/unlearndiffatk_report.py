@@ -7,7 +7,7 @@ from typing import Any
 from tenfold.diffusion import unlearndiffatk_figures as figures
 from tenfold.diffusion.attack import Rates, attack_rates, style_rates
 from tenfold.diffusion.unlearndiffatk_config import ERASED, ORIGINAL
-from tenfold.diffusion.unlearndiffatk_figures import title_of
+from tenfold.diffusion.unlearndiffatk_figures import searching, title_of
 from tenfold.diffusion.unlearndiffatk_run import Outcome
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section, style
 
@@ -43,14 +43,18 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
         for t in outcome.trials for log in t.logs if log.state == "error"
     ]  # fmt: skip
     written = {name: found for name, found in tables.items() if found}
+    shown = ["rates"]
+    if searching(outcome.config.labels):
+        shown.append("curves")
+    if outcome.config.images != "none":
+        shown.append("drawn")
     for name, found in written.items():
         folder.write_table(name, found)
     with style():
-        for name in ("rates", "curves", "drawn"):
-            if name != "drawn" or outcome.config.images != "none":
-                folder.write_figure(name, *getattr(figures, name)(outcome))
+        for name in shown:
+            folder.write_figure(name, *getattr(figures, name)(outcome))
     values = numbers(outcome)
-    folder.finish(values, _report(outcome, set(written)))
+    folder.finish(values, _report(outcome, set(written), shown))
     return values
 
 
@@ -168,7 +172,7 @@ def numbers(outcome: Outcome) -> dict[str, float | int]:
     return {name: value for name, value in found.items() if value == value}
 
 
-def _report(outcome: Outcome, tables: set[str]) -> Report:
+def _report(outcome: Outcome, tables: set[str], shown: list[str]) -> Report:
     config = outcome.config
     errors = outcome.errors
     sections = [
@@ -180,10 +184,11 @@ def _report(outcome: Outcome, tables: set[str]) -> Report:
             "themselves where their text does not lead back to them."
             + (_p4d_note(outcome) if len(config.p4d_lr) > 1 and "p4d" in config.attacks else ""),
             ["rates"], ["rates", *(["seeds"] if "seeds" in tables else [])],
-        ),
-        Section("How soon", "", ["curves"]),
+        )
     ]  # fmt: skip
-    if config.images != "none":
+    if "curves" in shown:
+        sections.append(Section("How soon", "", ["curves"]))
+    if "drawn" in shown:
         sections.append(Section("What is drawn", "", ["drawn"]))
     if "prompts" in tables:
         text = "Also in `logs` and `attacks`, prompt by prompt; the latter in the published layout."
@@ -200,7 +205,7 @@ def _report(outcome: Outcome, tables: set[str]) -> Report:
         Section(
             "Beside the paper",
             "Pre-ASR / post-ASR in percent under UnlearnDiffAtk, Stable Diffusion v1.4, from the authors' "
-            "leaderboard. The embedded model is of another size and another language: orders can be compared, "
+            "leaderboard. The embedded model is of another size and language: orders can be compared, "
             "figures cannot.",
             [], ["paper"],
         )
@@ -297,12 +302,12 @@ def _measured(outcome: Outcome) -> str:
     )
     return (
         f"k = {config.k}, {config.mode}; UnlearnDiffAtk and P4D: {config.timesteps} timesteps of "
-        f"{config.iterations} iterations, decay {config.weight_decay:g}, UnlearnDiffAtk's learning rate {config.lr:g}; "
-        f"{config.tries} candidates of random tokens and of other seeds. Pictures: {config.sampler}, "
-        f"{config.sample_steps} steps. "
+        f"{config.iterations} iterations, decay {config.weight_decay:g}, UnlearnDiffAtk's learning rate "
+        f"{config.lr:g}; {config.tries} candidates of random tokens and of other seeds. Pictures: "
+        f"{config.sampler}, {config.sample_steps} steps. "
         + (f"Made here, processor time: {trained}. " if trained else "")
         + "Each model was made once; seeds are of the attack and share the prompts and their noise, so "
-        "intervals do not cover other models or harder prompts. “s per prompt” is wall time, a prompt's part of "
-        "its batch, while other attacks ran beside; “CPU s” is the mean of an attack's runs. A run that was interrupted "
-        "counts the last part of an attack only."
+        "intervals do not cover other models or harder prompts. “s per prompt” is wall time, a prompt's part "
+        "of its batch, while other attacks ran beside; “CPU s” is the mean of an attack's runs. A run that "
+        "was interrupted counts the last part of an attack only."
     )
