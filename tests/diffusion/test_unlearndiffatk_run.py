@@ -40,9 +40,9 @@ def judges_here(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-def bright(images):
-    """A judge that finds the concept in bright pictures."""
-    return [bool(one.mean() > 0.5) for one in images]
+def dark(images):
+    """A judge that finds the concept in black pictures, which random weights do not make."""
+    return [bool(one.mean() < 0.01) for one in images]
 
 
 def scores(images):
@@ -118,7 +118,7 @@ def test_files_of_one_s_own(tmp_path):
     prompts = prompt_file(tmp_path / "p.csv", ["a photo of a church", "a " * 90])
     config = UnlearnDiffAtkConfig(
         **TINY, prompts=str(prompts), target_checkpoint=str(tmp_path / "erased.safetensors"),
-        judge=f"{HERE}:bright", concept="church",
+        judge=f"{HERE}:dark", concept="church",
     )  # fmt: skip
     found = unlearndiffatk_run.attack(config, tmp_path / "run").metrics
     assert (found["prompts"], found["prompts_cut"], found["errors"]) == (2, 1, 0)
@@ -143,7 +143,7 @@ def test_a_judge_that_gives_no_bools_ends_the_run(tmp_path):
     config = UnlearnDiffAtkConfig(
         **TINY, prompts=str(prompts), erased=["negative"], judge=f"{HERE}:scores", concept="church"
     )
-    with pytest.raises(RuntimeError, match=r"a prompt whose attack finishes, got .*bool"):
+    with pytest.raises(TypeError, match="judge scores: expected bools"):
         unlearndiffatk_run.attack(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
