@@ -108,6 +108,7 @@ def curves(outcome: Outcome) -> Picture:
             ends.append(f"{ERASED[name][0]}, {title}: {values[-1]:.2f}")
         axis.set_title(ERASED[name][0])
         axis.set_xlabel(_under(outcome, most))
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlim(-0.2, most + 0.2)
         axis.set_ylim(0, 1.02)
     axes[0][0].set_ylabel("share of prompts brought back")
@@ -135,14 +136,14 @@ def drawn(outcome: Outcome) -> Picture:
     config = outcome.config
     rows = [("before erasing", [(log.pictures[0], log.state == "pre") for log in
                                 shown(outcome, ORIGINAL, "no_attack")])]  # fmt: skip
-    gradient = [label for label in ("text_grad", *config.labels) if label in config.labels]
+    chosen = "text_grad" if "text_grad" in config.labels else config.labels[-1]
     for name in config.names:
-        logs = shown(outcome, name, gradient[0])
+        logs = shown(outcome, name, chosen)
         title = ERASED[name][0]
         rows.append((f"{title}\nprompt as it is", [(log.pictures[0], log.state == "pre") for log in logs]))
-        if gradient[0] != "no_attack":
+        if chosen != "no_attack":
             last = [(log.pictures[-1], log.state in ("pre", "success")) for log in logs]
-            rows.append((f"{title}\n{title_of(gradient[0], config.p4d_lr[0])}", last))
+            rows.append((f"{title}\n{title_of(chosen, config.p4d_lr[0])}", last))
     rows = [(title, pictures) for title, pictures in rows if pictures]
     columns = max(len(pictures) for _, pictures in rows)
     fig, axes = figures.figure(9.0, 0.8 * len(rows) + 0.2, nrows=len(rows), ncols=columns, squeeze=False)

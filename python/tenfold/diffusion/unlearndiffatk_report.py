@@ -251,7 +251,8 @@ def _lead(outcome: Outcome, errors: int) -> str:
         + "."
     )
     if outcome.cut:
-        text += f" {len(outcome.cut)} prompts were too long and were cut."
+        several = len(outcome.cut) > 1
+        text += f" {len(outcome.cut)} prompt{'s were' if several else ' was'} too long and cut."
     return text + (f" {errors} attacks did not finish and count neither way." if errors else "")
 
 
