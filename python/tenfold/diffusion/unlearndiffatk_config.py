@@ -198,7 +198,7 @@ class UnlearnDiffAtkConfig:
             "k": self.k, "mode": self.mode, "banned": tuple(self.banned), "overflow": self.overflow,
             "seed": seed,
         }  # fmt: skip
-        gradient = {
+        gradient: dict[str, Any] = {
             "timesteps": self.timesteps, "iterations": self.iterations, "order": self.order,
             "weight_decay": self.weight_decay, "criterion": self.criterion, "compat": self.compat,
         }  # fmt: skip
