@@ -26,7 +26,7 @@ from tenfold.runs import RunFolder
 
 QUICK = {
     "erased": ["negative"], "timesteps": 2, "iterations": 1, "tries": 2, "sample_steps": 3,
-    "target_steps": 3, "workers": 1,
+    "target_steps": 3, "workers": 1, "seeds": [1],
 }  # fmt: skip
 TINY = {
     "model": "tiny", "timesteps": 1, "iterations": 1, "tries": 1, "sample_steps": 2, "sampler": "ddim",
@@ -82,25 +82,25 @@ def test_a_run_that_was_interrupted_comes_to_the_same_numbers(tmp_path, monkeypa
     again = unlearndiffatk_run.attack(config, tmp_path / "parts", resume=True)
     assert not set(done) & set(calls[4:])
     assert without_times(again.metrics) == without_times(whole.metrics)
-    # every attack with both seeds, prompts as they are with one, and the original model
-    assert len(calls) - 1 == 2 + 2 * len(["random", "seed_search", "p4d", "p4d-lr0.1", "text_grad"])
+    # every attack, prompts as they are, and the original model
+    assert len(calls) - 1 == 2 + len(["random", "seed_search", "p4d", "p4d-lr0.1", "text_grad"])
     assert again.metrics["prompts"] == 2
     page = (tmp_path / "parts" / "report.html").read_text()
     assert "P4D, lr 0.1" in page
     assert "20.42 / 76.05" in page
     assert (tmp_path / "parts" / "attacks/negative/text_grad-seed1/attack_idx_11/log.json").is_file()
-    lines = (tmp_path / "parts" / "logs" / "negative-random-seed0.jsonl").read_text().splitlines()
+    lines = (tmp_path / "parts" / "logs" / "negative-random-seed1.jsonl").read_text().splitlines()
     assert [json.loads(line)["case_number"] for line in lines] == ["10", "11"]
 
 
 def test_a_prompt_s_log_is_not_made_again(tmp_path, monkeypatch):
     prompts = prompt_file(tmp_path / "p.csv", ["a photo of five", "handwritten five"])
-    config = UnlearnDiffAtkConfig(**QUICK, prompts=str(prompts), attacks=["no_attack"], seeds=[0]).resolved()
+    config = UnlearnDiffAtkConfig(**QUICK, prompts=str(prompts), attacks=["no_attack"]).resolved()
     unlearndiffatk_run.attack(config, tmp_path / "run")
-    job = ("negative", "no_attack", 0)
-    log = tmp_path / "run" / "attacks/negative/no_attack-seed0/attack_idx_10/log.json"
+    job = ("negative", "no_attack", 1)
+    log = tmp_path / "run" / "attacks/negative/no_attack-seed1/attack_idx_10/log.json"
     before = log.stat().st_mtime_ns
-    (tmp_path / "run" / "attacks/negative/no_attack-seed0/attack_idx_11/log.json").unlink()
+    (tmp_path / "run" / "attacks/negative/no_attack-seed1/attack_idx_11/log.json").unlink()
     _, state, _ = unlearndiffatk_run.one(config, str(tmp_path / "run"), job)
     assert log.stat().st_mtime_ns == before
     assert [one["state"] for one in state["logs"]].count("error") == 0
