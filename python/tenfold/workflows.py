@@ -86,6 +86,9 @@ _ALL = (
         "Unsafe Images ... For Now (arXiv 2310.11868)",
         families=("attack",),
         default="token attack on the unlearned digit model: does the erased digit come back?",
+        config="tenfold.diffusion.unlearndiffatk_config:UnlearnDiffAtkConfig",
+        target="tenfold.diffusion.unlearndiffatk_run:run",
+        ready=True,
     ),
     Workflow(
         name="unlearncanvas",
