@@ -143,10 +143,18 @@ def _run(score: Score, x: Tensor, y: Tensor, gradient: bool) -> list[Tensor]:
 
 
 def _close(ours: list[Tensor], theirs: list[Tensor]) -> Agreement:
-    """Values as they are, the gradient relative to its largest entry."""
-    scales = [max(float(ours[0].abs().max()), 1.0), *(float(t.abs().max()) for t in ours[1:])]
-    mine, other = ([t.cpu() / s for t, s in zip(side, scales, strict=True)] for side in (ours, theirs))
-    return compare_values(mine, other, 2e-4, "relative")
+    """Values within 2e-5, the gradient within 1e-3 of its largest entry.
+
+    That is float32: peers subtract squares of means from means of squares as they are, and ours about a pixel
+    near by. In float64 ours and TorchMetrics agree within 1e-12.
+    """
+    allowed = (2e-5, 1e-3)
+    scales = [t.abs().max().clamp_min(1.0 if i == 0 else 0.0) for i, t in enumerate(ours)]
+    gaps = [
+        compare_values([a.cpu() / scale.cpu()], [b.cpu() / scale.cpu()], tolerance, "relative")
+        for a, b, scale, tolerance in zip(ours, theirs, scales, allowed, strict=False)
+    ]
+    return next((gap for gap in gaps if not gap.agrees), gaps[-1])
 
 
 def _case(name: str, gradient: bool, device: torch.device, tiny: bool) -> Workload:
