@@ -162,11 +162,11 @@ def _case(name: str, gradient: bool, device: torch.device, tiny: bool) -> Worklo
 
     x, y = _pictures(device, tiny, 176 if name == "ms_ssim" else 32)
     ours: Score = partial(getattr(ops, name), reduction="none")
+    mirrored: Score = partial(ops.ssim, reduction="none", variant="torchmetrics")
     compiled: list[Score] = []
 
     def variant(_: list[Tensor], theirs: list[Tensor]) -> Agreement:
-        mirrored = _run(partial(ours, variant="torchmetrics"), x, y, gradient)
-        return _close(mirrored, theirs)
+        return _close(_run(mirrored, x, y, gradient), theirs)
 
     def compile_it() -> str | None:
         compiled.append(torch.compile(plain, dynamic=False))
@@ -182,7 +182,8 @@ def _case(name: str, gradient: bool, device: torch.device, tiny: bool) -> Worklo
 
     torch_version = f"torch {torch.__version__}"
     plain: Score = _plain_psnr
-    peers = []
+    peers: list[Side] = []
+    more: dict[str, Any]
     if name != "psnr":
         expression = _plain_ssim if name == "ssim" else _plain_ms_ssim
         plain = partial(expression, _separable)
@@ -198,12 +199,11 @@ def _case(name: str, gradient: bool, device: torch.device, tiny: bool) -> Worklo
         peers.append(side("torchmetrics", score, version, prepare=missing, agree=agree))
     if name != "ms_ssim" and not gradient:
         version, missing = _installed("skimage", "scikit-image"), partial(_missing, "skimage")
-        more: dict[str, Any] = {"prepare": missing, "fewest": 1, "host": True, "measure_memory": False}
+        more = {"prepare": missing, "fewest": 1, "host": True, "measure_memory": False}
         peers.append(side("scikit_image", partial(_skimage, name), version, **more))
     peers.append(side("torch", plain, f"plain operations on {torch_version}", kind="reference"))
-    label = "torch_compile"
-    score = lambda a, b: compiled[0](a, b)  # noqa: E731
-    peers.append(side(label, score, torch_version, prepare=compile_it, kind="compiled"))
+    more = {"prepare": compile_it, "kind": "compiled"}
+    peers.append(side("torch_compile", lambda a, b: compiled[0](a, b), torch_version, **more))
     op = "image_squared_error" if name == "psnr" else "image_similarity"
     return Workload(
         ours=Side(

@@ -68,7 +68,8 @@ def similarity(x: Tensor, y: Tensor, options: Options, pool: bool) -> tuple[Tens
         m = _moments(a.to(wide) * options.scale, b.to(wide) * options.scale, options)
         rows.append((m.contrast if options.contrast else m.luminance * m.contrast).double().mean((1, 2)))
     means = torch.stack(rows) if rows else x.new_empty(x.shape[:2], dtype=torch.float64)
-    return means, *(pooled(v.to(wide)) if pool else x.new_empty(0, dtype=wide) for v in (x, y))
+    px, py = (pooled(v.to(wide)) if pool else x.new_empty(0, dtype=wide) for v in (x, y))
+    return means, px, py
 
 
 def similarity_backward(

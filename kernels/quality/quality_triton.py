@@ -388,7 +388,8 @@ def similarity(x: Tensor, y: Tensor, options: Options, pool: bool) -> tuple[Tens
         _moments(x, y, options, first, planes, sums)
         _from_moments(x, y, options, first, planes, sums, None, partial)
     means = partial.double().sum(2) / (down * across)
-    return means, *(pooled(v.float()) if pool else x.new_empty(0, dtype=torch.float32) for v in (x, y))
+    px, py = (pooled(v.float()) if pool else x.new_empty(0, dtype=torch.float32) for v in (x, y))
+    return means, px, py
 
 
 def similarity_backward(
