@@ -27,6 +27,7 @@ FAMILIES: dict[str, str] = {
     "volume": "volume",
     "selection": "selection",
     "power": "power",
+    "quality": "quality",
 }
 
 

@@ -109,6 +109,7 @@ void similarity(const QualityArgs& a) { run<Similarity>(a); }
 // ---- squared error ------------------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kErrorPixels = 32768;  // in a piece, at least a row
+constexpr int64_t kFlush = 16;
 
 struct ErrorPieces {
   int64_t rows, size, per_picture;  // rows of all channels of a picture
@@ -116,6 +117,18 @@ struct ErrorPieces {
     per_picture = (rows + size - 1) / size;
   }
 };
+
+// A run of pixels: where it lies, if it is whole registers of the arithmetic's dtype, or a copy with zeros behind.
+template <class M>
+const M* run_of(const QualityImage& image, int64_t b, int64_t c, int64_t row, int64_t column, int64_t n, M* room) {
+  constexpr int64_t kW = LanesOf<M>::count;
+  if (image.dtype == (sizeof(M) == sizeof(double) ? kFloat64 : kFloat32) && image.column_stride == 1 && n % kW == 0) {
+    return pixel<M>(image, b, c, row, column);
+  }
+  load_row(image, b, c, row, column, n, M{1}, M{0}, room);
+  for (int64_t i = n; i % kW != 0; ++i) room[i] = 0;
+  return room;
+}
 
 // work(b, c, row, column, n, x, y) on runs of at most kStrip pixels, zeros behind the last.
 template <class M, class Work>
@@ -127,10 +140,7 @@ void each_run(const QualityArgs& a, const ErrorPieces& pieces, int64_t piece, co
     const int64_t c = each / a.height, row = each % a.height;
     for (int64_t column = 0; column < a.width; column += kStrip) {
       const int64_t n = a.width - column < kStrip ? a.width - column : kStrip;
-      load_row(a.x, b, c, row, column, n, M{1}, M{0}, x);
-      load_row(a.y, b, c, row, column, n, M{1}, M{0}, y);
-      for (int64_t i = n; i < kStrip && i % LanesOf<M>::count != 0; ++i) x[i] = y[i] = 0;
-      work(b, c, row, column, n, x, y);
+      work(b, c, row, column, n, run_of(a.x, b, c, row, column, n, x), run_of(a.y, b, c, row, column, n, y));
     }
   }
 }
@@ -142,15 +152,19 @@ void squared_error_of(const QualityArgs& a) {
   parallel_ranges(a.batches * pieces.per_picture, a.threads, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; ++piece) {
       double total = 0.0;
+      lanes_t<M> sum{};  // of at most kFlush runs, then double
+      int64_t waiting = 0;
       each_run<M>(a, pieces, piece, [&](int64_t, int64_t, int64_t, int64_t, int64_t n, const M* x, const M* y) {
-        lanes_t<M> sum{};
         for (int64_t i = 0; i < n; i += LanesOf<M>::count) {
           const auto gap = load_lanes(x + i) - load_lanes(y + i);
           sum = fused(gap, gap, sum);
         }
+        if (++waiting < kFlush) return;
         total += sum_lanes(sum);
+        sum = lanes_t<M>{};
+        waiting = 0;
       });
-      sums[static_cast<size_t>(piece)] = total;
+      sums[static_cast<size_t>(piece)] = total + sum_lanes(sum);
     }
   });
   const double count = static_cast<double>(pieces.rows) * static_cast<double>(a.width);

@@ -68,19 +68,19 @@ def similarity(x: Tensor, y: Tensor, options: Options, pool: bool) -> tuple[Tens
         m = _moments(a.to(wide) * options.scale, b.to(wide) * options.scale, options)
         rows.append((m.contrast if options.contrast else m.luminance * m.contrast).double().mean((1, 2)))
     means = torch.stack(rows) if rows else x.new_empty(x.shape[:2], dtype=torch.float64)
-    half_x, half_y = (_pooled(v.to(wide)) if pool else x.new_empty(0, dtype=wide) for v in (x, y))
-    return means, half_x, half_y
+    px, py = (pooled(v.to(wide)) if pool else x.new_empty(0, dtype=wide) for v in (x, y))
+    return means, px, py
 
 
 def similarity_backward(
     grad: Tensor,
     x: Tensor,
     y: Tensor,
-    pooled: tuple[Tensor | None, Tensor | None],
+    halved: tuple[Tensor | None, Tensor | None],
     options: Options,
     out: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Gradients of `similarity` and of both pooled pictures, into those of `out` that are there."""
+    """Gradients of `similarity` and of both halved pictures, into those of `out` that are there."""
     wide = math_dtype(x, y)
     for b in range(len(x)):
         a, c = x[b].to(wide) * options.scale, y[b].to(wide) * options.scale
@@ -94,8 +94,8 @@ def similarity_backward(
         of_squares = _back(-m.contrast * of_contrast, options)  # 2 f_s
         of_product = _back(of_contrast, options)
         for mine, his, own, other, more, to in (
-            (m.x, m.y, a, c, pooled[0], out[0]),
-            (m.y, m.x, c, a, pooled[1], out[1]),
+            (m.x, m.y, a, c, halved[0], out[0]),
+            (m.y, m.x, c, a, halved[1], out[1]),
         ):
             if to is None:
                 continue
@@ -164,11 +164,12 @@ def _back(field: Tensor, options: Options) -> Tensor:
     return F.conv_transpose2d(field, taps.view(1, 1, -1, 1))[:, 0]
 
 
-def _pooled(x: Tensor) -> Tensor:
+def pooled(x: Tensor) -> Tensor:
+    """A picture in half the size, see `similarity`."""
     return F.avg_pool2d(x, 2, padding=[size % 2 for size in x.shape[-2:]])
 
 
 def _unpooled(grad: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The transpose of `_pooled`: a quarter of each mean's gradient to each of its pixels."""
+    """The transpose of `pooled`: a quarter of each mean's gradient to each of its pixels."""
     spread = grad.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4
     return spread[:, size[0] % 2 :, size[1] % 2 :][:, : size[0], : size[1]]

@@ -23,8 +23,8 @@ from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
 OPS |= {
-    "image_similarity": ("cpu", "cuda", "reference"),
-    "image_squared_error": ("cpu", "cuda", "reference"),
+    "image_similarity": ("cpu", "cuda", "triton", "reference"),
+    "image_squared_error": ("cpu", "cuda", "triton", "reference"),
 }
 
 SSIM_VARIANTS = ("gaussian", "uniform", "torchmetrics", "piq")
