@@ -411,6 +411,7 @@ def _refuse(check: bool | None, **values: Any) -> None:
         value, positive = given if isinstance(given, tuple) else (given, None)
         if value is None:
             continue
+        value = _once(value)
         bad = ~value.isfinite()
         expected = "finite values"
         if positive is not None:
@@ -419,6 +420,14 @@ def _refuse(check: bool | None, **values: Any) -> None:
         if bool(bad.any()):
             at = tuple(int(i) for i in bad.nonzero()[0])
             _checks.fail(ValueError, name, expected, f"{value[at].item()} at {at}")
+
+
+def _once(value: Tensor) -> Tensor:
+    """The first of the equal elements along axes that `expand` made."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            value = value.narrow(axis, 0, 1)
+    return value
 
 
 def _refuse_after(objective: Tensor, check: bool | None, **values: Tensor) -> None:
