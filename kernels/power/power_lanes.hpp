@@ -7,6 +7,10 @@
 
 #include <utility>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // lanes wider than a register are passed between inlined functions only
+#endif
+
 namespace TF_NS {
 
 using namespace tenfold;
