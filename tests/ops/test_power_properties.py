@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,3 +302,41 @@ def test_transposed_in_memory(backend, users):
         found = [*ops.ssdt_joint(gains, s, power, noise), *ops.ssdt_separable(gains, power, noise)]
         for a, b in zip(found, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+MEMORY = """
+import pathlib, torch
+from tenfold import ops
+
+torch.set_num_threads(1)
+rows, users, carriers = 1_000_000, 2, 64
+gains = torch.randn(1000, users, carriers, dtype=torch.complex64).repeat(rows // 1000, 1, 1)
+symbols = torch.randn(1000, carriers, dtype=torch.complex64).repeat(rows // 1000, 1)
+ops.ssdt_joint(gains[:1000], symbols[:1000], [0.6, 0.4], 0.06)
+
+
+def kib(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = kib("VmRSS")
+found = ops.ssdt_joint(gains, symbols, [0.6, 0.4], 0.06)
+print((kib("VmHWM") - before) * 1024 - sum(value.nbytes for value in found))
+"""
+
+
+@pytest.mark.slow
+def test_a_million_rows_need_no_memory_but_their_results():
+    """Two users on 64 subcarriers, 1.5 GB of inputs, 1 GB of results; 2 MB beyond them."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not let a process reset its own peak memory")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 4 << 30:
+        pytest.skip(f"needs 4 GiB of free memory, found {free / 2**30:.1f}")
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 2 << 20
