@@ -19,7 +19,7 @@ def _rounded(values: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, ...]:
 
 
 def _known(found: tuple[Tensor, ...], power: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-    """`found`, not a number in rows whose budgets or noise make no problem, as the compiled kernels have it."""
+    """`found`, not a number in rows whose budgets or noise make no problem, as the compiled kernels do."""
     fine = noise.isfinite() & (noise >= 0) & (power.isfinite() & (power > 0)).all(-1)
     shaped = [fine.view(-1, *(1 for _ in value.shape[1:])) for value in found]
     return tuple(
