@@ -341,6 +341,16 @@ def _soft_overlap(device: torch.device, seed: int) -> Run:
     return _with_gradient([logits], lambda z: dice_ce_loss(z, labels))
 
 
+def _likeness(name: str, device: torch.device, seed: int) -> Run:
+    """Pictures of odd sizes and their gradients; MS-SSIM asks for at least 161 pixels a side."""
+    from tenfold import ops
+
+    draw = _Inputs(device, seed)
+    x = draw.normal(2, 1, 171, 163, scale=0.2) + 0.5
+    y = x + draw.normal(2, 1, 171, 163, scale=0.05)
+    return _with_gradient([x, y], lambda a, b: getattr(ops, name)(a, b, reduction="none"))
+
+
 def _other_dice(device: torch.device, seed: int) -> Run:
     from tenfold import ops
 
@@ -574,6 +584,10 @@ CALLS: tuple[Call, ...] = (
         for name, op in _DISCREPANCIES.items()
     ),
     Call("mmd.weighted", _weighted, 2e-5, covers=("weighted_mmd",)),
+    *(
+        Call(f"quality.{name}", partial(_likeness, name), 2e-5, captures=True, backends=_CUDA, covers=(name,))
+        for name in ("psnr", "ssim", "ms_ssim")
+    ),
     Call("softdice.dice_ce", _soft_overlap, 2e-5, captures=True, covers=("dice_ce_loss", "soft_overlap")),
     Call("softdice.others", _other_dice, 2e-5, covers=("dice_loss", "tversky_loss", "generalized_dice_loss")),
     Call("overlap.counts", _overlap, captures=True, backends=_CUDA, covers=("overlap_counts",)),

@@ -76,6 +76,9 @@ _ALL = (
         families=("attack",),
         default="a small text-conditional diffusion model of real digits unlearns one of them, attacked "
         "before and after",
+        config="tenfold.diffusion.advunlearn_config:AdvUnlearnConfig",
+        target="tenfold.diffusion.advunlearn_run:run",
+        ready=True,
     ),
     Workflow(
         name="unlearndiffatk",
