@@ -61,8 +61,8 @@ def test_for_one_user_ssdt_gains_nothing_over_the_receiver(tmp_path: Path) -> No
 
 def test_gain_over_a_decoder_that_is_only_shown_the_channels(tmp_path: Path) -> None:
     config = CtsemcomConfig(
-        methods=["ssdt-joint", "e2e-planes"], snr_db=[10.0], variances=[1.0], variance_snr_db=[10.0],
+        methods=["ssdt-joint", "e2e-matched"], snr_db=[10.0], variances=[1.0], variance_snr_db=[10.0],
         csi_errors_db=[],
     )  # fmt: skip
     found = transfer(config, tmp_path / "planes").metrics
-    assert found["gain.ssdt-joint.over.e2e-planes.snr10.var1"] >= 4
+    assert found["gain.ssdt-joint.over.e2e-matched.snr10.var1"] >= 4

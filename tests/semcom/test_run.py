@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tenfold.semcom import run
+from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.config import METHODS, CtsemcomConfig
 from tenfold.semcom.evaluate import Cell, cells
 from tenfold.semcom.run import load_codec, transfer
@@ -21,7 +23,8 @@ from tenfold.semcom.run import load_codec, transfer
 def config(pictures: Path) -> CtsemcomConfig:
     return CtsemcomConfig(
         dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4,
-        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0], workers=1,
+        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0],
+        csi_bits_tried=[], workers=1,
         methods=["awgn", "none", "rx-lmmse", "ssdt-sep", "ssdt-joint", "e2e", "digital"],
     )  # fmt: skip
 
@@ -103,6 +106,74 @@ def test_every_method_and_the_other_channels_run(config: CtsemcomConfig, tmp_pat
     assert metrics["ssdt-joint.snr10.var1.nmse_db"] < metrics["none.snr10.var1.nmse_db"]
 
 
+def test_channels_are_kept_and_used_again(config: CtsemcomConfig, tmp_path: Path) -> None:
+    config = replace(config, methods=["rx-lmmse", "ssdt-sep"], csi_errors_db=[], users=[4], block=True)
+    first = transfer(config, tmp_path / "first")
+    with np.load(first.path / "channels.npz") as file:
+        assert (file["g"].dtype, file["g"].shape) == (np.complex64, (4 * 2 * 2, 2, 64))
+        gains = torch.from_numpy(file["g"])
+    assert torch.equal(gains[0], gains[1])  # two OFDM symbols of one codeword that fade alike
+    assert not torch.equal(gains[1], gains[2])
+    path = str(first.path / "channels.npz")
+    again = transfer(replace(config, channels=path, block=False), tmp_path / "again")
+    assert again.metrics == pytest.approx(first.metrics, rel=1e-6)
+    write_channels(tmp_path / "twice.npz", 2 * gains)
+    twice = transfer(replace(config, channels=str(tmp_path / "twice.npz")), tmp_path / "twice")
+    assert twice.metrics["ssdt-sep.snr10.var1.nmse_db"] < first.metrics["ssdt-sep.snr10.var1.nmse_db"] - 1
+    assert (twice.path / "channels.npz").stat().st_size == (first.path / "channels.npz").stat().st_size
+    write_channels(tmp_path / "few.npz", gains[:3])
+    np.savez(tmp_path / "wide.npz", g=gains.numpy().astype(np.complex128))
+    np.savez(tmp_path / "objects.npz", g=np.array([{}, {}]))
+    for name, message in (
+        ("few", "channels: expected at least 16 rows, one per OFDM symbol, got 3"),
+        ("wide", r"channels: expected g in wide.npz, finite complex64 \[R, 2, 64\], got complex128"),
+        ("objects", r"channels: expected g in objects.npz, .*, got ValueError"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, channels=str(tmp_path / f"{name}.npz"))
+    with pytest.raises(FileNotFoundError, match="channels: expected a file"):
+        replace(config, channels=str(tmp_path / "none.npz"))
+
+
+def test_more_users_are_sent_in_groups(config: CtsemcomConfig, tmp_path: Path) -> None:
+    config = replace(config, methods=["awgn", "ssdt-sep"], csi_errors_db=[], csi_bits_tried=[4], users=[2, 4])
+    out = transfer(config, tmp_path / "users")
+    table = {(r["method"], r["N"]): r for r in rows(out.path / "tables" / "results.csv") if r["snr_db"] == "10.0"
+             and r["var"] == "1.0"}  # fmt: skip
+    assert {key: table[key]["n_images"] for key in table if key[0] == "ssdt-sep"} == {
+        ("ssdt-sep", "2"): "8",
+        ("ssdt-sep", "4"): "8",
+    }
+    found = [
+        out.metrics[f"ssdt-sep.snr10.var1{more}.psnr_db"] for more in ("", ".users2", ".users4", ".bits4")
+    ]
+    assert len(set(found)) == 4  # each with fading of its own, and with a coarse channel
+    assert out.metrics["awgn.snr10.var1.users4.psnr_db"] == pytest.approx(
+        out.metrics["awgn.snr10.var1.psnr_db"], abs=0.5
+    )
+    assert (out.path / "tables" / "users.csv").exists()
+
+
+def test_a_codec_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    config = CtsemcomConfig(
+        width=9, symbols=2, steps=2, batch=2, pairs=2, snr_db=[10.0], variances=[1.0], variance_snr_db=[10.0],
+        csi_errors_db=[], csi_bits_tried=[], workers=1, methods=["none", "ssdt-sep"],
+        cache=str(tmp_path / "cache"),
+    )  # fmt: skip
+    whole = transfer(config, tmp_path / "a").metrics
+    train = run._train
+    monkeypatch.setattr(run, "_train", lambda *_: pytest.fail("trained again"))
+    assert transfer(config, tmp_path / "b").metrics == whole
+    monkeypatch.setattr(run, "_train", train)
+    for change in ({"steps": 3}, {"seed": 1}, {"lr": 1e-3}, {"train_fading": "rayleigh"}):
+        assert run.kept_at(replace(config, **change), "codec") != run.kept_at(config, "codec")
+    assert run.kept_at(replace(config, fading="rician"), "codec") == run.kept_at(config, "codec")
+    assert run.kept_at(replace(config, fading="rician"), "e2e") != run.kept_at(config, "e2e")
+    assert len(list((tmp_path / "cache" / "semcom").iterdir())) == 1
+
+
 def test_one_user_and_three(config: CtsemcomConfig, tmp_path: Path) -> None:
     for power in ([1.0], [0.5, 0.3, 0.2]):
         small = replace(
@@ -122,6 +193,10 @@ def test_one_user_and_three(config: CtsemcomConfig, tmp_path: Path) -> None:
         ({"power_w": [0.6, 0.0]}, "power_w: expected"),
         ({"variances": [0.0]}, "variances: expected"),
         ({"csi_bits": 3}, "csi_bits: expected an even number"),
+        ({"csi_bits_tried": [3]}, "csi_bits_tried: expected even numbers"),
+        ({"users": [3]}, "users: expected multiples of 2, one power each, got 3"),
+        ({"users": [4, 4]}, "users: expected different numbers"),
+        ({"channels": "x", "fading": "awgn"}, "channels: expected none"),
         ({"train_snr_db": [20.0, 0.0]}, "snr_db: expected the lower end first"),
         ({"dataset": "cifar10"}, "data: expected the folder of cifar10"),
         ({"data": "x"}, "data: expected nothing"),

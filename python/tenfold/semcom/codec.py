@@ -43,7 +43,7 @@ class CodecSpec:
     width: int = 0
     csi: bool = False
     orthogonal: bool = False
-    matched: bool = True
+    matched: bool = False
 
     def __post_init__(self) -> None:
         _checks.choice("preset", self.preset, CODECS)

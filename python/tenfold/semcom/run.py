@@ -29,10 +29,12 @@ from tenfold.runs import RunFolder
 from tenfold.runs.executor import run_jobs
 from tenfold.runs.files import replacing
 from tenfold.runs.progress import Progress
+from tenfold.semcom.cache import kept_at
+from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.codec import Codec, make_codec
 from tenfold.semcom.config import CtsemcomConfig
 from tenfold.semcom.digital import Ladder
-from tenfold.semcom.evaluate import Cell, Score, cells, evaluate, ladders_of
+from tenfold.semcom.evaluate import TEST_SEED, Cell, Score, cells, evaluate, ladders_of
 from tenfold.semcom.images import PictureSet, load_pictures, patches
 from tenfold.semcom.train import train_codec
 
@@ -65,12 +67,13 @@ class Outcome:
     scores: list[Score] = field(default_factory=list)
 
     def score(
-        self, method: str, snr_db: float, variance: float = 1.0, csi_err_db: float | None = None
-    ) -> Score | None:
+        self, method: str, snr_db: float, variance: float = 1.0, csi_err_db: float | None = None,
+        csi_bits: int | None = None, users: int = 0,
+    ) -> Score | None:  # fmt: skip
         """One method on one channel, if it was evaluated."""
-        wanted = (method, snr_db, variance, csi_err_db)
+        wanted = Cell(snr_db, variance, csi_err_db, csi_bits, users)
         for s in self.scores:
-            if (s.method, s.snr_db, s.variance, s.csi_err_db) == wanted:
+            if s.method == method and s.cell == wanted:
                 return s
         return None
 
@@ -96,6 +99,8 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     images = test_patches(config)
+    if config.fading != "awgn":
+        write_channels(folder.path / "channels.npz", _channels(config, len(images)))
     _make_codecs(config, folder)
     outcome = Outcome(config, load_pictures(config.dataset, config.data), images, {}, {})
     for role in config.roles():
@@ -109,11 +114,17 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
 def test_patches(config: CtsemcomConfig) -> Tensor:
     """[pairs, N, 3, 32, 32], fewer pairs if the pictures do not give as many."""
     pictures = load_pictures(config.dataset, config.data)
-    flat = patches(pictures.test, SIDE, config.pairs * config.users, config.seed)
-    pairs = len(flat) // config.users
+    flat = patches(pictures.test, SIDE, config.pairs * config.group, config.seed)
+    pairs = len(flat) // config.group
     if pairs < 2:
-        _checks.fail(ValueError, "data", f"test patches for two codewords of {config.users}", len(flat))
-    return flat[: pairs * config.users].view(pairs, config.users, 3, SIDE, SIDE)
+        _checks.fail(ValueError, "data", f"test patches for two codewords of {config.group}", len(flat))
+    return flat[: pairs * config.group].view(pairs, config.group, 3, SIDE, SIDE)
+
+
+def _channels(config: CtsemcomConfig, codewords: int) -> Tensor:
+    """The channels of the whole test at variance 1, [B, L, N, K], in the order of their codewords."""
+    shape = (codewords * (1 + len(config.users)), config.rows, config.group, config.carriers)
+    return config.link("none").gains(shape, config.seed + TEST_SEED, first=0, device="cpu")
 
 
 def _path(folder: Path, role: str) -> Path:
@@ -122,16 +133,22 @@ def _path(folder: Path, role: str) -> Path:
 
 def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
     """Train, or take over, what is not there yet."""
+    kept = {role: kept_at(config, role) for role in config.roles()}
     for role in config.roles():
-        if config.checkpoint and not _path(folder.path, role).exists():
-            codec, losses = load_codec(Path(config.checkpoint), role, config)
-            _save_codec(folder.path, role, codec, losses)
+        source = _path(Path(config.checkpoint), role) if config.checkpoint else kept[role]
+        if not _path(folder.path, role).exists() and (config.checkpoint or (source and source.exists())):
+            codec, losses = read_codec(source, role, config)
+            _save_codec(_path(folder.path, role), codec, losses)
+            folder.log(f"{role} is that of {config.checkpoint or 'an earlier run (cache)'}")
     missing = [role for role in config.roles() if not _path(folder.path, role).exists()]
     if missing:
         folder.log(f"training {' and '.join(missing)}, {config.steps} steps each")
-    workers = config.workers if config.device == "cpu" else 1
+    # One process for each even on fewer cores: three of equal length would leave one of two cores idle.
+    workers = (config.workers or len(missing)) if config.device == "cpu" else 1
     for role in run_jobs(partial(_train, config, folder.path), missing, workers=workers):
         folder.log(f"{role} is trained")
+        if kept[role] is not None:
+            _save_codec(kept[role], *load_codec(folder.path, role, config))
 
 
 def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
@@ -155,38 +172,42 @@ def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
             on_step=lambda step, loss: progress.advance(loss=loss), checkpoint=keep, every=_EVERY,
             device=config.device,
         )  # fmt: skip
-    _save_codec(folder, role, trained.codec, trained.losses)
+    _save_codec(_path(folder, role), trained.codec, trained.losses)
     held.unlink(missing_ok=True)
     return role
 
 
-def _save_codec(folder: Path, role: str, codec: Codec, losses: list[float]) -> None:
+def _save_codec(path: Path, codec: Codec, losses: list[float]) -> None:
     import json
 
     from safetensors.torch import save_file
 
     tensors = {f"codec.{name}": value.cpu().contiguous() for name, value in codec.state_dict().items()}
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-    with replacing(_path(folder, role)) as aside:
+    with replacing(path) as aside:
         save_file(tensors, aside, metadata={"codec": json.dumps(codec.spec.plain())})
 
 
 def load_codec(
     folder: str | Path, role: str = "codec", config: CtsemcomConfig | None = None
 ) -> tuple[Codec, list[float]]:
-    """A trained codec ("codec", "e2e" or "oma") of a run's folder, and the losses of its training.
+    """A trained codec ("codec", "e2e", "e2e-matched" or "oma") of a run's folder, and its training's losses.
 
     Raises:
         FileNotFoundError: the folder holds none.
         ValueError: it is not the codec that `config` asks for.
     """
+    return read_codec(_path(Path(folder), role), role, config)
+
+
+def read_codec(path: Path, role: str, config: CtsemcomConfig | None = None) -> tuple[Codec, list[float]]:
+    """As `load_codec`, of a file."""
     import json
 
     from safetensors import safe_open
 
     from tenfold.semcom.codec import CodecSpec
 
-    path = _path(Path(folder), role)
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected the codec of a run, got nothing")
     with safe_open(path, "pt") as file:
