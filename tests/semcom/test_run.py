@@ -138,15 +138,15 @@ def test_channels_are_kept_and_used_again(config: CtsemcomConfig, tmp_path: Path
 def test_more_users_are_sent_in_groups(config: CtsemcomConfig, tmp_path: Path) -> None:
     config = replace(config, methods=["awgn", "ssdt-sep"], csi_errors_db=[], csi_bits_tried=[4], users=[2, 4])
     out = transfer(config, tmp_path / "users")
-    table = {(r["method"], r["N"]): r for r in rows(out.path / "tables" / "results.csv") if r["snr_db"] == "10.0"
-             and r["var"] == "1.0"}  # fmt: skip
+    every = rows(out.path / "tables" / "results.csv")
+    at_ten = [r for r in every if (r["snr_db"], r["var"]) == ("10.0", "1.0")]
+    table = {(r["method"], r["N"]): r for r in at_ten}
     assert {key: table[key]["n_images"] for key in table if key[0] == "ssdt-sep"} == {
         ("ssdt-sep", "2"): "8",
         ("ssdt-sep", "4"): "8",
     }
-    found = [
-        out.metrics[f"ssdt-sep.snr10.var1{more}.psnr_db"] for more in ("", ".users2", ".users4", ".bits4")
-    ]
+    where = [f"ssdt-sep.snr10.var1{more}.psnr_db" for more in ("", ".users2", ".users4", ".bits4")]
+    found = [out.metrics[name] for name in where]
     assert len(set(found)) == 4  # each with fading of its own, and with a coarse channel
     assert out.metrics["awgn.snr10.var1.users4.psnr_db"] == pytest.approx(
         out.metrics["awgn.snr10.var1.psnr_db"], abs=0.5

@@ -14,7 +14,7 @@ from tenfold.semcom.codec import CODECS, CodecSpec
 from tenfold.semcom.link import Link
 from tenfold.semcom.train import TrainSettings
 
-__all__ = ["METHODS", "OWN_CODEC", "CtsemcomConfig"]
+__all__ = ["DIGITAL", "METHODS", "OWN_CODEC", "CtsemcomConfig"]
 
 METHODS: dict[str, tuple[str, str]] = {
     "awgn": ("AWGN, no fading", "the codec on the channel that it was trained on, gain 1"),
@@ -34,8 +34,12 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "oma": ("OMA", "each user on its own symbols, codec trained so, receiver LMMSE"),
     "digital": ("JPEG at NOMA capacity", "successive cancellation, no error: a bound, no code"),
+    "digital-ldpc": ("JPEG, LDPC, NOMA", "4-QAM, code rate 1/2, successive cancellation; needs Sionna"),
 }
 """Name -> what a reader sees, and what it is, in the order of every table."""
+
+DIGITAL = ("digital", "digital-ldpc")
+"""Those that send no features of a codec."""
 
 _OVER_FADING = ("e2e", "e2e-matched")
 OWN_CODEC = (*_OVER_FADING, "oma")
@@ -115,7 +119,7 @@ class CtsemcomConfig:
 
     methods: list[str] = field(default_factory=lambda: list(_DEFAULT))
     """Ways to send: awgn, none, rx-lmmse, phase, water-filling, mse-water-filling, invert, ssdt-sep,
-    ssdt-joint-csi, ssdt-joint, e2e, e2e-matched, oma, digital."""
+    ssdt-joint-csi, ssdt-joint, e2e, e2e-matched, oma, digital, digital-ldpc."""
 
     snr_db: list[float] = field(default_factory=lambda: [0.0, 5.0, 10.0, 15.0, 20.0])
     """SNRs of the sweep at variance 1: 10 log10(P_1 / sigma^2), dB."""
@@ -185,7 +189,7 @@ class CtsemcomConfig:
 
     def roles(self) -> list[str]:
         """The codecs that the methods need."""
-        shared = [m for m in self.methods if m not in (*OWN_CODEC, "digital")]
+        shared = [m for m in self.methods if m not in (*OWN_CODEC, *DIGITAL)]
         return (["codec"] if shared else []) + [r for r in OWN_CODEC if r in self.methods]
 
     def channel(self, kind: str, variance: float = 1.0) -> Fading:
@@ -195,10 +199,11 @@ class CtsemcomConfig:
     def link(
         self, method: str, variance: float = 1.0, csi_err_db: float | None = None, csi_bits: int | None = None
     ) -> Link:
-        """The way of a method; "e2e" and "digital" send as "none", "oma" as "rx-lmmse"."""
+        """The way of a method; end-to-end and digital ones send as "none", "oma" as "rx-lmmse"."""
         kind = "awgn" if method == "awgn" else self.fading
         sent = {
-            "awgn": "none", "e2e": "none", "e2e-matched": "none", "digital": "none", "oma": "rx-lmmse",
+            "awgn": "none", "e2e": "none", "e2e-matched": "none", "digital": "none", "digital-ldpc": "none",
+            "oma": "rx-lmmse",
         }.get(method, method)  # fmt: skip
         error = csi_err_db if csi_err_db is not None else self.csi_err_db
         bits = csi_bits if csi_bits is not None else self.csi_bits

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from tenfold.metrics.image import psnr, ssim
 from tenfold.semcom.allocation import nmse_db
+from tenfold.semcom.channel import NOISE_STREAM, complex_normal
 from tenfold.semcom.codec import Codec
-from tenfold.semcom.config import OWN_CODEC, CtsemcomConfig
+from tenfold.semcom.config import DIGITAL, OWN_CODEC, CtsemcomConfig
 from tenfold.semcom.digital import Ladder, capacity_bits, capacity_bound_jpeg, jpeg_ladder
+from tenfold.semcom.ldpc import RATE, cancelled
+from tenfold.semcom.link import Link
 
 __all__ = ["Cell", "Score", "cells", "evaluate", "evaluate_one", "ladders_of"]
 
@@ -100,7 +103,7 @@ def cells(config: CtsemcomConfig) -> list[Cell]:
 def methods_of(config: CtsemcomConfig, cell: Cell) -> list[str]:
     """Those that know the channel, where its estimate is varied; otherwise all."""
     varied = cell.csi_err_db is not None or cell.csi_bits is not None
-    blind = ("awgn", "none", "digital") if varied else ()
+    blind = ("awgn", "none", *DIGITAL) if varied else ()
     return [m for m in config.methods if m not in blind]
 
 
@@ -183,13 +186,8 @@ def evaluate_one(
     link = config.link(method, cell.variance, cell.csi_err_db, cell.csi_bits)
     seed = config.seed + TEST_SEED
     snr = torch.full((len(images),), cell.snr_db, device=images.device)
-    if method == "digital":
-        maps, (height, width) = config.symbols, images.shape[-2:]
-        length = -(-maps * (height // 4) * (width // 4) // config.carriers)
-        shape = (len(images), length, config.group, config.carriers)
-        gains = link.gains(shape, seed, first=first, device=images.device)
-        bits = capacity_bits(gains, link.budget, link.noise_power_w(snr))
-        out = capacity_bound_jpeg(images, bits, ladders)
+    if method in DIGITAL:
+        out = _digital(config, link, images, snr, seed, first, ladders, coded=method == "digital-ldpc")
         return out, {"nmse_db": [], "seconds": 0.0, "rows": 0, "alpha": 0.0}
     role = method if method in OWN_CODEC else "codec"
     codec, sent = codecs[role], {} if sent is None else sent
@@ -208,3 +206,23 @@ def evaluate_one(
         "seconds": seconds, "rows": t.shape[0] * t.shape[1],
         "alpha": float(received.allocation.scale.abs().mean()),
     }  # fmt: skip
+
+
+def _digital(
+    config: CtsemcomConfig, link: Link, images: Tensor, snr_db: Tensor, seed: int, first: int,
+    ladders: list[Ladder] | None, *, coded: bool,
+) -> Tensor:  # fmt: skip
+    """Pictures as JPEG at capacity, or in an LDPC code."""
+    height, width = images.shape[-2:]
+    length = -(-config.symbols * (height // 4) * (width // 4) // config.carriers)
+    shape = (len(images), length, config.group, config.carriers)
+    gains = link.gains(shape, seed, first=first, device=images.device)
+    sigma2 = link.noise_power_w(snr_db)
+    if not coded:
+        return capacity_bound_jpeg(images, capacity_bits(gains, link.budget, sigma2), ladders)
+    rows = (shape[0], shape[1], shape[3])
+    start = first * shape[1] * shape[3]
+    noise = complex_normal(rows, 1.0, seed, NOISE_STREAM, first=start, device=images.device)
+    right = cancelled(gains, noise, link.budget, sigma2, seed, first=first)
+    bits = int(2 * shape[1] * shape[3] * RATE)
+    return capacity_bound_jpeg(images, right * float(bits), ladders)

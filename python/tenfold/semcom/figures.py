@@ -35,6 +35,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "e2e-matched": {"color": figures.SERIES[1], "linestyle": ":", "marker": "v"},
     "oma": {"color": figures.SERIES[3], "linestyle": "-", "marker": "^"},
     "digital": {"color": figures.SERIES[3], "linestyle": ":", "marker": "*"},
+    "digital-ldpc": {"color": figures.SERIES[3], "linestyle": "--", "marker": "x"},
 }
 
 _PICTURE = (192, 288)  # largest height and width of the pictures side by side

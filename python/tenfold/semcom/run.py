@@ -32,10 +32,11 @@ from tenfold.runs.progress import Progress
 from tenfold.semcom.cache import kept_at
 from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.codec import Codec, make_codec
-from tenfold.semcom.config import CtsemcomConfig
+from tenfold.semcom.config import DIGITAL, CtsemcomConfig
 from tenfold.semcom.digital import Ladder
 from tenfold.semcom.evaluate import TEST_SEED, Cell, Score, cells, evaluate, ladders_of
 from tenfold.semcom.images import PictureSet, load_pictures, patches
+from tenfold.semcom.ldpc import require_sionna
 from tenfold.semcom.train import train_codec
 
 __all__ = ["CtsemcomConfig", "Outcome", "Result", "load_codec", "run", "transfer"]
@@ -98,6 +99,8 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
     for package in ("PIL", "joblib"):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    if "digital-ldpc" in config.methods:
+        require_sionna()
     images = test_patches(config)
     if config.fading != "awgn":
         write_channels(folder.path / "channels.npz", _channels(config, len(images)))
@@ -254,7 +257,7 @@ def _one_cell(config: CtsemcomConfig, folder: Path, cell: Cell) -> tuple[str, li
     def read() -> tuple[dict[str, Codec], Tensor, list[Ladder] | None]:
         codecs = {role: load_codec(folder, role, config)[0] for role in config.roles()}
         images = test_patches(config)
-        ladders = ladders_of(images) if "digital" in config.methods else None
+        ladders = ladders_of(images) if set(DIGITAL) & set(config.methods) else None
         return codecs, images.to(config.device), ladders
 
     codecs, images, ladders = _hold("codecs", f"{folder} {config}", read)
