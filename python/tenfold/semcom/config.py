@@ -136,10 +136,10 @@ class CtsemcomConfig:
     pairs: int = 160
     """Test codewords, each of one patch per user."""
 
-    steps: int = 700
+    steps: int = 800
     """Optimiser steps of each codec."""
 
-    batch: int = 32
+    batch: int = 16
     """Codewords in a step."""
 
     lr: float = 1.5e-3

@@ -24,8 +24,8 @@ class TrainSettings:
     side: pixels of the square patches.
     """
 
-    steps: int = 700
-    batch: int = 32
+    steps: int = 800
+    batch: int = 16
     lr: float = 1.5e-3
     snr_db: tuple[float, float] = (0.0, 20.0)
     side: int = 32
