@@ -27,7 +27,7 @@ from tenfold.semcom.run import load_codec, transfer
 @pytest.fixture
 def config(pictures: Path) -> CtsemcomConfig:
     return CtsemcomConfig(
-        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4,
+        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, e2e_steps=4, batch=4, pairs=4,
         snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0],
         csi_bits_tried=[], workers=1,
         methods=["awgn", "none", "rx-lmmse", "ssdt-sep", "ssdt-joint", "e2e", "digital"],
@@ -106,7 +106,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(pictures: Path, tmp_path: Path
     command = [
         sys.executable, "-m", "tenfold", "run", "ctsemcom", "--dataset", "folder", "--data", str(pictures),
         "--width", "9", "--symbols", "2", "--steps", "400", "--batch", "4", "--pairs", "4",
-        "--snr_db", "[10.0]", "--variances", "[1.0]", "--variance_snr_db", "[10.0]", "--methods", '["awgn","ssdt-sep"]',
+        "--snr_db", "[10.0]", "--variances", "[1.0]", "--variance_snr_db", "[10.0]",
+        "--methods", '["awgn","ssdt-sep"]',
     ]  # fmt: skip
 
     def metrics(name: str) -> Any:

@@ -27,7 +27,7 @@ def kept_at(config: CtsemcomConfig, role: str) -> Path | None:
         return None
     link = config.train_link(role)
     said = {
-        "form": _FORM, "codec": config.spec(role).plain(), "settings": asdict(config.settings()),
+        "form": _FORM, "codec": config.spec(role).plain(), "settings": asdict(config.settings(role)),
         "fading": asdict(link.fading), "power_w": link.power_w, "carriers": link.carriers,
         "power_mode": link.power_mode, "torch": torch.__version__, "device": config.device,
     }  # fmt: skip

@@ -137,7 +137,10 @@ class CtsemcomConfig:
     """Test codewords, each of one patch per user."""
 
     steps: int = 800
-    """Optimiser steps of each codec."""
+    """Optimiser steps of each codec but e2e."""
+
+    e2e_steps: int = 1600
+    """Optimiser steps of e2e: shown signal and channels side by side, a decoder learns late."""
 
     batch: int = 16
     """Codewords in a step."""
@@ -222,10 +225,11 @@ class CtsemcomConfig:
             self.link("none"), fading=self.channel(kind), csi_err_db=None, csi_bits=None, channels=None
         )
 
-    def settings(self) -> TrainSettings:
-        """Length, rate and range of the training."""
+    def settings(self, role: str = "codec") -> TrainSettings:
+        """Length, rate and range of a codec's training."""
         low, high = self.train_snr_db
-        return TrainSettings(self.steps, self.batch, self.lr, (low, high), seed=self.seed)
+        steps = self.e2e_steps if role == "e2e" else self.steps
+        return TrainSettings(steps, self.batch, self.lr, (low, high), seed=self.seed)
 
 
 def _check(config: CtsemcomConfig) -> None:
@@ -270,7 +274,7 @@ def _check(config: CtsemcomConfig) -> None:
     _checks.integer("carriers", config.carriers, 1, 1 << 16)
     _checks.integer("pairs", config.pairs, 2, 10**7)
     _checks.integer("workers", config.workers, 0, 4096)
-    config.channel(config.fading), config.settings()
+    config.channel(config.fading), config.settings(), config.settings("e2e")
     for role in config.roles():
         config.spec(role)
     if config.checkpoint and not Path(config.checkpoint).is_dir():

@@ -195,12 +195,12 @@ def csi(outcome: Outcome) -> Picture | None:
     at = config.snr_picture_db
     errors = sorted(config.csi_errors_db) if config.fading != "awgn" else []
     bits = sorted(config.csi_bits_tried, reverse=True) if config.fading != "awgn" else []
-    tried = [
+    every: list[tuple[str, list[str], list[dict[str, Any]]]] = [
         ("error of the channel estimate over the variance", [f"{e:g} dB" for e in errors],
          [{"csi_err_db": e} for e in errors]),
         ("feedback per user and subcarrier", [f"{b} bits" for b in bits], [{"csi_bits": b} for b in bits]),
     ]  # fmt: skip
-    tried = [(label, names, settings) for label, names, settings in tried if names]
+    tried = [trial for trial in every if trial[1]]
     if not tried:
         return None
     fig, axes = figures.figure(10.5, 4.2, ncols=len(tried), sharey=True, squeeze=False)

@@ -97,7 +97,7 @@ def _end_to_end(outcome: Outcome) -> str:
     config = outcome.config
     if "e2e" not in config.methods and "e2e-matched" not in config.methods:
         return ""
-    text = " Codecs trained end to end have had as few steps as the other, so gains are upper estimates."
+    text = " Trainings are short, those end to end too, so gains over them are upper estimates."
     at = config.snr_picture_db
     for m in tables.SSDT:
         plain, strong = (tables.gain(outcome, m, over, at) for over in ("e2e", "e2e-matched"))
@@ -270,13 +270,18 @@ def _spans(outcome: Outcome) -> str:
     return " ".join(told) + f" ({_where(outcome)})"
 
 
+def _steps(outcome: Outcome) -> str:
+    told = [f"{role} {outcome.config.settings(role).steps:,}" for role in outcome.codecs]
+    return f"steps ({', '.join(told)})" if told else "no steps"
+
+
 def _measured(outcome: Outcome) -> str:
     config = outcome.config
     sizes = ", ".join(f"{role} {parameters(codec):,}" for role, codec in outcome.codecs.items())
     power = " and ".join(f"{p:g}" for p in config.power_w)
     text = (
         f"Codec `{config.codec}` (parameters: {sizes}), {config.symbols} complex feature maps per user; "
-        f"Adam, {config.steps} steps of {config.batch} codewords, SNR drawn from "
+        f"Adam, {_steps(outcome)} of {config.batch} codewords, SNR drawn from "
         f"{config.train_snr_db[0]:g} to {config.train_snr_db[1]:g} dB. Powers {power} W, (1/K) sum |t|² = "
         "P "
         if config.power_mode == "mean"

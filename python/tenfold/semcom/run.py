@@ -137,21 +137,22 @@ def _path(folder: Path, role: str) -> Path:
 def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
     """Train, or take over, what is not there yet."""
     kept = {role: kept_at(config, role) for role in config.roles()}
-    for role in config.roles():
-        source = _path(Path(config.checkpoint), role) if config.checkpoint else kept[role]
-        if not _path(folder.path, role).exists() and (config.checkpoint or (source and source.exists())):
-            codec, losses = read_codec(source, role, config)
-            _save_codec(_path(folder.path, role), codec, losses)
-            folder.log(f"{role} is that of {config.checkpoint or 'an earlier run (cache)'}")
+    for role, cached in kept.items():
+        source = _path(Path(config.checkpoint), role) if config.checkpoint else cached
+        if source is None or _path(folder.path, role).exists() or not (config.checkpoint or source.exists()):
+            continue
+        _save_codec(_path(folder.path, role), *read_codec(source, role, config))
+        folder.log(f"{role} is that of {config.checkpoint or 'an earlier run (cache)'}")
     missing = [role for role in config.roles() if not _path(folder.path, role).exists()]
     if missing:
-        folder.log(f"training {' and '.join(missing)}, {config.steps} steps each")
-    # One process for each even on fewer cores: three of equal length would leave one of two cores idle.
-    workers = (config.workers or len(missing)) if config.device == "cpu" else 1
+        told = ", ".join(f"{role} ({config.settings(role).steps} steps)" for role in missing)
+        folder.log(f"training {told}")
+    missing.sort(key=lambda role: -config.settings(role).steps)  # so that no core is left with the longest
+    workers = config.workers if config.device == "cpu" else 1
     for role in run_jobs(partial(_train, config, folder.path), missing, workers=workers):
         folder.log(f"{role} is trained")
-        if kept[role] is not None:
-            _save_codec(kept[role], *load_codec(folder.path, role, config))
+        if (cached := kept[role]) is not None:
+            _save_codec(cached, *load_codec(folder.path, role, config))
 
 
 def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
@@ -169,9 +170,9 @@ def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
     done = 0 if state is None else len(state["losses"])
     console = Console(stderr=True, force_terminal=False, highlight=False, markup=False, emoji=False)
     pictures = load_pictures(config.dataset, config.data)
-    with Progress(config.steps, f"train {role}", done=done, console=console) as progress:
+    with Progress(config.settings(role).steps, f"train {role}", done=done, console=console) as progress:
         trained = train_codec(
-            config.spec(role), pictures.train, config.train_link(role), config.settings(), state=state,
+            config.spec(role), pictures.train, config.train_link(role), config.settings(role), state=state,
             on_step=lambda step, loss: progress.advance(loss=loss), checkpoint=keep, every=_EVERY,
             device=config.device,
         )  # fmt: skip
