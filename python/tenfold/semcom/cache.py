@@ -14,7 +14,7 @@ from tenfold.semcom.config import CtsemcomConfig
 
 __all__ = ["kept_at"]
 
-_FORM = "tenfold.semcom/2"
+_FORM = "tenfold.semcom/3"
 """Changed whenever the same settings lead to other weights."""
 
 

@@ -126,7 +126,7 @@ def _lite(spec: CodecSpec, out: int, into: int) -> tuple[list[Stages], Stages]:
     def encoder() -> Stages:
         return Stages(
             nn.Conv2d(3, c, 5, 2, 2), _bend(), Attention(c),
-            nn.Conv2d(c, c, 5, 2, 2), _bend(), Attention(c),
+            nn.Conv2d(c, c, 3, 2, 1), _bend(), Attention(c),
             Residual(c), nn.Conv2d(c, out, 3, padding=1),
         )  # fmt: skip
 

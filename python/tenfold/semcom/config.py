@@ -114,7 +114,7 @@ class CtsemcomConfig:
     csi_errors_db: list[float] = field(default_factory=lambda: [-20.0, -10.0, -5.0])
     """Errors of the channel estimate that are also tried, at snr_picture_db and variance 1."""
 
-    csi_bits_tried: list[int] = field(default_factory=lambda: [2, 4, 6])
+    csi_bits_tried: list[int] = field(default_factory=lambda: [4])
     """Bits of feedback that are also tried (even numbers), at snr_picture_db and variance 1."""
 
     methods: list[str] = field(default_factory=lambda: list(_DEFAULT))
