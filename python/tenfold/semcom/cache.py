@@ -14,7 +14,7 @@ from tenfold.semcom.config import CtsemcomConfig
 
 __all__ = ["kept_at"]
 
-_FORM = "tenfold.semcom/3"
+_FORM = "tenfold.semcom/4"
 """Changed whenever the same settings lead to other weights."""
 
 

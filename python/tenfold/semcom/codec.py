@@ -89,7 +89,7 @@ class GDN(nn.Module):
 
 def _bend() -> nn.Module:
     """The gradient of a PReLU's slope took a seventh of a training step."""
-    return nn.LeakyReLU(0.2)
+    return nn.LeakyReLU(0.2, inplace=True)
 
 
 class Residual(nn.Module):

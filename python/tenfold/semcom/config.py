@@ -136,10 +136,10 @@ class CtsemcomConfig:
     pairs: int = 160
     """Test codewords, each of one patch per user."""
 
-    steps: int = 800
+    steps: int = 760
     """Optimiser steps of each codec but e2e."""
 
-    e2e_steps: int = 1600
+    e2e_steps: int = 1520
     """Optimiser steps of e2e: shown signal and channels side by side, a decoder learns late."""
 
     batch: int = 16

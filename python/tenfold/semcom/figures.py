@@ -212,7 +212,7 @@ def csi(outcome: Outcome) -> Picture | None:
             if last is not None:
                 _curve(axis, list(range(len(scores))), scores, m)
                 told.append(f"{tables.title(m)} at {names[-1]} {last.values.mean():.1f}")
-        axis.set_xticks(range(len(names) + 1), ["as configured", *names])
+        axis.set_xticks(range(len(names) + 1), ["as set", *names])
         axis.set_xlabel(label)
     axes[0, 0].set_ylabel("PSNR, dB")
     axes[0, 0].set_title(f"SNR {at:g} dB, variance 1")

@@ -24,7 +24,7 @@ class TrainSettings:
     side: pixels of the square patches.
     """
 
-    steps: int = 800
+    steps: int = 760
     batch: int = 16
     lr: float = 1.5e-3
     snr_db: tuple[float, float] = (0.0, 20.0)
@@ -81,7 +81,7 @@ def train_codec(
         _checks.fail(ValueError, "power_w", f"one power for each of {spec.users} users", link.power_w)
     codec = make_codec(spec, seed=settings.seed)
     codec.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(codec.parameters(), settings.lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(codec.parameters(), settings.lr, betas=(0.9, 0.99), fused=True)
     losses: list[float] = []
     if state is not None:
         losses = _restore(state, codec, optimizer)
