@@ -136,10 +136,10 @@ class CtsemcomConfig:
     pairs: int = 160
     """Test codewords, each of one patch per user."""
 
-    steps: int = 760
+    steps: int = 840
     """Optimiser steps of each codec but e2e."""
 
-    e2e_steps: int = 1520
+    e2e_steps: int = 1680
     """Optimiser steps of e2e: shown signal and channels side by side, a decoder learns late."""
 
     batch: int = 16

@@ -24,7 +24,7 @@ class TrainSettings:
     side: pixels of the square patches.
     """
 
-    steps: int = 760
+    steps: int = 840
     batch: int = 16
     lr: float = 1.5e-3
     snr_db: tuple[float, float] = (0.0, 20.0)
