@@ -98,8 +98,8 @@ def _end_to_end(outcome: Outcome) -> str:
     if "e2e" not in config.methods and "e2e-matched" not in config.methods:
         return ""
     text = (
-        " Trainings are short, those end to end too, so gains over them are upper estimates; `--e2e_steps` and "
-        "`--steps` make them longer."
+        " Trainings are short, those end to end too, so gains over them are upper estimates; `--e2e_steps` "
+        "and `--steps` make them longer."
     )
     at = config.snr_picture_db
     for m in tables.SSDT:
