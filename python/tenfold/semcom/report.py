@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tenfold.metrics.image import psnr
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section, style
 from tenfold.semcom import figures, tables
 from tenfold.semcom.codec import parameters
@@ -20,10 +21,11 @@ __all__ = ["write"]
 def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     """Everything that a finished run leaves; returns its numbers."""
     folder.write_table("results", tables.result_rows(outcome))
+    shown = figures.shown(outcome)
     with style():
         sections = [
-            _pictures(outcome, folder), _snr(outcome, folder), _variance(outcome, folder),
-            *_gains(outcome, folder), *_signal(outcome, folder), *_csi(outcome, folder),
+            _pictures(outcome, shown, folder), _snr(outcome, folder), _variance(outcome, folder),
+            *_gains(outcome, shown, folder), *_signal(outcome, folder), *_csi(outcome, folder),
             *_users(outcome, folder),
             *_training(outcome, folder), _methods(outcome, folder),
         ]  # fmt: skip
@@ -37,8 +39,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     return numbers
 
 
-def _pictures(outcome: Outcome, folder: RunFolder) -> Section:
-    found = figures.shown(outcome)
+def _pictures(outcome: Outcome, found: figures.Shown, folder: RunFolder) -> Section:
     names = []
     for user in range(outcome.config.group):
         names.append(f"pictures-user{user + 1}")
@@ -46,9 +47,23 @@ def _pictures(outcome: Outcome, folder: RunFolder) -> Section:
     folder.write_table("pictures", found.rows)
     text = (
         "Whole photographs that the codec never saw, by every method over the same draw of fading and "
-        "noise. One draw says little; the curves below are averages."
+        "noise. One draw says little; the curves below are averages." + _not_learned(found)
     )
     return Section("What arrives", text, names, ["pictures"])
+
+
+def _not_learned(found: figures.Shown) -> str:
+    """Users whose pictures a codec trained end to end does not deliver: no better than one colour."""
+    told = ""
+    for method in ("e2e", "e2e-matched"):
+        for user, sent in enumerate(found.originals if method in found.received else ()):
+            plain = sent.mean((1, 2), keepdim=True).expand_as(sent)
+            if float(psnr(found.received[method][user], sent)) < float(psnr(plain, sent)) + 0.5:
+                told += (
+                    f" **In so many steps the codec {title(method)} has not learned to send user "
+                    f"{user + 1}'s pictures at all: what arrives is no nearer than one plain colour.**"
+                )
+    return told
 
 
 def _snr(outcome: Outcome, folder: RunFolder) -> Section:
@@ -71,7 +86,7 @@ def _variance(outcome: Outcome, folder: RunFolder) -> Section:
     return Section("PSNR against the variance of fading", "", ["psnr-variance"], names)
 
 
-def _gains(outcome: Outcome, folder: RunFolder) -> list[Section]:
+def _gains(outcome: Outcome, found: figures.Shown, folder: RunFolder) -> list[Section]:
     picture = figures.gains(outcome)
     rows = tables.gain_rows(outcome)
     if picture is None or not rows:
@@ -83,6 +98,7 @@ def _gains(outcome: Outcome, folder: RunFolder) -> list[Section]:
         "variances; which work and which variances is not in it. "
         + _spans(outcome)
         + _end_to_end(outcome)
+        + _not_learned(found)
         + "\n\n"
         "**Joint is a bound**: it needs every user's symbols at every user, and alpha, which depends on "
         "them, at the receiver. **Separable can be deployed**: each user knows its own symbols and "
