@@ -69,6 +69,14 @@ def test_cancellation_needs_users_of_different_power() -> None:
 
 
 @with_sionna
+def test_long_codewords_are_cut_into_blocks() -> None:
+    gains = Fading("awgn").gains((2, 216, 1, 64), 0)
+    noise = complex_normal((2, 216, 64), 1.0, 1, 1)
+    found = cancelled(gains, noise, (1.0,), torch.tensor([10**-0.5, 10**0.5]), 3)
+    assert found.tolist() == [[True], [False]]
+
+
+@with_sionna
 def test_pictures_stay_below_the_bound(tmp_path: Path, pictures: Path) -> None:
     config = CtsemcomConfig(
         dataset="folder", data=str(pictures), pairs=6, methods=["digital", "digital-ldpc"],

@@ -26,6 +26,8 @@ __all__ = ["RATE", "cancelled", "demap", "map_bits", "require_sionna"]
 RATE = 0.5
 PAYLOAD_STREAM = 3
 _ITERATIONS = 20
+_LONGEST = 16_000
+"""Coded bits of a block; the standard's codes take 8,448 bits at most."""
 
 
 def require_sionna() -> None:
@@ -66,6 +68,8 @@ def cancelled(
 ) -> Tensor:  # fmt: skip
     """Whether each user's bits came through without an error, bool [B, N].
 
+    A codeword that is too long for one block of the code is cut into equal ones.
+
     Args:
         gains: complex64 [B, L, N, K].
         noise: complex64 [B, L, K] of variance 1.
@@ -79,10 +83,14 @@ def cancelled(
     if len(power_w) != users:
         _checks.fail(ValueError, "power_w", f"one power for each of {users} users", len(power_w))
     coded = 2 * rows * carriers
-    encoder, decoder = _code(coded, str(gains.device))
-    sent = _payload(batch, users, int(coded * RATE), seed, first).to(gains.device)
+    blocks = next(n for n in range(-(-coded // _LONGEST), coded + 1) if coded % n == 0)
+    encoder, decoder = _code(coded // blocks, str(gains.device))
+    size = int(coded // blocks * RATE)
+    sent = (
+        _payload(batch, users, blocks * size, seed, first).to(gains.device).view(batch, users, blocks, size)
+    )
     power = torch.tensor(power_w, dtype=torch.float32, device=gains.device).expand(batch, users)
-    x = map_bits(encoder(sent), power, (rows, carriers))  # [B, N, L, K]
+    x = map_bits(encoder(sent).flatten(2), power, (rows, carriers))  # [B, N, L, K]
     sigma2 = noise_power_w[:, None, None]
     left = superpose(gains, x.transpose(1, 2)) + sigma2.sqrt() * noise
 
@@ -95,9 +103,9 @@ def cancelled(
         user = order[:, turn]
         g, p = gains[every, :, user], power[every, user]
         waiting = (waiting - received[every, :, user]).clamp_min(0)
-        found = decoder(demap(left, g, p, waiting + sigma2))
-        right[every, user] = (found == sent[every, user]).all(-1)
-        left = left - g * map_bits(encoder(found), p, (rows, carriers))
+        found = decoder(demap(left, g, p, waiting + sigma2).view(batch, blocks, -1))
+        right[every, user] = (found == sent[every, user]).flatten(1).all(1)
+        left = left - g * map_bits(encoder(found).flatten(1), p, (rows, carriers))
     return right
 
 
