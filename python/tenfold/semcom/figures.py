@@ -235,7 +235,7 @@ def training(outcome: Outcome) -> Picture | None:
     """Loss of the codecs' trainings."""
     if not any(outcome.losses.values()):
         return None
-    fig, axis = figures.figure(7.0, 3.2)
+    fig, axis = figures.figure(9.0, 3.2)
     told = []
     for number, (role, losses) in enumerate(outcome.losses.items()):
         width = max(1, len(losses) // 100)
@@ -245,7 +245,7 @@ def training(outcome: Outcome) -> Picture | None:
         told.append(f"{_ROLES[role]} {-10 * np.log10(means[-1]):.1f} dB")
     axis.set(xlabel="step", ylabel="-10 log10 of the loss, dB")
     axis.set_title("Training")
-    axis.legend(loc="lower right")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
         "Mean squared error of the training patches in decibels, averaged over a hundredth of the steps."
     )
