@@ -134,9 +134,9 @@ def _restore(state: dict[str, Tensor], codec: Codec, optimizer: torch.optim.Opti
             held.setdefault(int(number), {})[key] = value
     # A file keeps no memory format, and the fused step goes through memory as it lies: moments must lie as
     # their weights do.
-    for number, weight in enumerate(codec.parameters()):
-        for key, value in held.get(number, {}).items():
+    for place, weight in enumerate(codec.parameters()):
+        for key, value in held.get(place, {}).items():
             if value.shape == weight.shape:
-                held[number][key] = torch.empty_like(weight, requires_grad=False).copy_(value)
+                held[place][key] = torch.empty_like(weight, requires_grad=False).copy_(value)
     optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
     return [float(value) for value in state["losses"]]
