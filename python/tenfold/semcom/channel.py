@@ -19,8 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tenfold import _checks
-from tenfold.ops.zo import zo_sample
+from tenfold import _checks, ops
 
 __all__ = [
     "FADINGS",
@@ -115,7 +114,7 @@ def complex_normal(
     scale = math.sqrt(_checks.real("variance", variance, at_least=0.0) / 2)
     first = _checks.integer("first", first, 0, 2**60)
     n = math.prod(shape)
-    z = zo_sample(seed, stream, offset, first=2 * first, n=2 * n, device=device)
+    z = ops.zo_sample(seed, stream, offset, first=2 * first, n=2 * n, device=device)
     return torch.view_as_complex(z.view(n, 2)).mul_(scale).view(tuple(shape))
 
 
@@ -210,11 +209,12 @@ def noma_channel(
 ) -> Any:
     """Superposition of the users over their channels, with noise: alpha (sum_n g_n u_n + w).
 
+    `tenfold.ops.noma_channel` with codewords for rows: `first` counts them; "rician" has a default factor.
     The noise power is fixed: it does not follow the received power, so that deep fades hurt. Differentiable
     in `transmit`, `gains` and `alpha`.
 
     Args:
-        transmit: complex64 [B, L, N, K] (or [..., N, K], taken as [B, 1, N, K]), in square roots of W.
+        transmit: complex [B, L, N, K] (or [..., N, K], taken as [B, 1, N, K]), in square roots of W.
         variance: E|g|^2.
         noise_power: sigma^2 in W per complex sample (half of it in each part).
         seed, offset: of fading (stream 0) and noise (stream 1).
@@ -225,21 +225,10 @@ def noma_channel(
     Returns:
         [B, L, K] (or [..., K]); with `return_gains` also the gains.
     """
-    if transmit.ndim < 2:
-        _checks.fail(ValueError, "transmit", "shape [..., N, K]", tuple(transmit.shape))
-    lead, last = transmit.shape[:-2], transmit.shape[-2:]
-    u = transmit if transmit.ndim == 4 else transmit.reshape(-1, 1, *last)
-    if gains is None:
-        drawn = Fading(fading, variance, k_factor_db, block)
-        g = drawn.gains(u.shape, seed, offset, first=first, device=u.device)
-    else:
-        g = gains.expand(transmit.shape).reshape(u.shape)
-    noise = complex_normal(
-        (*u.shape[:2], u.shape[3]), noise_power, seed, NOISE_STREAM, offset,
-        first=first * u.shape[1] * u.shape[3], device=u.device,
+    whole = transmit.ndim == 4
+    symbols = transmit.shape[1] if whole else 1
+    return ops.noma_channel(
+        transmit, variance, noise_power, seed, offset, gains=gains, fading=fading,
+        k_factor_db=k_factor_db if fading == "rician" else None, block=block and whole, alpha=alpha,
+        first=_checks.integer("first", first, 0, 2**40) * symbols, return_gains=return_gains,
     )  # fmt: skip
-    y = superpose(g, u) + noise
-    y = y.reshape(*lead, last[1])
-    if alpha is not None:
-        y = y * alpha[..., None]
-    return (y, g.reshape(transmit.shape)) if return_gains else y
