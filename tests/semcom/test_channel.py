@@ -130,6 +130,8 @@ def test_quantised_gains_take_the_levels_of_lloyd_and_max() -> None:
     errors = [float((quantise_gains(g, b, variance=2.0) - g).abs().square().mean()) / 2 for b in (2, 4, 6)]
     np.testing.assert_allclose(errors, [0.3634, 0.1175, 0.03454], rtol=0.03)  # Max 1960, table I
     assert len(torch.view_as_real(quantise_gains(g, 4, variance=2.0)).unique()) == 4
+    g[0, 0, 0, 0] = math.nan
+    assert quantise_gains(g, 4, variance=2.0).isnan().sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,12 @@ def test_quantised_gains_take_the_levels_of_lloyd_and_max() -> None:
         (lambda: Fading(variance=0.0), "variance: expected"),
         (lambda: Fading().gains((2, 2, 4), 0), "shape: expected four numbers"),
         (lambda: quantise_gains(torch.ones(3, dtype=torch.complex64), 3, variance=1.0), "csi_bits: expected"),
+        (lambda: Fading("rician", k_factor_db=4000.0), "k_factor_db: expected"),
+        (lambda: estimate_gains(torch.ones(2, 2, 4) + 0j, Fading(), 0), "gains: expected shape"),
+        (
+            lambda: estimate_gains(torch.ones(1, 1, 2, 4) + 0j, Fading(), 0, csi_err_db=9999.0),
+            "csi_err_db: expected",
+        ),
         (lambda: complex_normal((3,), -1.0), "variance: expected"),
         (lambda: noma_channel(torch.ones(3), 1.0, 0.1, 0), "transmit: expected"),
         (lambda: noma_channel(torch.ones(3, 2, 4) + 0j, 1.0, 0.1, 0, first=-1), "first: expected"),

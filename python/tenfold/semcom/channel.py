@@ -45,7 +45,7 @@ class Fading:
     kind: "awgn", gain 1 everywhere; "rayleigh", CN(0, variance); "rician", a constant part and a Rayleigh
         part of together `variance`.
     variance: E|g|^2 (of "awgn" not used).
-    k_factor_db: power of the constant part over the Rayleigh part, in dB ("rician").
+    k_factor_db: power of the constant part over the Rayleigh part, in dB, in [-300, 300) ("rician").
     block: whether all OFDM symbols of a codeword fade alike; otherwise each sample by itself.
     """
 
@@ -57,7 +57,7 @@ class Fading:
     def __post_init__(self) -> None:
         _checks.choice("kind", self.kind, FADINGS)
         _checks.real("variance", self.variance, positive=True)
-        _checks.real("k_factor_db", self.k_factor_db)
+        _checks.real("k_factor_db", self.k_factor_db, at_least=-300.0, below=300.0)
 
     @property
     def mean(self) -> float:
@@ -143,10 +143,15 @@ def estimate_gains(
     Args:
         csi_err_db: power of the estimate's Gaussian error over the fading variance, in dB; None, no error.
         csi_bits: bits fed back per user and subcarrier, half for each part; None, unquantised.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
     """
+    if gains.ndim != 4:
+        _checks.fail(ValueError, "gains", "shape [B, L, N, K]", tuple(gains.shape))
     known = gains
     if csi_err_db is not None and fading.kind != "awgn":
-        size = fading.variance * 10 ** (csi_err_db / 10)
+        size = fading.variance * 10 ** (_checks.real("csi_err_db", csi_err_db, below=300.0) / 10)
         batch, symbols, users, carriers = gains.shape
         drawn = (batch, 1 if fading.block else symbols, users, carriers)
         start = first * math.prod(drawn[1:])
@@ -161,7 +166,7 @@ def estimate_gains(
 def quantise_gains(gains: Tensor, csi_bits: int, *, variance: float, mean: complex = 0.0) -> Tensor:
     """Each part of a CN(mean, variance) gain to the nearest of 2^(csi_bits/2) levels of least mean error.
 
-    The levels are those of Lloyd and Max for the normal distribution.
+    The levels are those of Lloyd and Max for the normal distribution. What is not a number stays so.
     """
     _checks.integer("csi_bits", csi_bits, 2, 16, "an even number of bits in [2, 16]")
     if csi_bits % 2:
@@ -170,8 +175,8 @@ def quantise_gains(gains: Tensor, csi_bits: int, *, variance: float, mean: compl
     edges = ((levels[1:] + levels[:-1]) / 2).float().to(gains.device)
     levels = levels.float().to(gains.device)
     scale = math.sqrt(variance / 2)
-    parts = torch.view_as_real((gains - mean).resolve_conj().contiguous()) / scale
-    found = levels[torch.bucketize(parts, edges)] * scale
+    parts = torch.view_as_real((gains - mean).resolve_conj().contiguous())
+    found = torch.where(parts.isnan(), parts, levels[torch.bucketize(parts / scale, edges)] * scale)
     return torch.view_as_complex(found) + mean
 
 
