@@ -660,6 +660,8 @@ def test_opcheck(dtype):  # of what is registered: instruction sets do not diffe
         ({"noise_power": -0.1}, ValueError, r"noise_power: expected finite values >= 0, got -0.1"),
         ({"noise_power": math.nan}, ValueError, r"noise_power: expected finite values"),
         ({"noise_power": torch.ones(2)}, ValueError, r"noise_power: expected a shape"),
+        ({"power": ["a", 1.0]}, TypeError, r"power: expected numbers in lists of equal lengths, got"),
+        ({"power": [[1.0], [1.0, 2.0]]}, TypeError, r"power: expected numbers in lists"),
         ({"rho": [-1.0, 1.0]}, ValueError, r"rho: expected finite values >= 0, got -1.0"),
         ({"rho": [math.nan, 1.0]}, ValueError, r"rho: expected finite values"),
         ({"rho": [-1.0, 1.0], "statistics": "csi"}, ValueError, r"rho: expected finite values >= 0"),

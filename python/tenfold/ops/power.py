@@ -362,7 +362,10 @@ def _spread(
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
     if isinstance(value, (list, tuple)):
-        value = torch.tensor(value, dtype=dtype, device=device)
+        try:
+            value = torch.tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            _checks.fail(TypeError, name, "numbers in lists of equal lengths", repr(value))
     found = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (*_REAL, torch.int64))
     if found.device != device:
         _checks.fail(ValueError, name, f"a tensor on {device}", found.device)
