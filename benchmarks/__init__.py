@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
     "selection": "selection",
     "power": "power",
     "quality": "quality",
+    "channel": "channel",
 }
 
 

@@ -70,7 +70,7 @@ const T* row_of(const PowerView& view, int64_t row, int64_t user, int64_t carrie
 
 template <class T>
 void add_products(const T* __restrict g, const T* __restrict u, int64_t carriers, T* __restrict sum) {
-  // Two loops: in one, the bits under GCC 12 with FMA are not those of separate roundings (a fused add-subtract, it seems).
+  // Two loops: of one, GCC 12 makes vfmaddsub231 where FMA is on, also under -ffp-contract=off, and a product is then not rounded.
   for (int64_t k = 0; k < carriers; ++k) sum[2 * k] += g[2 * k] * u[2 * k] - g[2 * k + 1] * u[2 * k + 1];
   for (int64_t k = 0; k < carriers; ++k) sum[2 * k + 1] += g[2 * k] * u[2 * k + 1] + g[2 * k + 1] * u[2 * k];
 }

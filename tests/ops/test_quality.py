@@ -5,6 +5,7 @@ Values of other libraries are in tests/metrics/test_image.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -272,8 +273,12 @@ def test_small_pictures_and_wrong_arguments_are_refused(backend):
         ssim(x[..., :10], x[..., :10])
     with pytest.raises(ValueError, match="at least 7 x 7"):
         ssim(x[..., :6, :], x[..., :6, :], variant="uniform")
-    with pytest.raises(ValueError, match="k1: expected"):
-        ssim(x, x, k1=-1)
+    for k1 in (-1, 1e300):
+        with pytest.raises(ValueError, match="k1: expected"):
+            ssim(x, x, k1=k1)
+    for score, span in itertools.product((psnr, ssim), (1e-200, 1e200)):
+        with pytest.raises(ValueError, match="data_range: expected"):
+            score(x, x, span)
     with pytest.raises(TypeError, match="preds: expected dtype"):
         ssim(x.bool(), x)
     with pytest.raises(ValueError, match="shape"):

@@ -55,5 +55,7 @@ def test_any_channel_and_allocation_may_be_trained_over(pictures: Path, method: 
 def test_wrong_settings_are_named(pictures: Path) -> None:
     with pytest.raises(ValueError, match="power_w: expected one power for each of 3 users"):
         train_codec(replace(SPEC, users=3), load_pictures("folder", pictures).train, Link(), SETTINGS)
+    with pytest.raises(ValueError, match="seed: expected an integer"):
+        TrainSettings(seed=2**32)  # the seed of a step's draws would not fit
     with pytest.raises(ValueError, match="snr_db: expected the lower end first"):
         TrainSettings(snr_db=(20.0, 0.0))

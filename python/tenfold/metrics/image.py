@@ -69,7 +69,7 @@ class _Averaged(base()):  # type: ignore[misc]
 
     def __init__(self, data_range: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        self.data_range = _checks.real("data_range", data_range, positive=True)
+        self.data_range = _checks.real("data_range", data_range, at_least=1e-30, below=1e30)
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def _score(self, preds: Any, target: Any) -> Tensor:

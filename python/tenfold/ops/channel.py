@@ -66,7 +66,7 @@ def noma_channel(
         gains: [..., N, K], the channel where it is known.
         fading: "rayleigh", CN(0, variance); "rician", a constant and a Rayleigh part of together `variance`;
             "awgn", gain 1.
-        k_factor_db: constant over Rayleigh power in dB, for "rician" and only there.
+        k_factor_db: constant over Rayleigh power in dB, in [-300, 300), for "rician" and only there.
         block: all rows of the axis before N ([..., L, N, K]) fade alike.
         alpha: real [...], what the receiver multiplies by; not with `allocate`.
         allocate: "joint", "separable" (users held to their budgets), or None.
@@ -98,8 +98,8 @@ def noma_channel(
     )
     if first % length:
         _checks.fail(ValueError, "first", f"a multiple of {length} for block fading", first)
-    if allocate not in _ALLOCATE:
-        _checks.fail(ValueError, "allocate", "one of None, 'joint', 'separable'", repr(allocate))
+    if allocate is not None:
+        _checks.choice("allocate", allocate, ("joint", "separable"))
     _constant("variance", variance)
     _constant("noise_power", noise_power)
     mean, scale = _fading(fading, variance, k_factor_db, (*lead, users), u.device, real)
@@ -164,7 +164,9 @@ def _fading(
         _checks.fail(ValueError, "k_factor_db", "a number for 'rician' and None otherwise", k_factor_db)
     if fading == "awgn":
         return _spread("mean", 1.0, shape, device, real), _spread("scale", 0.0, shape, device, real)
-    ratio = 10 ** (_checks.real("k_factor_db", k_factor_db) / 10) if fading == "rician" else 0.0
+    ratio = 0.0
+    if fading == "rician":
+        ratio = 10 ** (_checks.real("k_factor_db", k_factor_db, at_least=-300.0, below=300.0) / 10)
     parts = ratio / (1 + ratio), 0.5 / (1 + ratio)
     if isinstance(variance, (int, float)) and not isinstance(variance, bool):
         size = _checks.real("variance", variance, positive=True)

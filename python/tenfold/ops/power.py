@@ -69,11 +69,9 @@ class WaterFilling:
     @property
     def rate(self) -> Any:
         """[...]: sum_k log(1 + gain power), in nats."""
-        if not isinstance(self.power, Tensor):
-            kind = _arrays.kind_of(self.power)
-            gains, power = (_arrays.as_tensor("gains", v, write=False) for v in (self._gains, self.power))
-            return kind(torch.log1p(gains * power).sum(-1))
-        return torch.log1p(self._gains.clamp_min(0.0) * self.power).sum(-1)
+        kind = _arrays.kind_of(self.power)
+        gains, power = (_arrays.as_tensor("gains", v, write=False) for v in (self._gains, self.power))
+        return kind(torch.log1p(gains.clamp_min(0.0) * power).sum(-1))
 
 
 def ssdt_joint(
@@ -138,7 +136,7 @@ def ssdt_joint(
     if alpha_scope == "codeword" and not lead:
         _checks.fail(ValueError, "gains", "shape [..., L, N, K] for alpha_scope 'codeword'", tuple(g.shape))
     noise = _spread("noise_power", noise_power, whole, g.device, real)
-    _refuse(check, power=(budget, True), noise_power=(noise, False))
+    _refuse(check, power=(budget, True), noise_power=(noise, False), rho=(reference, False))
     expected = None
     if statistics == "csi":
         expected = (budget * reference).sum(-1)[..., None].expand(*lead, carriers)
@@ -364,7 +362,10 @@ def _spread(
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
     if isinstance(value, (list, tuple)):
-        value = torch.tensor(value, dtype=dtype, device=device)
+        try:
+            value = torch.tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            _checks.fail(TypeError, name, "numbers in lists of equal lengths", repr(value))
     found = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (*_REAL, torch.int64))
     if found.device != device:
         _checks.fail(ValueError, name, f"a tensor on {device}", found.device)

@@ -61,7 +61,7 @@ def psnr(preds: Any, target: Any, data_range: float = 1.0, reduction: str = "mea
 
     Args:
         preds, target: [B, C, H, W], or [C, H, W] for one picture; any floating or integer dtype, any strides.
-        data_range: largest minus smallest possible value.
+        data_range: largest minus smallest possible value, in [1e-30, 1e30).
         reduction: "mean" or "sum" over pictures, or "none", [B].
 
     Raises:
@@ -69,7 +69,7 @@ def psnr(preds: Any, target: Any, data_range: float = 1.0, reduction: str = "mea
         RuntimeError: a forced backend that cannot run, or a second derivative.
     """
     x, y, kind = _pair(preds, target)
-    span = _checks.real("data_range", data_range, positive=True)
+    span = _span(data_range)
     _checks.choice("reduction", reduction, REDUCTIONS)
     error = torch.ops.tenfold.image_squared_error(x, y)
     return kind(_reduced(10 * torch.log10(span**2 / error), reduction).to(_wide(x, y)))
@@ -178,11 +178,15 @@ def _wide(x: Tensor, y: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
 
 
+def _span(data_range: Any) -> float:
+    return _checks.real("data_range", data_range, at_least=1e-30, below=1e30)
+
+
 def _constants(data_range: Any, k1: Any, k2: Any) -> tuple[float, float, float]:
     """c1, c2, and the power of two that brings data_range into [1/2, 1): float32 then holds its squares."""
-    span = _checks.real("data_range", data_range, positive=True)
-    k1, k2 = (_checks.real(name, k, at_least=0.0) for name, k in (("k1", k1), ("k2", k2)))
-    scale = 2.0 ** -min(max(frexp(span)[1], -100), 100)
+    span = _span(data_range)
+    k1, k2 = (_checks.real(name, k, at_least=0.0, below=1e6) for name, k in (("k1", k1), ("k2", k2)))
+    scale = 2.0 ** -frexp(span)[1]
     return (k1 * span * scale) ** 2, (k2 * span * scale) ** 2, scale
 
 

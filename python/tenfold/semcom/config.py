@@ -259,18 +259,20 @@ def _check(config: CtsemcomConfig) -> None:
         if not values or len(set(values)) < len(values):
             _checks.fail(ValueError, name, "different numbers, at least one", values)
         for value in values:
-            _checks.real(name, value, positive=name == "variances")
+            _checks.real(name, value, positive=True) if name == "variances" else _decibels(name, value)
+    for value in config.train_snr_db:
+        _decibels("train_snr_db", value)
     for value in config.csi_errors_db:
-        _checks.real("csi_errors_db", value)
+        _decibels("csi_errors_db", value)
     if config.csi_err_db is not None:
-        _checks.real("csi_err_db", config.csi_err_db)
+        _decibels("csi_err_db", config.csi_err_db)
     if config.csi_bits is not None and (_checks.integer("csi_bits", config.csi_bits, 2, 16) % 2):
         _checks.fail(ValueError, "csi_bits", "an even number", config.csi_bits)
     for bits in config.csi_bits_tried:
         if _checks.integer("csi_bits_tried", bits, 2, 16) % 2:
             _checks.fail(ValueError, "csi_bits_tried", "even numbers", bits)
     _check_users(config)
-    _checks.real("snr_picture_db", config.snr_picture_db)
+    _decibels("snr_picture_db", config.snr_picture_db)
     _checks.integer("carriers", config.carriers, 1, 1 << 16)
     _checks.integer("pairs", config.pairs, 2, 10**7)
     _checks.integer("workers", config.workers, 0, 4096)
@@ -287,6 +289,10 @@ def _check(config: CtsemcomConfig) -> None:
         if not config.device.startswith("cuda") or not torch.cuda.is_available():
             found = "that" if torch.cuda.is_available() else "no CUDA device that torch finds"
             _checks.fail(ValueError, "device", "cpu or cuda", f"{config.device!r} ({found})")
+
+
+def _decibels(name: str, value: float) -> None:
+    _checks.real(name, value, at_least=-300.0, below=300.0)  # what float32 holds as a ratio
 
 
 def _check_users(config: CtsemcomConfig) -> None:

@@ -36,7 +36,7 @@ class TrainSettings:
         _checks.integer("batch", self.batch, 1, 10**6)
         _checks.real("lr", self.lr, positive=True)
         _checks.integer("side", self.side, 4, 1 << 16)
-        _checks.seed("seed", self.seed)
+        _checks.integer("seed", self.seed, 0, 2**32 - 1)  # a step's draws have seed 2^32 + step
         low, high = (_checks.real("snr_db", value) for value in self.snr_db)
         if low > high:
             _checks.fail(ValueError, "snr_db", "the lower end first", self.snr_db)
