@@ -86,6 +86,15 @@ def test_a_concept_that_is_no_digit_is_refused_before_anything_runs(tmp_path):
         advunlearn_run.erase(AdvUnlearnConfig(concept="eleven", **QUICK), tmp_path / "run")
 
 
+def test_prompts_that_name_no_guidance_take_the_setting(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n3,five,7,\n4,five,8,0\n")
+    config = AdvUnlearnConfig(**QUICK, attack_prompts=str(path), guidance=2.0).resolved()
+    assert [(c.case_number, c.seed, c.guidance) for c in advunlearn_run.cases_of(config)] == [
+        ("3", 7, 2.0), ("4", 8, 0.0),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("concept", ["five", "three"])
 def test_the_effect_that_the_paper_claims(tmp_path: Path, concept: str):

@@ -168,8 +168,10 @@ def test_target_pictures_are_written_as_the_published_sets(tmp_path):
     assert [case.case_number for case in cases_of_targets(folder)[0]] == ["0012"]
     with pytest.raises(FileExistsError, match="folder: expected a new one"):
         write_targets(folder, cases, pictures)
-    with pytest.raises(ValueError, match="case_number: expected one that is a file name"):
+    with pytest.raises(ValueError, match="case_number: expected text that may stand in a file's name"):
         write_targets(tmp_path / "new", [Case("../x", "a cat")], pictures[:1])
+    with pytest.raises(ValueError, match="cases: expected at least one"):
+        write_targets(tmp_path / "new", [], [])
     assert not (tmp_path / "new").exists()
 
 

@@ -16,7 +16,7 @@ Paper: arXiv 2405.15234 (AdvUnlearn), on ESD (arXiv 2303.07345); attacked by Unl
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,7 @@ from tenfold.diffusion.attack import (
     attack_rates,
     target_cases,
 )
+from tenfold.diffusion.attack.dataset import case_of
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.digits import (
     DigitJudge,
@@ -188,13 +189,10 @@ def cases_of(config: AdvUnlearnConfig) -> list[Case]:
     if config.attack_prompts:
         from tenfold.diffusion.prompts import read_prompts
 
-        rows = read_prompts(config.attack_prompts)
-        return [
-            Case(
-                row.case_number, row.prompt, int(row.seed or 0), float(row.guidance or config.guidance or 7.5)
-            )
-            for row in rows
-        ]
+        assert config.guidance is not None
+        rows = read_prompts(config.attack_prompts, guidance=config.guidance)
+        # Pictures of one size, the model's own, stand side by side in the report.
+        return [replace(case_of(row), height=None, width=None) for row in rows]
     prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
     return [Case(str(i), p, 100 + i, float(config.guidance or 3.0)) for i, p in enumerate(prompts)]
 

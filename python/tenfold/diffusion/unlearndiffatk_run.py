@@ -37,7 +37,7 @@ from tenfold.diffusion.attack import (
     target_cases,
     write_jsonl,
 )
-from tenfold.diffusion.attack.dataset import cases_of_targets, draw_targets, write_targets
+from tenfold.diffusion.attack.dataset import case_of, cases_of_targets, draw_targets, write_targets
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.erase import Concept, Edit
 from tenfold.diffusion.unlearndiffatk_config import ORIGINAL, UnlearnDiffAtkConfig
@@ -206,10 +206,7 @@ def plain_cases(config: UnlearnDiffAtkConfig) -> list[Case]:
     if config.prompts:
         from tenfold.diffusion.prompts import read_prompts
 
-        return [
-            Case(row.case_number, row.prompt, int(row.seed or 0), row.guidance, None, row.height, row.width)
-            for row in read_prompts(config.prompts)
-        ]
+        return [case_of(row) for row in read_prompts(config.prompts)]
     from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 
     prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2

@@ -158,6 +158,15 @@ def test_an_error_is_kept_apart_and_tried_again(tmp_path: Path) -> None:
     assert read_published(tmp_path)["3"].state == "success"
 
 
+@pytest.mark.parametrize("name", ["/../../out", "../../../out", "a\\b", "a\0b"])
+def test_a_case_number_does_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    store = LogFolder(tmp_path / "logs", {})
+    for wrong in (lambda: store.load(name), lambda: store.save(log(name, False), 0)):
+        with pytest.raises(ValueError, match="case_number: expected text that may stand in a file's name"):
+            wrong()
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_line_per_prompt(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "logs.jsonl", LOGS)
     lines = [json.loads(line) for line in (tmp_path / "logs.jsonl").read_text().splitlines()]

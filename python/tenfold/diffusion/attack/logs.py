@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.prompts import check_file_part
 from tenfold.runs.files import read_json, replacing, write_json, write_text
 
 __all__ = ["STATES", "CaseLog", "Entry", "LogFolder", "read_published", "to_pil", "write_jsonl"]
@@ -123,7 +124,12 @@ class LogFolder:
         self.images = _checks.choice("images", images, ("all", "last", "none"))
 
     def path(self, case_number: str) -> Path:
-        """The prompt's folder."""
+        """The prompt's folder.
+
+        Raises:
+            ValueError: the case number would lead out of `root`.
+        """
+        check_file_part("case_number", case_number)
         return self.root / f"attack_idx_{case_number}"
 
     def load(self, case_number: str) -> CaseLog | None:
