@@ -14,7 +14,7 @@ from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk, rng_of
-from tenfold.diffusion.erase.concept import Concept, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest, weights_edit
 from tenfold.diffusion.erase.target import esd_loss, mse
 from tenfold.diffusion.erase.trainable import COMPONENTS, component_of, trainable
@@ -85,6 +85,10 @@ class ESD:
             ("bank_size", 0), ("bank_retain", 1), ("bank_refresh_every", 0),
         ):  # fmt: skip
             _checks.integer(name, getattr(self, name), low, 10**7)
+        if self.size is not None:
+            _checks.integer("size", self.size, 1, 2**16)
+        if not isinstance(self.norm_layer, bool):
+            _checks.fail(TypeError, "norm_layer", "True or False", _checks.describe(self.norm_layer))
         _checks.real("lr", self.lr, positive=True)
         for name in ("eta", "start_guidance", "retain_weight"):
             _checks.real(name, getattr(self, name), at_least=0.0)
@@ -121,10 +125,11 @@ class ESD:
                 retained prompts are missing; weights are not float32; the model has two text encoders.
             RuntimeError: a loss is not finite (names iteration, concept and timestep).
         """
-        training = self.training(bundle, concept, _checks.integer("seed", seed, 0, 2**32 - 1))
+        check_fit(bundle, concept, seed)
+        _checks.integer("state_every", state_every, 1, 10**9)
+        training = self.training(bundle, concept, seed)
         if state is not None:
             training.restore(state)
-        _checks.integer("state_every", state_every, 1, 10**9)
         while training.done < self.iterations:
             numbers = training.iterate()
             if progress is not None:
@@ -305,12 +310,6 @@ class Training:
 
 
 def _check(method: Any, bundle: Bundle, concept: Concept) -> None:
-    if not isinstance(bundle, Bundle):
-        _checks.fail(
-            TypeError, "bundle", "a Bundle (load_bundle, Bundle.from_pipeline)", type(bundle).__name__
-        )
-    if not isinstance(concept, Concept):
-        _checks.fail(TypeError, "concept", "a Concept", type(concept).__name__)
     if bundle.is_sdxl:
         _checks.fail(ValueError, "bundle", "a model with one text encoder", "one with two (SDXL)")
     for name, module in bundle.modules().items():
