@@ -82,8 +82,24 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_a_concept_that_is_no_digit_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ValueError, match="digit: expected 0 to 9"):
+    with pytest.raises(ValueError, match="concept: expected a name of a digit"):
         advunlearn_run.erase(AdvUnlearnConfig(concept="eleven", **QUICK), tmp_path / "run")
+
+
+def test_a_numeral_is_no_word_of_the_model(tmp_path):
+    with pytest.raises(
+        ValueError, match="concept: expected a name of a digit, as 'five' or 'cinco', got '5'"
+    ):
+        advunlearn_run.erase(AdvUnlearnConfig(concept="5", **QUICK), tmp_path / "run")
+
+
+def test_a_model_that_is_there_keeps_its_seconds(tmp_path):
+    """Killed between the model and its results: the seconds of training are those of the training."""
+    config = AdvUnlearnConfig(**QUICK).resolved()
+    first, _ = advunlearn_run.one(config, str(tmp_path), ("esd", 0))
+    again, _ = advunlearn_run.one(config, str(tmp_path), ("esd", 0))
+    assert first["train_seconds"] > 0
+    assert again["train_seconds"] == first["train_seconds"]
 
 
 def test_prompts_that_name_no_guidance_take_the_setting(tmp_path):

@@ -15,6 +15,7 @@ from tenfold.diffusion.digits import (
     WEIGHTS,
     DigitJudge,
     digit_agreement,
+    digit_name,
     digit_of,
     digit_pictures,
     digits_described,
@@ -68,6 +69,12 @@ def test_prompt_lists():
     assert {digit_of(d) for d in ("funf", 5, "5", "five")} == {5}
     with pytest.raises(ValueError, match="digit: expected 0 to 9"):
         digit_of("ten")
+    assert digit_name("cinco") == "cinco"
+    for wrong in ("5", "ten", "Five", 5):
+        with pytest.raises(ValueError, match="concept: expected a name of a digit"):
+            digit_name(wrong)
+    with pytest.raises(ValueError, match="exclude: expected a digit that is left, got all ten"):
+        digit_agreement(load_digits(), exclude=range(10))
 
 
 def test_the_judge_reads_real_digits_and_refuses_junk():

@@ -107,6 +107,13 @@ def test_a_prompt_s_log_is_not_made_again(tmp_path, monkeypatch):
     assert (log.parent.parent / "attack_idx_11" / "log.json").is_file()
 
 
+def test_a_model_that_is_there_keeps_its_seconds(tmp_path):
+    config = UnlearnDiffAtkConfig(**QUICK).resolved()
+    first = unlearndiffatk_run.make(config, str(tmp_path), "negative")
+    assert first[1] > 0
+    assert unlearndiffatk_run.make(config, str(tmp_path), "negative") == first
+
+
 def test_files_of_one_s_own(tmp_path):
     """A pipeline, a checkpoint, a prompt file with a prompt that is too long, a judge of one's own."""
     from safetensors.torch import save_file

@@ -42,6 +42,7 @@ from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.digits import (
     DigitJudge,
     digit_agreement,
+    digit_name,
     digit_pictures,
     pixel_frechet,
     retain_prompts,
@@ -175,6 +176,8 @@ def _take(outcome: Outcome, state: dict[str, Any], tensors: dict[str, Tensor]) -
 
 def concept_of(config: AdvUnlearnConfig) -> Concept:
     """The concept with the prompts that are to stay."""
+    if config.model == "digits":
+        digit_name(config.concept)
     if config.retain:
         from tenfold.diffusion.prompts import read_retain
 
@@ -193,7 +196,7 @@ def cases_of(config: AdvUnlearnConfig) -> list[Case]:
         rows = read_prompts(config.attack_prompts, guidance=config.guidance)
         # Pictures of one size, the model's own, stand side by side in the report.
         return [replace(case_of(row), height=None, width=None) for row in rows]
-    prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
+    prompts = [template.format(digit_name(config.concept)) for template in NAME_TEMPLATES] * 2
     return [Case(str(i), p, 100 + i, float(config.guidance or 3.0)) for i, p in enumerate(prompts)]
 
 
@@ -211,11 +214,10 @@ def one(config: AdvUnlearnConfig, out: str, job: tuple[str, int]) -> tuple[dict[
     name, seed = job
     base = load_bundle(config.model, device=config.device)
     concept = concept_of(config)
-    start, losses, bundle = time.process_time(), [], base
+    losses, bundle, trained = [], base, 0.0
     if name != "base":
         edit = _fit(config, base, concept, name, seed, Path(out))
-        losses, bundle = edit.details["losses"], edit.apply(base)
-    trained = time.process_time() - start
+        losses, bundle, trained = edit.details["losses"], edit.apply(base), edit.details["cpu_seconds"]
     retained, frechet, kept = _utility(config, bundle, concept)
     trial = Trial(name, seed, trained, 0.0, losses, retained, frechet)
     tensors = {"retained": kept}
@@ -230,7 +232,9 @@ def _fit(config: AdvUnlearnConfig, base: Bundle, concept: Concept, name: str, se
     path = out / "models" / f"{name}-seed{seed}"
     if path.is_dir():
         return Edit.load(path)
+    start = time.process_time()
     edit: Edit = config.method(name).fit(base, concept, seed=seed)
+    edit.details["cpu_seconds"] = round(time.process_time() - start, 3)  # a resumed run has it from the file
     edit.save(path)
     return edit
 

@@ -132,10 +132,7 @@ def run(config: UnlearnDiffAtkConfig, folder: RunFolder) -> Result:
     _make_targets(config, folder.path)
     out = str(folder.path)
     for name, seconds in run_jobs(partial(make, config, out), config.names[::-1], workers=workers):
-        held = folder.load_state(f"model-{name}")
-        if held is None:
-            folder.save_state(f"model-{name}", {"seconds": seconds})
-        outcome.train_seconds[name] = seconds if held is None else held[0]["seconds"]
+        outcome.train_seconds[name] = seconds
     jobs = jobs_of(config)
     todo = []
     for job in jobs:
@@ -207,9 +204,10 @@ def plain_cases(config: UnlearnDiffAtkConfig) -> list[Case]:
         from tenfold.diffusion.prompts import read_prompts
 
         return [case_of(row) for row in read_prompts(config.prompts)]
+    from tenfold.diffusion.digits import digit_name
     from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 
-    prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
+    prompts = [template.format(digit_name(config.concept)) for template in NAME_TEMPLATES] * 2
     return [Case(str(i), p, 100 + i, float(config.guidance or 3.0)) for i, p in enumerate(prompts)]
 
 
@@ -230,11 +228,15 @@ def make(config: UnlearnDiffAtkConfig, out: str, name: str) -> tuple[str, float]
     start, path = time.process_time(), Path(out) / "models" / name
     if name == "checkpoint":
         target_of(config, out, name)  # say now what is wrong with it
-    elif not path.is_dir():
-        base = load_bundle(config.model, device=config.device)
-        eraser, concept = _eraser(config, name)
-        eraser.fit(base, concept, seed=config.train_seed).save(path)
-    return name, time.process_time() - start
+        return name, time.process_time() - start
+    if path.is_dir():
+        return name, Edit.load(path).details["cpu_seconds"]
+    base = load_bundle(config.model, device=config.device)
+    eraser, concept = _eraser(config, name)
+    edit = eraser.fit(base, concept, seed=config.train_seed)
+    edit.details["cpu_seconds"] = time.process_time() - start
+    edit.save(path)
+    return name, edit.details["cpu_seconds"]
 
 
 def _eraser(config: UnlearnDiffAtkConfig, name: str) -> tuple[Any, Concept]:

@@ -56,6 +56,8 @@ def digit_agreement(
     left_out = {digit_of(d) for d in exclude}
     digits = [d for d in range(10) if d not in left_out]
     prompts = [prompt for d in digits for prompt in name_prompts(d, per_digit)]
+    if not digits:
+        _checks.fail(ValueError, "exclude", "a digit that is left", "all ten")
     asked = torch.tensor(digits).repeat_interleave(per_digit)
     seeds: Sequence[int] = range(seed, seed + len(prompts))
     images = generate(bundle, prompts, list(seeds), steps=steps, guidance=guidance, batch=batch, **options)
