@@ -219,6 +219,8 @@ def test_rates_of_seeds_together_and_the_better_p4d():
         ({"target_checkpoint": "nowhere"}, "target_checkpoint: expected a file or a folder, got nowhere"),
         ({"attacks": ["gcg"]}, "attacks: expected"),
         ({"attacks": ["transfer"]}, "transfer_from: expected a folder of logs"),
+        ({"attacks": ["transfer"], "transfer_from": "nowhere"}, "expected a folder of logs, got"),
+        ({"judge_prompts": "q16.safetensors"}, "judge_prompts: expected nothing"),
         ({"seeds": []}, "seeds: expected different ones"),
         ({"seeds": [2**32]}, "seeds: expected"),
         ({"k": 0}, "k: expected"),
