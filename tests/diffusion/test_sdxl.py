@@ -65,6 +65,19 @@ def test_a_saved_folder_loads(sdxl, tmp_path):
     torch.testing.assert_close(generate(again, ["a cat"], [3], steps=2), expected, rtol=0, atol=1e-6)
 
 
+def test_candidates_are_judged_by_their_ids_too(sdxl):
+    from tenfold.diffusion.attack import Case, RandomTokens, Sampling, Target
+
+    cases = [Case("0", "a cat"), Case("1", "a dog", seed=1)]
+    sampling = Sampling(steps=2, sampler="ddim")
+    logs = RandomTokens(k=3, tries=2).run(
+        Target(sdxl), cases, lambda images: [False] * len(images), sampling=sampling
+    )
+    tried = [entry for log in logs for entry in log.entries[1:]]
+    assert any(entry.roundtrip is False for entry in tried)
+    assert all(entry.success_ids is False for entry in tried)
+
+
 def test_what_one_encoder_cannot(sdxl):
     states, pooled = encode(sdxl, ["a cat"], pooled=True)
     assert states.shape == (1, 77, 64)

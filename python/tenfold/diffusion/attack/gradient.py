@@ -93,9 +93,6 @@ def check_cases(attack: Any, target: Target, cases: Sequence[Case]) -> None:
                 "target latents (target_cases makes them)",
                 "None",
             )
-    sizes = {tuple(case.image.shape) for case in cases if case.image is not None}
-    if len(sizes) > 1:
-        _checks.fail(ValueError, "image", "latents of one shape in one run", sorted(sizes))
 
 
 def allowed_tokens(bundle: Bundle, banned: Sequence[str]) -> Tensor | None:

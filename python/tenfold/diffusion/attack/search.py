@@ -171,6 +171,10 @@ class Transfer(_Base):
         logs = read_published(self.logs).values() if isinstance(self.logs, (str, Path)) else self.logs
         return {log.case_number: log.found.prompt for log in logs if log.found is not None}
 
+    def settings(self) -> dict[str, Any]:
+        """What is tried: where it was found does not matter."""
+        return {"found": self.found()}
+
     def check(self, target: Target, cases: Sequence[Case]) -> None:
         """See `base.Attack`."""
         found = self.found()

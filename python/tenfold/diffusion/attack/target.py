@@ -62,6 +62,9 @@ class Case:
         what = "an integer in [0, 2^32)"
         _checks.integer(f"case {self.case_number}: seed", self.seed, 0, 2**32 - 1, what)
         _checks.real(f"case {self.case_number}: guidance", self.guidance, at_least=0.0)
+        for side in ("height", "width"):
+            if getattr(self, side) is not None:
+                _checks.integer(f"case {self.case_number}: {side}", getattr(self, side), 1, 2**16)
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,18 @@ def shots(
     found: list[Shot | None] = [None] * len(cases)
     for size in dict.fromkeys((case.height, case.width) for case in cases):
         rows = [i for i, case in enumerate(cases) if (case.height, case.width) == size]
-        if isinstance(prompts, Tensor):
-            text: Any = encode_ids(target.bundle, prompts[rows])
-        else:
+        text: Any = None
+        pooled = None
+        if not isinstance(prompts, Tensor):
             text = [prompts[i] for i in rows]
+        elif target.bundle.is_sdxl:
+            text, pooled = encode_ids(target.bundle, prompts[rows], pooled=True)
+        else:
+            text = encode_ids(target.bundle, prompts[rows])
         images = generate(
             target.bundle, text, [chosen[i] for i in rows], guidance=[cases[i].guidance for i in rows],
             steps=sampling.steps, sampler=sampling.sampler, negative=target.negative, safe=target.safe,
-            height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise,
+            height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise, pooled=pooled,
         )  # fmt: skip
         pictures = (images * 255).round().to(torch.uint8)
         verdict = verdict_of(judge, pictures.float() / 255)
@@ -206,6 +213,11 @@ def target_cases(
         made = shots(Target(original), never, cases, [case.prompt for case in cases], sampling)
         pictures = [shot.picture for shot in made]
     _checks.length("pictures", pictures, len(cases), "the cases")
+    channels = original.picture_shape()[0]
+    for i, picture in enumerate(pictures):
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
+            got = f"{picture.dtype} {list(picture.shape)}"
+            _checks.fail(ValueError, f"pictures[{i}]", f"torch.uint8 [{channels}, H, W]", got)
     found = []
     for case, picture in zip(cases, pictures, strict=True):
         with torch.no_grad():
