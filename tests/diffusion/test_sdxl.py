@@ -7,27 +7,17 @@ pytest.importorskip("diffusers")
 
 from tenfold.diffusion import Bundle, encode_embeds, generate, load_bundle, start_noise, tiny_bundle
 from tenfold.diffusion.encode import encode, tokenize
+from tenfold.diffusion.tiny import tiny_unet
 
 
 @pytest.fixture(scope="module")
 def sdxl():
-    from diffusers import UNet2DConditionModel
-
     first, second = tiny_bundle(0), tiny_bundle(1, projection=True)
     padded = second.tokenizer
     padded.pad_token = "!"
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    unet = tiny_unet(
         cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=4,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24 + 6 * 8,

@@ -280,6 +280,11 @@ def test_bad_input_is_named(target: Target, cases: list[Case]) -> None:
         SMALL.run(target, cases, None)
     with pytest.raises(ValueError, match="case_number: expected different ones, got '10' twice"):
         SMALL.run(target, [cases[0], cases[0]], no)
+    for attack in (TextGrad, P4D, RandomTokens):
+        with pytest.raises(TypeError, match="banned: expected a list of words, got str 'five'"):
+            attack(banned="five")  # letter by letter it would ban f, i, v and e
+        with pytest.raises(TypeError, match="banned: expected a list of words, got int 5"):
+            attack(banned=(5,))
     with pytest.raises(ValueError, match="cases: expected at least one prompt"):
         SMALL.run(target, [], no)
     with pytest.raises(ValueError, match="k: expected an integer"):
