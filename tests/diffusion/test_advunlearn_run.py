@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 from tenfold.diffusion import advunlearn_run
 from tenfold.diffusion.advunlearn_config import AdvUnlearnConfig
 from tenfold.runs import RunFolder
+from tenfold.runs import folder as run_folder
 
 QUICK = {
     "erased": ["advunlearn", "esd"], "esd_iterations": 2, "iterations": 3, "warmup": 1, "attack_steps": 2,
@@ -84,6 +85,14 @@ def test_wrong_settings_are_named(settings, message):
 def test_a_concept_that_is_no_digit_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="concept: expected a name of a digit"):
         advunlearn_run.erase(AdvUnlearnConfig(concept="eleven", **QUICK), tmp_path / "run")
+
+
+def test_a_missing_package_is_missed_at_the_beginning(tmp_path, monkeypatch):
+    found = run_folder.find_spec
+    monkeypatch.setattr(run_folder, "find_spec", lambda name: None if name == "joblib" else found(name))
+    with pytest.raises(ModuleNotFoundError, match="joblib"):
+        advunlearn_run.erase(AdvUnlearnConfig(**QUICK), tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
 
 
 def test_a_numeral_is_no_word_of_the_model(tmp_path):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ from tenfold.diffusion.digits import (
 from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 from tenfold.diffusion.erase import Concept, Edit
 from tenfold.diffusion.sampling import generate
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["AdvUnlearnConfig", "Outcome", "Result", "Trial", "erase", "run"]
@@ -135,9 +134,7 @@ def run(config: AdvUnlearnConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: diffusers, transformers, scikit-learn or joblib is not installed.
     """
     config = config.resolved()
-    for package in ("diffusers", "transformers", "sklearn", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("diffusers", "transformers", "sklearn", "joblib")
     concept_of(config), cases_of(config), judge_of(config)
     outcome = Outcome(config)
     jobs = [("base", config.seeds[0])] + [(name, seed) for seed in config.seeds for name in config.erased]

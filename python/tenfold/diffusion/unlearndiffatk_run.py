@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from tenfold.diffusion.attack.dataset import case_of, cases_of_targets, draw_tar
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.erase import Concept, Edit
 from tenfold.diffusion.unlearndiffatk_config import ORIGINAL, UnlearnDiffAtkConfig
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["Outcome", "Result", "Trial", "UnlearnDiffAtkConfig", "attack", "run"]
@@ -123,9 +122,7 @@ def run(config: UnlearnDiffAtkConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: diffusers, transformers, scikit-learn or joblib is not installed.
     """
     config = config.resolved()
-    for package in ("diffusers", "transformers", "sklearn", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("diffusers", "transformers", "sklearn", "joblib")
     judge_of(config)
     outcome = Outcome(config)
     workers = config.workers if config.device == "cpu" else config.workers or 1
