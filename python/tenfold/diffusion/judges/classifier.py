@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.folders import whole
 from tenfold.diffusion.judges import Verdict
 
 __all__ = ["IMAGENET", "ImageClassifierJudge", "as_pil", "is_label"]
@@ -46,7 +47,7 @@ class ImageClassifierJudge:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = AutoModelForImageClassification.from_pretrained(model, use_safetensors=True)
+        self.model = whole("model", AutoModelForImageClassification, model)
         self.model.to(device).eval().requires_grad_(False)
         self.labels = {int(i): str(name) for i, name in self.model.config.id2label.items()}
         self.target = _class_of(target, self.labels)
