@@ -109,6 +109,12 @@ def test_another_training_s_state_is_refused(bundle):
     ADV.fit(bundle, CONCEPT, on_state=states.append, state_every=2)
     with pytest.raises(ValueError, match="state: seed: expected 1, got 0"):
         ADV.fit(bundle, CONCEPT, seed=1, state=states[0])
+    with pytest.raises(ValueError, match="state: base_sha256: expected"):
+        ADV.fit(tiny_bundle(4), CONCEPT, state=states[0])
+    with pytest.raises(ValueError, match="state: losses: expected a value, got none"):
+        ADV.fit(bundle, CONCEPT, state={k: v for k, v in states[0].items() if k != "losses"})
+    with pytest.raises(TypeError, match="state: expected what on_state was given, got str 'x'"):
+        ADV.fit(bundle, CONCEPT, state="x")
 
 
 def test_latest_starts_where_the_last_attack_ended(bundle):
@@ -303,6 +309,8 @@ def test_saved_edits_apply_to_a_pipeline_in_place_and_are_undone(bundle, tmp_pat
     pipe = tiny_bundle().to_pipeline()
     before = digest(getattr(pipe, edit.component))
     assert again.apply(pipe) is pipe
+    with pytest.raises(RuntimeError, match="target: expected a pipeline without this edit"):
+        again.apply(pipe)
     assert (
         digest(getattr(pipe, edit.component)) == digest(getattr(edit.apply(bundle), edit.component)) != before
     )

@@ -92,6 +92,7 @@ class Edit:
         Raises:
             ValueError: names, shapes, vocabulary or the tokenizer do not fit; nothing is changed then.
             TypeError: a hook on a pipeline.
+            RuntimeError: it is applied to this pipeline already; `undo` would not find the way back.
         """
         if self.kind == "hook":
             if not isinstance(target, Bundle):
@@ -104,6 +105,8 @@ class Edit:
             _checks.fail(
                 TypeError, "target", f"a Bundle or pipeline with a {self.component}", type(target).__name__
             )
+        if module in self._before and not isinstance(target, Bundle):
+            raise RuntimeError("target: expected a pipeline without this edit, got one that it is applied to")
         self._check_words(target)
         values = self._values(module)
         if isinstance(target, Bundle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -183,6 +184,11 @@ class Training:
         """Whether retained prompts take part: "iter" steps do without the weight."""
         return bool(self.method.retain_weight) and bool(self.concept.retain)
 
+    @cached_property
+    def base_sha256(self) -> str:
+        """Of the component before it was trained."""
+        return digest(getattr(self.original, self.part))
+
     def iterate(self) -> dict[str, float]:
         """One iteration."""
         m, i = self.method, self.done
@@ -260,7 +266,7 @@ class Training:
         """Everything that `restore` needs: tensors, numbers, lists of numbers."""
         found: dict[str, Any] = {
             "iteration": self.done, "seed": self.seed, "prompt": self.prompt, "losses": list(self.losses),
-            "method": repr(self.method), "concept": repr(self.concept),
+            "method": repr(self.method), "concept": repr(self.concept), "base_sha256": self.base_sha256,
         }  # fmt: skip
         for name, parameter in self.chosen.items():
             found[f"param/{name}"] = parameter.detach().clone().cpu()
@@ -274,12 +280,18 @@ class Training:
         """Go on from `state`.
 
         Raises:
-            ValueError: it is of another training.
+            TypeError, ValueError: it is no state, or of another training.
         """
+        if not isinstance(state, dict):
+            _checks.fail(TypeError, "state", "what on_state was given", _checks.describe(state))
+        lost = sorted({"iteration", "prompt", "losses", *(f"param/{n}" for n in self.chosen)} - set(state))
+        if lost:
+            _checks.fail(ValueError, f"state: {lost[0]}", "a value", f"none ({len(lost)} missing)")
         for name, expected in (
             ("method", repr(self.method)),
             ("concept", repr(self.concept)),
             ("seed", self.seed),
+            ("base_sha256", self.base_sha256),
         ):
             if state.get(name) != expected:
                 _checks.fail(ValueError, f"state: {name}", str(expected), state.get(name))
@@ -301,7 +313,7 @@ class Training:
         details = {
             "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
             "seed": self.seed, "base": self.original.name,
-            "base_sha256": digest(getattr(self.original, self.part)),
+            "base_sha256": self.base_sha256,
             "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in
             self.concept.prompts}, "trained": len(self.chosen), "losses": self.losses,
         }  # fmt: skip
