@@ -150,6 +150,8 @@ def test_frechet_distance():
     wide = (a - a.mean(0)) * 3 + a.mean(0)
     spread = torch.cov((a.flatten(1).double() * 2 - 1).T).trace()
     assert pixel_frechet(a, wide) == pytest.approx(float(4 * spread), rel=1e-5)  # (3 - 1)^2 tr
+    with pytest.raises(ValueError, match="others: expected finite pixels"):
+        pixel_frechet(a, a * float("nan"))
     with pytest.raises(ValueError, match="at least two pictures"):
         pixel_frechet(a[:1], a)
 

@@ -126,6 +126,9 @@ def test_long_prompts(tiny):
     assert lengths.tolist() == [72]
     with pytest.raises(TypeError, match="prompts: expected strings"):
         tokenize(tiny, [3])
+    for wrong in ("\udcff", ["a", "b \ud800"]):
+        with pytest.raises(ValueError, match="prompts: expected text, got str"):
+            tokenize(tiny, wrong)
 
 
 @pytest.mark.parametrize("projection", [False, True])

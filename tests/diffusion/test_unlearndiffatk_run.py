@@ -145,6 +145,19 @@ def test_files_of_one_s_own(tmp_path):
     assert not (tmp_path / "strict" / "metrics.json").exists()
 
 
+def test_a_whole_pipeline_that_changes_nothing_is_refused(tmp_path):
+    load_bundle("tiny").to_pipeline().save_pretrained(tmp_path / "same", safe_serialization=True)
+    tiny_bundle(1).to_pipeline().save_pretrained(tmp_path / "other", safe_serialization=True)
+    prompts = prompt_file(tmp_path / "p.csv", ["a photo of a church"])
+    config = UnlearnDiffAtkConfig(
+        **TINY, prompts=str(prompts), target_checkpoint=str(tmp_path / "same"), judge=f"{HERE}:dark"
+    )
+    with pytest.raises(ValueError, match="target_checkpoint: expected weights that change something, got"):
+        unlearndiffatk_run.target_of(config, str(tmp_path), "checkpoint")
+    other = replace(config, target_checkpoint=str(tmp_path / "other"))
+    assert unlearndiffatk_run.target_of(other, str(tmp_path), "checkpoint").name == str(tmp_path / "other")
+
+
 def test_a_judge_that_gives_no_bools_ends_the_run(tmp_path):
     prompts = prompt_file(tmp_path / "p.csv", ["a photo of a church"])
     config = UnlearnDiffAtkConfig(

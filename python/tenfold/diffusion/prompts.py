@@ -109,7 +109,7 @@ def _row(where: str, row: dict[str, str], default: float) -> PromptRow:
 
 def check_file_part(name: str, text: str) -> None:
     """Refuse a case number that would leave its folder as a part of a file's name."""
-    if any(one in "/\\" or ord(one) < 32 for one in text):
+    if any(one in "/\\" or ord(one) < 32 for one in text) or len(text.encode(errors="replace")) > 200:
         _checks.fail(ValueError, name, "text that may stand in a file's name", repr(text))
 
 

@@ -39,6 +39,7 @@ from tenfold.diffusion.attack import (
 from tenfold.diffusion.attack.dataset import case_of, cases_of_targets, draw_targets, write_targets
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.erase import Concept, Edit
+from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.unlearndiffatk_config import ORIGINAL, UnlearnDiffAtkConfig
 from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
@@ -267,7 +268,14 @@ def _given(config: UnlearnDiffAtkConfig, original: Bundle) -> Target:
 
     path = Path(config.target_checkpoint)
     if (path / "model_index.json").is_file():
-        return Target(load_bundle(path, device=config.device), original, name=str(path))
+        given = load_bundle(path, device=config.device)
+        ours, theirs = original.modules(), given.modules()
+        if ours.keys() == theirs.keys() and all(digest(theirs[n]) == digest(ours[n]) for n in ours):
+            what = "weights that change something"
+            _checks.fail(
+                ValueError, "target_checkpoint", what, f"weights identical to {config.model}: {path}"
+            )
+        return Target(given, original, name=str(path))
     if any((path / about).is_file() for about in ("edit.json", "adv_unlearn.json")):
         edit = Edit.load(path)
         return Target(edit.apply(original), original, name=str(path), **edit.options)

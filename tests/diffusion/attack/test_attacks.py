@@ -316,6 +316,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_prompt_and_t(target: Target, 
     assert told([logs[0], logs[2]]) == told(SMALL.run(target, [cases[0], cases[2]], no, sampling=FAST))
 
 
+def test_a_picture_that_is_not_finite_is_an_error_and_never_defended() -> None:
+    broken = Target(tiny_bundle(2))
+    with torch.no_grad():
+        broken.bundle.unet.conv_out.bias.fill_(torch.nan)
+    two = [Case("0", "a"), Case("1", "b")]
+    with pytest.raises(CaseError, match=r"case 0 .*: expected a picture of finite values, got NaN"):
+        NoAttack().run(broken, two, no, sampling=FAST)
+    logs = NoAttack().run(broken, two, no, sampling=FAST, on_error="record")
+    assert [log.state for log in logs] == ["error", "error"]
+
+
 def test_a_prompt_that_crashes_is_found_among_others_and_is_never_defended(
     target: Target, cases: list[Case]
 ) -> None:

@@ -207,7 +207,7 @@ def test_an_error_is_kept_apart_and_tried_again(tmp_path: Path) -> None:
     assert read_published(tmp_path)["3"].state == "success"
 
 
-@pytest.mark.parametrize("name", ["/../../out", "../../../out", "a\\b", "a\0b"])
+@pytest.mark.parametrize("name", ["/../../out", "../../../out", "a\\b", "a\0b", "x" * 201])
 def test_a_case_number_does_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     store = LogFolder(tmp_path / "logs", {})
     for wrong in (lambda: store.load(name), lambda: store.save(log(name, False), 0)):

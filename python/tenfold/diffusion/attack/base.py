@@ -18,17 +18,9 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.attack.logs import CaseLog, Entry, LogFolder, picture_name
-from tenfold.diffusion.attack.target import Case, Sampling, Shot, Target, shots
+from tenfold.diffusion.attack.target import Case, CaseError, Sampling, Shot, Target, shots
 
 __all__ = ["Attack", "CaseError", "Proposal", "Search", "run_attack", "settings_of"]
-
-
-class CaseError(RuntimeError):
-    """The attack of one prompt cannot go on."""
-
-    def __init__(self, case: Case, message: str):
-        super().__init__(f"case {case.case_number} ({case.prompt[:60]!r}): {message}")
-        self.case_number = case.case_number
 
 
 @dataclass
@@ -121,7 +113,7 @@ def run_attack(
     Raises:
         ValueError, TypeError: settings that do not fit, case numbers that repeat, a judge that gives no
         bools.
-        CaseError: a loss is not finite (names prompt and timestep).
+        CaseError: a loss is not finite (names prompt and timestep), or a picture is not.
     """
     sampling = sampling or Sampling()
     batch = _checks.integer("batch", batch, 1, 2**16)

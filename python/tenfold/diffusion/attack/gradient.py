@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.base import CaseError, run_attack
+from tenfold.diffusion.attack.base import run_attack
 from tenfold.diffusion.attack.draws import normals
 from tenfold.diffusion.attack.logs import CaseLog
 from tenfold.diffusion.attack.steps import eps_mse_rows
-from tenfold.diffusion.attack.target import Case, Target
+from tenfold.diffusion.attack.target import Case, CaseError, Target
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import (
     MODES,

@@ -17,7 +17,7 @@ from tenfold.diffusion.judges import verdict_of
 from tenfold.diffusion.sampling import generate
 from tenfold.diffusion.schedule import SAMPLERS
 
-__all__ = ["Case", "Sampling", "Shot", "Target", "decode", "shots", "survives", "target_cases"]
+__all__ = ["Case", "CaseError", "Sampling", "Shot", "Target", "decode", "shots", "survives", "target_cases"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,14 @@ class Shot:
     details: Any = None
 
 
+class CaseError(RuntimeError):
+    """The attack of one prompt cannot go on."""
+
+    def __init__(self, case: Case, message: str):
+        super().__init__(f"case {case.case_number} ({case.prompt[:60]!r}): {message}")
+        self.case_number = case.case_number
+
+
 def decode(bundle: Bundle, ids: Tensor) -> str:
     """The text of a row of ids [L] or of extra ids alone, without the first and the end tokens."""
     tokenizer = bundle.tokenizer
@@ -165,6 +173,9 @@ def shots(
         seeds: instead of the cases' own.
 
     Pictures are rounded to 8 bits before they are judged: what is judged is what is saved.
+
+    Raises:
+        CaseError: a picture is not finite.
     """
     chosen = [case.seed for case in cases] if seeds is None else list(seeds)
     found: list[Shot | None] = [None] * len(cases)
@@ -183,6 +194,9 @@ def shots(
             steps=sampling.steps, sampler=sampling.sampler, negative=target.negative, safe=target.safe,
             height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise, pooled=pooled,
         )  # fmt: skip
+        broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if broken:  # in 8 bits it would be some picture without the concept
+            raise CaseError(cases[rows[broken[0]]], "expected a picture of finite values, got NaN")
         pictures = (images * 255).round().to(torch.uint8)
         verdict = verdict_of(judge, pictures.float() / 255)
         details = verdict.details or (None,) * len(rows)

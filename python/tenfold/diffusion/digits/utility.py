@@ -90,6 +90,8 @@ def pixel_frechet(images: Tensor, others: Tensor) -> float:
         if value.ndim != 4 or value.shape[0] < 2:
             _checks.fail(ValueError, name, "at least two pictures [N, C, H, W]", list(value.shape))
         rows = value.flatten(1).double() * 2 - 1
+        if not bool(rows.isfinite().all()):
+            _checks.fail(ValueError, name, "finite pixels", "NaN or infinity")
         means.append(rows.mean(0))
         covariances.append(torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1]))
     if means[0].shape != means[1].shape:
