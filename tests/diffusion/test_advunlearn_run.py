@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 from tenfold.diffusion import advunlearn_run
 from tenfold.diffusion.advunlearn_config import AdvUnlearnConfig
 from tenfold.runs import RunFolder
+from tenfold.runs import folder as run_folder
 
 QUICK = {
     "erased": ["advunlearn", "esd"], "esd_iterations": 2, "iterations": 3, "warmup": 1, "attack_steps": 2,
@@ -82,8 +83,41 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_a_concept_that_is_no_digit_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ValueError, match="digit: expected 0 to 9"):
+    with pytest.raises(ValueError, match="concept: expected a name of a digit"):
         advunlearn_run.erase(AdvUnlearnConfig(concept="eleven", **QUICK), tmp_path / "run")
+
+
+def test_a_missing_package_is_missed_at_the_beginning(tmp_path, monkeypatch):
+    found = run_folder.find_spec
+    monkeypatch.setattr(run_folder, "find_spec", lambda name: None if name == "joblib" else found(name))
+    with pytest.raises(ModuleNotFoundError, match="joblib"):
+        advunlearn_run.erase(AdvUnlearnConfig(**QUICK), tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_a_numeral_is_no_word_of_the_model(tmp_path):
+    with pytest.raises(
+        ValueError, match="concept: expected a name of a digit, as 'five' or 'cinco', got '5'"
+    ):
+        advunlearn_run.erase(AdvUnlearnConfig(concept="5", **QUICK), tmp_path / "run")
+
+
+def test_a_model_that_is_there_keeps_its_seconds(tmp_path):
+    """Killed between the model and its results: the seconds of training are those of the training."""
+    config = AdvUnlearnConfig(**QUICK).resolved()
+    first, _ = advunlearn_run.one(config, str(tmp_path), ("esd", 0))
+    again, _ = advunlearn_run.one(config, str(tmp_path), ("esd", 0))
+    assert first["train_seconds"] > 0
+    assert again["train_seconds"] == first["train_seconds"]
+
+
+def test_prompts_that_name_no_guidance_take_the_setting(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n3,five,7,\n4,five,8,0\n")
+    config = AdvUnlearnConfig(**QUICK, attack_prompts=str(path), guidance=2.0).resolved()
+    assert [(c.case_number, c.seed, c.guidance) for c in advunlearn_run.cases_of(config)] == [
+        ("3", 7, 2.0), ("4", 8, 0.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

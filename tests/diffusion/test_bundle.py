@@ -54,6 +54,36 @@ def test_pickled_weights_are_refused(tiny, tmp_path):
         load_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_missing_are_not_made_up(tiny, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    tiny.to_pipeline().save_pretrained(tmp_path, safe_serialization=True)
+    file = next((tmp_path / part).glob("*.safetensors"))
+    state = load_file(file)
+    key = next(k for k in state if "norm" in k)
+    save_file({k: v for k, v in state.items() if k != key}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part}: expected all weights of .* got 1 missing: {key}"):
+        load_bundle(tmp_path)
+    save_file({**state, key: state[key].repeat(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part}: expected weights in .* as its config.json says, got: .+"):
+        load_bundle(tmp_path)
+
+
+def test_an_index_that_is_none_names_the_file(tiny, tmp_path):
+    for text in ("{", "[1]"):
+        (tmp_path / "model_index.json").write_text(text)
+        with pytest.raises(ValueError, match=r"model_index\.json: expected"):
+            load_bundle(tmp_path)
+    for wrong in (None, "", 3):
+        with pytest.raises(TypeError, match="name_or_path: expected a name, a folder or a hub id"):
+            load_bundle(wrong)
+    tiny.to_pipeline().save_pretrained(tmp_path / "pipe", safe_serialization=True)
+    index = tmp_path / "pipe" / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPTokenizer", "pipeline"))  # a function, no tokenizer
+    assert load_bundle(tmp_path / "pipe").tokenizer.vocab_size == tiny.tokenizer.vocab_size
+
+
 def test_folders_that_are_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         load_bundle(tmp_path)

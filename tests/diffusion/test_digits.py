@@ -15,6 +15,7 @@ from tenfold.diffusion.digits import (
     WEIGHTS,
     DigitJudge,
     digit_agreement,
+    digit_name,
     digit_of,
     digit_pictures,
     digits_described,
@@ -68,6 +69,12 @@ def test_prompt_lists():
     assert {digit_of(d) for d in ("funf", 5, "5", "five")} == {5}
     with pytest.raises(ValueError, match="digit: expected 0 to 9"):
         digit_of("ten")
+    assert digit_name("cinco") == "cinco"
+    for wrong in ("5", "ten", "Five", 5):
+        with pytest.raises(ValueError, match="concept: expected a name of a digit"):
+            digit_name(wrong)
+    with pytest.raises(ValueError, match="exclude: expected a digit that is left, got all ten"):
+        digit_agreement(load_digits(), exclude=range(10))
 
 
 def test_the_judge_reads_real_digits_and_refuses_junk():
@@ -143,6 +150,8 @@ def test_frechet_distance():
     wide = (a - a.mean(0)) * 3 + a.mean(0)
     spread = torch.cov((a.flatten(1).double() * 2 - 1).T).trace()
     assert pixel_frechet(a, wide) == pytest.approx(float(4 * spread), rel=1e-5)  # (3 - 1)^2 tr
+    with pytest.raises(ValueError, match="others: expected finite pixels"):
+        pixel_frechet(a, a * float("nan"))
     with pytest.raises(ValueError, match="at least two pictures"):
         pixel_frechet(a[:1], a)
 

@@ -84,6 +84,15 @@ def test_no_prompt_token_is_dropped_silently():
             splice_ids(row(3), torch.tensor([[A]]), torch.tensor([3]), wrong)
     with pytest.raises(ValueError, match="k: expected at least one"):
         splice_ids(row(3), torch.empty(1, 0, dtype=torch.int64), torch.tensor([3]))
+    with pytest.raises(TypeError, match="lengths: expected an integer"):
+        splice_ids(row(3), torch.tensor([[A]]), [3.0])
+    for length, k, message in (
+        (-1, 1, "lengths: expected"),
+        (3, 0, "k: expected"),
+        (12, 3, "prompt 0: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            splice_plan(length, k, "per_k_words", 16)
 
 
 def test_a_word_of_two_tokens_stays_whole_but_in_reference_mode(tiny):
@@ -117,6 +126,9 @@ def test_long_prompts(tiny):
     assert lengths.tolist() == [72]
     with pytest.raises(TypeError, match="prompts: expected strings"):
         tokenize(tiny, [3])
+    for wrong in ("\udcff", ["a", "b \ud800"]):
+        with pytest.raises(ValueError, match="prompts: expected text, got str"):
+            tokenize(tiny, wrong)
 
 
 @pytest.mark.parametrize("projection", [False, True])

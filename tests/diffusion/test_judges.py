@@ -44,6 +44,12 @@ def test_answers_of_another_length_and_infinite_scores():
         verdict_of(lambda images: YES, IMAGES[0])
 
 
+def test_details_are_of_every_picture():
+    broken = Verdict(YES, ("a",) * 3, torch.zeros(3), YES, ({},))
+    with pytest.raises(ValueError, match="details: expected 3 entries"):
+        verdict_of(lambda images: broken, IMAGES)
+
+
 def test_what_the_gate_refuses_is_no_success():
     verdict = Verdict(YES, ("a",) * 3, torch.zeros(3), torch.tensor([False, True, True]))
     assert verdict_of(lambda images: verdict, IMAGES).success.tolist() == [False, False, True]
@@ -165,3 +171,7 @@ def test_judges_by_module_and_name(monkeypatch):
         load_judge("my_judges:number")
     with pytest.raises(ValueError, match="judge: expected 'digits'"):
         load_judge("unheard-of")
+    with pytest.raises(TypeError, match=r"judge: expected 'digits'.*got int 5"):
+        load_judge(5)
+    with pytest.raises(ValueError, match="prompts: expected the file of Q16's learned texts, got none"):
+        load_judge("q16=folder")

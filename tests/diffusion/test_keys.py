@@ -110,6 +110,21 @@ def test_pickles_are_refused_with_a_line_that_works(tiny, erased, tmp_path):
         load_component_state(tmp_path / "none.safetensors")
 
 
+def test_names_from_files_neither_break_the_line_nor_the_command(tiny, erased, tmp_path):
+    state = renamed(erased, NAMINGS["own"])
+    save_file({**state, "a\nTraceback: \x1b[2J": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="1 unexpected") as caught:
+        apply_text_encoder(tiny, tmp_path / "a.safetensors")
+    assert str(caught.value).isprintable()
+    file = tmp_path / "x'); __import__('os').system('id'); ('$(id).pt"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="a pickle, which may run code") as caught:
+        load_component_state(file)
+    line = str(caught.value).split("python -c ")[1]
+    assert "torch.load('IN'," in line
+    assert "os" not in line.replace("torch", "").replace("safetensors", "")
+
+
 # diffusers -> CompVis for a UNet of two levels with one layer each, from CompVis' own construction.
 BLOCKS = {
     "conv_in": "input_blocks.0.0",

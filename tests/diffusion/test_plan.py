@@ -27,5 +27,9 @@ def test_small_models_count_themselves(tiny):
     found = plan_unet(tiny.unet)
     assert found.parameters == sum(p.numel() for p in tiny.unet.parameters())
     assert found.trainable == 0
+    with pytest.raises(ValueError, match="tokens: expected"):
+        plan_unet(tiny.unet, tokens=-1)
+    with pytest.raises(TypeError, match="dtype: expected"):
+        plan_unet(tiny.unet, dtype="half")
     with pytest.raises(ValueError, match="version"):
         stable_diffusion_unet("9")

@@ -70,7 +70,14 @@ def test_retain_sets(tmp_path):
         (CHURCH + "0,a,-1,7\n", "line 2: evaluation_seed"),
         (CHURCH + "0,a,4294967296,7\n", "line 2: evaluation_seed"),
         (CHURCH + "0,a,1.5,7\n", "line 2: evaluation_seed"),
-        (CHURCH + "0,a,x,7\n", "evaluation_seed: expected a number, got 'x'"),
+        (CHURCH + "0,a,x,7\n", "evaluation_seed: expected a finite number, got 'x'"),
+        (CHURCH + "0,a,inf,7\n", "line 2: evaluation_seed: expected a finite number"),
+        (CHURCH + "0,a,nan,7\n", "line 2: evaluation_seed: expected a finite number"),
+        (CHURCH + "0,a,,7\n", "line 2: evaluation_seed: expected an integer .* got none"),
+        (CHURCH + "../0,a,1,7\n", "line 2: case_number: expected text that may stand in a file's name"),
+        (CHURCH + '"0\n1",a,1,7\n', "case_number: expected text that may stand in a file's name"),
+        ("case_number,prompt,prompt,evaluation_seed\n0,a,b,1\n", "every column once, got two of 'prompt'"),
+        (CHURCH + '0,"a,1,7\n', "expected CSV in UTF-8, got"),
         (CHURCH + "0,a,1,-2\n", "guidance"),
         (CHURCH + "0,a,1,nan\n", "guidance"),
         (CHURCH + "0, ,1,7\n", "a case_number and a prompt"),
@@ -82,9 +89,35 @@ def test_bad_files(tmp_path, text, message):
         read_prompts(write(tmp_path, text))
 
 
+def test_text_of_another_encoding_names_the_file(tmp_path):
+    for text in (CHURCH, CHURCH + "0,a,1,7\n"):
+        path = tmp_path / "wide.csv"
+        path.write_bytes(text.encode("utf-16"))
+        with pytest.raises(ValueError, match=r"wide\.csv: expected CSV in UTF-8, got"):
+            read_prompts(path)
+
+
+def test_marks_line_ends_and_quotes_of_other_programs(tmp_path):
+    path = tmp_path / "excel.csv"
+    text = CHURCH + '0,"a ""red"" church, old",1,\n1,"Zürich 日本",2,3\n'
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    rows = read_prompts(path, guidance=4.0)
+    assert [(r.prompt, r.guidance) for r in rows] == [('a "red" church, old', 4.0), ("Zürich 日本", 3.0)]
+
+
 def test_absent_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a prompt file"):
         read_prompts(tmp_path / "none.csv")
+
+
+def test_a_case_number_is_no_pattern_of_files(tmp_path):
+    write(tmp_path, CHURCH + "[ab],a,1,7\n")
+    (tmp_path / "imgs").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "imgs" / "a_0.png")
+    with pytest.raises(FileNotFoundError, match="expected the picture"):
+        read_targets(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "imgs" / "[ab]_0.png")
+    assert [p.name for p in read_targets(tmp_path).pictures[0]] == ["[ab]_0.png"]
 
 
 def test_targets_keep_every_row_in_its_place(tmp_path):

@@ -114,6 +114,15 @@ def test_noise_of_a_seed(noise):
     assert abs(float(both.std()) - 1) < 0.2
 
 
+def test_no_prompts_no_pictures(tiny):
+    assert generate(tiny, [], [], steps=2).shape == (0, 3, 64, 64)
+    assert generate(tiny, "", [1], steps=1).shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="seeds: expected 0 entries"):
+        generate(tiny, [], [1], steps=2)
+    with pytest.raises(TypeError, match="prompts: expected a list of strings"):
+        generate(tiny, None, [])
+
+
 def test_published_seeds_give_published_noise():
     expected = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(4290749014))
     assert torch.equal(start_noise((4, 8, 8), [4290749014]), expected)
@@ -156,6 +165,8 @@ def test_safe_guidance_by_hand():
         ({"sampler": "other"}, "sampler"),
         ({"safe": "very"}, "safe"),
         ({"noise": "white"}, "noise"),
+        ({"safe": 5}, "safe: expected a strength or a SafeGuidance, got int 5"),
+        ({"negative": 5}, "negative: expected a text, got int 5"),
     ],
 )
 def test_bad_input(tiny, change, message):

@@ -7,27 +7,17 @@ pytest.importorskip("diffusers")
 
 from tenfold.diffusion import Bundle, encode_embeds, generate, load_bundle, start_noise, tiny_bundle
 from tenfold.diffusion.encode import encode, tokenize
+from tenfold.diffusion.tiny import tiny_unet
 
 
 @pytest.fixture(scope="module")
 def sdxl():
-    from diffusers import UNet2DConditionModel
-
     first, second = tiny_bundle(0), tiny_bundle(1, projection=True)
     padded = second.tokenizer
     padded.pad_token = "!"
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    unet = tiny_unet(
         cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=4,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24 + 6 * 8,
@@ -63,6 +53,19 @@ def test_a_saved_folder_loads(sdxl, tmp_path):
     assert again.is_sdxl
     expected = generate(sdxl, ["a cat"], [3], steps=2)
     torch.testing.assert_close(generate(again, ["a cat"], [3], steps=2), expected, rtol=0, atol=1e-6)
+
+
+def test_candidates_are_judged_by_their_ids_too(sdxl):
+    from tenfold.diffusion.attack import Case, RandomTokens, Sampling, Target
+
+    cases = [Case("0", "a cat"), Case("1", "a dog", seed=1)]
+    sampling = Sampling(steps=2, sampler="ddim")
+    logs = RandomTokens(k=3, tries=2).run(
+        Target(sdxl), cases, lambda images: [False] * len(images), sampling=sampling
+    )
+    tried = [entry for log in logs for entry in log.entries[1:]]
+    assert any(entry.roundtrip is False for entry in tried)
+    assert all(entry.success_ids is False for entry in tried)
 
 
 def test_what_one_encoder_cannot(sdxl):

@@ -107,6 +107,13 @@ def test_a_prompt_s_log_is_not_made_again(tmp_path, monkeypatch):
     assert (log.parent.parent / "attack_idx_11" / "log.json").is_file()
 
 
+def test_a_model_that_is_there_keeps_its_seconds(tmp_path):
+    config = UnlearnDiffAtkConfig(**QUICK).resolved()
+    first = unlearndiffatk_run.make(config, str(tmp_path), "negative")
+    assert first[1] > 0
+    assert unlearndiffatk_run.make(config, str(tmp_path), "negative") == first
+
+
 def test_files_of_one_s_own(tmp_path):
     """A pipeline, a checkpoint, a prompt file with a prompt that is too long, a judge of one's own."""
     from safetensors.torch import save_file
@@ -136,6 +143,19 @@ def test_files_of_one_s_own(tmp_path):
     with pytest.raises(ValueError, match="case 11: prompt"):
         unlearndiffatk_run.attack(strict, tmp_path / "strict")
     assert not (tmp_path / "strict" / "metrics.json").exists()
+
+
+def test_a_whole_pipeline_that_changes_nothing_is_refused(tmp_path):
+    load_bundle("tiny").to_pipeline().save_pretrained(tmp_path / "same", safe_serialization=True)
+    tiny_bundle(1).to_pipeline().save_pretrained(tmp_path / "other", safe_serialization=True)
+    prompts = prompt_file(tmp_path / "p.csv", ["a photo of a church"])
+    config = UnlearnDiffAtkConfig(
+        **TINY, prompts=str(prompts), target_checkpoint=str(tmp_path / "same"), judge=f"{HERE}:dark"
+    )
+    with pytest.raises(ValueError, match="target_checkpoint: expected weights that change something, got"):
+        unlearndiffatk_run.target_of(config, str(tmp_path), "checkpoint")
+    other = replace(config, target_checkpoint=str(tmp_path / "other"))
+    assert unlearndiffatk_run.target_of(other, str(tmp_path), "checkpoint").name == str(tmp_path / "other")
 
 
 def test_a_judge_that_gives_no_bools_ends_the_run(tmp_path):
@@ -168,8 +188,10 @@ def test_target_pictures_are_written_as_the_published_sets(tmp_path):
     assert [case.case_number for case in cases_of_targets(folder)[0]] == ["0012"]
     with pytest.raises(FileExistsError, match="folder: expected a new one"):
         write_targets(folder, cases, pictures)
-    with pytest.raises(ValueError, match="case_number: expected one that is a file name"):
+    with pytest.raises(ValueError, match="case_number: expected text that may stand in a file's name"):
         write_targets(tmp_path / "new", [Case("../x", "a cat")], pictures[:1])
+    with pytest.raises(ValueError, match="cases: expected at least one"):
+        write_targets(tmp_path / "new", [], [])
     assert not (tmp_path / "new").exists()
 
 
@@ -210,6 +232,8 @@ def test_rates_of_seeds_together_and_the_better_p4d():
         ({"target_checkpoint": "nowhere"}, "target_checkpoint: expected a file or a folder, got nowhere"),
         ({"attacks": ["gcg"]}, "attacks: expected"),
         ({"attacks": ["transfer"]}, "transfer_from: expected a folder of logs"),
+        ({"attacks": ["transfer"], "transfer_from": "nowhere"}, "expected a folder of logs, got"),
+        ({"judge_prompts": "q16.safetensors"}, "judge_prompts: expected nothing"),
         ({"seeds": []}, "seeds: expected different ones"),
         ({"seeds": [2**32]}, "seeds: expected"),
         ({"k": 0}, "k: expected"),

@@ -16,9 +16,8 @@ Paper: arXiv 2405.15234 (AdvUnlearn), on ESD (arXiv 2303.07345); attacked by Unl
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,12 @@ from tenfold.diffusion.attack import (
     attack_rates,
     target_cases,
 )
+from tenfold.diffusion.attack.dataset import case_of
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.digits import (
     DigitJudge,
     digit_agreement,
+    digit_name,
     digit_pictures,
     pixel_frechet,
     retain_prompts,
@@ -48,7 +49,7 @@ from tenfold.diffusion.digits import (
 from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 from tenfold.diffusion.erase import Concept, Edit
 from tenfold.diffusion.sampling import generate
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["AdvUnlearnConfig", "Outcome", "Result", "Trial", "erase", "run"]
@@ -133,9 +134,7 @@ def run(config: AdvUnlearnConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: diffusers, transformers, scikit-learn or joblib is not installed.
     """
     config = config.resolved()
-    for package in ("diffusers", "transformers", "sklearn", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("diffusers", "transformers", "sklearn", "joblib")
     concept_of(config), cases_of(config), judge_of(config)
     outcome = Outcome(config)
     jobs = [("base", config.seeds[0])] + [(name, seed) for seed in config.seeds for name in config.erased]
@@ -174,6 +173,8 @@ def _take(outcome: Outcome, state: dict[str, Any], tensors: dict[str, Tensor]) -
 
 def concept_of(config: AdvUnlearnConfig) -> Concept:
     """The concept with the prompts that are to stay."""
+    if config.model == "digits":
+        digit_name(config.concept)
     if config.retain:
         from tenfold.diffusion.prompts import read_retain
 
@@ -188,14 +189,11 @@ def cases_of(config: AdvUnlearnConfig) -> list[Case]:
     if config.attack_prompts:
         from tenfold.diffusion.prompts import read_prompts
 
-        rows = read_prompts(config.attack_prompts)
-        return [
-            Case(
-                row.case_number, row.prompt, int(row.seed or 0), float(row.guidance or config.guidance or 7.5)
-            )
-            for row in rows
-        ]
-    prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
+        assert config.guidance is not None
+        rows = read_prompts(config.attack_prompts, guidance=config.guidance)
+        # Pictures of one size, the model's own, stand side by side in the report.
+        return [replace(case_of(row), height=None, width=None) for row in rows]
+    prompts = [template.format(digit_name(config.concept)) for template in NAME_TEMPLATES] * 2
     return [Case(str(i), p, 100 + i, float(config.guidance or 3.0)) for i, p in enumerate(prompts)]
 
 
@@ -213,11 +211,10 @@ def one(config: AdvUnlearnConfig, out: str, job: tuple[str, int]) -> tuple[dict[
     name, seed = job
     base = load_bundle(config.model, device=config.device)
     concept = concept_of(config)
-    start, losses, bundle = time.process_time(), [], base
+    losses, bundle, trained = [], base, 0.0
     if name != "base":
         edit = _fit(config, base, concept, name, seed, Path(out))
-        losses, bundle = edit.details["losses"], edit.apply(base)
-    trained = time.process_time() - start
+        losses, bundle, trained = edit.details["losses"], edit.apply(base), edit.details["cpu_seconds"]
     retained, frechet, kept = _utility(config, bundle, concept)
     trial = Trial(name, seed, trained, 0.0, losses, retained, frechet)
     tensors = {"retained": kept}
@@ -232,7 +229,9 @@ def _fit(config: AdvUnlearnConfig, base: Bundle, concept: Concept, name: str, se
     path = out / "models" / f"{name}-seed{seed}"
     if path.is_dir():
         return Edit.load(path)
+    start = time.process_time()
     edit: Edit = config.method(name).fit(base, concept, seed=seed)
+    edit.details["cpu_seconds"] = round(time.process_time() - start, 3)  # a resumed run has it from the file
     edit.save(path)
     return edit
 

@@ -218,8 +218,13 @@ def load_bundle(
 
     Raises:
         FileNotFoundError: the folder has no `model_index.json`, or a component has no safetensors weights.
-        ValueError: the pipeline is not one with a UNet and CLIP text encoders.
+        ValueError: the pipeline is not one with a UNet and CLIP text encoders; weights of a component are
+            missing, or of another shape.
     """
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path).strip():
+        _checks.fail(
+            TypeError, "name_or_path", "a name, a folder or a hub id", _checks.describe(name_or_path)
+        )
     name = str(name_or_path)
     _checks.dtype("dtype", dtype)
     if name == "digits":

@@ -123,12 +123,14 @@ def _content(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
 
 
 def _strings(name: str, prompts: Any) -> list[str]:
-    if isinstance(prompts, str):
-        return [prompts]
-    for prompt in _checks.sequence(name, prompts, "strings"):
+    found = [prompts] if isinstance(prompts, str) else list(_checks.sequence(name, prompts, "strings"))
+    for prompt in found:
         if not isinstance(prompt, str):
             _checks.fail(TypeError, name, "strings", _checks.describe(prompt))
-    return list(prompts)
+        # Bytes of a command line that are no text come as surrogates.
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            _checks.fail(ValueError, name, "text", _checks.describe(prompt))
+    return found
 
 
 _lock = threading.Lock()

@@ -66,11 +66,15 @@ def load_component_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _convert(file: Path) -> str:
-    """The line that makes safetensors of a checkpoint, for where its maker is trusted."""
-    out = file.with_suffix(".safetensors").name
+    """The line that makes safetensors of a checkpoint, for where its maker is trusted.
+
+    A name that a shell or Python would read otherwise is left to be filled in.
+    """
+    plain = re.fullmatch(r"[\w.+-]+", file.name, re.ASCII)
+    name, out = (file.name, file.with_suffix(".safetensors").name) if plain else ("IN", "OUT.safetensors")
     code = (
         "import torch, safetensors.torch as s; "
-        f"d = torch.load('{file.name}', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+        f"d = torch.load('{name}', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
         f"s.save_file({{k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}}, '{out}')"
     )
     return f'where it is trusted, convert it with: python -c "{code}"'
@@ -160,7 +164,7 @@ def load_strict(module: torch.nn.Module, state: dict[str, Tensor], *, allow_iden
     missing, extra = sorted(own.keys() - named.keys()), sorted(named.keys() - own.keys())
     if missing or extra:
         got = "; ".join(
-            f"{len(keys)} {what}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+            f"{len(keys)} {what}: {', '.join(map(_shown, keys[:4]))}{', ...' if len(keys) > 4 else ''}"
             for what, keys in (("missing", missing), ("unexpected", extra))
             if keys
         )
@@ -176,6 +180,11 @@ def load_strict(module: torch.nn.Module, state: dict[str, Tensor], *, allow_iden
     if not allow_identical and all(torch.equal(named[k].to(v.device, v.dtype), v) for k, v in own.items()):
         _checks.fail(ValueError, "checkpoint", "weights that change something", "weights identical to base")
     module.load_state_dict({**module.state_dict(), **named}, strict=True)
+
+
+def _shown(key: str) -> str:
+    """A name from a file, on one line."""
+    return key if key.isprintable() and len(key) <= 120 else repr(key[:120])
 
 
 def apply_text_encoder(target: Any, path: str | Path, *, allow_identical: bool = False) -> Any:

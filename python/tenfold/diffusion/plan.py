@@ -69,6 +69,9 @@ def plan_unet(unet: Any, *, batch: int = 1, tokens: int = 77, dtype: torch.dtype
     from torch.utils.flop_counter import FlopCounterMode
 
     batch = _checks.integer("batch", batch, 1, 2**16)
+    tokens = _checks.integer("tokens", tokens, 1, 2**16)
+    if dtype is not None:
+        _checks.dtype("dtype", dtype)
     config = unet.config
     if getattr(config, "addition_embed_type", None) is not None:
         _checks.fail(ValueError, "unet", "one that reads text states only", config.addition_embed_type)

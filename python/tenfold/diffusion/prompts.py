@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +48,19 @@ class PromptRow:
     more: dict[str, str]
 
 
-def read_prompts(path: str | Path, *, need_seed: bool = True) -> list[PromptRow]:
+def read_prompts(
+    path: str | Path, *, need_seed: bool = True, guidance: float = DEFAULT_GUIDANCE
+) -> list[PromptRow]:
     """Read a prompt file. Ids are the file's case numbers: no row is dropped or renumbered.
 
     Args:
-        need_seed: whether `evaluation_seed` must be there.
+        need_seed: whether every row must have its `evaluation_seed`.
+        guidance: of rows that name none.
 
     Raises:
-        FileNotFoundError. ValueError: no rows, a column is missing, a case number stands twice, a prompt is
-            empty, or a seed, guidance or size is out of range; the line is named.
+        FileNotFoundError. ValueError: no rows, a column is missing or stands twice, a case number stands
+            twice or is no file name, a prompt is empty, or a seed, guidance or size is missing or out of
+            range; the line is named.
     """
     rows, columns = _read(path)
     wanted = [c for c in _COLUMNS if need_seed or c != "evaluation_seed"]
@@ -62,7 +68,11 @@ def read_prompts(path: str | Path, *, need_seed: bool = True) -> list[PromptRow]
     found: list[PromptRow] = []
     seen: dict[str, int] = {}
     for line, row in rows:
-        one = _row(f"{path}, line {line}", row)
+        one = _row(f"{path}, line {line}", row, guidance)
+        if need_seed and one.seed is None:
+            _checks.fail(
+                ValueError, f"{path}, line {line}: evaluation_seed", "an integer in [0, 2^32)", "none"
+            )
         if one.case_number in seen:
             got = f"{one.case_number!r} also in line {seen[one.case_number]}"
             _checks.fail(ValueError, f"{path}, line {line}", "a case_number of its own", got)
@@ -71,19 +81,18 @@ def read_prompts(path: str | Path, *, need_seed: bool = True) -> list[PromptRow]
     return found
 
 
-def _row(where: str, row: dict[str, str]) -> PromptRow:
+def _row(where: str, row: dict[str, str], default: float) -> PromptRow:
     prompt, case = row["prompt"], row["case_number"].strip()
     if not prompt.strip() or not case:
         _checks.fail(ValueError, where, "a case_number and a prompt", f"{case!r} and {prompt!r}")
+    check_file_part(f"{where}: case_number", case)
     seed = _number(where, row, "evaluation_seed")
     if seed is not None and (seed != int(seed) or not 0 <= seed < 2**32):
         _checks.fail(
             ValueError, f"{where}: evaluation_seed", "an integer in [0, 2^32)", row["evaluation_seed"]
         )
     guidance = _number(where, row, "evaluation_guidance")
-    guidance = (
-        DEFAULT_GUIDANCE if guidance is None else _checks.real(f"{where}: guidance", guidance, at_least=0.0)
-    )
+    guidance = default if guidance is None else _checks.real(f"{where}: guidance", guidance, at_least=0.0)
     sides = {}
     for column in ("sd_image_width", "sd_image_height"):
         size = _number(where, row, column)
@@ -96,6 +105,12 @@ def _row(where: str, row: dict[str, str]) -> PromptRow:
         case, prompt, None if seed is None else int(seed), guidance, sides["sd_image_width"],
         sides["sd_image_height"], label, more,
     )  # fmt: skip
+
+
+def check_file_part(name: str, text: str) -> None:
+    """Refuse a case number that would leave its folder as a part of a file's name."""
+    if any(one in "/\\" or ord(one) < 32 for one in text) or len(text.encode(errors="replace")) > 200:
+        _checks.fail(ValueError, name, "text that may stand in a file's name", repr(text))
 
 
 def read_retain(path: str | Path) -> list[str]:
@@ -143,7 +158,7 @@ def read_targets(folder: str | Path) -> TargetSet:
     ignored = frozenset(rows[i].case_number for i in _ignored(root / "ignore.json", len(rows)))
     pictures = []
     for row in rows:
-        found = sorted((root / "imgs").glob(f"{row.case_number}_*.png"), key=_order)
+        found = sorted((root / "imgs").glob(f"{escape(row.case_number)}_*.png"), key=_order)
         if not found and row.case_number not in ignored:
             expected = root / "imgs" / f"{row.case_number}_0.png"
             raise FileNotFoundError(f"folder: expected the picture {expected}, got nothing")
@@ -187,13 +202,16 @@ def _read(path: str | Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]
         raise FileNotFoundError(f"path: expected a prompt file (CSV), got {file}")
     with file.open(newline="", encoding="utf-8-sig") as source:
         reader = csv.DictReader(source, restval="", strict=True)
-        columns = list(reader.fieldnames or [])
         try:
+            columns = list(reader.fieldnames or [])
             rows = [(reader.line_num, _cells(file, reader.line_num, row)) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: expected CSV in UTF-8, got {error}") from error
     if not rows:
         _checks.fail(ValueError, str(file), "rows of prompts", "none" if columns else "an empty file")
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        _checks.fail(ValueError, str(file), "every column once", f"two of {twice!r}")
     return rows, columns
 
 
@@ -214,6 +232,9 @@ def _number(where: str, row: dict[str, str], column: str) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        _checks.fail(ValueError, f"{where}: {column}", "a number", repr(text))
+        number = math.nan
+    if not math.isfinite(number):
+        _checks.fail(ValueError, f"{where}: {column}", "a finite number", repr(text))
+    return number

@@ -220,6 +220,13 @@ def generate(
     batch = _checks.integer("batch", batch, 1, 2**16)
     if isinstance(safe, str):
         safe = SLD[_checks.choice("safe", safe, SLD)]
+    if safe is not None and not isinstance(safe, SafeGuidance):
+        _checks.fail(TypeError, "safe", "a strength or a SafeGuidance", _checks.describe(safe))
+    if negative is not None and not isinstance(negative, str):
+        _checks.fail(TypeError, "negative", "a text", _checks.describe(negative))
+    if not isinstance(prompts, (str, Tensor)) and not _checks.sequence("prompts", prompts, "strings"):
+        _checks.length("seeds", seeds, 0, "the prompts")
+        return torch.empty((0, *bundle.picture_shape(height, width)))
     states, pooled = _states(bundle, prompts, pooled, overflow)
     _checks.length("seeds", seeds, states.shape[0], "the prompts")
     empty = _uncond(bundle, negative, states, pooled)
@@ -235,7 +242,7 @@ def generate(
         done.append(bundle.decode(z).cpu())
         if progress is not None:
             progress(min(start + batch, len(seeds)))
-    return torch.cat(done) if done else torch.empty((0, *bundle.picture_shape(height, width)))
+    return torch.cat(done)
 
 
 def _walk(

@@ -73,9 +73,10 @@ def end_positions(lengths: Tensor, k: int, mode: str = "prefix") -> Tensor:
 
 def splice_plan(length: int, k: int, mode: str, columns: int, *, compat: str = "fixed") -> list[int]:
     """Where each of `columns` columns comes from: that column of the row, or columns + j, extra token j."""
-    return list(
-        _plan(length, k, _mode(mode), columns, _checks.choice("compat", compat, ("fixed", "reference")))
-    )
+    columns = _checks.integer("columns", columns, 2, 2**31)
+    return [
+        int(x) for x in _index([length], columns, _checks.integer("k", k, 1, 2**31), _mode(mode), compat)[0]
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -115,6 +116,7 @@ def _inserted(prompt: list[int], extra: list[int], chunk: int) -> list[int]:
 def _index(counts: list[int], columns: int, k: int, mode: str, compat: str) -> Tensor:
     _checks.choice("compat", compat, ("fixed", "reference"))
     for row, length in enumerate(counts):
+        _checks.integer("lengths", length, 0, columns - 2)
         used = k if mode == "replace" else length if mode == "add" else length + k
         if not 0 <= length <= columns - 2 or used > columns - 2:
             got = f"{length} tokens and k = {k}"

@@ -9,7 +9,7 @@ import torch
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.schedule import Schedule
 
-__all__ = ["tiny_bundle", "tiny_tokenizer"]
+__all__ = ["tiny_bundle", "tiny_tokenizer", "tiny_unet"]
 
 _WORDS = (
     *("a", "an", "of", "the", "photo", "painting", "cat", "dog", "church", "tench", "parachute"),
@@ -45,6 +45,25 @@ def tiny_tokenizer(context: int = 77) -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context)
 
 
+def tiny_unet(**changes: Any) -> Any:
+    """The UNet of `tiny_bundle`, its weights from PyTorch's state; `changes` of its configuration."""
+    from diffusers import UNet2DConditionModel
+
+    shape: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**shape, **changes})
+
+
 def tiny_bundle(seed: int = 0, *, prediction_type: str = "epsilon", projection: bool = False) -> Bundle:
     """Random weights in the shape of Stable Diffusion: a text encoder of two layers of width 32, a UNet of 67
     thousand parameters on latents [4, 8, 8], a VAE that makes them pictures [3, 64, 64]. Frozen.
@@ -53,7 +72,7 @@ def tiny_bundle(seed: int = 0, *, prediction_type: str = "epsilon", projection: 
         prediction_type: "epsilon", "v_prediction" or "sample".
         projection: a `CLIPTextModelWithProjection` for the text encoder.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = tiny_tokenizer()
@@ -72,18 +91,7 @@ def tiny_bundle(seed: int = 0, *, prediction_type: str = "epsilon", projection: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_encoder = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
+        unet = tiny_unet()
         vae = AutoencoderKL(
             block_out_channels=(4, 4, 4, 4),
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -259,6 +259,10 @@ def _check(config: UnlearnDiffAtkConfig) -> None:
             "a folder of logs, with transfer among the attacks",
             repr(config.transfer_from),
         )
+    if config.transfer_from and not Path(config.transfer_from).is_dir():
+        _checks.fail(ValueError, "transfer_from", "a folder of logs", config.transfer_from)
+    if config.judge_prompts and not config.judge.startswith("q16="):
+        _checks.fail(ValueError, "judge_prompts", "nothing, as the judge is not q16", config.judge_prompts)
     for seed in (*config.seeds, config.train_seed):
         _checks.integer("seeds", seed, 0, 2**32 - 1)
     for lr in config.p4d_lr:

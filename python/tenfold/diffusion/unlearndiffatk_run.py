@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,12 @@ from tenfold.diffusion.attack import (
     target_cases,
     write_jsonl,
 )
-from tenfold.diffusion.attack.dataset import cases_of_targets, draw_targets, write_targets
+from tenfold.diffusion.attack.dataset import case_of, cases_of_targets, draw_targets, write_targets
 from tenfold.diffusion.bundle import Bundle, load_bundle
 from tenfold.diffusion.erase import Concept, Edit
+from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.unlearndiffatk_config import ORIGINAL, UnlearnDiffAtkConfig
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["Outcome", "Result", "Trial", "UnlearnDiffAtkConfig", "attack", "run"]
@@ -123,19 +123,14 @@ def run(config: UnlearnDiffAtkConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: diffusers, transformers, scikit-learn or joblib is not installed.
     """
     config = config.resolved()
-    for package in ("diffusers", "transformers", "sklearn", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("diffusers", "transformers", "sklearn", "joblib")
     judge_of(config)
     outcome = Outcome(config)
     workers = config.workers if config.device == "cpu" else config.workers or 1
     _make_targets(config, folder.path)
     out = str(folder.path)
     for name, seconds in run_jobs(partial(make, config, out), config.names[::-1], workers=workers):
-        held = folder.load_state(f"model-{name}")
-        if held is None:
-            folder.save_state(f"model-{name}", {"seconds": seconds})
-        outcome.train_seconds[name] = seconds if held is None else held[0]["seconds"]
+        outcome.train_seconds[name] = seconds
     jobs = jobs_of(config)
     todo = []
     for job in jobs:
@@ -206,13 +201,11 @@ def plain_cases(config: UnlearnDiffAtkConfig) -> list[Case]:
     if config.prompts:
         from tenfold.diffusion.prompts import read_prompts
 
-        return [
-            Case(row.case_number, row.prompt, int(row.seed or 0), row.guidance, None, row.height, row.width)
-            for row in read_prompts(config.prompts)
-        ]
+        return [case_of(row) for row in read_prompts(config.prompts)]
+    from tenfold.diffusion.digits import digit_name
     from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 
-    prompts = [template.format(config.concept) for template in NAME_TEMPLATES] * 2
+    prompts = [template.format(digit_name(config.concept)) for template in NAME_TEMPLATES] * 2
     return [Case(str(i), p, 100 + i, float(config.guidance or 3.0)) for i, p in enumerate(prompts)]
 
 
@@ -233,11 +226,15 @@ def make(config: UnlearnDiffAtkConfig, out: str, name: str) -> tuple[str, float]
     start, path = time.process_time(), Path(out) / "models" / name
     if name == "checkpoint":
         target_of(config, out, name)  # say now what is wrong with it
-    elif not path.is_dir():
-        base = load_bundle(config.model, device=config.device)
-        eraser, concept = _eraser(config, name)
-        eraser.fit(base, concept, seed=config.train_seed).save(path)
-    return name, time.process_time() - start
+        return name, time.process_time() - start
+    if path.is_dir():
+        return name, Edit.load(path).details["cpu_seconds"]
+    base = load_bundle(config.model, device=config.device)
+    eraser, concept = _eraser(config, name)
+    edit = eraser.fit(base, concept, seed=config.train_seed)
+    edit.details["cpu_seconds"] = time.process_time() - start
+    edit.save(path)
+    return name, edit.details["cpu_seconds"]
 
 
 def _eraser(config: UnlearnDiffAtkConfig, name: str) -> tuple[Any, Concept]:
@@ -271,7 +268,14 @@ def _given(config: UnlearnDiffAtkConfig, original: Bundle) -> Target:
 
     path = Path(config.target_checkpoint)
     if (path / "model_index.json").is_file():
-        return Target(load_bundle(path, device=config.device), original, name=str(path))
+        given = load_bundle(path, device=config.device)
+        ours, theirs = original.modules(), given.modules()
+        if ours.keys() == theirs.keys() and all(digest(theirs[n]) == digest(ours[n]) for n in ours):
+            what = "weights that change something"
+            _checks.fail(
+                ValueError, "target_checkpoint", what, f"weights identical to {config.model}: {path}"
+            )
+        return Target(given, original, name=str(path))
     if any((path / about).is_file() for about in ("edit.json", "adv_unlearn.json")):
         edit = Edit.load(path)
         return Target(edit.apply(original), original, name=str(path), **edit.options)

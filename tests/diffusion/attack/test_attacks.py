@@ -19,6 +19,7 @@ from tenfold.diffusion.attack import (
     Case,
     CaseError,
     CaseLog,
+    Entry,
     LogFolder,
     NoAttack,
     RandomTokens,
@@ -28,6 +29,7 @@ from tenfold.diffusion.attack import (
     TextGrad,
     Transfer,
     attack_rates,
+    settings_of,
     target_cases,
 )
 from tenfold.diffusion.attack import base as attack_base
@@ -148,7 +150,7 @@ def test_results_do_not_depend_on_the_batch(attack: Any, target: Target, cases: 
     assert all(len(log.entries) == expected for log in together)
 
 
-def test_the_attack_lowers_its_loss_and_moves_away_from_chance(target: Target, cases: list[Case]) -> None:
+def test_the_attack_moves_away_from_chance_on_the_simplex(target: Target, cases: list[Case]) -> None:
     attack = TextGrad(k=2, timesteps=1, iterations=60, lr=0.05, weight_decay=0.0)
     search, _ = attack.begin(target, list(cases[:2]))
     before = search.p.clone()
@@ -268,8 +270,21 @@ def test_bad_input_is_named(target: Target, cases: list[Case]) -> None:
             Case("1", "a", seed)
     with pytest.raises(TypeError, match="case_number: expected text"):
         Case(1, "a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="case 1: height: expected an integer"):
+        Case("1", "a", height=-8)
+    with pytest.raises(TypeError, match="target: expected a Target, got Bundle"):
+        SMALL.run(target.bundle, cases, no)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cases: expected a list of Case, got int 3"):
+        SMALL.run(target, [3], no)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="judge: expected a function of pictures, got NoneType None"):
+        SMALL.run(target, cases, None)
     with pytest.raises(ValueError, match="case_number: expected different ones, got '10' twice"):
         SMALL.run(target, [cases[0], cases[0]], no)
+    for attack in (TextGrad, P4D, RandomTokens):
+        with pytest.raises(TypeError, match="banned: expected a list of words, got str 'five'"):
+            attack(banned="five")  # letter by letter it would ban f, i, v and e
+        with pytest.raises(TypeError, match="banned: expected a list of words, got int 5"):
+            attack(banned=(5,))
     with pytest.raises(ValueError, match="cases: expected at least one prompt"):
         SMALL.run(target, [], no)
     with pytest.raises(ValueError, match="k: expected an integer"):
@@ -299,6 +314,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_prompt_and_t(target: Target, 
     rates = attack_rates(logs)
     assert (rates.errors, rates.post.n) == (1, 2)
     assert told([logs[0], logs[2]]) == told(SMALL.run(target, [cases[0], cases[2]], no, sampling=FAST))
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_never_defended() -> None:
+    broken = Target(tiny_bundle(2))
+    with torch.no_grad():
+        broken.bundle.unet.conv_out.bias.fill_(torch.nan)
+    two = [Case("0", "a"), Case("1", "b")]
+    with pytest.raises(CaseError, match=r"case 0 .*: expected a picture of finite values, got NaN"):
+        NoAttack().run(broken, two, no, sampling=FAST)
+    logs = NoAttack().run(broken, two, no, sampling=FAST, on_error="record")
+    assert [log.state for log in logs] == ["error", "error"]
 
 
 def test_a_prompt_that_crashes_is_found_among_others_and_is_never_defended(
@@ -345,6 +371,48 @@ def test_a_stopped_run_goes_on_without_finished_prompts(
     assert sorted(done + taken) == [case.case_number for case in cases]
     with pytest.raises(ValueError, match="expected logs of"):
         SMALL.run(target, cases, no, sampling=FAST, store=LogFolder(tmp_path, {"attack": {"name": "other"}}))
+
+
+def test_prompts_of_several_sizes_are_attacked_size_by_size(target: Target, cases: list[Case]) -> None:
+    assert target.original is not None
+    wide = target_cases(
+        target.original, [Case("20", "a cat", height=64, width=128), Case("21", "a dog")], Sampling(steps=2)
+    )
+    mixed = [wide[0], cases[0], wide[1]]
+    logs = SMALL.run(target, mixed, no, sampling=FAST)
+    assert [log.case_number for log in logs] == ["20", "10", "21"]
+    assert [log.pictures[-1].shape for log in logs] == [(3, 64, 128), (3, 64, 64), (3, 64, 64)]
+    assert told(logs)[1] == told(SMALL.run(target, cases[:1], no, sampling=FAST))[0]
+
+
+def test_a_judge_s_details_may_be_any_numbers(target: Target, tmp_path: Path) -> None:
+    from tenfold.diffusion.judges import Verdict
+
+    def judge(images: Tensor) -> Verdict:
+        no = torch.zeros(len(images), dtype=torch.bool)
+        details = tuple({"nan": float("nan"), "inf": torch.tensor([torch.inf])} for _ in images)
+        return Verdict(no, ("",) * len(images), no.float(), ~no, details)
+
+    NoAttack().run(target, [Case("0", "a")], judge, sampling=FAST, store=LogFolder(tmp_path, {}))
+    kept = LogFolder(tmp_path, {}).load("0")
+    assert kept is not None
+    assert kept.entries[0].details == {"nan": "nan", "inf": ["inf"]}
+
+
+def test_what_is_transferred_is_among_the_settings(target: Target, tmp_path: Path) -> None:
+    log = CaseLog("0", "a", 0, 7.5, [Entry("a", False), Entry("b a", True)])
+    log.pictures = [torch.zeros(3, 4, 4, dtype=torch.uint8)]
+    settings = settings_of(Transfer([log]), target, FAST)
+    assert settings["attack"] == {"name": "transfer", "found": {"0": "b a"}}
+    LogFolder(tmp_path, settings)  # plain data
+    assert settings_of(SMALL, target, FAST)["attack"]["k"] == 2
+
+
+def test_pictures_that_do_not_fit_the_model_are_refused(target: Target) -> None:
+    case = Case("0", "a")
+    for wrong in (torch.zeros(1, 64, 64, dtype=torch.uint8), torch.zeros(3, 64, 64)):
+        with pytest.raises(ValueError, match=r"pictures\[0\]: expected torch.uint8 \[3, H, W\], got"):
+            target_cases(target.bundle, [case], pictures=[wrong])
 
 
 def test_every_attack_is_in_the_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ def test_style_is_counted_over_the_logs_that_there_are() -> None:
     rates = style_rates(logs)
     assert {k: r.post for k, r in rates.items()} == {1: Rate(1, 4), 3: Rate(3, 4), 10: Rate(4, 4)}
     assert {k: r.pre for k, r in rates.items()} == {1: Rate(0, 4), 3: Rate(1, 4), 10: Rate(1, 4)}
+    assert style_rates(logs, "Vincent van Gogh") == rates  # as the judge finds its target
+    church = [CaseLog("0", "p", 0, 7.5, [Entry("p", True, details=["church, church building", "vault"])])]
+    assert style_rates(church, "church", (1,))[1].pre == Rate(1, 1)
+    assert style_rates(church, "building", (1,))[1].pre == Rate(0, 1)
 
 
 def test_a_prompt_s_folder_is_the_published_layout_and_comes_back(tmp_path: Path) -> None:
@@ -147,6 +152,50 @@ def test_a_prompt_s_folder_is_the_published_layout_and_comes_back(tmp_path: Path
     assert {p.stem for p in (last.path("a7") / "images").iterdir()} == {"orig", "30"}
 
 
+def test_the_last_picture_is_the_last_entry_s_whatever_the_files_times(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    import os
+
+    one = log("0", False, False, False)
+    pictures = [
+        (n, torch.full((1, 4, 4), i, dtype=torch.uint8)) for i, n in enumerate(["orig", "iter_0", "iter_1"])
+    ]
+    store = LogFolder(tmp_path, {}, images="all")
+    store.save(one, 0, pictures)
+    os.utime(store.path("0") / "images" / "iter_1.png", (1, 1))  # as after copying or unpacking
+    back = store.load("0")
+    assert back is not None
+    assert [int(p[0, 0, 0]) for p in back.pictures] == [0, 2]
+
+
+def test_times_beyond_a_day_are_written_and_read(tmp_path: Path) -> None:
+    one = log("0", False, seconds=90061.5)
+    store = LogFolder(tmp_path / "ours", {})
+    store.save(one, 0)
+    text = json.loads((store.path("0") / "log.json").read_text())[0]["relative_time"]
+    assert text == "25:01:01.500000"
+    assert read_published(tmp_path / "ours")["0"].entries[0].seconds == 90061.5
+    publish(tmp_path / "theirs", "0", [entry(False, "1 day, 1:01:01.500000"), entry(True, "2 days, 0:00:00")])
+    found = read_published(tmp_path / "theirs")["0"].entries
+    assert [e.seconds for e in found] == [90061.5, 172800.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5", "a list of at least one entry, got 5"), ("[5]", "a list of at least one entry"),
+        ("[]", "a list of at least one entry"), ("{", "expected JSON"),
+        ('[{"success": true, "relative_time": "soon"}]', "relative_time: expected H:MM:SS.ffffff, got 's"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_logs_are_named(tmp_path: Path, text: str, message: str) -> None:
+    folder = tmp_path / "attack_idx_0"
+    folder.mkdir()
+    (folder / "log.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"log\.json.*{re.escape(message)}"):
+        read_published(tmp_path)
+
+
 def test_an_error_is_kept_apart_and_tried_again(tmp_path: Path) -> None:
     store = LogFolder(tmp_path, {})
     store.save(log("3", False, error="RuntimeError: out of memory"), 0)
@@ -156,6 +205,15 @@ def test_an_error_is_kept_apart_and_tried_again(tmp_path: Path) -> None:
     store.save(log("3", False, True), 0)
     assert not (store.path("3") / "error.json").exists()
     assert read_published(tmp_path)["3"].state == "success"
+
+
+@pytest.mark.parametrize("name", ["/../../out", "../../../out", "a\\b", "a\0b", "x" * 201])
+def test_a_case_number_does_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    store = LogFolder(tmp_path / "logs", {})
+    for wrong in (lambda: store.load(name), lambda: store.save(log(name, False), 0)):
+        with pytest.raises(ValueError, match="case_number: expected text that may stand in a file's name"):
+            wrong()
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_line_per_prompt(tmp_path: Path) -> None:

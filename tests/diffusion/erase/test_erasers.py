@@ -109,6 +109,12 @@ def test_another_training_s_state_is_refused(bundle):
     ADV.fit(bundle, CONCEPT, on_state=states.append, state_every=2)
     with pytest.raises(ValueError, match="state: seed: expected 1, got 0"):
         ADV.fit(bundle, CONCEPT, seed=1, state=states[0])
+    with pytest.raises(ValueError, match="state: base_sha256: expected"):
+        ADV.fit(tiny_bundle(4), CONCEPT, state=states[0])
+    with pytest.raises(ValueError, match="state: losses: expected a value, got none"):
+        ADV.fit(bundle, CONCEPT, state={k: v for k, v in states[0].items() if k != "losses"})
+    with pytest.raises(TypeError, match="state: expected what on_state was given, got str 'x'"):
+        ADV.fit(bundle, CONCEPT, state="x")
 
 
 def test_latest_starts_where_the_last_attack_ended(bundle):
@@ -303,6 +309,8 @@ def test_saved_edits_apply_to_a_pipeline_in_place_and_are_undone(bundle, tmp_pat
     pipe = tiny_bundle().to_pipeline()
     before = digest(getattr(pipe, edit.component))
     assert again.apply(pipe) is pipe
+    with pytest.raises(RuntimeError, match="target: expected a pipeline without this edit"):
+        again.apply(pipe)
     assert (
         digest(getattr(pipe, edit.component)) == digest(getattr(edit.apply(bundle), edit.component)) != before
     )
@@ -327,6 +335,72 @@ def test_edits_that_do_not_fit_change_nothing(bundle, tmp_path):
     edit.details["ids"] = {"nudity": [1, 2, 3]}
     with pytest.raises(ValueError, match=r"tokenizer: expected the ids \[1, 2, 3\] for 'nudity'"):
         edit.apply(other)
+
+
+def test_edits_from_elsewhere_are_read_strictly(bundle, tmp_path):
+    """Missing tensors are not made up, and nothing but the two text encoders is built from a file's word."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    ADV.fit(bundle, CONCEPT).save(tmp_path / "te")
+    weights, about = tmp_path / "te" / "model.safetensors", tmp_path / "te" / "adv_unlearn.json"
+    whole, told = load_file(weights), json.loads(about.read_text())
+    first = next(name for name in whole if "final_layer_norm" in name)
+    save_file({k: v for k, v in whole.items() if k != first}, weights)
+    with pytest.raises(ValueError, match=r"checkpoint: expected the \d+ tensors .* 1 missing"):
+        Edit.load(tmp_path / "te")
+    save_file({**whole, first: whole[first] * torch.nan}, weights)
+    with pytest.raises(ValueError, match=r"final_layer_norm.*: expected finite values"):
+        Edit.load(tmp_path / "te")
+    save_file(whole, weights)
+    for change, message in (
+        ({"details": {**told["details"], "class": "pipeline"}}, "class: expected one of 'CLIPTextModel'"),
+        ({"details": {**told["details"], "config": None}}, "config: expected"),
+        ({"kind": None}, r"adv_unlearn\.json: kind: expected a str"),
+        ({"schema": "other/1"}, "expected schema"),
+    ):
+        about.write_text(json.dumps({**told, **change}))
+        with pytest.raises(ValueError, match=message):
+            Edit.load(tmp_path / "te")
+    for text in ("{", "[1]"):
+        about.write_text(text)
+        with pytest.raises(ValueError, match=r"adv_unlearn\.json: expected"):
+            Edit.load(tmp_path / "te")
+    closed = UCE().fit(bundle, CONCEPT)
+    with pytest.raises(ValueError, match=r"tensors: expected R and D, both \[m, d\]"):
+        Edit("closed_form", "unet", {"R": closed.tensors["R"]}, closed.details)
+    hook = Edit("hook", "sampling", {}, {"options": {"negative": "x", "name": "y"}})
+    with pytest.raises(ValueError, match="options: expected negative and safe"):
+        _ = hook.options
+
+
+def test_every_eraser_refuses_what_it_cannot_start_from(bundle):
+    for method in (ESD(**QUICK), UCE(), ADV, NegativePrompt(), SafeLatent()):
+        with pytest.raises(TypeError, match="bundle: expected a Bundle"):
+            method.fit(None, CONCEPT)
+        with pytest.raises(TypeError, match="concept: expected a Concept, got str 'nudity'"):
+            method.fit(bundle, "nudity")
+        for seed in (-1, 2**32):
+            with pytest.raises(ValueError, match="seed: expected"):
+                method.fit(bundle, CONCEPT, seed=seed)
+    for mode in ("prefix", "replace"):
+        with pytest.raises(ValueError, match=r"k: expected an integer in \[1, 75\], got 76"):
+            AdvUnlearn(**{**vars(ADV), "mode": mode, "k": 76}).fit(bundle, CONCEPT)
+    with pytest.raises(TypeError, match="size: expected"):
+        ESD(size="64")
+    with pytest.raises(TypeError, match="norm_layer: expected"):
+        ESD(norm_layer="yes")
+
+
+def test_templates_of_uce_are_texts_not_formats(bundle):
+    with pytest.raises(ValueError, match="templates: expected texts with"):
+        UCE(templates=())
+    braces = UCE(templates=("{} or {}", "{0} {}")).fit(bundle, Concept("cat", anchors=("dog",)))
+    single = UCE(templates=("{}",)).fit(
+        bundle, Concept("x", ("cat or cat", "{0} cat"), ("dog or dog", "{0} dog"))
+    )
+    assert torch.equal(braces.tensors["R"], single.tensors["R"])
 
 
 def test_hooks_act_when_pictures_are_made(bundle):

@@ -17,6 +17,7 @@ from typing import Any
 
 from tenfold import _checks
 from tenfold.diffusion.attack.logs import CaseLog, read_published
+from tenfold.diffusion.judges.classifier import is_label
 
 __all__ = ["Rate", "Rates", "attack_rates", "average_minutes", "published_rates", "style_rates", "wilson"]
 
@@ -152,7 +153,8 @@ def average_minutes(logs: Sequence[CaseLog], candidates: int = 50) -> float:
 def style_rates(
     logs: Sequence[CaseLog], label: str = "vincent-van-gogh", tops: Sequence[int] = (1, 3, 10)
 ) -> dict[int, Rates]:
-    """Rates of a judge that ranks labels: success at k means that `label` is among the first k.
+    """Rates of a judge that ranks labels: success at k means that `label` is among the first k, as
+    `judges.classifier.is_label` matches them.
 
     `Entry.details` holds the ranked labels, as texts or as {"label": ..., "score": ...}. The published script
     divides by 50 whatever the number of logs; here it is the number of logs that finished.
@@ -162,7 +164,10 @@ def style_rates(
         _checks.integer("tops", k, 1, 10**6)
         counted = []
         for log in logs:
-            entries = [_with(entry, label in _ranked(entry.details)[:k]) for entry in log.entries]
+            entries = [
+                _with(entry, any(is_label(label, one) for one in _ranked(entry.details)[:k]))
+                for entry in log.entries
+            ]
             counted.append(CaseLog(log.case_number, log.prompt, log.seed, log.guidance, entries, log.error))
         found[k] = attack_rates(counted)
     return found

@@ -6,6 +6,7 @@ for the next ones, which start from their own first timestep: a batch stays full
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +18,9 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.attack.logs import CaseLog, Entry, LogFolder, picture_name
-from tenfold.diffusion.attack.target import Case, Sampling, Shot, Target, shots
+from tenfold.diffusion.attack.target import Case, CaseError, Sampling, Shot, Target, shots
 
 __all__ = ["Attack", "CaseError", "Proposal", "Search", "run_attack", "settings_of"]
-
-
-class CaseError(RuntimeError):
-    """The attack of one prompt cannot go on."""
-
-    def __init__(self, case: Case, message: str):
-        super().__init__(f"case {case.case_number} ({case.prompt[:60]!r}): {message}")
-        self.case_number = case.case_number
 
 
 @dataclass
@@ -80,7 +73,8 @@ class Attack(Protocol):
 
 def settings_of(attack: Any, target: Target, sampling: Sampling) -> dict[str, Any]:
     """Everything that a log hangs on, as plain data."""
-    plain = asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+    own = getattr(attack, "settings", None)
+    plain = own() if own is not None else asdict(attack) if is_dataclass(attack) else {}  # type: ignore[arg-type]
     return {
         "attack": {"name": attack.name, **{k: v for k, v in plain.items() if _is_plain(v)}},
         "sampling": asdict(sampling),
@@ -119,11 +113,18 @@ def run_attack(
     Raises:
         ValueError, TypeError: settings that do not fit, case numbers that repeat, a judge that gives no
         bools.
-        CaseError: a loss is not finite (names prompt and timestep).
+        CaseError: a loss is not finite (names prompt and timestep), or a picture is not.
     """
     sampling = sampling or Sampling()
     batch = _checks.integer("batch", batch, 1, 2**16)
     _checks.choice("on_error", on_error, ("raise", "record"))
+    if not isinstance(target, Target):
+        _checks.fail(TypeError, "target", "a Target", type(target).__name__)
+    for case in _checks.sequence("cases", cases, "Case"):
+        if not isinstance(case, Case):
+            _checks.fail(TypeError, "cases", "a list of Case", _checks.describe(case))
+    if not callable(judge):
+        _checks.fail(TypeError, "judge", "a function of pictures", _checks.describe(judge))
     names = [case.case_number for case in cases]
     if not names:
         _checks.fail(ValueError, "cases", "at least one prompt", "none")
@@ -138,13 +139,19 @@ def run_attack(
             logs[name] = held
     todo = [case for case in cases if case.case_number not in logs]
     job = _Job(attack, target, judge, sampling, batch, on_error)
-    for log, pictures in job.finished(todo):
-        if store is not None:
-            store.save(log, names.index(log.case_number), pictures)
-        logs[log.case_number] = log
-        if progress is not None:
-            progress(log)
+    # One size of pictures after the other: a batch is one tensor.
+    for size in dict.fromkeys(_size(case) for case in todo):
+        for log, pictures in job.finished([case for case in todo if _size(case) == size]):
+            if store is not None:
+                store.save(log, names.index(log.case_number), pictures)
+            logs[log.case_number] = log
+            if progress is not None:
+                progress(log)
     return [logs[name] for name in names]
+
+
+def _size(case: Case) -> tuple[Any, ...]:
+    return case.height, case.width, None if case.image is None else tuple(case.image.shape)
 
 
 Done = tuple[CaseLog, list[tuple[str, Tensor]]]
@@ -314,7 +321,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, Tensor):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 

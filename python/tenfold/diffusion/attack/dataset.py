@@ -22,10 +22,10 @@ from tenfold import _checks
 from tenfold.diffusion.attack.logs import to_pil
 from tenfold.diffusion.attack.target import Case, Sampling
 from tenfold.diffusion.bundle import Bundle
-from tenfold.diffusion.prompts import read_targets
+from tenfold.diffusion.prompts import PromptRow, check_file_part, read_targets
 from tenfold.diffusion.sampling import generate
 
-__all__ = ["cases_of_targets", "draw_targets", "write_targets"]
+__all__ = ["case_of", "cases_of_targets", "draw_targets", "write_targets"]
 
 
 def draw_targets(original: Bundle, cases: Sequence[Case], sampling: Sampling | None = None) -> list[Tensor]:
@@ -61,9 +61,10 @@ def write_targets(folder: str | Path, cases: Sequence[Case], pictures: Sequence[
     if folder.exists():
         raise FileExistsError(f"folder: expected a new one, got {folder}, which exists")
     _checks.length("pictures", pictures, len(cases), "the cases")
+    if not cases:
+        _checks.fail(ValueError, "cases", "at least one prompt", "none")
     for case in cases:
-        if Path(case.case_number).name != case.case_number:
-            _checks.fail(ValueError, "case_number", "one that is a file name", repr(case.case_number))
+        check_file_part("case_number", case.case_number)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -91,6 +92,19 @@ def _row(case: Case) -> dict[str, Any]:
     }
 
 
+def case_of(row: PromptRow) -> Case:
+    """The case of a prompt file's row.
+
+    Raises:
+        ValueError: it has no seed.
+    """
+    if row.seed is None:
+        _checks.fail(
+            ValueError, f"case {row.case_number}: evaluation_seed", "an integer in [0, 2^32)", "none"
+        )
+    return Case(row.case_number, row.prompt, row.seed, row.guidance, height=row.height, width=row.width)
+
+
 def cases_of_targets(folder: str | Path) -> tuple[list[Case], list[Tensor]]:
     """The prompts of a data set with the first picture of each, uint8 [c, H, W]; ignored ones are left out.
 
@@ -102,11 +116,7 @@ def cases_of_targets(folder: str | Path) -> tuple[list[Case], list[Tensor]]:
     for i, row in enumerate(found.rows):
         if row.case_number in found.ignored:
             continue
-        if row.seed is None:
-            _checks.fail(ValueError, f"{folder}, case {row.case_number}", "an evaluation_seed", "none")
-        cases.append(
-            Case(row.case_number, row.prompt, row.seed, row.guidance, height=row.height, width=row.width)
-        )
+        cases.append(case_of(row))
         pictures.append((found.load(i)[0] * 255).round().to(torch.uint8))
     if not cases:
         _checks.fail(ValueError, str(folder), "a prompt that is not ignored", "none")

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.base import CaseError
+from tenfold.diffusion.attack.base import run_attack
 from tenfold.diffusion.attack.draws import normals
+from tenfold.diffusion.attack.logs import CaseLog
 from tenfold.diffusion.attack.steps import eps_mse_rows
-from tenfold.diffusion.attack.target import Case, Target
+from tenfold.diffusion.attack.target import Case, CaseError, Target
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import (
     MODES,
@@ -26,7 +27,19 @@ from tenfold.diffusion.encode import (
     tokenize,
 )
 
-__all__ = ["ORDERS", "Text", "allowed_tokens", "attack_times", "check_cases", "loss_gradient", "noise_block"]
+__all__ = [
+    "ORDERS",
+    "GradientAttack",
+    "Text",
+    "allowed_tokens",
+    "attack_times",
+    "check_losses",
+    "check_room",
+    "check_words",
+    "known_modes",
+    "loss_gradient",
+    "noise_block",
+]
 
 ORDERS = ("ascending", "descending")
 
@@ -76,26 +89,79 @@ class Text:
         )  # fmt: skip
 
 
-def check_cases(attack: Any, target: Target, cases: Sequence[Case]) -> None:
-    """Everything that would stop a gradient attack later."""
-    k = _checks.integer("k", attack.k, 1, target.bundle.context - 2)
-    if target.bundle.is_sdxl:
-        _checks.fail(ValueError, "target", "a model with one text encoder for attacks by gradient", "SDXL")
-    most = target.bundle.context - 2 - k
+@dataclass(frozen=True)
+class GradientAttack:
+    """Settings; the defaults are the published ones for objects and styles (k = 5 for nudity).
+
+    k: extra tokens. mode: where they go ("prefix", "suffix", "mid", "insert", "per_k_words").
+    timesteps, iterations: a candidate is judged after `iterations` steps at each of `timesteps` timesteps.
+    order: of the timesteps, "ascending" or "descending".
+    lr, weight_decay: of Adam; the decay is part of the gradient.
+    criterion: "l2" or "l1". banned: words whose tokens are not used.
+    overflow: what becomes of prompts that are too long, "error" or "truncate" (the log says how much).
+    compat: "reference", what the published code does by mistake (the attack's docstring says what).
+    seed: of every draw.
+    """
+
+    k: int = 3
+    mode: str = "prefix"
+    timesteps: int = 50
+    iterations: int = 40
+    order: str = "ascending"
+    lr: float = 0.01
+    weight_decay: float = 0.1
+    criterion: str = "l2"
+    banned: tuple[str, ...] = ()
+    overflow: str = "error"
+    compat: str = "fixed"
+    seed: int = 0
+
+    stops: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _checks.integer("k", self.k, 1, 2**16)
+        _checks.choice("mode", self.mode, known_modes())
+        _checks.integer("iterations", self.iterations, 1, 10**6)
+        attack_times(self.timesteps, self.order)
+        _checks.real("lr", self.lr, positive=True)
+        _checks.real("weight_decay", self.weight_decay, at_least=0.0)
+        _checks.choice("criterion", self.criterion, ("l1", "l2"))
+        check_words("banned", self.banned)
+        _checks.choice("overflow", self.overflow, ("error", "truncate"))
+        _checks.choice("compat", self.compat, ("fixed", "reference"))
+        _checks.seed("seed", self.seed)
+
+    def run(self, target: Target, cases: Sequence[Case], judge: Any, **options: Any) -> list[CaseLog]:
+        """Attack every case (`base.run_attack`, whose options these are)."""
+        return run_attack(self, target, cases, judge, **options)  # type: ignore[arg-type]
+
+    def check(self, target: Target, cases: Sequence[Case]) -> None:
+        """See `base.Attack`."""
+        if target.bundle.is_sdxl:
+            _checks.fail(
+                ValueError, "target", "a model with one text encoder for attacks by gradient", "SDXL"
+            )
+        check_room(self, target, cases)
+        for case in cases:
+            if case.image is None:
+                expected = "target latents (target_cases makes them)"
+                _checks.fail(ValueError, f"case {case.case_number}: image", expected, "None")
+
+
+def check_room(attack: Any, target: Target, cases: Sequence[Case]) -> None:
+    """Refuse prompts that have no room for the attack's k tokens, unless it cuts them (`overflow`)."""
+    most = target.bundle.context - 2 - _checks.integer("k", attack.k, 1, target.bundle.context - 2)
     for case, count in zip(cases, count_tokens(target.bundle, [c.prompt for c in cases]), strict=True):
         if count > most and attack.overflow == "error":
-            expected = f"at most {most} tokens beside k = {k} (or overflow='truncate')"
+            expected = f"at most {most} tokens beside k = {attack.k} (or overflow='truncate')"
             _checks.fail(ValueError, f"case {case.case_number}: prompt", expected, count)
-        if case.image is None:
-            _checks.fail(
-                ValueError,
-                f"case {case.case_number}: image",
-                "target latents (target_cases makes them)",
-                "None",
-            )
-    sizes = {tuple(case.image.shape) for case in cases if case.image is not None}
-    if len(sizes) > 1:
-        _checks.fail(ValueError, "image", "latents of one shape in one run", sorted(sizes))
+
+
+def check_words(name: str, words: Any) -> None:
+    """Refuse what is no list of words, a single string too."""
+    for word in _checks.sequence(name, words, "words"):
+        if not isinstance(word, str):
+            _checks.fail(TypeError, name, "a list of words", _checks.describe(word))
 
 
 def allowed_tokens(bundle: Bundle, banned: Sequence[str]) -> Tensor | None:

@@ -12,9 +12,9 @@ ours beside them. log.json is written last: where it stands, the prompt is done.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.prompts import check_file_part
 from tenfold.runs.files import read_json, replacing, write_json, write_text
 
 __all__ = ["STATES", "CaseLog", "Entry", "LogFolder", "read_published", "to_pil", "write_jsonl"]
@@ -123,7 +124,12 @@ class LogFolder:
         self.images = _checks.choice("images", images, ("all", "last", "none"))
 
     def path(self, case_number: str) -> Path:
-        """The prompt's folder."""
+        """The prompt's folder.
+
+        Raises:
+            ValueError: the case number would lead out of `root`.
+        """
+        check_file_part("case_number", case_number)
         return self.root / f"attack_idx_{case_number}"
 
     def load(self, case_number: str) -> CaseLog | None:
@@ -165,9 +171,21 @@ def _published(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clock(seconds: float) -> str:
-    """As `str(timedelta)`: H:MM:SS.ffffff."""
-    text = str(timedelta(seconds=seconds))
-    return text if "." in text else text + ".000000"
+    """H:MM:SS.ffffff, hours beyond 24 too."""
+    whole, micro = divmod(round(seconds * 1e6), 10**6)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{micro:06d}"
+
+
+_CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+def _seconds(where: str, clock: Any) -> float:
+    """Of a `_clock`, or of the published code's `str(timedelta)`: "1 day, 0:00:01.5"."""
+    found = _CLOCK.fullmatch(str(clock))
+    if found is None:
+        _checks.fail(ValueError, f"{where}: relative_time", "H:MM:SS.ffffff", repr(clock))
+    days, hours, minutes, seconds = found.groups()
+    return 86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def _entries(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -176,11 +194,9 @@ def _entries(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _two(images: Path, log: CaseLog) -> list[Path]:
     """Files of the original's picture and of the last entry's."""
-    found = sorted(images.glob("*.png"), key=lambda p: p.stat().st_mtime_ns) if images.is_dir() else []
-    first = [p for p in found if p.stem == "orig"]
-    names = {picture_name(i, e) for i, e in enumerate(log.entries)}
-    rest = [p for p in found if p.stem != "orig" and p.stem in names]
-    return first + rest[-1:]
+    names = [picture_name(i, e) for i, e in enumerate(log.entries)]
+    wanted = [*names[:1], *names[1:][-1:]]
+    return [path for path in (images / f"{name}.png" for name in wanted) if path.is_file()]
 
 
 def picture_name(index: int, entry: Entry) -> str:
@@ -199,11 +215,15 @@ def read_published(root: str | Path) -> dict[str, CaseLog]:
         name = folder.name.removeprefix("attack_idx_")
         error = folder / "error.json"
         if error.exists() and not (folder / "log.json").exists():
-            found[name] = CaseLog(name, "", 0, 7.5, error=str(read_json(error)["error"]))
+            told = read_json(error)
+            text = str(told.get("error") if isinstance(told, dict) else told)
+            found[name] = CaseLog(name, "", 0, 7.5, error=text)
         elif (folder / "log.json").exists():
-            entries = [_read_entry(folder / "log.json", e) for e in read_json(folder / "log.json")]
-            if not entries:
-                _checks.fail(ValueError, str(folder / "log.json"), "at least one entry", "none")
+            data = read_json(folder / "log.json")
+            if not isinstance(data, list) or not data or not all(isinstance(one, dict) for one in data):
+                got = str(data)[:80]
+                _checks.fail(ValueError, str(folder / "log.json"), "a list of at least one entry", got)
+            entries = [_read_entry(folder / "log.json", one) for one in data]
             case = _case_of(folder)
             found[name] = CaseLog(name, entries[0].prompt, case["seed"], case["guidance"], entries)
         else:
@@ -215,14 +235,14 @@ def read_published(root: str | Path) -> dict[str, CaseLog]:
 
 def _case_of(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    return {"seed": 0, "guidance": 7.5, **config.get("tenfold", {}).get("case", {})}
+    held = config.get("tenfold") if isinstance(config, dict) else None
+    return {"seed": 0, "guidance": 7.5, **(held or {}).get("case", {})}
 
 
 def _read_entry(path: Path, data: dict[str, Any]) -> Entry:
     known = {k: data[k] for k in Entry.__dataclass_fields__ if k in data}
     if "relative_time" in data:
-        hours, minutes, seconds = str(data["relative_time"]).split(":")
-        known["seconds"] = 3600 * float(hours) + 60 * float(minutes) + float(seconds)
+        known["seconds"] = _seconds(str(path), data["relative_time"])
     if "style" in data:  # that judge's logs have no "success": `asr.style_rates` reads the ranks
         known |= {"details": data["style"], "success": bool(data.get("success", False))}
     if not isinstance(known.get("success"), bool):

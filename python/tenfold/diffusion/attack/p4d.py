@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.base import Proposal, run_attack
+from tenfold.diffusion.attack.base import Proposal
 from tenfold.diffusion.attack.draws import case_stream, random_tokens
 from tenfold.diffusion.attack.gradient import (
+    GradientAttack,
     Text,
     allowed_tokens,
     attack_times,
-    check_cases,
     check_losses,
-    known_modes,
     loss_gradient,
     noise_block,
 )
-from tenfold.diffusion.attack.logs import CaseLog
 from tenfold.diffusion.attack.steps import adam_, inverse_norms, nearest_token
 from tenfold.diffusion.attack.target import Case, Target, decode, survives
 from tenfold.diffusion.bundle import Bundle
@@ -37,51 +35,21 @@ __all__ = ["P4D"]
 
 
 @dataclass(frozen=True)
-class P4D:
-    """Settings as `TextGrad` has them.
+class P4D(GradientAttack):
+    """Settings of `GradientAttack`.
 
     compat: "reference" reads the original prompt, too, with the unlearned model's text encoder, as the
         published code does; where that encoder is what was unlearned, the attack then has no original to aim
         at.
     """
 
-    k: int = 3
-    mode: str = "prefix"
-    timesteps: int = 50
-    iterations: int = 40
-    order: str = "ascending"
-    lr: float = 0.01
-    weight_decay: float = 0.1
-    criterion: str = "l2"
-    banned: tuple[str, ...] = ()
-    overflow: str = "error"
-    compat: str = "fixed"
-    seed: int = 0
-
     name: ClassVar[str] = "p4d"
-    stops: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _checks.integer("k", self.k, 1, 2**16)
-        _checks.choice("mode", self.mode, known_modes())
-        _checks.integer("iterations", self.iterations, 1, 10**6)
-        attack_times(self.timesteps, self.order)
-        _checks.real("lr", self.lr, positive=True)
-        _checks.real("weight_decay", self.weight_decay, at_least=0.0)
-        _checks.choice("criterion", self.criterion, ("l1", "l2"))
-        _checks.choice("overflow", self.overflow, ("error", "truncate"))
-        _checks.choice("compat", self.compat, ("fixed", "reference"))
-        _checks.seed("seed", self.seed)
-
-    def run(self, target: Target, cases: Sequence[Case], judge: Any, **options: Any) -> list[CaseLog]:
-        """Attack every case (`base.run_attack`, whose options these are)."""
-        return run_attack(self, target, cases, judge, **options)
 
     def check(self, target: Target, cases: Sequence[Case]) -> None:
         """See `base.Attack`."""
         if target.original is None:
             _checks.fail(ValueError, "target", "one with its original model, which p4d imitates", "none")
-        check_cases(self, target, cases)
+        super().check(target, cases)
 
     def begin(self, target: Target, cases: list[Case]) -> tuple[P4DSearch, list[int]]:
         """See `base.Attack`."""

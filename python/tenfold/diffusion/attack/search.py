@@ -13,10 +13,9 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.attack.base import Proposal, run_attack
 from tenfold.diffusion.attack.draws import case_stream, random_seeds, random_tokens
-from tenfold.diffusion.attack.gradient import Text, allowed_tokens, known_modes
+from tenfold.diffusion.attack.gradient import Text, allowed_tokens, check_room, check_words, known_modes
 from tenfold.diffusion.attack.logs import CaseLog, read_published
 from tenfold.diffusion.attack.target import Case, Target, decode, survives
-from tenfold.diffusion.encode import count_tokens
 
 __all__ = ["NoAttack", "RandomTokens", "SeedSearch", "Transfer"]
 
@@ -88,16 +87,13 @@ class RandomTokens(_Base):
         _checks.integer("k", self.k, 1, 2**16)
         _checks.integer("tries", self.tries, 1, 10**6)
         _checks.choice("mode", self.mode, known_modes())
+        check_words("banned", self.banned)
         _checks.choice("overflow", self.overflow, ("error", "truncate"))
         _checks.seed("seed", self.seed)
 
     def check(self, target: Target, cases: Sequence[Case]) -> None:
         """See `base.Attack`."""
-        most = target.bundle.context - 2 - _checks.integer("k", self.k, 1, target.bundle.context - 2)
-        for case, count in zip(cases, count_tokens(target.bundle, [c.prompt for c in cases]), strict=True):
-            if count > most and self.overflow == "error":
-                expected = f"at most {most} tokens beside k = {self.k} (or overflow='truncate')"
-                _checks.fail(ValueError, f"case {case.case_number}: prompt", expected, count)
+        check_room(self, target, cases)
 
     def begin(self, target: Target, cases: list[Case]) -> tuple[ListSearch, list[int]]:
         """See `base.Attack`."""
@@ -170,6 +166,10 @@ class Transfer(_Base):
         """Case -> the prompt that succeeded."""
         logs = read_published(self.logs).values() if isinstance(self.logs, (str, Path)) else self.logs
         return {log.case_number: log.found.prompt for log in logs if log.found is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """What is tried: where it was found does not matter."""
+        return {"found": self.found()}
 
     def check(self, target: Target, cases: Sequence[Case]) -> None:
         """See `base.Attack`."""

@@ -17,7 +17,7 @@ from tenfold.diffusion.judges import verdict_of
 from tenfold.diffusion.sampling import generate
 from tenfold.diffusion.schedule import SAMPLERS
 
-__all__ = ["Case", "Sampling", "Shot", "Target", "decode", "shots", "survives", "target_cases"]
+__all__ = ["Case", "CaseError", "Sampling", "Shot", "Target", "decode", "shots", "survives", "target_cases"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,9 @@ class Case:
         what = "an integer in [0, 2^32)"
         _checks.integer(f"case {self.case_number}: seed", self.seed, 0, 2**32 - 1, what)
         _checks.real(f"case {self.case_number}: guidance", self.guidance, at_least=0.0)
+        for side in ("height", "width"):
+            if getattr(self, side) is not None:
+                _checks.integer(f"case {self.case_number}: {side}", getattr(self, side), 1, 2**16)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,14 @@ class Shot:
     score: float
     accepted: bool
     details: Any = None
+
+
+class CaseError(RuntimeError):
+    """The attack of one prompt cannot go on."""
+
+    def __init__(self, case: Case, message: str):
+        super().__init__(f"case {case.case_number} ({case.prompt[:60]!r}): {message}")
+        self.case_number = case.case_number
 
 
 def decode(bundle: Bundle, ids: Tensor) -> str:
@@ -162,20 +173,30 @@ def shots(
         seeds: instead of the cases' own.
 
     Pictures are rounded to 8 bits before they are judged: what is judged is what is saved.
+
+    Raises:
+        CaseError: a picture is not finite.
     """
     chosen = [case.seed for case in cases] if seeds is None else list(seeds)
     found: list[Shot | None] = [None] * len(cases)
     for size in dict.fromkeys((case.height, case.width) for case in cases):
         rows = [i for i, case in enumerate(cases) if (case.height, case.width) == size]
-        if isinstance(prompts, Tensor):
-            text: Any = encode_ids(target.bundle, prompts[rows])
-        else:
+        text: Any = None
+        pooled = None
+        if not isinstance(prompts, Tensor):
             text = [prompts[i] for i in rows]
+        elif target.bundle.is_sdxl:
+            text, pooled = encode_ids(target.bundle, prompts[rows], pooled=True)
+        else:
+            text = encode_ids(target.bundle, prompts[rows])
         images = generate(
             target.bundle, text, [chosen[i] for i in rows], guidance=[cases[i].guidance for i in rows],
             steps=sampling.steps, sampler=sampling.sampler, negative=target.negative, safe=target.safe,
-            height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise,
+            height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise, pooled=pooled,
         )  # fmt: skip
+        broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if broken:  # in 8 bits it would be some picture without the concept
+            raise CaseError(cases[rows[broken[0]]], "expected a picture of finite values, got NaN")
         pictures = (images * 255).round().to(torch.uint8)
         verdict = verdict_of(judge, pictures.float() / 255)
         details = verdict.details or (None,) * len(rows)
@@ -206,6 +227,11 @@ def target_cases(
         made = shots(Target(original), never, cases, [case.prompt for case in cases], sampling)
         pictures = [shot.picture for shot in made]
     _checks.length("pictures", pictures, len(cases), "the cases")
+    channels = original.picture_shape()[0]
+    for i, picture in enumerate(pictures):
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
+            got = f"{picture.dtype} {list(picture.shape)}"
+            _checks.fail(ValueError, f"pictures[{i}]", f"torch.uint8 [{channels}, H, W]", got)
     found = []
     for case, picture in zip(cases, pictures, strict=True):
         with torch.no_grad():

@@ -17,19 +17,17 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.base import Proposal, run_attack
+from tenfold.diffusion.attack.base import Proposal
 from tenfold.diffusion.attack.draws import case_stream, uniforms
 from tenfold.diffusion.attack.gradient import (
+    GradientAttack,
     Text,
     allowed_tokens,
     attack_times,
-    check_cases,
     check_losses,
-    known_modes,
     loss_gradient,
     noise_block,
 )
-from tenfold.diffusion.attack.logs import CaseLog
 from tenfold.diffusion.attack.steps import bisection_project, sample_rows, simplex_project, ste_adam_simplex_
 from tenfold.diffusion.attack.target import Case, Target, decode, survives, surviving
 from tenfold.diffusion.encode import word_table
@@ -38,61 +36,24 @@ __all__ = ["TextGrad"]
 
 
 @dataclass(frozen=True)
-class TextGrad:
-    """The attack's settings; the defaults are the published ones for objects and styles (k = 5 for nudity).
+class TextGrad(GradientAttack):
+    """Settings of `GradientAttack`, and these:
 
-    k: extra tokens. mode: where they go ("prefix", "suffix", "mid", "insert", "per_k_words").
-    timesteps, iterations: a candidate is judged after `iterations` steps at each of `timesteps` timesteps.
-    order: of the timesteps, "ascending" or "descending".
-    lr, weight_decay: of Adam; the decay is part of the gradient.
     init: "uniform", 1/V everywhere; "random", rows of random numbers, projected.
-    criterion: "l2" or "l1". banned: words whose tokens are not used.
     roundtrip: "report" whether a candidate's text has the candidate's ids; "require" takes the best one that
     has.
-    overflow: what becomes of prompts that are too long, "error" or "truncate" (the log says how much).
     compat: "reference", the published bisection for the projection, which loses 3 to 4 % of a row's mass.
-    seed: of every draw.
     """
 
-    k: int = 3
-    mode: str = "prefix"
-    timesteps: int = 50
-    iterations: int = 40
-    order: str = "ascending"
-    lr: float = 0.01
-    weight_decay: float = 0.1
     init: str = "uniform"
-    criterion: str = "l2"
-    banned: tuple[str, ...] = ()
     roundtrip: str = "report"
-    overflow: str = "error"
-    compat: str = "fixed"
-    seed: int = 0
 
     name: ClassVar[str] = "text_grad"
-    stops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _checks.integer("k", self.k, 1, 2**16)
-        _checks.choice("mode", self.mode, known_modes())
-        _checks.integer("iterations", self.iterations, 1, 10**6)
-        attack_times(self.timesteps, self.order)
-        _checks.real("lr", self.lr, positive=True)
-        _checks.real("weight_decay", self.weight_decay, at_least=0.0)
+        super().__post_init__()
         _checks.choice("init", self.init, ("uniform", "random"))
-        _checks.choice("criterion", self.criterion, ("l1", "l2"))
         _checks.choice("roundtrip", self.roundtrip, ("report", "require"))
-        _checks.choice("overflow", self.overflow, ("error", "truncate"))
-        _checks.choice("compat", self.compat, ("fixed", "reference"))
-        _checks.seed("seed", self.seed)
-
-    def run(self, target: Target, cases: Sequence[Case], judge: Any, **options: Any) -> list[CaseLog]:
-        """Attack every case (`base.run_attack`, whose options these are)."""
-        return run_attack(self, target, cases, judge, **options)
-
-    def check(self, target: Target, cases: Sequence[Case]) -> None:
-        """See `base.Attack`."""
-        check_cases(self, target, cases)
 
     def begin(self, target: Target, cases: list[Case]) -> tuple[TextGradSearch, list[int]]:
         """See `base.Attack`."""

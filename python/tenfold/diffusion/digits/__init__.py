@@ -20,6 +20,7 @@ from tenfold.diffusion.digits.utility import Agreement, digit_agreement, pixel_f
 from tenfold.diffusion.digits.vocabulary import (
     DESCRIPTORS,
     NAMES,
+    digit_name,
     digit_of,
     digits_described,
     name_prompts,
@@ -36,6 +37,7 @@ __all__ = [
     "DigitJudge",
     "Pictures",
     "digit_agreement",
+    "digit_name",
     "digit_of",
     "digit_pictures",
     "digits_described",

@@ -56,6 +56,8 @@ def digit_agreement(
     left_out = {digit_of(d) for d in exclude}
     digits = [d for d in range(10) if d not in left_out]
     prompts = [prompt for d in digits for prompt in name_prompts(d, per_digit)]
+    if not digits:
+        _checks.fail(ValueError, "exclude", "a digit that is left", "all ten")
     asked = torch.tensor(digits).repeat_interleave(per_digit)
     seeds: Sequence[int] = range(seed, seed + len(prompts))
     images = generate(bundle, prompts, list(seeds), steps=steps, guidance=guidance, batch=batch, **options)
@@ -88,6 +90,8 @@ def pixel_frechet(images: Tensor, others: Tensor) -> float:
         if value.ndim != 4 or value.shape[0] < 2:
             _checks.fail(ValueError, name, "at least two pictures [N, C, H, W]", list(value.shape))
         rows = value.flatten(1).double() * 2 - 1
+        if not bool(rows.isfinite().all()):
+            _checks.fail(ValueError, name, "finite pixels", "NaN or infinity")
         means.append(rows.mean(0))
         covariances.append(torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1]))
     if means[0].shape != means[1].shape:

@@ -21,6 +21,7 @@ __all__ = [
     "FILLERS",
     "NAMES",
     "NAME_TEMPLATES",
+    "digit_name",
     "digit_of",
     "digits_described",
     "name_prompts",
@@ -136,6 +137,17 @@ def digit_of(word: str | int) -> int:
     if not found:
         _checks.fail(ValueError, "digit", "0 to 9 or one of their names (NAMES)", repr(word))
     return found[0]
+
+
+def digit_name(word: str) -> str:
+    """`word`, if it is a name of a digit: numerals are none of the model's words.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not any(word in names for names in NAMES):
+        _checks.fail(ValueError, "concept", "a name of a digit, as 'five' or 'cinco'", repr(word))
+    return word
 
 
 def digits_described(prompt: str) -> frozenset[int]:

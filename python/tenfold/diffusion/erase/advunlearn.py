@@ -74,6 +74,8 @@ class AdvUnlearn(ESD):
 
     def training(self, bundle: Bundle, concept: Concept, seed: int) -> AdvTraining:
         """See `ESD`."""
+        if self.space == "word_embd" and self.mode != "add":
+            _checks.integer("k", self.k, 1, bundle.context - 2)
         return AdvTraining(self, bundle, concept, seed)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import tokenize, word_table
 
-if TYPE_CHECKING:
-    from tenfold.diffusion.bundle import Bundle
-
-__all__ = ["Concept", "check_words"]
+__all__ = ["Concept", "check_fit", "check_words"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,20 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
         if not isinstance(text, str):
             _checks.fail(TypeError, name, "texts", _checks.describe(text))
     return texts
+
+
+def check_fit(bundle: Bundle, concept: Concept, seed: int) -> None:
+    """Refuse what no eraser can start from.
+
+    Raises:
+        TypeError: no Bundle, no Concept. ValueError: a seed outside [0, 2^32).
+    """
+    if not isinstance(bundle, Bundle):
+        expected = "a Bundle (load_bundle, Bundle.from_pipeline)"
+        _checks.fail(TypeError, "bundle", expected, type(bundle).__name__)
+    if not isinstance(concept, Concept):
+        _checks.fail(TypeError, "concept", "a Concept", _checks.describe(concept))
+    _checks.integer("seed", seed, 0, 2**32 - 1)
 
 
 def check_words(bundle: Bundle, prompts: tuple[str, ...], room: int = 0) -> None:

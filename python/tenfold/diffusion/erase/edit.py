@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.keys import load_component_state, load_strict
+from tenfold.runs.files import read_json
 
 __all__ = ["ABOUT", "Edit", "digest"]
 
@@ -32,6 +34,8 @@ ABOUT = "edit.json"
 _ADV_ABOUT = "adv_unlearn.json"
 _KINDS = ("weights", "closed_form", "hook")
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "sampling")
+_OPTIONS = {"negative", "safe"}
+_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _SCHEMA = "tenfold.edit/1"
 _FILE = "edit.safetensors"
 
@@ -53,6 +57,11 @@ class Edit:
         _checks.choice("kind", self.kind, _KINDS)
         _checks.choice("component", self.component, _PARTS)
         self.details = json.loads(json.dumps(self.details, allow_nan=False))  # as `load` will have it
+        for name, value in self.tensors.items():
+            if not bool(value.isfinite().all()):
+                _checks.fail(ValueError, name, "finite values", "NaN or infinity")
+        if self.kind == "closed_form":
+            _check_closed(self.tensors, self.details.get("layers"))
         self._before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
     @property
@@ -64,6 +73,8 @@ class Edit:
         from tenfold.diffusion.sld import SafeGuidance
 
         found = dict(self.details["options"])
+        if not found.keys() <= _OPTIONS:
+            _checks.fail(ValueError, "options", " and ".join(sorted(_OPTIONS)), sorted(found))
         if isinstance(found.get("safe"), dict):
             found["safe"] = SafeGuidance(**found["safe"])
         return found
@@ -81,6 +92,7 @@ class Edit:
         Raises:
             ValueError: names, shapes, vocabulary or the tokenizer do not fit; nothing is changed then.
             TypeError: a hook on a pipeline.
+            RuntimeError: it is applied to this pipeline already; `undo` would not find the way back.
         """
         if self.kind == "hook":
             if not isinstance(target, Bundle):
@@ -93,6 +105,8 @@ class Edit:
             _checks.fail(
                 TypeError, "target", f"a Bundle or pipeline with a {self.component}", type(target).__name__
             )
+        if module in self._before and not isinstance(target, Bundle):
+            raise RuntimeError("target: expected a pipeline without this edit, got one that it is applied to")
         self._check_words(target)
         values = self._values(module)
         if isinstance(target, Bundle):
@@ -160,30 +174,27 @@ class Edit:
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: no such folder, or weights are missing. ValueError: another schema.
+            FileNotFoundError: no such folder, or its weights are missing. ValueError: another schema; tensors
+            are missing, left over or not finite.
         """
         folder = Path(folder)
         found = next((folder / name for name in (_ADV_ABOUT, ABOUT) if (folder / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"folder: expected one with {ABOUT} or {_ADV_ABOUT}, got {folder}")
-        about = json.loads(found.read_text(encoding="utf-8"))
-        if about.get("schema") != _SCHEMA:
-            _checks.fail(ValueError, str(found), f"schema {_SCHEMA}", repr(about.get("schema")))
-        edit = cls(about["kind"], about["component"], {}, about["details"])
-        if edit._is_whole_text_encoder():
-            import transformers
-
-            if not (folder / "model.safetensors").is_file():
-                raise FileNotFoundError(f"folder: expected model.safetensors in {folder}, got none")
-            kind = getattr(transformers, edit.details["class"])
-            edit.tensors = _parameters(kind.from_pretrained(folder, use_safetensors=True))
-        elif edit.kind != "hook":
-            from safetensors.torch import load_file
-
-            if not (folder / _FILE).is_file():
-                raise FileNotFoundError(f"folder: expected {_FILE} in {folder}, got none")
-            edit.tensors = load_file(folder / _FILE)
-        return edit
+        about = _read_about(found)
+        kind, component, details = about["kind"], about["component"], about["details"]
+        whole = component == "text_encoder" and kind == "weights"
+        file = folder / ("model.safetensors" if whole else _FILE)
+        if kind == "hook":
+            return cls(kind, component, {}, details)
+        if not file.is_file():
+            raise FileNotFoundError(f"folder: expected {file.name} in {folder}, got none")
+        tensors = load_component_state(file)
+        if whole:
+            module = _new_text_encoder(details)
+            load_strict(module, tensors, allow_identical=True)
+            tensors = _parameters(module)
+        return cls(kind, component, tensors, details)
 
     def _is_whole_text_encoder(self) -> bool:
         return self.component == "text_encoder" and self.kind == "weights"
@@ -224,6 +235,26 @@ class Edit:
                 _checks.fail(ValueError, "tokenizer", f"the ids {ids} for {prompt!r}", list(got))
 
 
+def _read_about(file: Path) -> dict[str, Any]:
+    about = read_json(file)
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if schema != _SCHEMA:
+        _checks.fail(ValueError, str(file), f"schema {_SCHEMA}", repr(schema))
+    for key, kind in (("kind", str), ("component", str), ("details", dict)):
+        if not isinstance(about.get(key), kind):
+            _checks.fail(ValueError, f"{file}: {key}", f"a {kind.__name__}", _checks.describe(about.get(key)))
+    return dict(about)
+
+
+def _check_closed(tensors: dict[str, Tensor], layers: Any) -> None:
+    shapes = {name: list(value.shape) for name, value in tensors.items()}
+    good = shapes.keys() == {"R", "D"} and shapes["R"] == shapes["D"] and len(shapes["R"]) == 2
+    if not good:
+        _checks.fail(ValueError, "tensors", "R and D, both [m, d]", shapes)
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        _checks.fail(ValueError, "layers", "names of the matrices", _checks.describe(layers))
+
+
 def _write(module: nn.Module, values: dict[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
     with torch.no_grad():
@@ -237,12 +268,19 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 
 def _text_encoder(edit: Edit) -> Any:
     """The text encoder as a module of transformers."""
-    import transformers
-
-    config = transformers.CLIPTextConfig(**edit.details["config"])
-    module = getattr(transformers, edit.details["class"])(config)
+    module = _new_text_encoder(edit.details)
     _write(module, edit.tensors)
     return module.eval()
+
+
+def _new_text_encoder(details: dict[str, Any]) -> Any:
+    import transformers
+
+    kind = _checks.choice("class", details.get("class"), _CLASSES)
+    config = details.get("config")
+    if not isinstance(config, dict):
+        _checks.fail(ValueError, "config", "a CLIPTextConfig as JSON", _checks.describe(config))
+    return getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
 
 
 def weights_edit(module: nn.Module, component: str, names: list[str], details: dict[str, Any]) -> Edit:

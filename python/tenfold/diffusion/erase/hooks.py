@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tenfold import _checks
-from tenfold.diffusion.erase.concept import Concept, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit
 from tenfold.diffusion.sld import SLD as STRENGTHS
 
@@ -24,6 +24,7 @@ class NegativePrompt:
 
     def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, **unused: Any) -> Edit:
         """An edit whose `options` have the negative prompt."""
+        check_fit(bundle, concept, seed)
         text = ", ".join(concept.prompts)
         check_words(bundle, (text,))
         return _hook(self.name, {}, concept, seed, {"negative": text})
@@ -45,6 +46,7 @@ class SafeLatent:
 
     def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, **unused: Any) -> Edit:
         """An edit whose `options` have the guidance."""
+        check_fit(bundle, concept, seed)
         text = ", ".join(concept.prompts)
         check_words(bundle, (text,))
         guidance = replace(STRENGTHS[self.strength], concept=text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk, rng_of
-from tenfold.diffusion.erase.concept import Concept, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest, weights_edit
 from tenfold.diffusion.erase.target import esd_loss, mse
 from tenfold.diffusion.erase.trainable import COMPONENTS, component_of, trainable
@@ -85,6 +86,10 @@ class ESD:
             ("bank_size", 0), ("bank_retain", 1), ("bank_refresh_every", 0),
         ):  # fmt: skip
             _checks.integer(name, getattr(self, name), low, 10**7)
+        if self.size is not None:
+            _checks.integer("size", self.size, 1, 2**16)
+        if not isinstance(self.norm_layer, bool):
+            _checks.fail(TypeError, "norm_layer", "True or False", _checks.describe(self.norm_layer))
         _checks.real("lr", self.lr, positive=True)
         for name in ("eta", "start_guidance", "retain_weight"):
             _checks.real(name, getattr(self, name), at_least=0.0)
@@ -121,10 +126,11 @@ class ESD:
                 retained prompts are missing; weights are not float32; the model has two text encoders.
             RuntimeError: a loss is not finite (names iteration, concept and timestep).
         """
-        training = self.training(bundle, concept, _checks.integer("seed", seed, 0, 2**32 - 1))
+        check_fit(bundle, concept, seed)
+        _checks.integer("state_every", state_every, 1, 10**9)
+        training = self.training(bundle, concept, seed)
         if state is not None:
             training.restore(state)
-        _checks.integer("state_every", state_every, 1, 10**9)
         while training.done < self.iterations:
             numbers = training.iterate()
             if progress is not None:
@@ -177,6 +183,11 @@ class Training:
     def retains(self) -> bool:
         """Whether retained prompts take part: "iter" steps do without the weight."""
         return bool(self.method.retain_weight) and bool(self.concept.retain)
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """Of the component before it was trained."""
+        return digest(getattr(self.original, self.part))
 
     def iterate(self) -> dict[str, float]:
         """One iteration."""
@@ -255,7 +266,7 @@ class Training:
         """Everything that `restore` needs: tensors, numbers, lists of numbers."""
         found: dict[str, Any] = {
             "iteration": self.done, "seed": self.seed, "prompt": self.prompt, "losses": list(self.losses),
-            "method": repr(self.method), "concept": repr(self.concept),
+            "method": repr(self.method), "concept": repr(self.concept), "base_sha256": self.base_sha256,
         }  # fmt: skip
         for name, parameter in self.chosen.items():
             found[f"param/{name}"] = parameter.detach().clone().cpu()
@@ -269,12 +280,18 @@ class Training:
         """Go on from `state`.
 
         Raises:
-            ValueError: it is of another training.
+            TypeError, ValueError: it is no state, or of another training.
         """
+        if not isinstance(state, dict):
+            _checks.fail(TypeError, "state", "what on_state was given", _checks.describe(state))
+        lost = sorted({"iteration", "prompt", "losses", *(f"param/{n}" for n in self.chosen)} - set(state))
+        if lost:
+            _checks.fail(ValueError, f"state: {lost[0]}", "a value", f"none ({len(lost)} missing)")
         for name, expected in (
             ("method", repr(self.method)),
             ("concept", repr(self.concept)),
             ("seed", self.seed),
+            ("base_sha256", self.base_sha256),
         ):
             if state.get(name) != expected:
                 _checks.fail(ValueError, f"state: {name}", str(expected), state.get(name))
@@ -296,7 +313,7 @@ class Training:
         details = {
             "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
             "seed": self.seed, "base": self.original.name,
-            "base_sha256": digest(getattr(self.original, self.part)),
+            "base_sha256": self.base_sha256,
             "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in
             self.concept.prompts}, "trained": len(self.chosen), "losses": self.losses,
         }  # fmt: skip
@@ -305,12 +322,6 @@ class Training:
 
 
 def _check(method: Any, bundle: Bundle, concept: Concept) -> None:
-    if not isinstance(bundle, Bundle):
-        _checks.fail(
-            TypeError, "bundle", "a Bundle (load_bundle, Bundle.from_pipeline)", type(bundle).__name__
-        )
-    if not isinstance(concept, Concept):
-        _checks.fail(TypeError, "concept", "a Concept", type(concept).__name__)
     if bundle.is_sdxl:
         _checks.fail(ValueError, "bundle", "a model with one text encoder", "one with two (SDXL)")
     for name, module in bundle.modules().items():

@@ -21,7 +21,7 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
-from tenfold.diffusion.erase.concept import Concept, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest
 
 __all__ = ["UCE", "cross_attention_matrices", "uce_factors"]
@@ -98,6 +98,8 @@ class UCE:
         _checks.choice("technique", self.technique, ("replace", "tensor"))
         for name in ("lam", "erase_scale", "retain_scale"):
             _checks.real(name, getattr(self, name), at_least=0.0)
+        if not _checks.sequence("templates", self.templates, "texts with {}"):
+            _checks.fail(ValueError, "templates", "texts with {}", "none")
         for template in self.templates:
             if not isinstance(template, str) or "{}" not in template:
                 _checks.fail(ValueError, "templates", "texts with {}", repr(template))
@@ -110,6 +112,7 @@ class UCE:
         Raises:
             ValueError: a prompt does not fit, no cross attention. RuntimeError: the system is singular.
         """
+        check_fit(bundle, concept, seed)
         matrices = cross_attention_matrices(bundle.unet)
         if not matrices:
             _checks.fail(ValueError, "unet", "cross attention (attn2.to_k, attn2.to_v)", "none")
@@ -149,7 +152,7 @@ class UCE:
     def _blocks(self, bundle: Bundle, concept: Concept) -> list[tuple[Tensor, Tensor]]:
         """(C_o, C_n) of each prompt that is edited."""
         pairs = [
-            (template.format(prompt), template.format(anchor).strip() if anchor else "")
+            (template.replace("{}", prompt), template.replace("{}", anchor).strip() if anchor else "")
             for prompt, anchor in concept.pairs for template in self.templates
         ]  # fmt: skip
         check_words(bundle, tuple(text for pair in pairs for text in pair))

@@ -73,6 +73,8 @@ def verdict_of(judge: Any, images: Tensor) -> Verdict:
     score = torch.as_tensor(answer.score, dtype=torch.float32).flatten().cpu()
     _checks.length(f"judge {name}: score", score.tolist(), count, "the pictures")
     _checks.length(f"judge {name}: label", answer.label, count, "the pictures")
+    if answer.details:
+        _checks.length(f"judge {name}: details", answer.details, count, "the pictures")
     if not bool(score.isfinite().all()):
         _checks.fail(ValueError, f"judge {name}: score", "finite numbers", score[~score.isfinite()][0].item())
     return Verdict(success & accepted, tuple(answer.label), score, accepted, tuple(answer.details))

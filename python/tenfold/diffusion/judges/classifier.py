@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.folders import whole
 from tenfold.diffusion.judges import Verdict
 
-__all__ = ["IMAGENET", "ImageClassifierJudge", "as_pil"]
+__all__ = ["IMAGENET", "ImageClassifierJudge", "as_pil", "is_label"]
 
 IMAGENET = {
     "tench": 0,
@@ -46,7 +47,7 @@ class ImageClassifierJudge:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = AutoModelForImageClassification.from_pretrained(model, use_safetensors=True)
+        self.model = whole("model", AutoModelForImageClassification, model)
         self.model.to(device).eval().requires_grad_(False)
         self.labels = {int(i): str(name) for i, name in self.model.config.id2label.items()}
         self.target = _class_of(target, self.labels)
@@ -67,15 +68,24 @@ class ImageClassifierJudge:
         return Verdict(success, first, chances[:, self.target], torch.ones_like(success), ranked)
 
 
+def is_label(name: str, label: str) -> bool:
+    """Whether `name` means a label, whatever its case and hyphens. ImageNet's labels are lists of synonyms:
+    "tench, Tinca tinca"."""
+    return _plain(name) in (_plain(label), *(_plain(part) for part in label.split(",")))
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().replace("_", " ").replace("-", " ")
+
+
 def _class_of(target: str | int, labels: dict[int, str]) -> int:
     if isinstance(target, int) and not isinstance(target, bool):
         return _checks.integer("target", target, 0, len(labels) - 1)
-    wanted = str(target).lower().replace("_", " ").replace("-", " ")
-    for number, label in labels.items():  # ImageNet's labels are lists of synonyms: "tench, Tinca tinca"
-        if wanted in (part.strip().lower().replace("_", " ").replace("-", " ") for part in label.split(",")):
+    for number, label in labels.items():
+        if is_label(str(target), label):
             return number
-    if wanted in IMAGENET and len(labels) == 1000:
-        return IMAGENET[wanted]
+    if _plain(str(target)) in IMAGENET and len(labels) == 1000:
+        return IMAGENET[_plain(str(target))]
     _checks.fail(ValueError, "target", f"a label of the classifier ({_some(labels)})", repr(target))
 
 

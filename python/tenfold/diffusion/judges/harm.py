@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.folders import whole
 from tenfold.diffusion.judges import Verdict
 from tenfold.diffusion.judges.classifier import as_pil
 
@@ -90,7 +91,7 @@ class Q16Judge:
         from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
         self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = CLIPVisionModelWithProjection.from_pretrained(model, use_safetensors=True)
+        self.model = whole("model", CLIPVisionModelWithProjection, model)
         self.model.to(device).eval().requires_grad_(False)
         if Path(prompts).suffix != ".safetensors":
             _checks.fail(ValueError, "prompts", "a safetensors file", prompts)

@@ -9,6 +9,8 @@ from tenfold import _checks
 
 __all__ = ["load_judge"]
 
+_KNOWN = "'digits', 'nudenet', 'classifier=FOLDER', 'q16=FOLDER' or 'module:name'"
+
 
 def load_judge(spec: str, target: str | int = "", **options: Any) -> Any:
     """Make a judge.
@@ -23,6 +25,8 @@ def load_judge(spec: str, target: str | int = "", **options: Any) -> Any:
     Raises:
         ValueError: an unknown spec. ModuleNotFoundError: a package is missing. TypeError: no callable.
     """
+    if not isinstance(spec, str):
+        _checks.fail(TypeError, "judge", _KNOWN, _checks.describe(spec))
     kind, _, where = spec.partition("=")
     if spec == "digits":
         from tenfold.diffusion.digits import DigitJudge
@@ -39,11 +43,12 @@ def load_judge(spec: str, target: str | int = "", **options: Any) -> Any:
     if kind == "q16" and where:
         from tenfold.diffusion.judges.harm import Q16Judge
 
+        if not options.get("prompts"):
+            _checks.fail(ValueError, "prompts", "the file of Q16's learned texts", "none")
         return Q16Judge(where, **options)
     module, colon, name = spec.partition(":")
     if not colon or not module or not name:
-        known = "'digits', 'nudenet', 'classifier=FOLDER', 'q16=FOLDER' or 'module:name'"
-        _checks.fail(ValueError, "judge", known, repr(spec))
+        _checks.fail(ValueError, "judge", _KNOWN, repr(spec))
     found = getattr(import_module(module), name, None)
     if not callable(found):
         _checks.fail(TypeError, "judge", f"a function or class {name!r} in {module}", _checks.describe(found))
