@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 from tenfold.runs.files import replacing
 from tenfold.runs.progress import Progress
@@ -96,9 +95,7 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: Pillow, joblib or a package with the embedded photographs is not installed.
     """
     config = config.resolved()
-    for package in ("PIL", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("PIL", "joblib")
     if "digital-ldpc" in config.methods:
         require_sionna()
     images = test_patches(config)
