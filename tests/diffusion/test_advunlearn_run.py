@@ -74,6 +74,7 @@ def test_a_run_that_was_interrupted_comes_to_the_same_numbers(tmp_path, monkeypa
         ({"seeds": []}, "seeds: expected different ones"),
         ({"seeds": [-1]}, "seeds: expected"),
         ({"k": 0}, "k: expected"),
+        ({"concept": "unicorn"}, "concept: expected a name of a digit"),
         ({"mode": "between"}, "mode: expected"),
     ],
 )

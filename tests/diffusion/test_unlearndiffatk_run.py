@@ -237,6 +237,7 @@ def test_rates_of_seeds_together_and_the_better_p4d():
         ({"seeds": []}, "seeds: expected different ones"),
         ({"seeds": [2**32]}, "seeds: expected"),
         ({"k": 0}, "k: expected"),
+        ({"concept": "unicorn"}, "concept: expected a name of a digit"),
         ({"mode": "between"}, "mode: expected"),
         ({"p4d_lr": [0.0]}, "p4d_lr: expected"),
         ({"overflow": "drop"}, "overflow: expected"),

@@ -169,6 +169,10 @@ class AdvUnlearnConfig:
         made = dataclasses.replace(self, **{**filled, "erased": [m for m in ERASED if m in self.erased]})
         for name in made.erased:
             made.method(name)
+        if made.model == "digits":
+            from tenfold.diffusion.digits import digit_name
+
+            digit_name(made.concept)
         return made
 
     def method(self, name: str) -> Any:

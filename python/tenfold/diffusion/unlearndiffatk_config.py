@@ -173,6 +173,10 @@ class UnlearnDiffAtkConfig:
         for label in made.labels:
             made.attack(label, 0)
         made.sampling()
+        if made.model == "digits" and not (made.judge and made.prompts):
+            from tenfold.diffusion.digits import digit_name
+
+            digit_name(made.concept)
         return made
 
     @property

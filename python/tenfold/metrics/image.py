@@ -73,6 +73,7 @@ class _Averaged(base()):  # type: ignore[misc]
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def _score(self, preds: Any, target: Any) -> Tensor:
+        """One number per picture [B]; each metric's own."""
         raise NotImplementedError
 
     def update(self, preds: Any, target: Any) -> None:
