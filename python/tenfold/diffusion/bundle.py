@@ -96,7 +96,10 @@ class Bundle:
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Bundle:
         """Move all modules in place. Returns the bundle."""
         for module in self.modules().values():
-            module.to(device=device, dtype=dtype)
+            if all(p.dtype == dtype for p in module.parameters()):
+                module.to(device=device)  # diffusers warns at any dtype, that which is there too
+            else:
+                module.to(device=device, dtype=dtype)
         return self
 
     @property
