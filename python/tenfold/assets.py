@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -109,6 +110,25 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         for piece in iter(lambda: file.read(1 << 20), b""):
             digest.update(piece)
     return digest.hexdigest()
+
+
+_PUBLISHED = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+
+
+def packaged_file(package: str, inside: str) -> Path:
+    """A file that comes inside an installed package, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed. FileNotFoundError: it has no such file.
+    """
+    spec = find_spec(package)
+    name = _PUBLISHED.get(package, package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {package!r} (pip install {name})", name=package)
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of {name}, got nothing")
+    return path
 
 
 def locate(name: str, *, verify: bool = True) -> Path:

@@ -23,8 +23,8 @@ from tenfold.diffusion.schedule import Schedule
 
 __all__ = ["EMBEDDED", "Bundle", "load_bundle"]
 
-EMBEDDED = ("digits", "tiny")
-"""Names of what comes with the package: a trained model, and one of random weights for tests."""
+EMBEDDED = ("digits", "canvas", "tiny")
+"""Names of what comes with the package: two trained models, and one of random weights for tests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +214,7 @@ def load_bundle(
     """Load a pipeline of the Stable Diffusion family, component by component, frozen.
 
     Args:
-        name_or_path: "digits", the embedded model; "tiny", random weights; a folder in diffusers' layout
+        name_or_path: "digits" and "canvas", the embedded models; "tiny", random weights; a folder in diffusers' layout
             (`model_index.json`, `unet/`, `text_encoder/`, ...); else the id of one on the Hugging Face hub.
         dtype, device: of the weights.
         variant, revision, local_files_only: as `DiffusionPipeline.from_pretrained` has them.
@@ -234,6 +234,10 @@ def load_bundle(
         from tenfold.diffusion.digits import load_digits
 
         return load_digits().to(device, dtype)
+    if name == "canvas":
+        from tenfold.diffusion.canvas.mini import mini_bundle
+
+        return mini_bundle().to(device, dtype)
     if name == "tiny":
         from tenfold.diffusion.tiny import tiny_bundle
 

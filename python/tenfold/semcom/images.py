@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.assets import packaged_file
 
 __all__ = ["PHOTOGRAPHS", "PictureSet", "both_sizes", "crops", "half_size", "load_pictures", "patches"]
 
@@ -29,7 +29,6 @@ PHOTOGRAPHS = {
 }
 """Name -> part, package, file in it; the packages' own pages name photographers and licences."""
 
-_PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -67,23 +66,11 @@ def load_pictures(dataset: str = "photographs", data: str | Path = "") -> Pictur
 def _photographs() -> PictureSet:
     parts: dict[str, list[Tensor]] = {"train": [], "test": []}
     for part, package, inside in PHOTOGRAPHS.values():
-        parts[part].append(_read(_packaged(package, inside)))
+        parts[part].append(_read(packaged_file(package, inside)))
     names = {p: tuple(n for n, (part, _, _) in PHOTOGRAPHS.items() if part == p) for p in parts}
     return PictureSet(
         "photographs", tuple(parts["train"]), tuple(parts["test"]), names["train"], names["test"]
     )
-
-
-def _packaged(package: str, inside: str) -> Path:
-    """A file inside a package, which is not imported."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        name = _PACKAGES[package]
-        raise ModuleNotFoundError(f"No module named {package!r} (pip install {name})", name=package)
-    path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a photograph of {_PACKAGES[package]}, got nothing")
-    return path
 
 
 def _read(path: Path) -> Tensor:
