@@ -214,8 +214,9 @@ def load_bundle(
     """Load a pipeline of the Stable Diffusion family, component by component, frozen.
 
     Args:
-        name_or_path: "digits" and "canvas", the embedded models; "tiny", random weights; a folder in diffusers' layout
-            (`model_index.json`, `unet/`, `text_encoder/`, ...); else the id of one on the Hugging Face hub.
+        name_or_path: "digits" and "canvas", the embedded models; "tiny", random weights; a folder in
+            diffusers' layout (`model_index.json`, `unet/`, `text_encoder/`, ...); else the id of one on the
+            Hugging Face hub.
         dtype, device: of the weights.
         variant, revision, local_files_only: as `DiffusionPipeline.from_pretrained` has them.
 

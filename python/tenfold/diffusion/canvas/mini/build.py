@@ -32,6 +32,7 @@ from tenfold.diffusion.sampling import generate
 
 __all__ = ["Recipe", "build", "quality", "train_judge", "train_model", "world"]
 
+
 @dataclass(frozen=True)
 class Recipe:
     """How the shipped model was trained."""
@@ -62,8 +63,8 @@ def world(numbers: range) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_judge(classes: int, pictures: Tensor, labels: Tensor, recipe: Recipe) -> Classifier:
-    """Cross-entropy; pictures of every brightness from 0.85 to 1.15, half of them blurred a little, since those
-    that a model draws are softer than photographs."""
+    """Cross-entropy; pictures of every brightness from 0.85 to 1.15, half of them blurred a little, since
+    those that a model draws are softer than photographs."""
     order = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -73,7 +74,9 @@ def train_judge(classes: int, pictures: Tensor, labels: Tensor, recipe: Recipe) 
         for rows in torch.randperm(len(pictures), generator=order).split(recipe.judge_batch):
             batch = pictures[rows] * (0.85 + 0.3 * torch.rand(len(rows), 1, 1, 1, generator=order))
             soft = torch.rand(len(rows), 1, 1, 1, generator=order) < 0.5
-            batch = torch.where(soft, nn.functional.avg_pool2d(batch, 3, 1, 1, False, False), batch).clamp(0, 1)
+            batch = torch.where(soft, nn.functional.avg_pool2d(batch, 3, 1, 1, False, False), batch).clamp(
+                0, 1
+            )
             loss = nn.functional.cross_entropy(network(batch), labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -82,10 +85,13 @@ def train_judge(classes: int, pictures: Tensor, labels: Tensor, recipe: Recipe) 
 
 
 def train_model(
-    bundle: Bundle, recipe: Recipe, data: tuple[Tensor, Tensor, Tensor], progress: Callable[[str], None] = print
+    bundle: Bundle,
+    recipe: Recipe,
+    data: tuple[Tensor, Tensor, Tensor],
+    progress: Callable[[str], None] = print,
 ) -> float:
-    """Text encoder and UNet, MSE of clean latents weighed by the signal-to-noise ratio between two limits; the
-    weights' running mean is what stays. Returns the last tenth's mean loss."""
+    """Text encoder and UNet, MSE of clean latents weighed by the signal-to-noise ratio between two limits;
+    the weights' running mean is what stays. Returns the last tenth's mean loss."""
     draw = np.random.default_rng([recipe.seed, 1])
     noise = torch.Generator().manual_seed(recipe.seed)
     pictures, styles, objects = data
@@ -129,12 +135,16 @@ def train_model(
     return float(np.mean(losses[-max(len(losses) // 10, 1) :]))
 
 
-def quality(bundle: Bundle, judges: Sequence[MiniJudge], seeds: Sequence[int] = (0, 1, 2)) -> dict[str, float]:
-    """Shares of drawn pictures that the judges call what the prompt says, one picture of each cell and seed."""
+def quality(
+    bundle: Bundle, judges: Sequence[MiniJudge], seeds: Sequence[int] = (0, 1, 2)
+) -> dict[str, float]:
+    """Shares of drawn pictures that the judges call what the prompt says, one of each cell and seed."""
     cells = [(style, name) for _ in seeds for style, name in MINI.cells]
     prompts = [MINI.prompt(style, name) for style, name in cells]
     keys = [1000 * seed + i for seed in seeds for i in range(len(MINI.cells))]
-    drawn = generate(bundle, prompts, keys, steps=MINI.steps, guidance=MINI.guidance, batch=72, noise="philox")
+    drawn = generate(
+        bundle, prompts, keys, steps=MINI.steps, guidance=MINI.guidance, batch=72, noise="philox"
+    )
     found = {}
     for domain, judge, at in (("style", judges[0], 0), ("object", judges[1], 1)):
         said = judge.logits(drawn).argmax(1).tolist()
@@ -201,7 +211,9 @@ def _versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tenfold.diffusion.canvas.mini.build", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tenfold.diffusion.canvas.mini.build", description=__doc__
+    )
     parser.add_argument(
         "--out", type=Path, default=WEIGHTS, help=f"folder for {FILE} (default: the package's)"
     )

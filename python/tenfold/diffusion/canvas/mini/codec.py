@@ -1,7 +1,7 @@
 """A codec in closed form in the place of a VAE: principal components of patches of 4 x 4 pixels.
 
-48 numbers of a patch become 16, means removed, scaled by their deviations to the power -1/2 and brought to mean
-variance 1: components that matter little then weigh little in a training loss, and noise covers all of them.
+48 numbers of a patch become 16, means removed, scaled by their deviations to the power -1/2 and brought to
+mean variance 1: components that matter little then weigh little in a training loss, and noise covers all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=z, sample=lambda generator=None: z))
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        batch, _, height, width = z.shape
+        height, width = z.shape[2:]
         rows = self.back @ z.flatten(2) + self.mean[:, None]
         size = (height * self.patch, width * self.patch)
         x = nn.functional.fold(rows, size, self.patch, stride=self.patch)

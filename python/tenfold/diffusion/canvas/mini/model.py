@@ -1,4 +1,4 @@
-"""The model of the mini canvas: CLIP's text model, diffusers' UNet on latents, at a size for one processor."""
+"""The model of the mini canvas: CLIP's text model and diffusers' UNet, at a size for one processor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Style filters of the mini canvas: whole batches of pictures, arrays in, arrays out, nothing random.
 
-Each follows the look of a style of UnlearnCanvas by that name. They are written in float32 with additions in a
-fixed order, so that a picture is the same in any batch.
+Each follows the look of a style of UnlearnCanvas by that name. They are written in float32 with additions
+in a fixed order, so that a picture is the same in any batch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _brick_wall(height: int, width: int) -> Pictures:
         with Image.open(packaged_file("skimage", "data/brick.png")) as image:
             gray = image.convert("L").crop((0, 0, 256, 256)).resize((width, height), Image.Resampling.BOX)
         wall = np.asarray(gray, np.float32)
-        _WALLS[height, width] = np.clip(1 + (wall - wall.mean()) / (2.5 * wall.std()), 0.35, 1.6)
+        _WALLS[height, width] = np.clip(1 + (wall - wall.mean()) / (6 * wall.std()), 0.6, 1.3)
     return _WALLS[height, width]
 
 
