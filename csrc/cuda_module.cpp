@@ -7,6 +7,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "channel_cuda_door.hpp"
 #include "coverage_cuda_door.hpp"
 #include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
@@ -403,4 +404,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_scores_cuda(m, on_device);
   bind_distance_cuda(m, on_device);
   bind_quality_cuda(m, on_device);
+  bind_channel_cuda(m, on_device);
 }
