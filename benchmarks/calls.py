@@ -425,6 +425,20 @@ def _quality(name: str, device: torch.device, seed: int) -> Run:
     return _with_gradient([x, y], partial(getattr(ops, name), reduction="none"))
 
 
+# ---- communications --------------------------------------------------------------------------------------
+
+
+def _channel(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold.ops import noma_channel
+
+    sent = torch.view_as_complex(_Inputs(device, seed).normal(37, 2, 30, 2))
+    options: dict[str, Any] = {"allocate": "joint", "power": (0.6, 0.4)} if name == "joint" else {}
+    if name == "plain":
+        return lambda: list(noma_channel(sent, 1.5, 0.1, seed, 3, return_gains=True))
+    received: Any = partial(noma_channel, variance=1.5, noise_power=0.1, seed=seed, **options)
+    return _with_gradient([torch.view_as_real(sent)], lambda t: received(t).abs().square())
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 _PASSES = (
     "perturb", "chain", "adam", "momentum", "sign", "hizoo_perturb", "hizoo_update", "restore_update",
@@ -604,6 +618,11 @@ CALLS: tuple[Call, ...] = (
     *(
         Call(f"quality.{name}", partial(_quality, name), 2e-5, captures=True, covers=(name,))
         for name in ("psnr", "ssim", "ms_ssim")
+    ),
+    Call("channel.plain", partial(_channel, "plain"), captures=True, covers=("noma_channel",)),
+    *(
+        Call(f"channel.{name}", partial(_channel, name), 2e-5, covers=("noma_channel",))
+        for name in ("gradient", "joint")
     ),
     Call("volume.resample", _resample, captures=True, backends=("triton",), covers=("resample_argmax",)),
     *(

@@ -37,7 +37,7 @@ def channel(given: Given, draw: Draw, allocate: int) -> tuple[Tensor, Tensor, Te
     tolerance = 2e-6 if real == torch.float32 else 1e-10
     given = given._replace(transmit=u, gains=g)
     _native.cpu.channel(
-        _shape(u, real), views(given), draw.seed % 2**64, (draw.offset, draw.first, draw.block), allocate, tolerance,
-        STEPS, [y.data_ptr(), alpha.data_ptr(), dual.data_ptr()], torch.get_num_threads(),
+        _shape(u, real), views(given), draw.seed % 2**64, (draw.offset, draw.first, draw.block), allocate,
+        tolerance, STEPS, [y.data_ptr(), alpha.data_ptr(), dual.data_ptr()], torch.get_num_threads(),
     )  # fmt: skip
     return y, alpha, dual

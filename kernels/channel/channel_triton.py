@@ -208,7 +208,7 @@ def wanted(given: Given) -> Tensor:
 
 def channel(given: Given, draw: Draw, allocate: int) -> tuple[Tensor, Tensor, Tensor]:
     """See channel_reference.channel."""
-    return channel_device.channel(sys.modules[__name__], given, draw, allocate)  # type: ignore[arg-type]
+    return channel_device.channel(sys.modules[__name__], given, draw, allocate)
 
 
 def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:

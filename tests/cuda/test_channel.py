@@ -6,10 +6,11 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-import tenfold.ops  # noqa: F401  (registers what the reference draws with)
 import torch
 from tenfold.kernels.channel import channel_cuda, channel_reference
 from tenfold.kernels.channel.channel_reference import Draw, Given
+
+import tenfold.ops  # noqa: F401  (registers what the reference draws with)
 
 
 def module_of(gpu, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
