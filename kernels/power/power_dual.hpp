@@ -3,12 +3,11 @@
 #pragma once
 
 #include "power_lanes.hpp"
+#include "power_scalar.hpp"
 
 #include "../core/room.hpp"
 
 namespace TF_NS {
-
-inline double inverse_of(double x) { return x == 0.0 ? 0.0 : 1.0 / x; }
 
 // matrix [n][n] x = right, solved in place with row pivots; false if it is singular.
 inline bool solve_dense(double* matrix, double* right, int64_t n) {
@@ -43,15 +42,6 @@ inline bool solve_dense(double* matrix, double* right, int64_t n) {
   }
   return true;
 }
-
-constexpr int kNewtonSteps = 12;
-
-struct InteriorMethod {
-  int64_t most;
-  double centring, reach;
-};
-constexpr InteriorMethod kInterior = {32, 0.1, 0.995};
-constexpr InteriorMethod kCareful = {64, 0.5, 0.7};
 
 // b [users][width] and wanted S [width], scaled to at most about 1, zero behind the last carrier.
 class Dual {
