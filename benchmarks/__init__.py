@@ -27,6 +27,8 @@ FAMILIES: dict[str, str] = {
     "volume": "volume",
     "selection": "selection",
     "power": "power",
+    "quality": "quality",
+    "channel": "channel",
 }
 
 

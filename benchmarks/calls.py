@@ -413,6 +413,18 @@ def _resample(device: torch.device, seed: int) -> Run:
     return lambda: [resample_argmax(logits, (5, 9, 67))]
 
 
+# ---- pictures --------------------------------------------------------------------------------------------
+
+
+def _quality(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    side = 163 if name == "ms_ssim" else 47
+    x = _Inputs(device, seed).normal(2, 3, side, side + 6).sigmoid()
+    y = (x + _Inputs(device, seed + 1).normal(*x.shape, scale=0.1)).clamp(0, 1)
+    return _with_gradient([x, y], partial(getattr(ops, name), reduction="none"))
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 _PASSES = (
     "perturb", "chain", "adam", "momentum", "sign", "hizoo_perturb", "hizoo_update", "restore_update",
@@ -588,6 +600,10 @@ CALLS: tuple[Call, ...] = (
     *(
         Call(f"surface.{kind}", partial(_surface, kind), 1e-12, backends=_CUDA, covers=("surface_metrics",))
         for kind in ("area", "edge")
+    ),
+    *(
+        Call(f"quality.{name}", partial(_quality, name), 2e-5, captures=True, covers=(name,))
+        for name in ("psnr", "ssim", "ms_ssim")
     ),
     Call("volume.resample", _resample, captures=True, backends=("triton",), covers=("resample_argmax",)),
     *(

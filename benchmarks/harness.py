@@ -56,6 +56,7 @@ class Side:
     kind       "ours", "reference", "compiled" or "peer"
     fewest     samples taken even when one of them takes longer than the time budget
     host       works on the CPU also where the case's device is a GPU, and is timed by the wall clock there
+    part       does this share of the case's work only; its times are divided by it, and the record says so
     """
 
     name: str
@@ -68,6 +69,7 @@ class Side:
     measure_memory: bool = True
     backend: Callable[[], str] | None = None
     host: bool = False
+    part: float = 1.0
 
 
 @dataclass
@@ -174,6 +176,13 @@ def _unaided(side: Side, reset: Callable[[], None], plan: Plan, samples: Samples
 def _finished(side: Side, samples: Samples, spent: float, plan: Plan) -> bool:
     taken = len(samples.of(plan.clock))
     return taken >= plan.most or (taken >= min(side.fewest, plan.most) and spent >= plan.seconds)
+
+
+def _extrapolate(record: dict[str, Any], part: float) -> None:
+    for key in ("ms", "wall_ms", "cpu_ms"):
+        record[key] /= part
+    record["ms_quartiles"] = [value / part for value in record["ms_quartiles"]]
+    record["extrapolated_from_part"] = part
 
 
 def _memory_gbps(rates: dict[str, Any], footprint: float | None) -> float:
@@ -331,6 +340,9 @@ def _measure(record: dict[str, Any], case: Case, plan: Plan, measure_memory: Mea
     ready = [side for side in _sides(workload) if side.name in first]
     for name, taken in time_in_turns(ready, workload.reset, plan, first).items():
         places[name].update(summary(taken, plan.clock))
+    for side in ready:
+        if side.part != 1.0:
+            _extrapolate(places[side.name], side.part)
     if plan.device.type == "cuda":
         for side in ready:
             if side.host:

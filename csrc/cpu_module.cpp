@@ -2,6 +2,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "channel_door.hpp"
 #include "coverage_door.hpp"
 #include "distance_door.hpp"
 #include "dual_door.hpp"
@@ -11,6 +12,7 @@
 #include "mmd_door.hpp"
 #include "overlap_door.hpp"
 #include "power_door.hpp"
+#include "quality_door.hpp"
 #include "rows_door.hpp"
 #include "scores_door.hpp"
 #include "softdice_door.hpp"
@@ -40,6 +42,8 @@
   extern const tenfold::MedianKernels median_kernels;       \
   extern const tenfold::FgradKernels fgrad_kernels;         \
   extern const tenfold::PowerKernels power_kernels;         \
+  extern const tenfold::ChannelKernels channel_kernels;     \
+  extern const tenfold::QualityKernels quality_kernels;     \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -78,6 +82,8 @@ struct Kernels {
   const MedianKernels* medians;
   const FgradKernels* fgrad;
   const PowerKernels* power;
+  const ChannelKernels* channel;
+  const QualityKernels* quality;
 };
 
 const std::map<std::string, Kernels>& tables() {
@@ -87,27 +93,31 @@ const std::map<std::string, Kernels>& tables() {
         &tf_baseline::sophia_kernels,    &tf_baseline::row_kernels,      &tf_baseline::softdice_kernels, &tf_baseline::volume_kernels,
         &tf_baseline::component_kernels, &tf_baseline::overlap_kernels,  &tf_baseline::surface_kernels,  &tf_baseline::edt_kernels,
         &tf_baseline::mmd_kernels,       &tf_baseline::distance_kernels, &tf_baseline::kcenter_kernels,  &tf_baseline::cover_kernels,
-        &tf_baseline::score_kernels,     &tf_baseline::median_kernels,   &tf_baseline::fgrad_kernels,    &tf_baseline::power_kernels}},
+        &tf_baseline::score_kernels,     &tf_baseline::median_kernels,   &tf_baseline::fgrad_kernels,    &tf_baseline::power_kernels,
+        &tf_baseline::channel_kernels,   &tf_baseline::quality_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2", {&tf_avx2::zo_kernels,        &tf_avx2::logprob_kernels,  &tf_avx2::lowrank_kernels,  &tf_avx2::dual_kernels,
                 &tf_avx2::sophia_kernels,    &tf_avx2::row_kernels,      &tf_avx2::softdice_kernels, &tf_avx2::volume_kernels,
                 &tf_avx2::component_kernels, &tf_avx2::overlap_kernels,  &tf_avx2::surface_kernels,  &tf_avx2::edt_kernels,
                 &tf_avx2::mmd_kernels,       &tf_avx2::distance_kernels, &tf_avx2::kcenter_kernels,  &tf_avx2::cover_kernels,
-                &tf_avx2::score_kernels,     &tf_avx2::median_kernels,   &tf_avx2::fgrad_kernels,    &tf_avx2::power_kernels}},
+                &tf_avx2::score_kernels,     &tf_avx2::median_kernels,   &tf_avx2::fgrad_kernels,    &tf_avx2::power_kernels,
+                &tf_avx2::channel_kernels,   &tf_avx2::quality_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512", {&tf_avx512::zo_kernels,        &tf_avx512::logprob_kernels,  &tf_avx512::lowrank_kernels,  &tf_avx512::dual_kernels,
                   &tf_avx512::sophia_kernels,    &tf_avx512::row_kernels,      &tf_avx512::softdice_kernels, &tf_avx512::volume_kernels,
                   &tf_avx512::component_kernels, &tf_avx512::overlap_kernels,  &tf_avx512::surface_kernels,  &tf_avx512::edt_kernels,
                   &tf_avx512::mmd_kernels,       &tf_avx512::distance_kernels, &tf_avx512::kcenter_kernels,  &tf_avx512::cover_kernels,
-                  &tf_avx512::score_kernels,     &tf_avx512::median_kernels,   &tf_avx512::fgrad_kernels,    &tf_avx512::power_kernels}},
+                  &tf_avx512::score_kernels,     &tf_avx512::median_kernels,   &tf_avx512::fgrad_kernels,    &tf_avx512::power_kernels,
+                  &tf_avx512::channel_kernels,   &tf_avx512::quality_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon", {&tf_neon::zo_kernels,        &tf_neon::logprob_kernels,  &tf_neon::lowrank_kernels,  &tf_neon::dual_kernels,
                 &tf_neon::sophia_kernels,    &tf_neon::row_kernels,      &tf_neon::softdice_kernels, &tf_neon::volume_kernels,
                 &tf_neon::component_kernels, &tf_neon::overlap_kernels,  &tf_neon::surface_kernels,  &tf_neon::edt_kernels,
                 &tf_neon::mmd_kernels,       &tf_neon::distance_kernels, &tf_neon::kcenter_kernels,  &tf_neon::cover_kernels,
-                &tf_neon::score_kernels,     &tf_neon::median_kernels,   &tf_neon::fgrad_kernels,    &tf_neon::power_kernels}},
+                &tf_neon::score_kernels,     &tf_neon::median_kernels,   &tf_neon::fgrad_kernels,    &tf_neon::power_kernels,
+                &tf_neon::channel_kernels,   &tf_neon::quality_kernels}},
 #endif
   };
   return all;
@@ -478,4 +488,6 @@ PYBIND11_MODULE(_cpu, m) {
   bind_coverage(m, kernels.coverage);
   bind_scores(m, kernels.scores, kernels.medians, kernels.fgrad);
   bind_power(m, kernels.power);
+  bind_channel(m, kernels.channel);
+  bind_quality(m, kernels.quality);
 }

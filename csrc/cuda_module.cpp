@@ -14,6 +14,7 @@
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
+#include "quality_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "scores_cuda_door.hpp"
 #include "softdice_cuda_door.hpp"
@@ -401,4 +402,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_coverage_cuda(m, on_device);
   bind_scores_cuda(m, on_device);
   bind_distance_cuda(m, on_device);
+  bind_quality_cuda(m, on_device);
 }

@@ -408,8 +408,9 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
 def downlink_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
     """p [R, K] >= 0 with sum P, least sum_n sum_k S_k / (1 + a_nk p_k), and the multiplier; a [R, N, K].
 
-    On each carrier h(p) = sum_n S a / (1 + a p)^2 falls in p and is convex, so Newton's method from below
-    finds h(p) = level without overshooting; the level is found by bisection in its logarithm.
+    On each carrier h(p) = sum_n S a / (1 + a p)^2 falls in p, and h^(-1/2), a power mean of lines, rises and
+    is concave (for one user it is a line), so Newton's method on that from below finds h(p) = level without
+    overshooting; the level is found by bisection in its logarithm.
     """
     first = (weights[:, None] * gains).sum(1)  # h(0)
     high = first.amax(-1)
@@ -440,10 +441,11 @@ def _at_level(gains: Tensor, weights: Tensor, first: Tensor, level: Tensor, limi
     p = torch.zeros_like(first)
     for _ in range(40):
         value, slope = _slopes(gains, weights, p)
-        step = torch.where(slope < 0, (level[:, None] - value) / torch.where(slope < 0, slope, -1.0), 0.0)
+        ahead = 2 * value * ((value / level[:, None]).sqrt() - 1)
+        step = torch.where(slope < 0, ahead / torch.where(slope < 0, -slope, 1.0), 0.0)
         moved = torch.where(first > level[:, None], (p + step).clamp_min(0.0), 0.0)
         moved = torch.minimum(moved, limit)
-        if bool(((moved - p).abs() <= 1e-15 * moved).all()):
+        if bool(((moved - p).abs() <= 1e-14 * moved).all()):
             return moved
         p = moved
     return p

@@ -18,6 +18,16 @@ def _rounded(values: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, ...]:
     return tuple(value.to(kinds[value.dtype]).contiguous() for value in values)
 
 
+def _known(found: tuple[Tensor, ...], power: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    """`found`, not a number in rows whose budgets or noise make no problem, as the compiled kernels do."""
+    fine = noise.isfinite() & (noise >= 0) & (power.isfinite() & (power > 0)).all(-1)
+    shaped = [fine.view(-1, *(1 for _ in value.shape[1:])) for value in found]
+    return tuple(
+        value if value.dtype == torch.int32 else torch.where(row, value, torch.nan)
+        for value, row in zip(found, shaped, strict=True)
+    )
+
+
 def joint(
     gains: Tensor,
     symbols: Tensor,
@@ -30,7 +40,7 @@ def joint(
     """See power_reference.joint."""
     g, s, p, n = (_doubled(v) for v in (gains, symbols, power, noise))
     expected = None if statistics is None else _doubled(statistics)
-    return _rounded(power_reference.joint(g, s, p, n, tolerance, most, expected), gains)
+    return _rounded(_known(power_reference.joint(g, s, p, n, tolerance, most, expected), p, n), gains)
 
 
 def separable(
@@ -45,7 +55,7 @@ def separable(
     """See power_reference.separable."""
     g, p, n, c = (_doubled(v) for v in (gains, power, noise, wanted))
     load = None if weights is None else _doubled(weights)
-    return _rounded(power_reference.separable(g, p, n, c, load, tolerance, most), gains)
+    return _rounded(_known(power_reference.separable(g, p, n, c, load, tolerance, most), p, n), gains)
 
 
 def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:

@@ -76,6 +76,9 @@ _ALL = (
         families=("attack",),
         default="a small text-conditional diffusion model of real digits unlearns one of them, attacked "
         "before and after",
+        config="tenfold.diffusion.advunlearn_config:AdvUnlearnConfig",
+        target="tenfold.diffusion.advunlearn_run:run",
+        ready=True,
     ),
     Workflow(
         name="unlearndiffatk",
@@ -83,6 +86,9 @@ _ALL = (
         "Unsafe Images ... For Now (arXiv 2310.11868)",
         families=("attack",),
         default="token attack on the unlearned digit model: does the erased digit come back?",
+        config="tenfold.diffusion.unlearndiffatk_config:UnlearnDiffAtkConfig",
+        target="tenfold.diffusion.unlearndiffatk_run:run",
+        ready=True,
     ),
     Workflow(
         name="unlearncanvas",

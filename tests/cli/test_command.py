@@ -88,9 +88,9 @@ def test_run_without_a_name_lists_what_is_ready(call: Call) -> None:
 
 
 def test_run_of_what_is_not_ready(call: Call) -> None:
-    code, _, err = call("run", "advunlearn")
+    code, _, err = call("run", "unlearncanvas")
     assert code == 2
-    assert "advunlearn is not ready in this version; ready: zo, soul" in one_line(err)
+    assert "unlearncanvas is not ready in this version; ready: zo, soul" in one_line(err)
 
 
 def test_run_of_an_unknown_name(call: Call) -> None:

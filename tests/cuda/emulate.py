@@ -30,6 +30,7 @@ FAMILIES = (
     "coverage",
     "scores",
     "distance",
+    "quality",
 )
 
 

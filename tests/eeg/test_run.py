@@ -17,6 +17,7 @@ from tenfold.eeg import Corpus, figures, run, tables
 from tenfold.eeg.run import Outcome, adapt, restore, scaled_fold
 from tenfold.eeg.run_config import MsdcdaConfig
 from tenfold.eeg.train import predict
+from tenfold.runs import folder
 
 NAMES = ["source-only", "dan", "ms-mda", "ms-dcda"]
 
@@ -176,8 +177,8 @@ def test_a_target_that_is_not_there(config: MsdcdaConfig, tmp_path: Path) -> Non
 def test_a_missing_package_is_missed_at_the_beginning(
     config: MsdcdaConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = run.find_spec
-    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "sklearn" else found(name))
+    found = folder.find_spec
+    monkeypatch.setattr(folder, "find_spec", lambda name: None if name == "sklearn" else found(name))
     with pytest.raises(ModuleNotFoundError, match="sklearn"):
         adapt(replace(config, embedding="tsne"), tmp_path / "a")
     assert not (tmp_path / "a" / "state" / "dan-fold1-seed0.safetensors").exists()

@@ -126,4 +126,4 @@ def test_the_fused_kernel_keeps_no_logits(isa: str) -> None:
     logprob_native.token_logprobs(hidden, weight, None, targets)  # first call: code pages, thread stacks
     logits = 4 * ROWS * LONG
     assert _peak_bytes(lambda: logprob_native.token_logprobs(hidden, weight, None, targets)) < logits // 4
-    assert _peak_bytes(lambda: logprob_reference.token_logprobs(hidden, weight, None, targets)) > logits
+    assert _peak_bytes(lambda: logprob_reference.token_logprobs(hidden, weight, None, targets)) > logits // 2

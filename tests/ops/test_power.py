@@ -483,6 +483,12 @@ def test_water_filling_against_sorting(backend, carriers, dtype):
     close(found.rate, torch.log1p(g * (level - 1 / g).clamp_min(0)).sum(-1), 10 * tolerance)
 
 
+def test_the_rate_leaves_out_what_has_no_power():
+    gains = torch.tensor([-math.inf, -1.0, 0.0, 1.0], dtype=torch.float64)
+    for given in (gains, gains.numpy()):
+        assert float(ops.water_filling(given, 1.0).rate) == pytest.approx(math.log(2))
+
+
 def test_water_filling_degenerate(backend):
     g = torch.tensor([[0.0, 0, 0], [1, 2, 4], [2, 2, 2], [-1, 0, 5], [1e-12, 1, 1e12]], device=backend.device)
     found = ops.water_filling(g, torch.tensor([1.0, 0, 3, 2, 1], device=backend.device))
@@ -616,8 +622,8 @@ def test_a_row_of_zeros_has_no_gradient(backend):
 
 
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
-def test_opcheck(backend, dtype):
-    g, s, power, noise = (t.to(backend.device) for t in drawn(3, 2, 4, dtype, seed=81))
+def test_opcheck(dtype):  # of what is registered: instruction sets do not differ in it
+    g, s, power, noise = drawn(3, 2, 4, dtype, seed=81)
     for t in (g, s, power, noise):
         t.requires_grad_()
     opcheck = torch.library.opcheck
@@ -654,6 +660,11 @@ def test_opcheck(backend, dtype):
         ({"noise_power": -0.1}, ValueError, r"noise_power: expected finite values >= 0, got -0.1"),
         ({"noise_power": math.nan}, ValueError, r"noise_power: expected finite values"),
         ({"noise_power": torch.ones(2)}, ValueError, r"noise_power: expected a shape"),
+        ({"power": ["a", 1.0]}, TypeError, r"power: expected numbers in lists of equal lengths, got"),
+        ({"power": [[1.0], [1.0, 2.0]]}, TypeError, r"power: expected numbers in lists"),
+        ({"rho": [-1.0, 1.0]}, ValueError, r"rho: expected finite values >= 0, got -1.0"),
+        ({"rho": [math.nan, 1.0]}, ValueError, r"rho: expected finite values"),
+        ({"rho": [-1.0, 1.0], "statistics": "csi"}, ValueError, r"rho: expected finite values >= 0"),
         ({"alpha_scope": "row"}, ValueError, r"alpha_scope: expected one of"),
         ({"statistics": "none"}, ValueError, r"statistics: expected one of"),
         ({"max_iterations": 0}, ValueError, r"max_iterations: expected an integer"),

@@ -40,13 +40,14 @@ def test_nobody_exceeds_its_power(method: str, snr_db: float) -> None:
 
 
 @pytest.mark.parametrize("method", ALLOCATORS)
-def test_dead_users_and_subcarriers_are_survived(method: str) -> None:
+@pytest.mark.parametrize("noise_power", [0.06, 0.0])
+def test_dead_users_and_subcarriers_are_survived(method: str, noise_power: float) -> None:
     t, g = scene(4)
     g = g.clone()
     g[0, :, 0] = 0
     g[1, :, :, 5] = 0
     g[2] = 0
-    found = allocate(method, t, g, POWER, 0.06)
+    found = allocate(method, t, g, POWER, noise_power)
     for part in (found.transmit, found.scale + 0j):
         assert bool(torch.isfinite(torch.view_as_real(part.contiguous())).all())
     assert bool((found.transmit.abs().square().mean(-1) <= torch.tensor(POWER) * (1 + 1e-5)).all())
@@ -119,5 +120,10 @@ def test_wrong_arguments_are_named() -> None:
         allocate("ssdt", t, g, POWER, 0.06)
     with pytest.raises(ValueError, match="power_w: expected one power for each of 2 users"):
         allocate("none", t, g, (1.0,), 0.06)
+    for power in ((0.6, 0.0), (0.6, float("nan"))):
+        with pytest.raises(ValueError, match="power_w: expected finite values > 0"):
+            allocate("phase", t, g, power, 0.06)
+    with pytest.raises(ValueError, match="noise_power_w: expected finite values >= 0, got -1"):
+        allocate("phase", t, g, POWER, torch.tensor([[0.1], [-1.0]]))
     with pytest.raises(ValueError, match="transmitted and gains: expected one shape"):
         allocate("none", t, g[..., :32], POWER, 0.06)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tenfold.semcom.channel import (
+    NOISE_STREAM,
     Fading,
     complex_normal,
     estimate_gains,
@@ -54,6 +55,19 @@ def test_shards_and_batches_see_the_same_channel() -> None:
     u = torch.ones((6, 3, 2, 8), dtype=torch.complex64)
     y = noma_channel(u, 2.0, 0.1, seed=1)
     assert torch.equal(y[4:], noma_channel(u[4:], 2.0, 0.1, seed=1, first=4))
+
+
+@pytest.mark.parametrize("kind", ["awgn", "rayleigh", "rician"])
+@pytest.mark.parametrize("block", [False, True])
+def test_the_fused_channel_is_the_one_drawn_in_parts(kind: str, block: bool) -> None:
+    fading = Fading(kind, 1.7, 6.0, block)  # type: ignore[arg-type]
+    u = complex_normal((5, 4, 2, 24), seed=7)
+    y, g = noma_channel(
+        u, 1.7, 0.1, 3, 2, fading=kind, k_factor_db=6.0, block=block, first=3, return_gains=True
+    )
+    assert torch.equal(g, fading.gains(u.shape, 3, 2, first=3))
+    noise = complex_normal((5, 4, 24), 0.1, 3, NOISE_STREAM, 2, first=3 * 4 * 24)
+    torch.testing.assert_close(y, superpose(g, u) + noise, atol=1e-6, rtol=1e-6)
 
 
 def test_block_fading_is_constant_over_symbols() -> None:
@@ -116,6 +130,8 @@ def test_quantised_gains_take_the_levels_of_lloyd_and_max() -> None:
     errors = [float((quantise_gains(g, b, variance=2.0) - g).abs().square().mean()) / 2 for b in (2, 4, 6)]
     np.testing.assert_allclose(errors, [0.3634, 0.1175, 0.03454], rtol=0.03)  # Max 1960, table I
     assert len(torch.view_as_real(quantise_gains(g, 4, variance=2.0)).unique()) == 4
+    g[0, 0, 0, 0] = math.nan
+    assert quantise_gains(g, 4, variance=2.0).isnan().sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -125,8 +141,15 @@ def test_quantised_gains_take_the_levels_of_lloyd_and_max() -> None:
         (lambda: Fading(variance=0.0), "variance: expected"),
         (lambda: Fading().gains((2, 2, 4), 0), "shape: expected four numbers"),
         (lambda: quantise_gains(torch.ones(3, dtype=torch.complex64), 3, variance=1.0), "csi_bits: expected"),
+        (lambda: Fading("rician", k_factor_db=4000.0), "k_factor_db: expected"),
+        (lambda: estimate_gains(torch.ones(2, 2, 4) + 0j, Fading(), 0), "gains: expected shape"),
+        (
+            lambda: estimate_gains(torch.ones(1, 1, 2, 4) + 0j, Fading(), 0, csi_err_db=9999.0),
+            "csi_err_db: expected",
+        ),
         (lambda: complex_normal((3,), -1.0), "variance: expected"),
         (lambda: noma_channel(torch.ones(3), 1.0, 0.1, 0), "transmit: expected"),
+        (lambda: noma_channel(torch.ones(3, 2, 4) + 0j, 1.0, 0.1, 0, first=-1), "first: expected"),
     ],
 )
 def test_wrong_arguments_are_named(call: object, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,9 +73,59 @@ def test_cifar_in_its_published_layout(tmp_path: Path) -> None:
         load_pictures("cifar10", tmp_path)
 
 
+def _published(folder: Path, name: str, value: object) -> None:
+    """As Python 2 and an old NumPy wrote it: protocol 2, text as bytes, numpy.core."""
+    written = pickle.dumps(value, protocol=2).replace(b"numpy._core", b"numpy.core")
+    (folder / name).write_bytes(written)
+
+
+def test_cifar_as_python_2_wrote_it(tmp_path: Path) -> None:
+    data = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        _published(
+            tmp_path, name, {"data": data, "labels": [0, 1], "batch_label": b"x", "filenames": [b"a.png"]}
+        )
+    assert b"cnumpy.core.multiarray\n" in (tmp_path / "test_batch").read_bytes()
+    assert torch.equal(load_pictures("cifar10", tmp_path).test[1].flatten(), torch.from_numpy(data[1]))
+
+
+class _Call:
+    """Its pickle makes a folder when it is loaded by the standard library."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_batch_that_runs_code_is_refused(tmp_path: Path) -> None:
+    good = {b"data": np.zeros((1, 3072), np.uint8)}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (tmp_path / name).write_bytes(pickle.dumps(good))
+    made = tmp_path / "made"
+    (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": _Call(made)}))
+    with pytest.raises(ValueError, match=r"data_batch_3: expected a pickle of plain data .*mkdir"):
+        load_pictures("cifar10", tmp_path)
+    assert not made.exists()
+    for wrong, got in (({b"data": np.zeros((1, 3071))}, "3071"), ({b"labels": [1]}, "labels"), ([1], "list")):
+        (tmp_path / "data_batch_3").write_bytes(pickle.dumps(wrong))
+        with pytest.raises(ValueError, match=rf"data_batch_3: expected .*{got}"):
+            load_pictures("cifar10", tmp_path)
+
+
 def test_folders(pictures: Path, tmp_path: Path) -> None:
     found = load_pictures("folder", pictures)
     assert (len(found.train), len(found.test)) == (3, 2)
+    flat = tmp_path / "flat"  # as Kodak's pictures come: one folder, every fourth for the test
+    flat.mkdir()
+    for i, source in enumerate(sorted((pictures / "train").iterdir()) * 2):
+        (flat / f"kodim{i:02}.PNG").write_bytes(source.read_bytes())
+    (flat / "readme.txt").write_text("no picture")
+    mixed = load_pictures("folder", flat)
+    assert mixed.test_names == ("kodim03",)
+    assert mixed.train_names == ("kodim00", "kodim01", "kodim02", "kodim04", "kodim05")
+    assert torch.equal(mixed.test[0], found.train[0])
     with pytest.raises(FileNotFoundError, match="data: expected a folder"):
         load_pictures("folder", tmp_path / "nothing")
     with pytest.raises(ValueError, match="data: expected pictures for the part"):

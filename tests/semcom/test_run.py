@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tenfold.semcom import run
+from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.config import METHODS, CtsemcomConfig
 from tenfold.semcom.evaluate import Cell, cells
 from tenfold.semcom.run import load_codec, transfer
@@ -20,8 +27,9 @@ from tenfold.semcom.run import load_codec, transfer
 @pytest.fixture
 def config(pictures: Path) -> CtsemcomConfig:
     return CtsemcomConfig(
-        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, batch=4, pairs=4,
-        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0], workers=1,
+        dataset="folder", data=str(pictures), width=9, symbols=2, steps=4, e2e_steps=4, batch=4, pairs=4,
+        snr_db=[0.0, 10.0], variances=[0.5, 1.0], variance_snr_db=[10.0], csi_errors_db=[-10.0],
+        csi_bits_tried=[], workers=1,
         methods=["awgn", "none", "rx-lmmse", "ssdt-sep", "ssdt-joint", "e2e", "digital"],
     )  # fmt: skip
 
@@ -92,15 +100,114 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     assert len(made) == len(set(made)) == len(cells(config)) == 3
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_numbers(pictures: Path, tmp_path: Path) -> None:
+    """kill -9 in the midst of a training, then --resume; and a wrong flag is one line."""
+    command = [
+        sys.executable, "-m", "tenfold", "run", "ctsemcom", "--dataset", "folder", "--data", str(pictures),
+        "--width", "9", "--symbols", "2", "--steps", "400", "--batch", "4", "--pairs", "4",
+        "--snr_db", "[10.0]", "--variances", "[1.0]", "--variance_snr_db", "[10.0]",
+        "--methods", '["awgn","ssdt-sep"]',
+    ]  # fmt: skip
+
+    def metrics(name: str) -> Any:
+        return json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]
+
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "part")], start_new_session=True, stderr=subprocess.DEVNULL
+    ) as running:
+        while not list((tmp_path / "part" / "state").glob("train-*.safetensors")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert not (tmp_path / "part" / "metrics.json").exists()
+    subprocess.run([*command, "--out", str(tmp_path / "part"), "--resume"], check=True, capture_output=True)
+    assert metrics("part") == metrics("whole")
+    wrong = subprocess.run([*command, "--users", "[3]"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "users: expected multiples of 2" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
 def test_every_method_and_the_other_channels_run(config: CtsemcomConfig, tmp_path: Path) -> None:
+    methods = [m for m in METHODS if m != "digital-ldpc"]  # has tests of its own
     config = replace(
-        config, methods=list(METHODS), fading="rician", block=True, csi_bits=4, csi_err_db=-20.0,
+        config, methods=methods, fading="rician", block=True, csi_bits=4, csi_err_db=-20.0,
         power_mode="sum", alpha_scope="codeword", snr_db=[10.0], variances=[1.0], csi_errors_db=[], steps=2,
     )  # fmt: skip
     metrics = transfer(config, tmp_path / "all").metrics
-    values = [metrics[f"{m}.snr10.var1.psnr_db"] for m in METHODS]
+    values = [metrics[f"{m}.snr10.var1.psnr_db"] for m in methods]
     assert np.isfinite(values).all()
     assert metrics["ssdt-joint.snr10.var1.nmse_db"] < metrics["none.snr10.var1.nmse_db"]
+
+
+def test_channels_are_kept_and_used_again(config: CtsemcomConfig, tmp_path: Path) -> None:
+    config = replace(config, methods=["rx-lmmse", "ssdt-sep"], csi_errors_db=[], users=[4], block=True)
+    first = transfer(config, tmp_path / "first")
+    with np.load(first.path / "channels.npz") as file:
+        assert (file["g"].dtype, file["g"].shape) == (np.complex64, (4 * 2 * 2, 2, 64))
+        gains = torch.from_numpy(file["g"])
+    assert torch.equal(gains[0], gains[1])  # two OFDM symbols of one codeword that fade alike
+    assert not torch.equal(gains[1], gains[2])
+    path = str(first.path / "channels.npz")
+    again = transfer(replace(config, channels=path, block=False), tmp_path / "again")
+    assert again.metrics == pytest.approx(first.metrics, rel=1e-6, abs=1e-5)
+    write_channels(tmp_path / "twice.npz", 2 * gains)
+    twice = transfer(replace(config, channels=str(tmp_path / "twice.npz")), tmp_path / "twice")
+    assert twice.metrics["ssdt-sep.snr10.var1.nmse_db"] < first.metrics["ssdt-sep.snr10.var1.nmse_db"] - 1
+    assert (twice.path / "channels.npz").stat().st_size == (first.path / "channels.npz").stat().st_size
+    write_channels(tmp_path / "few.npz", gains[:3])
+    np.savez(tmp_path / "wide.npz", g=gains.numpy().astype(np.complex128))
+    np.savez(tmp_path / "objects.npz", g=np.array([{}, {}]))
+    for name, message in (
+        ("few", "channels: expected at least 16 rows, one per OFDM symbol, got 3"),
+        ("wide", r"channels: expected g in wide.npz, finite complex64 \[R, 2, 64\], got complex128"),
+        ("objects", r"channels: expected g in objects.npz, .*, got ValueError"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, channels=str(tmp_path / f"{name}.npz"))
+    with pytest.raises(FileNotFoundError, match="channels: expected a file"):
+        replace(config, channels=str(tmp_path / "none.npz"))
+
+
+def test_more_users_are_sent_in_groups(config: CtsemcomConfig, tmp_path: Path) -> None:
+    config = replace(config, methods=["awgn", "ssdt-sep"], csi_errors_db=[], csi_bits_tried=[4], users=[2, 4])
+    out = transfer(config, tmp_path / "users")
+    every = rows(out.path / "tables" / "results.csv")
+    at_ten = [r for r in every if (r["snr_db"], r["var"]) == ("10.0", "1.0")]
+    table = {(r["method"], r["N"]): r for r in at_ten}
+    assert {key: table[key]["n_images"] for key in table if key[0] == "ssdt-sep"} == {
+        ("ssdt-sep", "2"): "8",
+        ("ssdt-sep", "4"): "8",
+    }
+    where = [f"ssdt-sep.snr10.var1{more}.psnr_db" for more in ("", ".users2", ".users4", ".bits4")]
+    found = [out.metrics[name] for name in where]
+    assert len(set(found)) == 4  # each with fading of its own, and with a coarse channel
+    assert out.metrics["awgn.snr10.var1.users4.psnr_db"] == pytest.approx(
+        out.metrics["awgn.snr10.var1.psnr_db"], abs=0.5
+    )
+    assert (out.path / "tables" / "users.csv").exists()
+
+
+def test_a_codec_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    config = CtsemcomConfig(
+        width=9, symbols=2, steps=2, batch=2, pairs=2, snr_db=[10.0], variances=[1.0], variance_snr_db=[10.0],
+        csi_errors_db=[], csi_bits_tried=[], workers=1, methods=["none", "ssdt-sep"],
+        cache=str(tmp_path / "cache"),
+    )  # fmt: skip
+    whole = transfer(config, tmp_path / "a").metrics
+    train = run._train
+    monkeypatch.setattr(run, "_train", lambda *_: pytest.fail("trained again"))
+    assert transfer(config, tmp_path / "b").metrics == whole
+    monkeypatch.setattr(run, "_train", train)
+    for change in ({"steps": 3}, {"seed": 1}, {"lr": 1e-3}, {"train_fading": "rayleigh"}):
+        assert run.kept_at(replace(config, **change), "codec") != run.kept_at(config, "codec")
+    assert run.kept_at(replace(config, fading="rician"), "codec") == run.kept_at(config, "codec")
+    assert run.kept_at(replace(config, fading="rician"), "e2e") != run.kept_at(config, "e2e")
+    assert len(list((tmp_path / "cache" / "semcom").iterdir())) == 1
 
 
 def test_one_user_and_three(config: CtsemcomConfig, tmp_path: Path) -> None:
@@ -121,7 +228,16 @@ def test_one_user_and_three(config: CtsemcomConfig, tmp_path: Path) -> None:
         ({"methods": []}, "methods: expected different names"),
         ({"power_w": [0.6, 0.0]}, "power_w: expected"),
         ({"variances": [0.0]}, "variances: expected"),
+        ({"snr_db": [-400.0]}, "snr_db: expected a finite number >= -300 < 300"),
+        ({"train_snr_db": [0.0, 400.0]}, "train_snr_db: expected"),
+        ({"csi_errors_db": [4000.0]}, "csi_errors_db: expected"),
+        ({"k_factor_db": 4000.0}, "k_factor_db: expected"),
+        ({"seed": 2**32}, "seed: expected an integer"),
         ({"csi_bits": 3}, "csi_bits: expected an even number"),
+        ({"csi_bits_tried": [3]}, "csi_bits_tried: expected even numbers"),
+        ({"users": [3]}, "users: expected multiples of 2, one power each, got 3"),
+        ({"users": [4, 4]}, "users: expected different numbers"),
+        ({"channels": "x", "fading": "awgn"}, "channels: expected none"),
         ({"train_snr_db": [20.0, 0.0]}, "snr_db: expected the lower end first"),
         ({"dataset": "cifar10"}, "data: expected the folder of cifar10"),
         ({"data": "x"}, "data: expected nothing"),

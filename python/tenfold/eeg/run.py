@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from tenfold.eeg.normalise import normalise_fold
 from tenfold.eeg.protocols import Fold, folds
 from tenfold.eeg.run_config import MsdcdaConfig
 from tenfold.eeg.train import Trained, predict, train
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["MsdcdaConfig", "Outcome", "Result", "Trial", "adapt", "run"]
@@ -119,7 +118,7 @@ def run(config: MsdcdaConfig, folder: RunFolder) -> Result:
         tenfold.assets.AssetError: the embedded file is missing; the message says how to install it.
     """
     config = config.resolved()
-    _check_packages(config)
+    require("scipy", "joblib", *(["sklearn"] if config.embedding == "tsne" else []))
     corpus = load_corpus(config)
     every = folds(corpus, config.protocol)
     numbers = _chosen(config, len(every))
@@ -128,14 +127,6 @@ def run(config: MsdcdaConfig, folder: RunFolder) -> Result:
     from tenfold.eeg.report import write
 
     return Result(write(outcome, folder), folder.path)
-
-
-def _check_packages(config: MsdcdaConfig) -> None:
-    """What the run will need at its end is missed at its beginning."""
-    needed = ["scipy", "joblib", *(["sklearn"] if config.embedding == "tsne" else [])]
-    for package in needed:
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _chosen(config: MsdcdaConfig, count: int) -> list[int]:

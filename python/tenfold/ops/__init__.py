@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .channel import noma_channel
 from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
@@ -55,6 +56,7 @@ from .power import (
     ssdt_separable,
     water_filling,
 )
+from .quality import ms_ssim, psnr, ssim
 from .scores import (
     Dynamics,
     Scores,
@@ -210,10 +212,12 @@ __all__ = [
     "mmd",
     "mmd_permutation_test",
     "moderate_select",
+    "ms_ssim",
     "mse_water_filling",
     "multihot_counts",
     "new_dynamics",
     "nn_assign",
+    "noma_channel",
     "omp_factored",
     "option_loss",
     "overlap_counts",
@@ -222,6 +226,7 @@ __all__ = [
     "pack_bits",
     "power_normalize",
     "project_simplex",
+    "psnr",
     "quantile_abs",
     "random_words",
     "resample_argmax",
@@ -237,6 +242,7 @@ __all__ = [
     "sophia_step_",
     "ssdt_joint",
     "ssdt_separable",
+    "ssim",
     "stochastic_round",
     "stratified_budget",
     "surface_dice",

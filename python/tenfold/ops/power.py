@@ -11,6 +11,7 @@ their solvers and gradients are this library's derivation (docs/systems/ctsemcom
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,11 +69,9 @@ class WaterFilling:
     @property
     def rate(self) -> Any:
         """[...]: sum_k log(1 + gain power), in nats."""
-        if not isinstance(self.power, Tensor):
-            kind = _arrays.kind_of(self.power)
-            gains, power = (_arrays.as_tensor("gains", v, write=False) for v in (self._gains, self.power))
-            return kind(torch.log1p(gains * power).sum(-1))
-        return torch.log1p(self._gains.clamp_min(0.0) * self.power).sum(-1)
+        kind = _arrays.kind_of(self.power)
+        gains, power = (_arrays.as_tensor("gains", v, write=False) for v in (self._gains, self.power))
+        return kind(torch.log1p(gains.clamp_min(0.0) * power).sum(-1))
 
 
 def ssdt_joint(
@@ -131,15 +130,13 @@ def ssdt_joint(
     lead, users, carriers = g.shape[:-2], g.shape[-2], g.shape[-1]
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
-    reference = (
-        torch.ones_like(budget) if rho is None else _spread("rho", rho, (*lead, users), g.device, real)
-    )
+    reference = _ones(budget) if rho is None else _spread("rho", rho, (*lead, users), g.device, real)
     s = _wanted(symbols, transmitted, reference, g)
     whole = lead[:-1] if alpha_scope == "codeword" else lead
     if alpha_scope == "codeword" and not lead:
         _checks.fail(ValueError, "gains", "shape [..., L, N, K] for alpha_scope 'codeword'", tuple(g.shape))
     noise = _spread("noise_power", noise_power, whole, g.device, real)
-    _refuse(check, power=(budget, True), noise_power=(noise, False))
+    _refuse(check, power=(budget, True), noise_power=(noise, False), rho=(reference, False))
     expected = None
     if statistics == "csi":
         expected = (budget * reference).sum(-1)[..., None].expand(*lead, carriers)
@@ -200,7 +197,7 @@ def ssdt_separable(
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
     noise = _spread("noise_power", noise_power, lead, g.device, real)
-    wanted = torch.ones_like(budget) if c is None else _spread("c", c, (*lead, users), g.device, real)
+    wanted = _ones(budget) if c is None else _spread("c", c, (*lead, users), g.device, real)
     load = None if weights is None else _spread("weights", weights, g.shape, g.device, real)
     _refuse(
         check,
@@ -365,7 +362,10 @@ def _spread(
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
     if isinstance(value, (list, tuple)):
-        value = torch.tensor(value, dtype=dtype, device=device)
+        try:
+            value = torch.tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            _checks.fail(TypeError, name, "numbers in lists of equal lengths", repr(value))
     found = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (*_REAL, torch.int64))
     if found.device != device:
         _checks.fail(ValueError, name, f"a tensor on {device}", found.device)
@@ -411,6 +411,7 @@ def _refuse(check: bool | None, **values: Any) -> None:
         value, positive = given if isinstance(given, tuple) else (given, None)
         if value is None:
             continue
+        value = _once(value)
         bad = ~value.isfinite()
         expected = "finite values"
         if positive is not None:
@@ -421,11 +422,23 @@ def _refuse(check: bool | None, **values: Any) -> None:
             _checks.fail(ValueError, name, expected, f"{value[at].item()} at {at}")
 
 
+def _ones(like: Tensor) -> Tensor:
+    return torch.ones((), dtype=like.dtype, device=like.device).expand(like.shape)
+
+
+def _once(value: Tensor) -> Tensor:
+    """The first of the equal elements along axes that `expand` made."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            value = value.narrow(axis, 0, 1)
+    return value
+
+
 def _refuse_after(objective: Tensor, check: bool | None, **values: Tensor) -> None:
     """As `_refuse`, but the inputs are read again only if a result is not finite."""
     if torch.compiler.is_compiling() or (objective.device.type != "cpu" if check is None else not check):
         return
-    if not bool(objective.isfinite().all()):
+    if not math.isfinite(objective.detach().sum().item()):  # nothing the size of a batch is made
         _refuse(check, **values)
 
 

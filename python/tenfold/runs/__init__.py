@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from tenfold.runs.environment import capture
 from tenfold.runs.figures import figure, style
-from tenfold.runs.folder import RunFolder
+from tenfold.runs.folder import RunFolder, require
 from tenfold.runs.report import Claim, Headline, Report, Section
 
-__all__ = ["Claim", "Headline", "Report", "RunFolder", "Section", "capture", "figure", "style"]
+__all__ = ["Claim", "Headline", "Report", "RunFolder", "Section", "capture", "figure", "require", "style"]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tenfold.runs.report import Report
 
-__all__ = ["RunFolder", "latest_unfinished"]
+__all__ = ["RunFolder", "latest_unfinished", "require"]
 
 _NEEDED = ("jinja2", "matplotlib", "safetensors")
 """Packages that a run needs at its end at the latest."""
@@ -72,7 +72,7 @@ class RunFolder:
         check_name("name", name)
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise TypeError(f"config: expected a dataclass instance, got {config!r}")
-        _check_packages()
+        require(*_NEEDED)
         settings = plain(config)
         if resume:
             path = Path(out) if out is not None else latest_unfinished(name)
@@ -268,8 +268,13 @@ def _check_known(argument: str, names: Sequence[str], known: set[str]) -> None:
             raise ValueError(f"{argument}: expected one of {sorted(known)}, got {name!r}")
 
 
-def _check_packages() -> None:
-    for package in _NEEDED:
+def require(*packages: str) -> None:
+    """What a run will need at its end is missed at its beginning.
+
+    Raises:
+        ModuleNotFoundError: one of these is not installed.
+    """
+    for package in packages:
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 

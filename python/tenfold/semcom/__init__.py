@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tenfold.semcom.allocation import ALLOCATORS, Allocation, allocate
     from tenfold.semcom.channel import Fading, complex_normal, noise_power_w, noma_channel, superpose
+    from tenfold.semcom.channel_file import read_channels, write_channels
     from tenfold.semcom.codec import CODECS, Codec, make_codec
     from tenfold.semcom.config import CtsemcomConfig
     from tenfold.semcom.digital import capacity_bound_jpeg
@@ -29,6 +30,7 @@ _HOMES = {
     "ALLOCATORS": "allocation", "Allocation": "allocation", "allocate": "allocation",
     "Fading": "channel", "complex_normal": "channel", "noise_power_w": "channel", "noma_channel": "channel",
     "superpose": "channel",
+    "read_channels": "channel_file", "write_channels": "channel_file",
     "CODECS": "codec", "Codec": "codec", "make_codec": "codec",
     "CtsemcomConfig": "config",
     "capacity_bound_jpeg": "digital",
@@ -56,9 +58,11 @@ __all__ = [
     "noise_power_w",
     "noma_channel",
     "patches",
+    "read_channels",
     "superpose",
     "train_codec",
     "transfer",
+    "write_channels",
 ]
 
 

@@ -87,6 +87,10 @@ def allocate(
     if power.shape != (gains.shape[-2],):
         _checks.fail(ValueError, "power_w", f"one power for each of {gains.shape[-2]} users", power.shape)
     noise = torch.as_tensor(noise_power_w, dtype=real, device=gains.device).expand(gains.shape[:-2])
+    for name, value, fine in (("power_w", power, power > 0), ("noise_power_w", noise, noise >= 0)):
+        if value.device.type == "cpu" and not bool((fine & value.isfinite()).all()):
+            expected = "finite values >= 0" if value is noise else "finite values > 0"
+            _checks.fail(ValueError, name, expected, value[~(fine & value.isfinite())][0].item())
     c = (
         torch.ones_like(power)
         if rho is None
@@ -109,7 +113,7 @@ def _none(p: _Problem) -> Allocation:
 def _lmmse(p: _Problem, effective: Tensor) -> Tensor:
     """Per subcarrier: the linear estimate of s from sum_n h_n t_n + w, for symbols that are uncorrelated."""
     wanted = (p.users * p.c[:, None] * effective.conj()).sum(-2)
-    return wanted / ((p.users * effective.abs().square()).sum(-2) + p.noise[..., None])
+    return wanted / ((p.users * effective.abs().square()).sum(-2) + p.noise[..., None]).clamp_min(1e-30)
 
 
 def _common(p: _Problem, effective: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tenfold import _checks
-from tenfold.ops.zo import zo_sample
+from tenfold import _checks, ops
 
 __all__ = [
     "FADINGS",
@@ -46,7 +45,7 @@ class Fading:
     kind: "awgn", gain 1 everywhere; "rayleigh", CN(0, variance); "rician", a constant part and a Rayleigh
         part of together `variance`.
     variance: E|g|^2 (of "awgn" not used).
-    k_factor_db: power of the constant part over the Rayleigh part, in dB ("rician").
+    k_factor_db: power of the constant part over the Rayleigh part, in dB, in [-300, 300) ("rician").
     block: whether all OFDM symbols of a codeword fade alike; otherwise each sample by itself.
     """
 
@@ -58,7 +57,7 @@ class Fading:
     def __post_init__(self) -> None:
         _checks.choice("kind", self.kind, FADINGS)
         _checks.real("variance", self.variance, positive=True)
-        _checks.real("k_factor_db", self.k_factor_db)
+        _checks.real("k_factor_db", self.k_factor_db, at_least=-300.0, below=300.0)
 
     @property
     def mean(self) -> float:
@@ -115,7 +114,7 @@ def complex_normal(
     scale = math.sqrt(_checks.real("variance", variance, at_least=0.0) / 2)
     first = _checks.integer("first", first, 0, 2**60)
     n = math.prod(shape)
-    z = zo_sample(seed, stream, offset, first=2 * first, n=2 * n, device=device)
+    z = ops.zo_sample(seed, stream, offset, first=2 * first, n=2 * n, device=device)
     return torch.view_as_complex(z.view(n, 2)).mul_(scale).view(tuple(shape))
 
 
@@ -144,10 +143,15 @@ def estimate_gains(
     Args:
         csi_err_db: power of the estimate's Gaussian error over the fading variance, in dB; None, no error.
         csi_bits: bits fed back per user and subcarrier, half for each part; None, unquantised.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
     """
+    if gains.ndim != 4:
+        _checks.fail(ValueError, "gains", "shape [B, L, N, K]", tuple(gains.shape))
     known = gains
     if csi_err_db is not None and fading.kind != "awgn":
-        size = fading.variance * 10 ** (csi_err_db / 10)
+        size = fading.variance * 10 ** (_checks.real("csi_err_db", csi_err_db, below=300.0) / 10)
         batch, symbols, users, carriers = gains.shape
         drawn = (batch, 1 if fading.block else symbols, users, carriers)
         start = first * math.prod(drawn[1:])
@@ -162,7 +166,7 @@ def estimate_gains(
 def quantise_gains(gains: Tensor, csi_bits: int, *, variance: float, mean: complex = 0.0) -> Tensor:
     """Each part of a CN(mean, variance) gain to the nearest of 2^(csi_bits/2) levels of least mean error.
 
-    The levels are those of Lloyd and Max for the normal distribution.
+    The levels are those of Lloyd and Max for the normal distribution. What is not a number stays so.
     """
     _checks.integer("csi_bits", csi_bits, 2, 16, "an even number of bits in [2, 16]")
     if csi_bits % 2:
@@ -171,8 +175,8 @@ def quantise_gains(gains: Tensor, csi_bits: int, *, variance: float, mean: compl
     edges = ((levels[1:] + levels[:-1]) / 2).float().to(gains.device)
     levels = levels.float().to(gains.device)
     scale = math.sqrt(variance / 2)
-    parts = torch.view_as_real((gains - mean).resolve_conj().contiguous()) / scale
-    found = levels[torch.bucketize(parts, edges)] * scale
+    parts = torch.view_as_real((gains - mean).resolve_conj().contiguous())
+    found = torch.where(parts.isnan(), parts, levels[torch.bucketize(parts / scale, edges)] * scale)
     return torch.view_as_complex(found) + mean
 
 
@@ -210,11 +214,12 @@ def noma_channel(
 ) -> Any:
     """Superposition of the users over their channels, with noise: alpha (sum_n g_n u_n + w).
 
+    `tenfold.ops.noma_channel` with codewords for rows: `first` counts them; "rician" has a default factor.
     The noise power is fixed: it does not follow the received power, so that deep fades hurt. Differentiable
     in `transmit`, `gains` and `alpha`.
 
     Args:
-        transmit: complex64 [B, L, N, K] (or [..., N, K], taken as [B, 1, N, K]), in square roots of W.
+        transmit: complex [B, L, N, K] (or [..., N, K], taken as [B, 1, N, K]), in square roots of W.
         variance: E|g|^2.
         noise_power: sigma^2 in W per complex sample (half of it in each part).
         seed, offset: of fading (stream 0) and noise (stream 1).
@@ -225,21 +230,10 @@ def noma_channel(
     Returns:
         [B, L, K] (or [..., K]); with `return_gains` also the gains.
     """
-    if transmit.ndim < 2:
-        _checks.fail(ValueError, "transmit", "shape [..., N, K]", tuple(transmit.shape))
-    lead, last = transmit.shape[:-2], transmit.shape[-2:]
-    u = transmit if transmit.ndim == 4 else transmit.reshape(-1, 1, *last)
-    if gains is None:
-        drawn = Fading(fading, variance, k_factor_db, block)
-        g = drawn.gains(u.shape, seed, offset, first=first, device=u.device)
-    else:
-        g = gains.expand(transmit.shape).reshape(u.shape)
-    noise = complex_normal(
-        (*u.shape[:2], u.shape[3]), noise_power, seed, NOISE_STREAM, offset,
-        first=first * u.shape[1] * u.shape[3], device=u.device,
+    whole = transmit.ndim == 4
+    symbols = transmit.shape[1] if whole else 1
+    return ops.noma_channel(
+        transmit, variance, noise_power, seed, offset, gains=gains, fading=fading,
+        k_factor_db=k_factor_db if fading == "rician" else None, block=block and whole, alpha=alpha,
+        first=_checks.integer("first", first, 0, 2**40) * symbols, return_gains=return_gains,
     )  # fmt: skip
-    y = superpose(g, u) + noise
-    y = y.reshape(*lead, last[1])
-    if alpha is not None:
-        y = y * alpha[..., None]
-    return (y, g.reshape(transmit.shape)) if return_gains else y

@@ -9,11 +9,12 @@ from typing import Literal
 
 from tenfold import _checks
 from tenfold.semcom.channel import FADINGS, Fading
+from tenfold.semcom.channel_file import read_channels
 from tenfold.semcom.codec import CODECS, CodecSpec
 from tenfold.semcom.link import Link
 from tenfold.semcom.train import TrainSettings
 
-__all__ = ["METHODS", "OWN_CODEC", "CtsemcomConfig"]
+__all__ = ["DIGITAL", "METHODS", "OWN_CODEC", "CtsemcomConfig"]
 
 METHODS: dict[str, tuple[str, str]] = {
     "awgn": ("AWGN, no fading", "the codec on the channel that it was trained on, gain 1"),
@@ -26,25 +27,26 @@ METHODS: dict[str, tuple[str, str]] = {
     "ssdt-sep": ("SSDT, separable", "each user knows its own symbols and channel"),
     "ssdt-joint-csi": ("SSDT, joint, alpha by CSI", "users share symbols and channels, alpha by channels"),
     "ssdt-joint": ("SSDT, joint", "users share symbols and channels: the optimum"),
-    "e2e": (
-        "end to end",
-        "a codec trained over fading; its decoder sees the channels, and the signal matched to each",
-    ),
-    "e2e-planes": (
-        "end to end, planes",
-        "the same, but the decoder sees signal and channels side by side only",
+    "e2e": ("end to end", "a codec trained over fading; its decoder sees signal and channels side by side"),
+    "e2e-matched": (
+        "end to end, matched",
+        "the same, but its decoder is also shown the signal matched to each user's channel",
     ),
     "oma": ("OMA", "each user on its own symbols, codec trained so, receiver LMMSE"),
     "digital": ("JPEG at NOMA capacity", "successive cancellation, no error: a bound, no code"),
+    "digital-ldpc": ("JPEG, LDPC, NOMA", "4-QAM, code rate 1/2, successive cancellation; needs Sionna"),
 }
 """Name -> what a reader sees, and what it is, in the order of every table."""
 
-_OVER_FADING = ("e2e", "e2e-planes")
+DIGITAL = ("digital", "digital-ldpc")
+"""Those that send no features of a codec."""
+
+_OVER_FADING = ("e2e", "e2e-matched")
 OWN_CODEC = (*_OVER_FADING, "oma")
 
 _DEFAULT = [
     "awgn", "none", "rx-lmmse", "phase", "water-filling", "mse-water-filling", "invert", "ssdt-sep",
-    "ssdt-joint-csi", "ssdt-joint", "e2e", "digital",
+    "ssdt-joint-csi", "ssdt-joint", "e2e", "e2e-matched", "digital",
 ]  # fmt: skip
 
 
@@ -76,7 +78,11 @@ class CtsemcomConfig:
     """Subcarriers K of an OFDM symbol."""
 
     power_w: list[float] = field(default_factory=lambda: [0.6, 0.4])
-    """Transmit power of each user in W; as many users as there are numbers."""
+    """Transmit power of each user in W; as many users share the subcarriers as there are numbers."""
+
+    users: list[int] = field(default_factory=list)
+    """Numbers of users that are also tried, in groups of as many as there are powers, each group on OFDM
+    symbols of its own; at snr_picture_db and variance 1."""
 
     power_mode: Literal["mean", "sum"] = "mean"
     """mean: (1/K) sum |t|^2 = P; sum: sum |t|^2 = P, both per OFDM symbol."""
@@ -96,6 +102,9 @@ class CtsemcomConfig:
     block: bool = False
     """Whether all OFDM symbols of a codeword fade alike."""
 
+    channels: str = ""
+    """File channels.npz of a run (g, complex64 [R, N, K] at variance 1): these channels instead of drawn."""
+
     csi_err_db: float | None = None
     """Power of the channel estimate's error over the fading variance, dB. None: the channel is known."""
 
@@ -105,9 +114,12 @@ class CtsemcomConfig:
     csi_errors_db: list[float] = field(default_factory=lambda: [-20.0, -10.0, -5.0])
     """Errors of the channel estimate that are also tried, at snr_picture_db and variance 1."""
 
+    csi_bits_tried: list[int] = field(default_factory=lambda: [4])
+    """Bits of feedback that are also tried (even numbers), at snr_picture_db and variance 1."""
+
     methods: list[str] = field(default_factory=lambda: list(_DEFAULT))
     """Ways to send: awgn, none, rx-lmmse, phase, water-filling, mse-water-filling, invert, ssdt-sep,
-    ssdt-joint-csi, ssdt-joint, e2e, e2e-planes, oma, digital."""
+    ssdt-joint-csi, ssdt-joint, e2e, e2e-matched, oma, digital, digital-ldpc."""
 
     snr_db: list[float] = field(default_factory=lambda: [0.0, 5.0, 10.0, 15.0, 20.0])
     """SNRs of the sweep at variance 1: 10 log10(P_1 / sigma^2), dB."""
@@ -124,10 +136,13 @@ class CtsemcomConfig:
     pairs: int = 160
     """Test codewords, each of one patch per user."""
 
-    steps: int = 700
-    """Optimiser steps of each codec."""
+    steps: int = 840
+    """Optimiser steps of each codec but e2e."""
 
-    batch: int = 32
+    e2e_steps: int = 1680
+    """Optimiser steps of e2e: shown signal and channels side by side, a decoder learns late."""
+
+    batch: int = 16
     """Codewords in a step."""
 
     lr: float = 1.5e-3
@@ -138,6 +153,9 @@ class CtsemcomConfig:
 
     checkpoint: str = ""
     """Folder of a finished run: its codecs are taken instead of training (same codec settings)."""
+
+    cache: str = ""
+    """Folder for codecs trained on the embedded photographs; empty: $TENFOLD_CACHE or ~/.cache/tenfold."""
 
     seed: int = 0
     """Of weights, patches, channels and noise."""
@@ -156,53 +174,62 @@ class CtsemcomConfig:
         return dataclasses.replace(self, methods=[m for m in METHODS if m in self.methods])
 
     @property
-    def users(self) -> int:
-        """N."""
+    def group(self) -> int:
+        """Users that share subcarriers: N of one group."""
         return len(self.power_w)
 
+    @property
+    def rows(self) -> int:
+        """L: OFDM symbols of a codeword of 32x32 pictures."""
+        return -(-self.symbols * 64 // self.carriers)
+
     def spec(self, role: str) -> CodecSpec:
-        """Codec of a role: "codec", "e2e", "e2e-planes" or "oma"."""
+        """Codec of a role: "codec", "e2e", "e2e-matched" or "oma"."""
         return CodecSpec(
-            self.codec, self.users, self.symbols, self.width, csi=role in _OVER_FADING,
-            orthogonal=role == "oma", matched=role != "e2e-planes",
+            self.codec, self.group, self.symbols, self.width, csi=role in _OVER_FADING,
+            orthogonal=role == "oma", matched=role == "e2e-matched",
         )  # fmt: skip
 
     def roles(self) -> list[str]:
         """The codecs that the methods need."""
-        shared = [m for m in self.methods if m not in (*OWN_CODEC, "digital")]
+        shared = [m for m in self.methods if m not in (*OWN_CODEC, *DIGITAL)]
         return (["codec"] if shared else []) + [r for r in OWN_CODEC if r in self.methods]
 
     def channel(self, kind: str, variance: float = 1.0) -> Fading:
         """A channel with this run's other settings."""
         return Fading(kind, variance, self.k_factor_db, self.block)  # type: ignore[arg-type]
 
-    def link(self, method: str, variance: float = 1.0, csi_err_db: float | None = None) -> Link:
-        """The way of a method; "e2e" and "digital" send as "none", "oma" as "rx-lmmse"."""
+    def link(
+        self, method: str, variance: float = 1.0, csi_err_db: float | None = None, csi_bits: int | None = None
+    ) -> Link:
+        """The way of a method; end-to-end and digital ones send as "none", "oma" as "rx-lmmse"."""
         kind = "awgn" if method == "awgn" else self.fading
         sent = {
-            "awgn": "none",
-            "e2e": "none",
-            "e2e-planes": "none",
-            "digital": "none",
+            "awgn": "none", "e2e": "none", "e2e-matched": "none", "digital": "none", "digital-ldpc": "none",
             "oma": "rx-lmmse",
-        }.get(method, method)
+        }.get(method, method)  # fmt: skip
         error = csi_err_db if csi_err_db is not None else self.csi_err_db
+        bits = csi_bits if csi_bits is not None else self.csi_bits
+        replayed = None
+        if self.channels and kind != "awgn":
+            replayed = read_channels(self.channels, self.group, self.carriers)
         return Link(
             tuple(self.power_w), self.carriers, self.power_mode, self.channel(kind, variance), sent,
-            self.alpha_scope, csi_err_db=error, csi_bits=self.csi_bits,
+            self.alpha_scope, csi_err_db=error, csi_bits=bits, channels=replayed,
         )  # fmt: skip
 
     def train_link(self, role: str) -> Link:
         """The channel in the training of a codec."""
         kind = self.fading if role in _OVER_FADING else self.train_fading
         return dataclasses.replace(
-            self.link("none"), fading=self.channel(kind), csi_err_db=None, csi_bits=None
+            self.link("none"), fading=self.channel(kind), csi_err_db=None, csi_bits=None, channels=None
         )
 
-    def settings(self) -> TrainSettings:
-        """Length, rate and range of the training."""
+    def settings(self, role: str = "codec") -> TrainSettings:
+        """Length, rate and range of a codec's training."""
         low, high = self.train_snr_db
-        return TrainSettings(self.steps, self.batch, self.lr, (low, high), seed=self.seed)
+        steps = self.e2e_steps if role == "e2e" else self.steps
+        return TrainSettings(steps, self.batch, self.lr, (low, high), seed=self.seed)
 
 
 def _check(config: CtsemcomConfig) -> None:
@@ -232,25 +259,55 @@ def _check(config: CtsemcomConfig) -> None:
         if not values or len(set(values)) < len(values):
             _checks.fail(ValueError, name, "different numbers, at least one", values)
         for value in values:
-            _checks.real(name, value, positive=name == "variances")
+            _checks.real(name, value, positive=True) if name == "variances" else _decibels(name, value)
+    for value in config.train_snr_db:
+        _decibels("train_snr_db", value)
     for value in config.csi_errors_db:
-        _checks.real("csi_errors_db", value)
+        _decibels("csi_errors_db", value)
     if config.csi_err_db is not None:
-        _checks.real("csi_err_db", config.csi_err_db)
+        _decibels("csi_err_db", config.csi_err_db)
     if config.csi_bits is not None and (_checks.integer("csi_bits", config.csi_bits, 2, 16) % 2):
         _checks.fail(ValueError, "csi_bits", "an even number", config.csi_bits)
-    _checks.real("snr_picture_db", config.snr_picture_db)
+    for bits in config.csi_bits_tried:
+        if _checks.integer("csi_bits_tried", bits, 2, 16) % 2:
+            _checks.fail(ValueError, "csi_bits_tried", "even numbers", bits)
+    _check_users(config)
+    _decibels("snr_picture_db", config.snr_picture_db)
     _checks.integer("carriers", config.carriers, 1, 1 << 16)
     _checks.integer("pairs", config.pairs, 2, 10**7)
     _checks.integer("workers", config.workers, 0, 4096)
-    config.channel(config.fading), config.settings()
+    config.channel(config.fading), config.settings(), config.settings("e2e")
     for role in config.roles():
         config.spec(role)
     if config.checkpoint and not Path(config.checkpoint).is_dir():
         _checks.fail(ValueError, "checkpoint", "the folder of a finished run", config.checkpoint)
+    if config.channels:
+        _check_channels(config)
     if config.device != "cpu":
         import torch
 
         if not config.device.startswith("cuda") or not torch.cuda.is_available():
             found = "that" if torch.cuda.is_available() else "no CUDA device that torch finds"
             _checks.fail(ValueError, "device", "cpu or cuda", f"{config.device!r} ({found})")
+
+
+def _decibels(name: str, value: float) -> None:
+    _checks.real(name, value, at_least=-300.0, below=300.0)  # what float32 holds as a ratio
+
+
+def _check_users(config: CtsemcomConfig) -> None:
+    if len(set(config.users)) < len(config.users):
+        _checks.fail(ValueError, "users", "different numbers", config.users)
+    for users in config.users:
+        _checks.integer("users", users, config.group, config.group * (config.pairs // 2))
+        if users % config.group:
+            _checks.fail(ValueError, "users", f"multiples of {config.group}, one power each", users)
+
+
+def _check_channels(config: CtsemcomConfig) -> None:
+    if config.fading == "awgn":
+        _checks.fail(ValueError, "channels", "none with --fading awgn", config.channels)
+    found = len(read_channels(config.channels, config.group, config.carriers))
+    needed = config.pairs * config.rows * (1 + len(config.users))
+    if found < needed:
+        _checks.fail(ValueError, "channels", f"at least {needed} rows, one per OFDM symbol", found)

@@ -32,9 +32,10 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "ssdt-joint-csi": {"color": figures.SERIES[0], "linestyle": ":", "marker": "d"},
     "ssdt-joint": {"color": figures.SERIES[0], "linestyle": "-", "marker": "o"},
     "e2e": {"color": figures.SERIES[1], "linestyle": "-", "marker": "s"},
-    "e2e-planes": {"color": figures.SERIES[1], "linestyle": ":", "marker": "v"},
+    "e2e-matched": {"color": figures.SERIES[1], "linestyle": ":", "marker": "v"},
     "oma": {"color": figures.SERIES[3], "linestyle": "-", "marker": "^"},
     "digital": {"color": figures.SERIES[3], "linestyle": ":", "marker": "*"},
+    "digital-ldpc": {"color": figures.SERIES[3], "linestyle": "--", "marker": "x"},
 }
 
 _PICTURE = (192, 288)  # largest height and width of the pictures side by side
@@ -86,10 +87,13 @@ def snr(outcome: Outcome) -> Picture:
     return Picture(fig, caption, f"Line plot. PSNR in dB at {at:g} dB SNR: {_told(outcome, at)}.")
 
 
+_FADINGS = {"awgn": "No fading", "rayleigh": "Rayleigh fading", "rician": "Rician fading"}
+
+
 def _fading(outcome: Outcome) -> str:
     config = outcome.config
-    name = {"awgn": "No fading", "rayleigh": "Rayleigh fading", "rician": "Rician fading"}[config.fading]
-    return f"{name}, {config.users} users" if config.users > 1 else f"{name}, one user"
+    name = "Channels of a file" if config.channels else _FADINGS[config.fading]
+    return f"{name}, {config.group} users" if config.group > 1 else f"{name}, one user"
 
 
 def variance(outcome: Outcome) -> Picture:
@@ -186,34 +190,43 @@ def nmse(outcome: Outcome) -> Picture | None:
 
 
 def csi(outcome: Outcome) -> Picture | None:
-    """PSNR with errors of the channel estimate."""
+    """PSNR with errors of the channel estimate, and with the channel fed back in few bits."""
     config = outcome.config
-    if not config.csi_errors_db or config.fading == "awgn":
+    at = config.snr_picture_db
+    errors = sorted(config.csi_errors_db) if config.fading != "awgn" else []
+    bits = sorted(config.csi_bits_tried, reverse=True) if config.fading != "awgn" else []
+    every: list[tuple[str, list[str], list[dict[str, Any]]]] = [
+        ("error of the channel estimate over the variance", [f"{e:g} dB" for e in errors],
+         [{"csi_err_db": e} for e in errors]),
+        ("feedback per user and subcarrier", [f"{b} bits" for b in bits], [{"csi_bits": b} for b in bits]),
+    ]  # fmt: skip
+    tried = [trial for trial in every if trial[1]]
+    if not tried:
         return None
-    fig, axis = figures.figure(9.0, 4.0)
-    errors: list[float | None] = [None, *sorted(config.csi_errors_db)]
+    fig, axes = figures.figure(10.5, 4.2, ncols=len(tried), sharey=True, squeeze=False)
     told = []
-    for m in config.methods:
-        scores = [outcome.score(m, config.snr_picture_db, 1.0, e) for e in errors]
-        if all(s is not None for s in scores):
-            _curve(axis, list(range(len(errors))), scores, m)
-            told.append(f"{tables.title(m)} {scores[-1].values.mean():.1f}")  # type: ignore[union-attr]
+    for axis, (label, names, settings) in zip(axes[0], tried, strict=True):
+        for m in config.methods:
+            scores = [outcome.score(m, at), *(outcome.score(m, at, **given) for given in settings)]
+            last = scores[-1]
+            if last is not None:
+                _curve(axis, list(range(len(scores))), scores, m)
+                told.append(f"{tables.title(m)} at {names[-1]} {last.values.mean():.1f}")
+        axis.set_xticks(range(len(names) + 1), ["as set", *names])
+        axis.set_xlabel(label)
+    axes[0, 0].set_ylabel("PSNR, dB")
+    axes[0, 0].set_title(f"SNR {at:g} dB, variance 1")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     if not told:
         return None
-    axis.set_xticks(
-        range(len(errors)), ["as configured", *(f"{e:g} dB" for e in sorted(config.csi_errors_db))]
-    )
-    axis.set(xlabel="error of the channel estimate over the variance", ylabel="PSNR, dB")
-    axis.set_title(f"SNR {config.snr_picture_db:g} dB, variance 1")
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    caption = f"What a wrong estimate of the channel costs, at users and receiver alike. {_BAND}"
-    return Picture(fig, caption, f"Line plot. PSNR in dB at the largest error: {'; '.join(told)}.")
+    caption = f"What a wrong or coarse channel costs, at users and receiver alike. {_BAND}"
+    return Picture(fig, caption, f"Line plots. PSNR in dB: {'; '.join(told)}.")
 
 
 _ROLES = {
     "codec": "codec",
     "e2e": "end-to-end codec",
-    "e2e-planes": "end-to-end codec, planes",
+    "e2e-matched": "end-to-end codec, matched",
     "oma": "OMA codec",
 }
 
@@ -222,7 +235,7 @@ def training(outcome: Outcome) -> Picture | None:
     """Loss of the codecs' trainings."""
     if not any(outcome.losses.values()):
         return None
-    fig, axis = figures.figure(7.0, 3.2)
+    fig, axis = figures.figure(9.0, 3.2)
     told = []
     for number, (role, losses) in enumerate(outcome.losses.items()):
         width = max(1, len(losses) // 100)
@@ -232,7 +245,7 @@ def training(outcome: Outcome) -> Picture | None:
         told.append(f"{_ROLES[role]} {-10 * np.log10(means[-1]):.1f} dB")
     axis.set(xlabel="step", ylabel="-10 log10 of the loss, dB")
     axis.set_title("Training")
-    axis.legend(loc="lower right")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
         "Mean squared error of the training patches in decibels, averaged over a hundredth of the steps."
     )
@@ -259,7 +272,7 @@ def shown(outcome: Outcome) -> Shown:
     for m in ways:
         out, _ = evaluate_one(config, outcome.codecs, originals[None].to(config.device), cell, m)
         received[m] = out[0].float().cpu()
-        for n in range(config.users):
+        for n in range(config.group):
             a, b = received[m][n], originals[n]
             row = {
                 "method": tables.title(m), "user": n + 1, "picture": names[n],
@@ -274,7 +287,7 @@ def shown(outcome: Outcome) -> Shown:
 def _whole(outcome: Outcome) -> tuple[Tensor, tuple[str, ...]]:
     """Middles of the first test pictures, at half their size where they are large, all of one size."""
     config, pictures = outcome.config, outcome.pictures
-    chosen = [pictures.test[n % len(pictures.test)] for n in range(config.users)]
+    chosen = [pictures.test[n % len(pictures.test)] for n in range(config.group)]
     chosen = [half_size(p) if min(p.shape[1:]) >= 2 * _PICTURE[0] else p for p in chosen]
     height = min(_PICTURE[0], *(p.shape[1] for p in chosen)) // 4 * 4
     width = min(_PICTURE[1], *(p.shape[2] for p in chosen)) // 4 * 4
@@ -283,7 +296,7 @@ def _whole(outcome: Outcome) -> tuple[Tensor, tuple[str, ...]]:
         y, x = (p.shape[1] - height) // 2, (p.shape[2] - width) // 2
         cut.append(p[:, y : y + height, x : x + width])
     given = pictures.test_names or tuple(f"test picture {n + 1}" for n in range(len(pictures.test)))
-    return torch.stack(cut).float() / 255, tuple(given[n % len(given)] for n in range(config.users))
+    return torch.stack(cut).float() / 255, tuple(given[n % len(given)] for n in range(config.group))
 
 
 def side_by_side(outcome: Outcome, pictures: Shown, user: int) -> Picture:

@@ -105,10 +105,14 @@ def _cifar(folder: Path) -> PictureSet:
             if not (where / name).is_file():
                 raise FileNotFoundError(f"data: expected {name} of CIFAR-10 in {where}, got nothing")
             batch = load_pickle(where / name)
-            key = b"data" if b"data" in batch else "data"
-            pixels = np.asarray(batch[key])
-            if pixels.ndim != 2 or pixels.shape[1] != 3072:
-                _checks.fail(ValueError, str(where / name), "data of shape [n, 3072]", pixels.shape)
+            if not isinstance(batch, dict):
+                _checks.fail(ValueError, str(where / name), "a dictionary", type(batch).__name__)
+            pixels = batch.get(b"data", batch.get("data"))
+            if not isinstance(pixels, np.ndarray):
+                _checks.fail(ValueError, str(where / name), "an array under the key data", list(batch))
+            if pixels.ndim != 2 or pixels.shape[1] != 3072 or pixels.dtype != np.uint8:
+                got = f"{pixels.dtype} {pixels.shape}"
+                _checks.fail(ValueError, str(where / name), "data uint8 [n, 3072]", got)
             rows.append(torch.from_numpy(pixels.astype(np.uint8)).view(-1, 3, 32, 32))
         found[part] = tuple(torch.cat(rows))
     return PictureSet("CIFAR-10", found["train"], found["test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +40,8 @@ class Link:
     carriers: K.
     fading: of the channel.
     method: a name in `tenfold.semcom.ALLOCATORS`.
+    channels: gains complex64 [R, N, K] at variance 1 that are taken instead of drawn ones: row b L + l for
+        OFDM symbol l of codeword b, from the start again where rows run out.
     """
 
     power_w: tuple[float, ...] = (0.6, 0.4)
@@ -50,6 +53,7 @@ class Link:
     inversion_floor: float = 0.05
     csi_err_db: float | None = None
     csi_bits: int | None = None
+    channels: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _checks.choice("power_mode", self.power_mode, ("mean", "sum"))
@@ -73,6 +77,17 @@ class Link:
         out: Tensor = power_normalize(raw, power)
         return out
 
+    def gains(
+        self, shape: Sequence[int], seed: int, offset: int = 0, *, first: int, device: object
+    ) -> Tensor:
+        """complex64 [B, L, N, K] of codewords `first`, `first` + 1, ...: drawn, or those of `channels`."""
+        if self.channels is None:
+            return self.fading.gains(shape, seed, offset, first=first, device=device)
+        batch, symbols, *_ = shape
+        row = torch.arange(first * symbols, (first + batch) * symbols) % len(self.channels)
+        found = self.channels[row].view(tuple(shape)) * self.fading.variance**0.5
+        return found.to(device)
+
     def send(
         self, codec: Codec, t: Tensor, snr_db: Tensor, seed: int, offset: int = 0, *, first: int = 0
     ) -> Received:
@@ -81,7 +96,7 @@ class Link:
         Codeword b takes the draws of number `first` + b, so that shards of a batch see the whole's channel.
         """
         sigma2 = self.noise_power_w(snr_db)
-        gains = self.fading.gains(t.shape, seed, offset, first=first, device=t.device)
+        gains = self.gains(t.shape, seed, offset, first=first, device=t.device)
         known = estimate_gains(
             gains, self.fading, seed, csi_err_db=self.csi_err_db, csi_bits=self.csi_bits, offset=offset,
             first=first,

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,18 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 from tenfold.runs.files import replacing
 from tenfold.runs.progress import Progress
+from tenfold.semcom.cache import kept_at
+from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.codec import Codec, make_codec
-from tenfold.semcom.config import CtsemcomConfig
+from tenfold.semcom.config import DIGITAL, CtsemcomConfig
 from tenfold.semcom.digital import Ladder
-from tenfold.semcom.evaluate import Cell, Score, cells, evaluate, ladders_of
+from tenfold.semcom.evaluate import TEST_SEED, Cell, Score, cells, evaluate, ladders_of
 from tenfold.semcom.images import PictureSet, load_pictures, patches
+from tenfold.semcom.ldpc import require_sionna
 from tenfold.semcom.train import train_codec
 
 __all__ = ["CtsemcomConfig", "Outcome", "Result", "load_codec", "run", "transfer"]
@@ -65,12 +67,13 @@ class Outcome:
     scores: list[Score] = field(default_factory=list)
 
     def score(
-        self, method: str, snr_db: float, variance: float = 1.0, csi_err_db: float | None = None
-    ) -> Score | None:
+        self, method: str, snr_db: float, variance: float = 1.0, csi_err_db: float | None = None,
+        csi_bits: int | None = None, users: int = 0,
+    ) -> Score | None:  # fmt: skip
         """One method on one channel, if it was evaluated."""
-        wanted = (method, snr_db, variance, csi_err_db)
+        wanted = Cell(snr_db, variance, csi_err_db, csi_bits, users)
         for s in self.scores:
-            if (s.method, s.snr_db, s.variance, s.csi_err_db) == wanted:
+            if s.method == method and s.cell == wanted:
                 return s
         return None
 
@@ -92,10 +95,12 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: Pillow, joblib or a package with the embedded photographs is not installed.
     """
     config = config.resolved()
-    for package in ("PIL", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require("PIL", "joblib")
+    if "digital-ldpc" in config.methods:
+        require_sionna()
     images = test_patches(config)
+    if config.fading != "awgn":
+        write_channels(folder.path / "channels.npz", _channels(config, len(images)))
     _make_codecs(config, folder)
     outcome = Outcome(config, load_pictures(config.dataset, config.data), images, {}, {})
     for role in config.roles():
@@ -109,11 +114,17 @@ def run(config: CtsemcomConfig, folder: RunFolder) -> Result:
 def test_patches(config: CtsemcomConfig) -> Tensor:
     """[pairs, N, 3, 32, 32], fewer pairs if the pictures do not give as many."""
     pictures = load_pictures(config.dataset, config.data)
-    flat = patches(pictures.test, SIDE, config.pairs * config.users, config.seed)
-    pairs = len(flat) // config.users
+    flat = patches(pictures.test, SIDE, config.pairs * config.group, config.seed)
+    pairs = len(flat) // config.group
     if pairs < 2:
-        _checks.fail(ValueError, "data", f"test patches for two codewords of {config.users}", len(flat))
-    return flat[: pairs * config.users].view(pairs, config.users, 3, SIDE, SIDE)
+        _checks.fail(ValueError, "data", f"test patches for two codewords of {config.group}", len(flat))
+    return flat[: pairs * config.group].view(pairs, config.group, 3, SIDE, SIDE)
+
+
+def _channels(config: CtsemcomConfig, codewords: int) -> Tensor:
+    """The channels of the whole test at variance 1, [B, L, N, K], in the order of their codewords."""
+    shape = (codewords * (1 + len(config.users)), config.rows, config.group, config.carriers)
+    return config.link("none").gains(shape, config.seed + TEST_SEED, first=0, device="cpu")
 
 
 def _path(folder: Path, role: str) -> Path:
@@ -122,16 +133,23 @@ def _path(folder: Path, role: str) -> Path:
 
 def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
     """Train, or take over, what is not there yet."""
-    for role in config.roles():
-        if config.checkpoint and not _path(folder.path, role).exists():
-            codec, losses = load_codec(Path(config.checkpoint), role, config)
-            _save_codec(folder.path, role, codec, losses)
+    kept = {role: kept_at(config, role) for role in config.roles()}
+    for role, cached in kept.items():
+        source = _path(Path(config.checkpoint), role) if config.checkpoint else cached
+        if source is None or _path(folder.path, role).exists() or not (config.checkpoint or source.exists()):
+            continue
+        _save_codec(_path(folder.path, role), *read_codec(source, role, config))
+        folder.log(f"{role} is that of {config.checkpoint or 'an earlier run (cache)'}")
     missing = [role for role in config.roles() if not _path(folder.path, role).exists()]
     if missing:
-        folder.log(f"training {' and '.join(missing)}, {config.steps} steps each")
+        told = ", ".join(f"{role} ({config.settings(role).steps} steps)" for role in missing)
+        folder.log(f"training {told}")
+    missing.sort(key=lambda role: -config.settings(role).steps)  # so that no core is left with the longest
     workers = config.workers if config.device == "cpu" else 1
     for role in run_jobs(partial(_train, config, folder.path), missing, workers=workers):
         folder.log(f"{role} is trained")
+        if (cached := kept[role]) is not None:
+            _save_codec(cached, *load_codec(folder.path, role, config))
 
 
 def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
@@ -149,44 +167,48 @@ def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
     done = 0 if state is None else len(state["losses"])
     console = Console(stderr=True, force_terminal=False, highlight=False, markup=False, emoji=False)
     pictures = load_pictures(config.dataset, config.data)
-    with Progress(config.steps, f"train {role}", done=done, console=console) as progress:
+    with Progress(config.settings(role).steps, f"train {role}", done=done, console=console) as progress:
         trained = train_codec(
-            config.spec(role), pictures.train, config.train_link(role), config.settings(), state=state,
+            config.spec(role), pictures.train, config.train_link(role), config.settings(role), state=state,
             on_step=lambda step, loss: progress.advance(loss=loss), checkpoint=keep, every=_EVERY,
             device=config.device,
         )  # fmt: skip
-    _save_codec(folder, role, trained.codec, trained.losses)
+    _save_codec(_path(folder, role), trained.codec, trained.losses)
     held.unlink(missing_ok=True)
     return role
 
 
-def _save_codec(folder: Path, role: str, codec: Codec, losses: list[float]) -> None:
+def _save_codec(path: Path, codec: Codec, losses: list[float]) -> None:
     import json
 
     from safetensors.torch import save_file
 
     tensors = {f"codec.{name}": value.cpu().contiguous() for name, value in codec.state_dict().items()}
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-    with replacing(_path(folder, role)) as aside:
+    with replacing(path) as aside:
         save_file(tensors, aside, metadata={"codec": json.dumps(codec.spec.plain())})
 
 
 def load_codec(
     folder: str | Path, role: str = "codec", config: CtsemcomConfig | None = None
 ) -> tuple[Codec, list[float]]:
-    """A trained codec ("codec", "e2e" or "oma") of a run's folder, and the losses of its training.
+    """A trained codec ("codec", "e2e", "e2e-matched" or "oma") of a run's folder, and its training's losses.
 
     Raises:
         FileNotFoundError: the folder holds none.
         ValueError: it is not the codec that `config` asks for.
     """
+    return read_codec(_path(Path(folder), role), role, config)
+
+
+def read_codec(path: Path, role: str, config: CtsemcomConfig | None = None) -> tuple[Codec, list[float]]:
+    """As `load_codec`, of a file."""
     import json
 
     from safetensors import safe_open
 
     from tenfold.semcom.codec import CodecSpec
 
-    path = _path(Path(folder), role)
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected the codec of a run, got nothing")
     with safe_open(path, "pt") as file:
@@ -233,7 +255,7 @@ def _one_cell(config: CtsemcomConfig, folder: Path, cell: Cell) -> tuple[str, li
     def read() -> tuple[dict[str, Codec], Tensor, list[Ladder] | None]:
         codecs = {role: load_codec(folder, role, config)[0] for role in config.roles()}
         images = test_patches(config)
-        ladders = ladders_of(images) if "digital" in config.methods else None
+        ladders = ladders_of(images) if set(DIGITAL) & set(config.methods) else None
         return codecs, images.to(config.device), ladders
 
     codecs, images, ladders = _hold("codecs", f"{folder} {config}", read)

@@ -16,6 +16,7 @@ __all__ = [
     "REFERENCES",
     "SSDT",
     "Gain",
+    "bits_rows",
     "csi_rows",
     "gain",
     "gain_rows",
@@ -24,14 +25,15 @@ __all__ = [
     "result_rows",
     "snr_rows",
     "title",
+    "users_rows",
     "variance_rows",
 ]
 
 SSDT = ("ssdt-sep", "ssdt-joint")
 """The two forms that gains are told of: deployable and bound."""
 
-REFERENCES = ("none", "rx-lmmse", "phase", "e2e", "e2e-planes")
-"""What they are held against."""
+REFERENCES = ("none", "rx-lmmse", "phase", "e2e", "e2e-matched")
+"""What they are held against; "e2e" is the paper's kind of baseline."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,21 @@ def gain(outcome: Outcome, method: str, over: str, snr_db: float, variance: floa
 
 
 def result_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """One row per method and channel."""
+    """One row per method and channel; the trials of feedback bits have a table of their own."""
     config = outcome.config
     rows = []
     for s in outcome.scores:
+        if s.csi_bits is not None:
+            continue
         low, high = interval(s)
+        users = s.users or config.group
         rows.append(
             {
-                "system": "ctsemcom", "codec": config.codec, "method": s.method, "N": config.users,
-                "K": config.carriers, "L": config.symbols, "snr_db": s.snr_db, "var": s.variance,
+                "system": "ctsemcom", "codec": config.codec, "method": s.method, "N": users,
+                "K": config.carriers, "L": config.rows, "snr_db": s.snr_db, "var": s.variance,
                 "csi_err_db": "" if s.csi_err_db is None else s.csi_err_db, "seed": config.seed,
-                "n_images": len(s.psnr_db) * config.users, "psnr_db": round(float(s.values.mean()), 4),
-                "psnr_ci95": f"{low:.3f} to {high:.3f}", "ssim": round(float(np.mean(s.ssim)), 4),
+                "n_images": len(s.psnr_db) * users, "psnr_db": round(float(s.values.mean()), 4),
+                "psnr_ci95": round((high - low) / 2, 4), "ssim": round(float(np.mean(s.ssim)), 4),
                 "nmse_db": round(float(np.mean(s.nmse_db)), 3) if s.nmse_db else "",
                 "alpha_mean": round(s.alpha, 4), "ms_per_row": round(s.ms_per_row, 4),
             }
@@ -139,20 +144,43 @@ def csi_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
+def bits_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """PSNR with the channel fed back in few bits."""
+    config = outcome.config
+    rows = []
+    for m in config.methods:
+        scores = {b: outcome.score(m, config.snr_picture_db, csi_bits=b) for b in config.csi_bits_tried}
+        if any(scores.values()):
+            row = {"method": title(m), "as configured": _psnr(outcome.score(m, config.snr_picture_db))}
+            rows.append(row | {f"{b} bits": _psnr(s) for b, s in scores.items()})
+    return rows
+
+
+def users_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """PSNR with several groups of users."""
+    config = outcome.config
+    if not config.users:
+        return []
+    at = config.snr_picture_db
+    return [
+        {"method": title(m), **{f"{n} users": _psnr(outcome.score(m, at, users=n)) for n in config.users}}
+        for m in config.methods
+    ]
+
+
 def numbers(outcome: Outcome) -> dict[str, float | int]:
     """The flat numbers of metrics.json."""
     config = outcome.config
     found: dict[str, float | int] = {
-        "users": config.users, "codewords": len(outcome.images), "pictures": outcome.images.shape[0] *
-        config.users,
+        "users": config.group, "codewords": len(outcome.images), "pictures": outcome.images.shape[0] *
+        config.group,
     }  # fmt: skip
     for role, losses in outcome.losses.items():
         if losses:
             found[f"train.{role}.loss"] = float(np.mean(losses[-50:]))
             found[f"train.{role}.steps"] = len(losses)
     for s in outcome.scores:
-        where = f"{s.method}.snr{s.snr_db:g}.var{s.variance:g}"
-        where += "" if s.csi_err_db is None else f".csi{s.csi_err_db:g}"
+        where = ".".join([s.method, *s.cell.parts])
         low, high = interval(s)
         found |= {
             f"{where}.psnr_db": float(s.values.mean()), f"{where}.psnr_db_low": low,

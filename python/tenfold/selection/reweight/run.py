@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 from tenfold.selection.reweight import carry
 from tenfold.selection.reweight.arms import Arm
@@ -151,7 +150,7 @@ def run(config: CwermConfig, folder: RunFolder) -> Result:
         ModuleNotFoundError: scikit-learn, scipy or joblib is not installed.
     """
     config = config.resolved()
-    _check_packages()
+    require("sklearn", "scipy", "joblib")
     outcome = Outcome(config, config.problems())
     files = _prepare(config, folder, outcome)
     _weigh_all(config, folder, outcome, files)
@@ -159,13 +158,6 @@ def run(config: CwermConfig, folder: RunFolder) -> Result:
     from tenfold.selection.reweight.report import write
 
     return Result(write(outcome, folder), folder.path)
-
-
-def _check_packages() -> None:
-    """What the run will need at its end is missed at its beginning."""
-    for package in ("sklearn", "scipy", "joblib"):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 _held: dict[str, tuple[str, Any]] = {}

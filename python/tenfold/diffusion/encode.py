@@ -1,0 +1,274 @@
+"""Text to the states that a UNet reads: tokens, word embeddings put in by hand, and splicing of extra tokens.
+
+CLIP's text model takes ids only. What an attack or a defence needs is a forward pass from word embeddings of
+its own: `inject` puts them in by a hook on the embedding table, and gradients flow through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tenfold import _checks
+from tenfold.diffusion.splice import MODES, end_positions, splice, splice_ids, splice_plan
+
+if TYPE_CHECKING:
+    from tenfold.diffusion.bundle import Bundle
+
+__all__ = [
+    "MODES",
+    "Tokens",
+    "count_tokens",
+    "embed_ids",
+    "encode",
+    "encode_embeds",
+    "encode_ids",
+    "end_positions",
+    "flat",
+    "inject",
+    "splice",
+    "splice_ids",
+    "splice_plan",
+    "tokenize",
+    "word_table",
+]
+
+
+class Tokens(NamedTuple):
+    """ids: int64 [B, L], first token, prompt, end token, padding. lengths: int64 [B], tokens of the prompt
+    itself, without the first and the end token."""
+
+    ids: Tensor
+    lengths: Tensor
+
+
+def flat(text_encoder: Any) -> Any:
+    """The module that holds `embeddings`, `encoder` and `final_layer_norm`.
+
+    transformers 5.6 and later have them in `CLIPTextModel` itself, older versions and `...WithProjection` in
+    its `text_model`.
+    """
+    return getattr(text_encoder, "text_model", text_encoder)
+
+
+def word_table(bundle: Bundle) -> Tensor:
+    """The table of word embeddings W [V, D] of the text encoder (the parameter itself)."""
+    return bundle.text_encoder.get_input_embeddings().weight
+
+
+def count_tokens(bundle: Bundle, prompts: Sequence[str]) -> list[int]:
+    """How many tokens each prompt has, uncut, without the first and the end token."""
+    prompts = _strings("prompts", prompts)
+    if not prompts:
+        return []
+    rows = bundle.tokenizer(prompts, padding=False, truncation=False, add_special_tokens=False, verbose=False)
+    return [len(row) for row in rows["input_ids"]]
+
+
+def tokenize(
+    bundle: Bundle,
+    prompts: Sequence[str],
+    *,
+    room: int = 0,
+    overflow: str = "error",
+    compat: str = "fixed",
+) -> Tokens:
+    """Prompts as ids on the bundle's device, padded to its context.
+
+    Args:
+        room: tokens that are to be spliced in later and must fit as well.
+        overflow: "error", or "truncate": the tail of a prompt that is too long is cut (`count_tokens` tells
+            which are).
+        compat: "reference": `lengths` counts words between blanks, as AdvUnlearn's published code does; with
+            `splice(..., compat="reference")` it then loses the second piece of a word of two tokens.
+
+    Raises:
+        ValueError: a prompt has more than context - 2 - room tokens.
+    """
+    prompts = _strings("prompts", prompts)
+    _checks.choice("overflow", overflow, ("error", "truncate"))
+    _checks.choice("compat", compat, ("fixed", "reference"))
+    most = bundle.context - 2 - _checks.integer("room", room, 0, bundle.context - 2)
+    tokenizer = bundle.tokenizer
+    rows = _content(tokenizer, prompts)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > most and overflow == "error":
+            spare = f" beside {room} spliced ones" if room else ""
+            _checks.fail(
+                ValueError, "prompts", f"at most {most} tokens{spare}", f"{len(row)} in {prompt[:60]!r}"
+            )
+    rows = [row[:most] for row in rows]
+    ids = torch.full((len(rows), bundle.context), int(tokenizer.pad_token_id), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        whole = [tokenizer.bos_token_id, *row, tokenizer.eos_token_id]
+        ids[i, : len(whole)] = torch.tensor(whole)
+    counts = [len(p.split()) for p in prompts] if compat == "reference" else [len(row) for row in rows]
+    return Tokens(ids.to(bundle.device), torch.tensor(counts, dtype=torch.int64, device=bundle.device))
+
+
+def _content(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """The ids of each prompt up to the first end token, without the specials."""
+    if not prompts:
+        return []
+    rows = tokenizer(prompts, padding=False, truncation=False, add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
+    end = tokenizer.eos_token_id
+    return [list(row[: row.index(end)] if end in row else row) for row in rows]
+
+
+def _strings(name: str, prompts: Any) -> list[str]:
+    found = [prompts] if isinstance(prompts, str) else list(_checks.sequence(name, prompts, "strings"))
+    for prompt in found:
+        if not isinstance(prompt, str):
+            _checks.fail(TypeError, name, "strings", _checks.describe(prompt))
+        # Bytes of a command line that are no text come as surrogates.
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            _checks.fail(ValueError, name, "text", _checks.describe(prompt))
+    return found
+
+
+_lock = threading.Lock()
+_busy: dict[int, int] = {}  # id of an embedding table -> the thread whose `inject` holds it
+
+
+@contextmanager
+def inject(text_encoder: nn.Module) -> Iterator[Callable[[Tensor | None], None]]:
+    """Let a text encoder read given word embeddings instead of its table's.
+
+        with inject(text_encoder) as put:
+            put(embeds)                            # [B, L, D]; put(None) is the table again
+            out = text_encoder(input_ids=ids)      # ids [B, L] still give the shape and the mask
+
+    Equal to the plain forward, bit for bit, when `embeds` are the table's own rows. The hook is gone after
+    the block, after an exception too.
+
+    Raises:
+        RuntimeError: a block on the same encoder is open already, or another thread calls the encoder
+            meanwhile; `embeds` have another shape than the table would have given.
+    """
+    table = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    thread = threading.get_ident()
+    with _lock:
+        if id(table) in _busy:
+            raise RuntimeError(
+                "inject: expected a text encoder that no other block injects into, got one that does"
+            )
+        _busy[id(table)] = thread
+    given: list[Tensor | None] = [None]
+
+    def put(embeds: Tensor | None) -> None:
+        given[0] = embeds
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != thread:
+            raise RuntimeError("inject: expected calls from the thread that injects, got one from another")
+        embeds = given[0]
+        if embeds is not None and embeds.shape != output.shape:
+            got = f"{tuple(embeds.shape)} for ids that need {tuple(output.shape)}"
+            raise RuntimeError(f"embeds: expected one word embedding for each id, got {got}")
+        return embeds
+
+    handle = table.register_forward_hook(hook)
+    try:
+        yield put
+    finally:
+        handle.remove()
+        with _lock:
+            _busy.pop(id(table), None)
+
+
+def encode_ids(bundle: Bundle, ids: Tensor, *, pooled: bool = False, end: Tensor | None = None) -> Any:
+    """Text states of ids [B, L]: [B, L, D], or with `pooled` also the pooled text [B, P].
+
+    Args:
+        end: int64 [B], positions of the end tokens for the pooled text; the first of each row if None.
+    """
+    _rows_of_ids(bundle, ids)
+    first = _forward(bundle, bundle.text_encoder, ids, None)
+    if not bundle.is_sdxl:
+        states = first.last_hidden_state
+        return (
+            (states, _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end)) if pooled else states
+        )
+    other = _second_ids(bundle, ids)
+    second = _forward(bundle, bundle.text_encoder_2, other, None)
+    states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    if not pooled:
+        return states
+    last = second.last_hidden_state
+    return states, _pooled(bundle.text_encoder_2, bundle.tokenizer_2, last, other, end)
+
+
+def encode_embeds(
+    bundle: Bundle, ids: Tensor, embeds: Tensor, *, pooled: bool = False, end: Tensor | None = None
+) -> Any:
+    """Text states from word embeddings [B, L, D] (`embed_ids`, `splice`); gradients flow to them.
+
+    Args:
+        ids: [B, L], the ids the embeddings stand for (`splice_ids`): where the end token is.
+
+    Raises:
+        RuntimeError: shapes do not fit. ValueError: an SDXL bundle, whose encoders have two tables.
+    """
+    if bundle.is_sdxl:
+        _checks.fail(ValueError, "bundle", "one text encoder", "two; use inject on each")
+    _rows_of_ids(bundle, ids)
+    states = _forward(bundle, bundle.text_encoder, ids, embeds).last_hidden_state
+    return (states, _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end)) if pooled else states
+
+
+def encode(bundle: Bundle, prompts: Sequence[str], *, pooled: bool = False, overflow: str = "error") -> Any:
+    """Text states [B, L, D] of prompts; with `pooled` also the pooled text [B, P]."""
+    return encode_ids(bundle, tokenize(bundle, prompts, overflow=overflow).ids, pooled=pooled)
+
+
+def embed_ids(bundle: Bundle, ids: Tensor) -> Tensor:
+    """Word embeddings [..., D] of ids: rows of the table, looked up (not a product with one-hot rows)."""
+    return nn.functional.embedding(ids, word_table(bundle))
+
+
+def _forward(bundle: Bundle, text_encoder: Any, ids: Tensor, embeds: Tensor | None) -> Any:
+    arguments: dict[str, Any] = {"output_hidden_states": bundle.is_sdxl}
+    if getattr(text_encoder.config, "use_attention_mask", False):
+        arguments["attention_mask"] = (ids != bundle.tokenizer.pad_token_id).long()
+    if embeds is None:
+        return text_encoder(input_ids=ids, **arguments)
+    with inject(text_encoder) as put:
+        put(embeds)
+        return text_encoder(input_ids=ids, **arguments)
+
+
+def _pooled(text_encoder: Any, tokenizer: Any, states: Tensor, ids: Tensor, end: Tensor | None) -> Tensor:
+    """The state of the end token, projected where the encoder has a projection.
+
+    Not the encoder's own `pooler_output`: with old configurations that is the state of the largest id.
+    """
+    if end is None:
+        is_end = ids == tokenizer.eos_token_id
+        if not bool(is_end.any(1).all()):
+            _checks.fail(ValueError, "ids", "an end token in every row", "a row without")
+        end = is_end.int().argmax(1)
+    taken = states[torch.arange(states.shape[0], device=states.device), end.to(states.device)]
+    projection = getattr(text_encoder, "text_projection", None)
+    return taken if projection is None else projection(taken)
+
+
+def _second_ids(bundle: Bundle, ids: Tensor) -> Tensor:
+    """SDXL's second tokenizer has the same vocabulary and pads with another token."""
+    end = bundle.tokenizer.eos_token_id
+    behind = (ids == end).int().cumsum(1) - (ids == end).int() > 0
+    return torch.where(behind, torch.full_like(ids, int(bundle.tokenizer_2.pad_token_id)), ids)
+
+
+def _rows_of_ids(bundle: Bundle, ids: Any) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 2:
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else _checks.describe(ids)
+        _checks.fail(TypeError, "ids", "int64 [B, L]", got)
+    if ids.shape[1] > bundle.context:
+        _checks.fail(ValueError, "ids", f"at most {bundle.context} columns", ids.shape[1])

@@ -1,0 +1,48 @@
+"""Erasing a concept from a text-to-image model, all methods behind one call.
+
+    concept = Concept("five", retain=("a photo of six", ...))
+    edit = AdvUnlearn(bank_size=32).fit(bundle, concept)
+    erased = edit.apply(bundle)            # or edit.apply(pipe), a pipeline of diffusers, in place
+    edit.save("five_unlearned")            # safetensors; Edit.load reads it
+
+An eraser is a frozen dataclass of its settings with `fit(bundle, concept, *, seed, progress, state,
+on_state)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenfold.diffusion.erase.advunlearn import AdvUnlearn
+from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
+from tenfold.diffusion.erase.concept import Concept
+from tenfold.diffusion.erase.edit import Edit
+from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
+from tenfold.diffusion.erase.target import esd_loss, esd_target
+from tenfold.diffusion.erase.trainable import trainable
+from tenfold.diffusion.erase.training import ESD
+from tenfold.diffusion.erase.uce import UCE, uce_factors
+
+__all__ = [
+    "ERASERS",
+    "ESD",
+    "UCE",
+    "AdvUnlearn",
+    "Bank",
+    "Concept",
+    "Draw",
+    "Edit",
+    "Live",
+    "NegativePrompt",
+    "SafeLatent",
+    "Walk",
+    "esd_loss",
+    "esd_target",
+    "trainable",
+    "uce_factors",
+]
+
+ERASERS: dict[str, Any] = {
+    eraser.name: eraser for eraser in (ESD, UCE, AdvUnlearn, SafeLatent, NegativePrompt)
+}
+"""Name -> class."""

@@ -1,0 +1,83 @@
+"""What is to be erased, and what is to stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.encode import tokenize, word_table
+
+__all__ = ["Concept", "check_fit", "check_words"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """name: how reports call it. prompts: texts that mean it ("nudity"; several for a concept with several
+    names). anchors: for `UCE`, what each prompt is to mean instead, one for all or one each; None is the
+    empty text. retain: prompts whose pictures are to stay as they are.
+    """
+
+    name: str
+    prompts: tuple[str, ...] = ()
+    anchors: tuple[str, ...] | None = None
+    retain: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            _checks.fail(ValueError, "name", "the concept's name", repr(self.name))
+        object.__setattr__(self, "prompts", _texts("prompts", self.prompts) or (self.name,))
+        object.__setattr__(self, "retain", _texts("retain", self.retain))
+        for prompt in self.prompts:
+            if not prompt.strip():
+                _checks.fail(ValueError, "prompts", "texts that mean the concept", repr(prompt))
+        if self.anchors is not None:
+            anchors = _texts("anchors", self.anchors)
+            if len(anchors) not in (1, len(self.prompts)):
+                _checks.fail(ValueError, "anchors", f"1 or {len(self.prompts)} texts", len(anchors))
+            object.__setattr__(self, "anchors", anchors)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each prompt with its anchor."""
+        anchors = self.anchors or ("",)
+        return list(zip(self.prompts, anchors * (len(self.prompts) // len(anchors)), strict=True))
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = tuple(_checks.sequence(name, value, "texts"))
+    for text in texts:
+        if not isinstance(text, str):
+            _checks.fail(TypeError, name, "texts", _checks.describe(text))
+    return texts
+
+
+def check_fit(bundle: Bundle, concept: Concept, seed: int) -> None:
+    """Refuse what no eraser can start from.
+
+    Raises:
+        TypeError: no Bundle, no Concept. ValueError: a seed outside [0, 2^32).
+    """
+    if not isinstance(bundle, Bundle):
+        expected = "a Bundle (load_bundle, Bundle.from_pipeline)"
+        _checks.fail(TypeError, "bundle", expected, type(bundle).__name__)
+    if not isinstance(concept, Concept):
+        _checks.fail(TypeError, "concept", "a Concept", _checks.describe(concept))
+    _checks.integer("seed", seed, 0, 2**32 - 1)
+
+
+def check_words(bundle: Bundle, prompts: tuple[str, ...], room: int = 0) -> None:
+    """Refuse prompts that do not fit the context beside `room` more tokens, and a tokenizer that is not
+    the text encoder's.
+
+    Raises:
+        ValueError: either; the message names the prompt or the ids.
+    """
+    ids = tokenize(bundle, list(prompts), room=room).ids
+    size = word_table(bundle).shape[0]
+    if ids.numel() and int(ids.max()) >= size:
+        _checks.fail(ValueError, "tokenizer", f"ids below {size}, the text encoder's table", int(ids.max()))
+    expected, got = getattr(bundle.text_encoder.config, "eos_token_id", None), bundle.tokenizer.eos_token_id
+    # Old CLIP configurations say 2 whatever the vocabulary; that is no statement about the tokenizer.
+    if expected not in (None, 2) and expected != got:
+        _checks.fail(ValueError, "tokenizer", f"the end token {expected} of the text encoder", got)

@@ -1,0 +1,305 @@
+"""What an eraser gives back: the changed weights of one component, or how pictures are to be made.
+
+edit = AdvUnlearn().fit(bundle, concept)
+edit.save("nudity_unlearned")
+Edit.load("nudity_unlearned").apply(pipe)                                  # a pipeline of diffusers, in place
+pipe.text_encoder = CLIPTextModel.from_pretrained("nudity_unlearned")      # or without this library
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import weakref
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.keys import load_component_state, load_strict
+from tenfold.runs.files import read_json
+
+__all__ = ["ABOUT", "Edit", "digest"]
+
+ABOUT = "edit.json"
+"""What was done, beside the weights."""
+_ADV_ABOUT = "adv_unlearn.json"
+_KINDS = ("weights", "closed_form", "hook")
+_PARTS = ("unet", "text_encoder", "text_encoder_2", "sampling")
+_OPTIONS = {"negative", "safe"}
+_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_SCHEMA = "tenfold.edit/1"
+_FILE = "edit.safetensors"
+
+
+@dataclass(eq=False)
+class Edit:
+    """kind: "weights" replaces tensors of a component; "closed_form" adds (W D^T) R to each matrix W named in
+    `details["layers"]`; "hook" has no weights and acts when pictures are made (`options`).
+    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, or R and D.
+    details: hyper-parameters, seed, versions, digest of the base: plain data.
+    """
+
+    kind: str
+    component: str
+    tensors: dict[str, Tensor]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _checks.choice("kind", self.kind, _KINDS)
+        _checks.choice("component", self.component, _PARTS)
+        self.details = json.loads(json.dumps(self.details, allow_nan=False))  # as `load` will have it
+        for name, value in self.tensors.items():
+            if not bool(value.isfinite().all()):
+                _checks.fail(ValueError, name, "finite values", "NaN or infinity")
+        if self.kind == "closed_form":
+            _check_closed(self.tensors, self.details.get("layers"))
+        self._before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `tenfold.diffusion.generate` (and of an attack's `Target`) that belong to the edit;
+        none unless it is a hook."""
+        if self.kind != "hook":
+            return {}
+        from tenfold.diffusion.sld import SafeGuidance
+
+        found = dict(self.details["options"])
+        if not found.keys() <= _OPTIONS:
+            _checks.fail(ValueError, "options", " and ".join(sorted(_OPTIONS)), sorted(found))
+        if isinstance(found.get("safe"), dict):
+            found["safe"] = SafeGuidance(**found["safe"])
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def apply(self, target: Any) -> Any:
+        """The edited model: a new `Bundle` that shares all but the component, or the same pipeline, changed.
+
+        A hook leaves a bundle as it is: pass `options` on where pictures are made.
+
+        Raises:
+            ValueError: names, shapes, vocabulary or the tokenizer do not fit; nothing is changed then.
+            TypeError: a hook on a pipeline.
+            RuntimeError: it is applied to this pipeline already; `undo` would not find the way back.
+        """
+        if self.kind == "hook":
+            if not isinstance(target, Bundle):
+                _checks.fail(
+                    TypeError, "target", "a Bundle and generate(..., **edit.options)", type(target).__name__
+                )
+            return target
+        module = getattr(target, self.component, None)
+        if not isinstance(module, nn.Module):
+            _checks.fail(
+                TypeError, "target", f"a Bundle or pipeline with a {self.component}", type(target).__name__
+            )
+        if module in self._before and not isinstance(target, Bundle):
+            raise RuntimeError("target: expected a pipeline without this edit, got one that it is applied to")
+        self._check_words(target)
+        values = self._values(module)
+        if isinstance(target, Bundle):
+            changed = copy.deepcopy(module).requires_grad_(False)
+            _write(changed, values)
+            self._before[changed] = module
+            return target.replace(**{self.component: changed})
+        before = dict(module.named_parameters())
+        self._before[module] = {name: before[name].detach().clone() for name in values}
+        _write(module, values)
+        return target
+
+    def undo(self, target: Any) -> Any:
+        """The model before `apply`, bit for bit.
+
+        Raises:
+            RuntimeError: this edit was not applied to it.
+        """
+        if self.kind == "hook":
+            return target
+        module = getattr(target, self.component, None)
+        if not isinstance(module, nn.Module) or module not in self._before:
+            raise RuntimeError("target: expected a model that this edit was applied to, got another")
+        before = self._before.pop(module)
+        if isinstance(target, Bundle):
+            return target.replace(**{self.component: before})
+        _write(module, before)
+        return target
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), anything
+        else as edit.safetensors; and a JSON with the details.
+
+        Raises:
+            FileExistsError: there is something at `folder`.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"folder: expected a new one, got {folder}, which exists")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            aside.mkdir()
+            if self._is_whole_text_encoder():
+                _text_encoder(self).save_pretrained(aside, safe_serialization=True)
+            elif self.tensors:
+                from safetensors.torch import save_file
+
+                save_file({k: t.detach().cpu().contiguous() for k, t in self.tensors.items()}, aside / _FILE)
+            about = {
+                "schema": _SCHEMA,
+                "kind": self.kind,
+                "component": self.component,
+                "details": self.details,
+            }
+            name = _ADV_ABOUT if self.details.get("eraser") == "advunlearn" else ABOUT
+            (aside / name).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Edit:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such folder, or its weights are missing. ValueError: another schema; tensors
+            are missing, left over or not finite.
+        """
+        folder = Path(folder)
+        found = next((folder / name for name in (_ADV_ABOUT, ABOUT) if (folder / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"folder: expected one with {ABOUT} or {_ADV_ABOUT}, got {folder}")
+        about = _read_about(found)
+        kind, component, details = about["kind"], about["component"], about["details"]
+        whole = component == "text_encoder" and kind == "weights"
+        file = folder / ("model.safetensors" if whole else _FILE)
+        if kind == "hook":
+            return cls(kind, component, {}, details)
+        if not file.is_file():
+            raise FileNotFoundError(f"folder: expected {file.name} in {folder}, got none")
+        tensors = load_component_state(file)
+        if whole:
+            module = _new_text_encoder(details)
+            load_strict(module, tensors, allow_identical=True)
+            tensors = _parameters(module)
+        return cls(kind, component, tensors, details)
+
+    def _is_whole_text_encoder(self) -> bool:
+        return self.component == "text_encoder" and self.kind == "weights"
+
+    def _values(self, module: nn.Module) -> dict[str, Tensor]:
+        """New value of each changed parameter, checked."""
+        parameters = dict(module.named_parameters())
+        names = self.details["layers"] if self.kind == "closed_form" else list(self.tensors)
+        missing = sorted(set(names) - set(parameters))
+        if missing:
+            _checks.fail(
+                ValueError, self.component, f"a parameter {missing[0]}", f"none ({len(missing)} missing)"
+            )
+        if self.kind == "closed_form":
+            right, left = self.tensors["R"], self.tensors["D"]
+            values = {}
+            for name in names:
+                w = parameters[name].detach()
+                if w.shape[1] != right.shape[1]:
+                    _checks.fail(ValueError, name, f"{right.shape[1]} columns", w.shape[1])
+                exact = w.double()
+                d, r = left.to(exact), right.to(exact)
+                values[name] = (exact + (exact @ d.T) @ r).to(w.dtype)
+            return values
+        for name, value in self.tensors.items():
+            if parameters[name].shape != value.shape:
+                _checks.fail(ValueError, name, str(list(parameters[name].shape)), list(value.shape))
+        return dict(self.tensors)
+
+    def _check_words(self, target: Any) -> None:
+        """A text encoder is of use only with the tokenizer whose ids it was trained on."""
+        expected = self.details.get("ids")
+        if self.component != "text_encoder" or not expected:
+            return
+        for prompt, ids in expected.items():
+            got = target.tokenizer([prompt], padding=False, truncation=True)["input_ids"][0]
+            if list(got) != list(ids):
+                _checks.fail(ValueError, "tokenizer", f"the ids {ids} for {prompt!r}", list(got))
+
+
+def _read_about(file: Path) -> dict[str, Any]:
+    about = read_json(file)
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if schema != _SCHEMA:
+        _checks.fail(ValueError, str(file), f"schema {_SCHEMA}", repr(schema))
+    for key, kind in (("kind", str), ("component", str), ("details", dict)):
+        if not isinstance(about.get(key), kind):
+            _checks.fail(ValueError, f"{file}: {key}", f"a {kind.__name__}", _checks.describe(about.get(key)))
+    return dict(about)
+
+
+def _check_closed(tensors: dict[str, Tensor], layers: Any) -> None:
+    shapes = {name: list(value.shape) for name, value in tensors.items()}
+    good = shapes.keys() == {"R", "D"} and shapes["R"] == shapes["D"] and len(shapes["R"]) == 2
+    if not good:
+        _checks.fail(ValueError, "tensors", "R and D, both [m, d]", shapes)
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        _checks.fail(ValueError, "layers", "names of the matrices", _checks.describe(layers))
+
+
+def _write(module: nn.Module, values: dict[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def _text_encoder(edit: Edit) -> Any:
+    """The text encoder as a module of transformers."""
+    module = _new_text_encoder(edit.details)
+    _write(module, edit.tensors)
+    return module.eval()
+
+
+def _new_text_encoder(details: dict[str, Any]) -> Any:
+    import transformers
+
+    kind = _checks.choice("class", details.get("class"), _CLASSES)
+    config = details.get("config")
+    if not isinstance(config, dict):
+        _checks.fail(ValueError, "config", "a CLIPTextConfig as JSON", _checks.describe(config))
+    return getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
+
+
+def weights_edit(module: nn.Module, component: str, names: list[str], details: dict[str, Any]) -> Edit:
+    """An edit that holds a text encoder whole, or the named parameters of a UNet, on the CPU."""
+    values = _parameters(module)
+    kept = values if component == "text_encoder" else {name: values[name] for name in names}
+    about = dict(details)
+    if component == "text_encoder":
+        config = module.config.to_dict()  # type: ignore[operator, union-attr]
+        about["config"] = json.loads(json.dumps(config, default=str))
+        about["class"] = type(module).__name__
+    about["versions"] = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    return Edit("weights", component, {name: value.cpu() for name, value in kept.items()}, about)
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of a module's parameters."""
+    found = hashlib.sha256()
+    for name, p in sorted(module.named_parameters()):
+        found.update(f"{name} {list(p.shape)} {p.dtype}".encode())
+        found.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

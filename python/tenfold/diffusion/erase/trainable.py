@@ -1,0 +1,134 @@
+"""Which weights an eraser trains, by the names that ESD and AdvUnlearn gave to their choices.
+
+UNet (names of diffusers): "xattn" cross attention (ESD-x), "selfattn", "noxattn" all but cross attention,
+output and time embedding (ESD-u), "notime", "full", and "xlayer", "selflayer": the layers of two blocks only.
+Text encoder: "text_encoder" (all layers and the final norm) or "text_encoder_layer0", "..._layer01",
+"..._layer0_11": layers by number, written one behind the other. Embeddings never train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tenfold import _checks
+from tenfold.diffusion.encode import flat
+
+__all__ = ["COMPONENTS", "UNET_METHODS", "component_of", "layer_numbers", "trainable"]
+
+COMPONENTS = ("all", "ffn", "attn")
+"""Parts of the text encoder's layers: everything, the feed-forward part, the attention."""
+
+_OUT = ("conv_norm_out.", "conv_out.")
+_XLAYER = ("up_blocks.2.attentions.0.", "up_blocks.2.attentions.2.")  # CompVis' output blocks 6 and 8
+_SELFLAYER = ("down_blocks.1.attentions.0.", "down_blocks.2.attentions.0.")  # input blocks 4 and 7
+
+UNET_METHODS = {
+    "xattn": lambda name: "attn2" in name,
+    "selfattn": lambda name: "attn1" in name,
+    "noxattn": lambda name: not name.startswith((*_OUT, "time_embedding.")) and "attn2" not in name,
+    "notime": lambda name: not name.startswith((*_OUT, "time_embedding.")),
+    "full": lambda name: True,
+    "xlayer": lambda name: "attn2" in name and name.startswith(_XLAYER),
+    "selflayer": lambda name: "attn1" in name and name.startswith(_SELFLAYER),
+}
+"""Choice -> whether a parameter of the UNet belongs to it, by its name in diffusers."""
+
+_TEXT = "text_encoder"
+
+
+def component_of(method: str) -> str:
+    """ "unet" or "text_encoder".
+
+    Raises:
+        ValueError: no known choice.
+    """
+    if isinstance(method, str) and method in UNET_METHODS:
+        return "unet"
+    if isinstance(method, str) and method in (_TEXT, f"{_TEXT}_full"):
+        return _TEXT
+    if isinstance(method, str) and method.startswith(f"{_TEXT}_layer"):
+        layer_numbers(method)
+        return _TEXT
+    known = (*UNET_METHODS, _TEXT, f"{_TEXT}_layer0", f"{_TEXT}_layer0_11")
+    return _checks.choice("train_method", method, known)
+
+
+def layer_numbers(method: str) -> list[int] | None:
+    """Numbers in "text_encoder_layer01_1011": [0, 1, 10, 11]; None for all layers.
+
+    Numbers between two `_` rise by one.
+    """
+    if method in (_TEXT, f"{_TEXT}_full"):
+        return None
+    found = []
+    for run in method.removeprefix(f"{_TEXT}_layer").split("_"):
+        numbers = _rising(run)
+        if numbers is None:
+            expected = f"{_TEXT}_layer with rising numbers, as {_TEXT}_layer012"
+            _checks.fail(ValueError, "train_method", expected, repr(method))
+        found += numbers
+    return found
+
+
+def _rising(digits: str) -> list[int] | None:
+    """The only way to read "91011" as numbers that rise by one."""
+    for width in range(1, len(digits) + 1):
+        if not digits[:width].isdecimal():
+            return None
+        first, read = int(digits[:width]), ""
+        numbers: list[int] = []
+        while len(read) < len(digits):
+            read += str(first + len(numbers))
+            numbers.append(first + len(numbers))
+        if read == digits:
+            return numbers
+    return None
+
+
+def trainable(
+    module: nn.Module, method: str, *, component: str = "all", norm_layer: bool = False, compat: str = "fixed"
+) -> dict[str, nn.Parameter]:
+    """Name in `module` -> parameter, of those that `method` trains.
+
+    Args:
+        component: part of the text encoder's layers, one of `COMPONENTS`.
+        norm_layer: train the final norm beside single layers too; with all layers it always trains.
+        compat: "reference" picks layers by the beginning of a name, as AdvUnlearn's published code does:
+            layer 1 then also takes 10 and 11.
+
+    Raises:
+        ValueError: nothing in `module` belongs to the choice, or it has no such layer.
+    """
+    _checks.choice("component", component, COMPONENTS)
+    _checks.choice("compat", compat, ("fixed", "reference"))
+    if component_of(method) == "unet":
+        chosen = {n: p for n, p in module.named_parameters() if UNET_METHODS[method](n)}
+    else:
+        chosen = _of_text_encoder(module, method, component, norm_layer, compat)
+    if not chosen:
+        _checks.fail(ValueError, "train_method", "a choice that this model has weights for", repr(method))
+    return chosen
+
+
+def _of_text_encoder(
+    module: Any, method: str, component: str, norm_layer: bool, compat: str
+) -> dict[str, nn.Parameter]:
+    inner = flat(module)
+    numbers = layer_numbers(method)
+    count = len(inner.encoder.layers)
+    for number in numbers or ():
+        if number >= count:
+            _checks.fail(ValueError, "train_method", f"layers below {count}", repr(method))
+    wanted = range(count) if numbers is None else numbers
+    end = "" if compat == "reference" else "."
+    starts = tuple(f"encoder.layers.{number}{end}" for number in wanted)
+    part = {"all": "", "ffn": ".mlp.", "attn": ".self_attn."}[component]
+    prefix = "" if inner is module else "text_model."
+    return {
+        prefix + name: parameter
+        for name, parameter in inner.named_parameters()
+        if (name.startswith(starts) and part in name)
+        or (name.startswith("final_layer_norm.") and (numbers is None or norm_layer))
+    }

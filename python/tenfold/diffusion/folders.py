@@ -1,0 +1,134 @@
+"""Pipelines in diffusers' folder layout, read one component at a time: no safety checker, no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.schedule import Schedule
+from tenfold.runs.files import read_json
+
+__all__ = ["read_folder", "whole"]
+
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+
+
+def read_folder(name: str, dtype: torch.dtype, options: dict[str, Any]) -> Bundle:
+    """The bundle of a local folder or of a hub id."""
+    index = _index(name, options)
+    for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
+        if not _present(index, part):
+            _checks.fail(
+                ValueError, "name_or_path", f"a pipeline with a {part}", f"{name} with {_parts(index)}"
+            )
+    second = _present(index, "text_encoder_2")
+    return Bundle(
+        unet=_diffusers_part(name, "unet", "UNet2DConditionModel", dtype, options),
+        text_encoder=_text_encoder(name, "text_encoder", index, dtype, options),
+        tokenizer=_tokenizer(name, "tokenizer", index, options),
+        vae=_diffusers_part(name, "vae", "AutoencoderKL", dtype, options) if _present(index, "vae") else None,
+        schedule=_schedule(name, options),
+        name=name,
+        text_encoder_2=_text_encoder(name, "text_encoder_2", index, dtype, options) if second else None,
+        tokenizer_2=_tokenizer(name, "tokenizer_2", index, options) if second else None,
+    )
+
+
+def _index(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    from diffusers import DiffusionPipeline
+
+    folder = Path(name)
+    if folder.is_dir():
+        file = folder / "model_index.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"name_or_path: expected a folder with model_index.json, got {folder}")
+        index = read_json(file)
+        if not isinstance(index, dict):
+            _checks.fail(ValueError, str(file), "an object with the pipeline's components", str(index)[:80])
+        return index
+    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"name_or_path: expected a folder of a pipeline or a hub id, got {name}")
+    return dict(DiffusionPipeline.load_config(name, **_hub(options)))
+
+
+def _hub(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("revision", "local_files_only")}
+
+
+def _present(index: dict[str, Any], part: str) -> bool:
+    entry = index.get(part)
+    return isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], str)
+
+
+def _parts(index: dict[str, Any]) -> str:
+    return ", ".join(sorted(part for part in index if _present(index, part))) or "no components"
+
+
+def _diffusers_part(name: str, part: str, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    import diffusers
+
+    arguments = {"subfolder": part, "torch_dtype": dtype, "low_cpu_mem_usage": False, **options}
+    return whole(part, getattr(diffusers, kind), name, **arguments)
+
+
+def _text_encoder(
+    name: str, part: str, index: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]
+) -> Any:
+    import transformers
+
+    kind = _checks.choice(part, index[part][-1], _TEXT_ENCODERS)
+    return whole(part, getattr(transformers, kind), name, subfolder=part, dtype=dtype, **options)
+
+
+def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
+    """`kind.from_pretrained(name, ...)` from safetensors, with no weight made up.
+
+    transformers and diffusers draw weights that a file lacks at random, and only warn.
+
+    Raises:
+        FileNotFoundError: no safetensors weights. ValueError: weights are missing or of another shape.
+    """
+    try:
+        model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **arguments)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{part}: expected safetensors weights in {name}, got: {_first_line(error)}"
+        ) from error
+    except RuntimeError as error:  # a shape that differs
+        raise ValueError(
+            f"{part}: expected weights in {name} as its config.json says, got: {_told(error)}"
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+    if missing:
+        got = f"{len(missing)} missing: {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        _checks.fail(ValueError, part, f"all weights of {kind.__name__} in {name}", got)
+    return model
+
+
+def _tokenizer(name: str, part: str, index: dict[str, Any], options: dict[str, Any]) -> Any:
+    import transformers
+
+    kind = getattr(transformers, index[part][-1], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
+        kind = transformers.AutoTokenizer
+    return kind.from_pretrained(name, subfolder=part, **_hub(options))
+
+
+def _schedule(name: str, options: dict[str, Any]) -> Schedule:
+    from diffusers import DDIMScheduler
+
+    return Schedule.from_config(dict(DDIMScheduler.load_config(name, subfolder="scheduler", **_hub(options))))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _told(error: BaseException) -> str:
+    """The first line that names a tensor, where there is one."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "size mismatch" in line), _first_line(error))

@@ -1,0 +1,80 @@
+"""Two text encoders: an SDXL of random weights against the stock pipeline."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from tenfold.diffusion import Bundle, encode_embeds, generate, load_bundle, start_noise, tiny_bundle
+from tenfold.diffusion.encode import encode, tokenize
+from tenfold.diffusion.tiny import tiny_unet
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    first, second = tiny_bundle(0), tiny_bundle(1, projection=True)
+    padded = second.tokenizer
+    padded.pad_token = "!"
+    torch.manual_seed(0)
+    unet = tiny_unet(
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    return Bundle(
+        unet,
+        first.text_encoder,
+        first.tokenizer,
+        first.vae,
+        first.schedule,
+        "xl",
+        second.text_encoder,
+        padded,
+    ).freeze()
+
+
+def test_pictures_are_the_stock_pipelines(sdxl):
+    ours = generate(sdxl, ["a cat", "nudity"], [1, 2], steps=3)
+    pipe = sdxl.to_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    noise = start_noise((4, 8, 8), [1, 2])
+    found = pipe(
+        ["a cat", "nudity"], height=64, width=64, guidance_scale=7.5, num_inference_steps=3, latents=noise,
+        output_type="np",
+    ).images  # fmt: skip
+    theirs = torch.from_numpy(found).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_saved_folder_loads(sdxl, tmp_path):
+    sdxl.to_pipeline().save_pretrained(tmp_path, safe_serialization=True)
+    again = load_bundle(tmp_path)
+    assert again.is_sdxl
+    expected = generate(sdxl, ["a cat"], [3], steps=2)
+    torch.testing.assert_close(generate(again, ["a cat"], [3], steps=2), expected, rtol=0, atol=1e-6)
+
+
+def test_candidates_are_judged_by_their_ids_too(sdxl):
+    from tenfold.diffusion.attack import Case, RandomTokens, Sampling, Target
+
+    cases = [Case("0", "a cat"), Case("1", "a dog", seed=1)]
+    sampling = Sampling(steps=2, sampler="ddim")
+    logs = RandomTokens(k=3, tries=2).run(
+        Target(sdxl), cases, lambda images: [False] * len(images), sampling=sampling
+    )
+    tried = [entry for log in logs for entry in log.entries[1:]]
+    assert any(entry.roundtrip is False for entry in tried)
+    assert all(entry.success_ids is False for entry in tried)
+
+
+def test_what_one_encoder_cannot(sdxl):
+    states, pooled = encode(sdxl, ["a cat"], pooled=True)
+    assert states.shape == (1, 77, 64)
+    assert pooled.shape == (1, 24)
+    z = start_noise((4, 8, 8), [1])
+    assert sdxl.predict(z, 5, states, pooled).shape == z.shape
+    with pytest.raises(TypeError, match="pooled: expected the pooled text"):
+        sdxl.predict(z, 5, states)
+    with pytest.raises(ValueError, match="bundle: expected one text encoder"):
+        encode_embeds(sdxl, tokenize(sdxl, ["a cat"]).ids, torch.zeros(1, 77, 32))
