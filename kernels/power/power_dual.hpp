@@ -62,9 +62,7 @@ class Dual {
   double spread = 0.0;
   int32_t iterations = 0;
 
-  TF_HD static int64_t doubles(int64_t n, int64_t wide) {
-    return (n + 2) * wide + 7 * W::padded(n) + n * n + (n + 1) * (n + 2);
-  }
+  TF_HD static int64_t doubles(int64_t n, int64_t wide) { return (n + 2) * wide + 7 * W::padded(n) + n * n + (n + 1) * (n + 2); }
 
   TF_TOGETHER void shape(int64_t n, int64_t wide, double* room) {
     users = n;
