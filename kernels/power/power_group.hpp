@@ -5,6 +5,7 @@
 #pragma once
 
 #include "power_api.hpp"
+#include "power_scalar.hpp"
 
 #include "../core/dtype.hpp"
 
@@ -40,6 +41,7 @@ struct Part {
     }
     return v;
   }
+  __device__ static void sync() { __syncwarp(); }
   // Whether a row that works beside this one still has something to do.
   __device__ static bool any(bool here) { return __ballot_sync(kAll, here) != 0; }
 };
@@ -75,7 +77,22 @@ struct Whole {
     for (int warp = 1; warp < kWholeThreads / 32; ++warp) most = parts[warp] > most ? parts[warp] : most;
     return most;
   }
+  __device__ static void sync() { __syncthreads(); }
   __device__ static bool any(bool here) { return here; }
+};
+
+// Along a row by a whole warp (G is Part<32>) or block: the W of power_scalar.hpp.
+template <class G>
+struct Together {
+  using V = double;
+  static constexpr int64_t kStep = G::kLanes, kRanks = G::kLanes;
+  __device__ static double get(const double* p) { return *p; }
+  __device__ static void put(double* p, double v) { *p = v; }
+  __device__ static int64_t begin() { return G::lane(); }
+  __device__ static double total(double v) { return G::total(v); }
+  TF_HD static int64_t padded(int64_t n) { return n; }
+  __device__ static int64_t rank() { return G::lane(); }
+  __device__ static void sync() { G::sync(); }
 };
 
 // The row of a group; groups behind the last row repeat it and write nothing.
