@@ -14,6 +14,7 @@
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
+#include "power_cuda_door.hpp"
 #include "quality_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "scores_cuda_door.hpp"
@@ -403,4 +404,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_scores_cuda(m, on_device);
   bind_distance_cuda(m, on_device);
   bind_quality_cuda(m, on_device);
+  bind_power_cuda(m, on_device);
 }

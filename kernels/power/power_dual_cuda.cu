@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kPartThreads) warp_kernel(Launch<Args> p) {
 }
 
 template <class Row, class Args>
-__global__ void __launch_bounds__(kWholeThreads) block_kernel(Launch<Args> p) {
+__global__ void __launch_bounds__(kWholeThreads, 1) block_kernel(Launch<Args> p) {
   double* const room = p.space.room + static_cast<int64_t>(blockIdx.x) * p.space.each;
   for (int64_t at = blockIdx.x; at < p.a.shape.rows; at += gridDim.x) {
     if (p.only_left && p.a.iterations[at] >= 0) continue;
@@ -125,29 +125,28 @@ const char* solve_rows(const Launch<Args>& p, int64_t needed, cudaStream_t queue
 
 }  // namespace
 
-int64_t joint_room(int64_t users, int64_t carriers) {
+int64_t power_joint_room(int64_t users, int64_t carriers) {
   const int64_t needed = joint_row_room(users, carriers);
   return needed > kLarge ? needed : 0;
 }
 
-int64_t separable_room(int64_t users, int64_t carriers, bool weighted) {
+int64_t power_separable_room(int64_t users, int64_t carriers, bool weighted) {
   const int64_t needed = separable_row_room(users, carriers, weighted);
   return needed > kLarge ? needed : 0;
 }
 
-const char* joint_dual(const JointArgs& a, bool only_left, const Workspace& space, void* stream) {
+const char* power_joint_dual(const JointArgs& a, bool only_left, const Workspace& space, void* stream) {
   const Launch<JointArgs> p = {a, space, only_left ? 32 : 1, only_left};
   const int64_t needed = joint_row_room(a.shape.users, a.shape.carriers);
   const auto queue = static_cast<cudaStream_t>(stream);
   return a.shape.dtype == kFloat64 ? solve_rows<JointRow<double>>(p, needed, queue) : solve_rows<JointRow<float>>(p, needed, queue);
 }
 
-const char* separable(const SeparableArgs& a, const Workspace& space, void* stream) {
+const char* power_separable(const SeparableArgs& a, const Workspace& space, void* stream) {
   const Launch<SeparableArgs> p = {a, space, 1, false};
   const int64_t needed = separable_row_room(a.shape.users, a.shape.carriers, a.weights.data != nullptr);
   const auto queue = static_cast<cudaStream_t>(stream);
-  return a.shape.dtype == kFloat64 ? solve_rows<SeparableRow<double>>(p, needed, queue)
-                                   : solve_rows<SeparableRow<float>>(p, needed, queue);
+  return a.shape.dtype == kFloat64 ? solve_rows<SeparableRow<double>>(p, needed, queue) : solve_rows<SeparableRow<float>>(p, needed, queue);
 }
 
 }  // namespace TF_NS

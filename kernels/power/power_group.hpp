@@ -231,6 +231,16 @@ inline const char* launched() {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
+// work(G{}) with as few threads per row as `lanes`.
+template <class Work>
+const char* with_lanes(int64_t lanes, const Work& work) {
+  if (lanes <= 4) return work(Part<4>{});
+  if (lanes <= 8) return work(Part<8>{});
+  if (lanes <= 16) return work(Part<16>{});
+  if (lanes <= 32) return work(Part<32>{});
+  return work(Whole{});
+}
+
 constexpr const char* kTooMany = "more rows than a grid has blocks";
 
 template <class G>

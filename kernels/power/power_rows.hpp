@@ -29,8 +29,8 @@ struct Largest {
   }
 };
 
-// Row: gain(n, k), symbol(k) and, where is_searched(), searched(k) in place of |s|^2; power(n), noise(). What is found: transmit(n, k, re, im)
-// and mu(n, value) by the thread that has it, finish(alpha, objective, iterations) by one.
+// Row: gain(n, k), symbol(k) and, where is_searched(), searched(k) in place of |s|^2; power(n), noise(). What is found: transmit(n, k, re,
+// im) and mu(n, value) by the thread that has it, finish(alpha, objective, iterations) by one.
 template <class G, class Row>
 __device__ void joint_row(Row& row, int64_t users, int64_t carriers, double tolerance, int64_t most, double* room) {
   Largest gains, symbols;
