@@ -124,7 +124,8 @@ __device__ FewFound<T, users> solve_few(const FewRow<T, users>& row, int64_t car
     most = found.first > found.second ? found.first : found.second;
     out.mu[1] = T(1) - m;
   } else {
-    fine = fine && G::total(strength[0]) > 0;
+    const T heard = G::total(strength[0]);  // by every lane, whether fine or not
+    fine = fine && heard > 0;
     T needed = 0;
 #pragma unroll
     for (int j = 0; j < held; ++j) {

@@ -95,17 +95,16 @@ template <class G, class Row>
 __device__ void separable_row(Row& row, int64_t users, int64_t carriers, double tolerance, int64_t most, double* room) {
   Largest gains;
   const double given = row.noise();
-  double poison = 0.0;
   bool fine = given >= 0.0 && is_finite(given);
   for (int64_t n = 0; n < users; ++n) {
     fine = fine && row.power(n) > 0.0 && is_finite(row.power(n)) && is_finite(row.wanted(n));
     for (int64_t k = G::lane(); k < carriers; k += G::kLanes) {
       gains.put(row.gain(n, k));
-      if (row.is_weighted()) poison += row.weight(n, k) * 0.0;
+      if (row.is_weighted()) gains.poison += row.weight(n, k) * 0.0;
     }
   }
   const double size = gains.found<G>();
-  if (!(fine && is_finite(size) && G::total(poison) == 0.0)) {
+  if (!(fine && is_finite(size))) {
     const double nan = __builtin_nan("");
     for (int64_t k = G::lane(); k < carriers; k += G::kLanes) {
       for (int64_t n = 0; n < users; ++n) row.precoder(n, k, nan, nan);
