@@ -11,11 +11,11 @@ from torch import Tensor
 from tenfold._backend import OPS, chosen_backend
 
 OPS |= {
-    "ssdt_joint": ("cpu", "cuda", "reference"),
-    "ssdt_separable": ("cpu", "cuda", "reference"),
-    "water_filling": ("cpu", "cuda", "reference"),
-    "mse_water_filling": ("cpu", "cuda", "reference"),
-    "power_normalize": ("cpu", "cuda", "reference"),
+    "ssdt_joint": ("cpu", "cuda", "triton", "reference"),
+    "ssdt_separable": ("cpu", "cuda", "triton", "reference"),
+    "water_filling": ("cpu", "cuda", "triton", "reference"),
+    "mse_water_filling": ("cpu", "cuda", "triton", "reference"),
+    "power_normalize": ("cpu", "cuda", "triton", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
