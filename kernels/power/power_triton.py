@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 import triton
@@ -700,3 +701,52 @@ def power_normalize(x: Tensor, power: Tensor, mean: bool) -> Tensor:
         PARTS=parts, R=r, B=b, num_warps=WARPS if b <= 2048 else 16,
     )  # fmt: skip
     return y
+
+
+def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """(name, kernel, signature, constants, options) of the kernels to compile where there is no GPU."""
+    cases: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
+
+    def add(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int) -> None:
+        types = {n: types.get(n, "constexpr" if n in constants else "i32") for n in kernel.arg_names}
+        cases.append((name, kernel, types, constants, {"num_warps": warps}))
+
+    def pointers(names: str, dtype: str) -> dict[str, str]:
+        return dict.fromkeys(names.split(), f"*{dtype}")
+
+    numbers = dict.fromkeys(
+        ("tolerance", "factor", "interior_centring", "interior_reach", "careful_centring", "careful_reach"),
+        "fp32",
+    )
+    for dtype in ("fp32", "fp64"):
+        for users, carriers, more in (
+            (1, 64, False),
+            (2, 64, False),
+            (2, 64, True),
+            (4, 64, False),
+            (8, 64, False),
+        ):
+            r, n, b = _tile(users, carriers)
+            tile = {"R": r, "N": n, "B": b}
+            names = "gains symbols power noise searched transmit alphas mus objectives"
+            types = pointers(names, dtype) | {"steps": "*i32"} | numbers
+            name = f"{users}_users.{dtype}{'.searched' if more else ''}"
+            add(f"joint.{name}", _joint_kernel, types, tile | {"SEARCHED": more}, WARPS)
+            names = "gains power noise wants weights precoder alphas taus objectives"
+            types = pointers(names, dtype) | {"steps": "*i32"} | numbers
+            add(f"separable.{name}", _separable_kernel, types, tile | {"WEIGHTED": more}, WARPS)
+        for carriers in (64, 1024):
+            r, b = _row_tile(carriers, 4096)
+            types = pointers("x masses out thetas", dtype)
+            for inverse in (True, False):
+                name = f"water.{carriers}.{dtype}{'.inverse' if inverse else ''}"
+                add(name, _water_kernel, types, {"INVERSE": inverse, "R": r, "B": b}, WARPS)
+            r, b = _row_tile(carriers, 1024)
+            types = pointers("gains weights power out levels", dtype)
+            add(f"mse_water.{carriers}.{dtype}", _mse_kernel, types, {"R": r, "B": b}, WARPS)
+            r, b = _row_tile(carriers, 2048)
+            types = pointers("x power out", dtype) | numbers
+            for parts in (1, 2):
+                constants = {"PARTS": parts, "R": r, "B": b}
+                add(f"normalize.{carriers}.{parts}.{dtype}", _normalize_kernel, types, constants, WARPS)
+    return cases
