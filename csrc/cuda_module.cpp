@@ -15,6 +15,7 @@
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
+#include "power_cuda_door.hpp"
 #include "quality_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "scores_cuda_door.hpp"
@@ -405,4 +406,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_distance_cuda(m, on_device);
   bind_quality_cuda(m, on_device);
   bind_channel_cuda(m, on_device);
+  bind_power_cuda(m, on_device);
 }

@@ -32,6 +32,7 @@ FAMILIES = (
     "distance",
     "quality",
     "channel",
+    "power",
 )
 
 
