@@ -425,6 +425,60 @@ def _quality(name: str, device: torch.device, seed: int) -> Run:
     return _with_gradient([x, y], partial(getattr(ops, name), reduction="none"))
 
 
+# ---- communications --------------------------------------------------------------------------------------
+
+
+def _channel(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold.ops import noma_channel
+
+    sent = torch.view_as_complex(_Inputs(device, seed).normal(37, 2, 30, 2))
+    options: dict[str, Any] = {"allocate": "joint", "power": (0.6, 0.4)} if name == "joint" else {}
+    if name == "plain":
+        return lambda: list(noma_channel(sent, 1.5, 0.1, seed, 3, return_gains=True))
+    received: Any = partial(noma_channel, variance=1.5, noise_power=0.1, seed=seed, **options)
+    return _with_gradient([torch.view_as_real(sent)], lambda t: received(t).abs().square())
+
+
+# ---- power allocation ------------------------------------------------------------------------------------
+
+
+def _complex(x: _Inputs, *shape: int) -> Tensor:
+    return torch.complex(x.normal(*shape), x.normal(*shape))
+
+
+def _power(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    g, s = _complex(x, 131, 3, 37), _complex(x, 131, 37)
+    power, noise = x.normal(131, 3).abs() + 0.1, x.normal(131).abs()
+    real = g[:, 0].abs()
+    pair, budgets = g[:, :2].contiguous(), power[:, :2].contiguous()
+
+    def allocated() -> list[Tensor]:
+        found = [*ops.ssdt_joint(g, s, power, noise)[:4], *ops.ssdt_joint(pair, s, budgets, noise)[:4]]
+        found += ops.ssdt_separable(g, power, noise)[:4]
+        return [torch.view_as_real(t) if t.is_complex() else t for t in found]
+
+    def filled(gains: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+        found = ops.water_filling(gains, total)
+        powers = (
+            found.power,
+            ops.mse_water_filling(gains, weights, total),
+            ops.project_simplex(gains, total),
+        )
+        normal = ops.power_normalize(gains, total)
+        return sum((p * weights).sum(-1) for p in (*powers, normal)) + found.level
+
+    if name == "filling":
+        return _with_gradient((real, s.abs() + 0.1, noise + 0.1), filled)
+    if name == "normalize":
+        return lambda: [torch.view_as_real(ops.power_normalize(s, noise, mode="sum"))]
+    if name == "gradient":
+        return _with_gradient((power, noise), lambda p, n: ops.ssdt_joint(g, s, p, n).objective)
+    return allocated
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 _PASSES = (
     "perturb", "chain", "adam", "momentum", "sign", "hizoo_perturb", "hizoo_update", "restore_update",
@@ -604,6 +658,20 @@ CALLS: tuple[Call, ...] = (
     *(
         Call(f"quality.{name}", partial(_quality, name), 2e-5, captures=True, covers=(name,))
         for name in ("psnr", "ssim", "ms_ssim")
+    ),
+    Call("channel.plain", partial(_channel, "plain"), captures=True, covers=("noma_channel",)),
+    *(
+        Call(f"channel.{name}", partial(_channel, name), 2e-5, covers=("noma_channel",))
+        for name in ("gradient", "joint")
+    ),
+    *(
+        Call(f"power.{name}", partial(_power, name), near, captures=name != "gradient", covers=covers)
+        for name, near, covers in (
+            ("allocation", 2e-5, ("ssdt_joint", "ssdt_separable")),
+            ("gradient", 1e-4, ()),
+            ("filling", 1e-4, ("water_filling", "mse_water_filling", "project_simplex")),
+            ("normalize", 2e-6, ("power_normalize",)),
+        )
     ),
     Call("volume.resample", _resample, captures=True, backends=("triton",), covers=("resample_argmax",)),
     *(

@@ -28,7 +28,7 @@ KERNELS = ROOT / "kernels"
 NVCC_FLAGS = ("-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", "--expt-extended-lambda")
 """As in CMakeLists.txt."""
 
-EXACT_FAMILIES = ("zo", "lowrank", "dual", "sophia")
+EXACT_FAMILIES = ("zo", "lowrank", "dual", "sophia", "channel")
 """Families whose results are the same bits everywhere: nothing contracted, approximate or flushed to zero."""
 KNOWN_SPILLS = {
     ("triton", "sm_90", "token_logprobs.fp32.16_rows"): 12,

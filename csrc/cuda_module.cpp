@@ -7,6 +7,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "channel_cuda_door.hpp"
 #include "coverage_cuda_door.hpp"
 #include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
@@ -14,6 +15,7 @@
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
 #include "overlap_cuda_door.hpp"
+#include "power_cuda_door.hpp"
 #include "quality_cuda_door.hpp"
 #include "rows_cuda_door.hpp"
 #include "scores_cuda_door.hpp"
@@ -403,4 +405,6 @@ PYBIND11_MODULE(_cuda, m) {
   bind_scores_cuda(m, on_device);
   bind_distance_cuda(m, on_device);
   bind_quality_cuda(m, on_device);
+  bind_channel_cuda(m, on_device);
+  bind_power_cuda(m, on_device);
 }

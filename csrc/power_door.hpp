@@ -1,4 +1,4 @@
-// The CPU door of power allocation, included by cpu_module.cpp.
+// The CPU door of power allocation, included by cpu_module.cpp, and the arguments that it shares with the CUDA door.
 #pragma once
 
 #include "args.hpp"
@@ -10,6 +10,10 @@ namespace tenfold {
 using PyPowerView = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 // (rows, users, carriers, dtype)
 using PyPowerShape = std::tuple<int64_t, int64_t, int64_t, int>;
+// gains, symbols, power, noise, statistics; or gains, power, noise, wanted, weights
+using PyPowerViews = std::tuple<PyPowerView, PyPowerView, PyPowerView, PyPowerView, PyPowerView>;
+// transmit or precoder, alpha, mu or tau, objective, iterations
+using PyPowerOut = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 
 inline PowerView power_view(const PyPowerView& from) {
   const auto& [address, row, user, carrier] = from;
@@ -25,51 +29,60 @@ inline PowerShape power_shape(const PyPowerShape& from) {
 
 inline void* power_out(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
+inline JointArgs joint_args(const PyPowerShape& shape, const PyPowerViews& from, double tolerance, int64_t most, const PyPowerOut& out,
+                            int threads) {
+  const auto& [gains, symbols, power, noise, statistics] = from;
+  const auto& [transmit, alpha, mu, objective, iterations] = out;
+  return {power_shape(shape),
+          power_view(gains),
+          power_view(symbols),
+          power_view(power),
+          power_view(noise),
+          power_view(statistics),
+          tolerance,
+          most,
+          power_out(transmit),
+          power_out(alpha),
+          power_out(mu),
+          power_out(objective),
+          reinterpret_cast<int32_t*>(iterations),
+          threads};
+}
+
+inline SeparableArgs separable_args(const PyPowerShape& shape, const PyPowerViews& from, double tolerance, int64_t most,
+                                    const PyPowerOut& out, int threads) {
+  const auto& [gains, power, noise, wanted, weights] = from;
+  const auto& [precoder, alpha, tau, objective, iterations] = out;
+  return {power_shape(shape),
+          power_view(gains),
+          power_view(power),
+          power_view(noise),
+          power_view(wanted),
+          power_view(weights),
+          tolerance,
+          most,
+          power_out(precoder),
+          power_out(alpha),
+          power_out(tau),
+          power_out(objective),
+          reinterpret_cast<int32_t*>(iterations),
+          threads};
+}
+
 inline void bind_power(pybind11::module_& m, const PowerKernels* const& power) {
   namespace py = pybind11;
-  // out: transmit, alpha, mu, objective, iterations
-  m.def("power_joint", [&power](const PyPowerShape& shape, const PyPowerView& gains, const PyPowerView& symbols, const PyPowerView& budget,
-                                const PyPowerView& noise, const PyPowerView& statistics, double tolerance, int64_t most,
-                                const std::vector<uintptr_t>& out, int threads) {
-    require_length("out", out.size(), 5);
-    const JointArgs a = {power_shape(shape),
-                         power_view(gains),
-                         power_view(symbols),
-                         power_view(budget),
-                         power_view(noise),
-                         power_view(statistics),
-                         tolerance,
-                         most,
-                         power_out(out[0]),
-                         power_out(out[1]),
-                         power_out(out[2]),
-                         power_out(out[3]),
-                         reinterpret_cast<int32_t*>(out[4]),
-                         threads};
-    py::gil_scoped_release unlocked;
-    power->joint(a);
-  });
-  m.def("power_separable", [&power](const PyPowerShape& shape, const PyPowerView& gains, const PyPowerView& budget,
-                                    const PyPowerView& noise, const PyPowerView& wanted, const PyPowerView& weights, double tolerance,
-                                    int64_t most, const std::vector<uintptr_t>& out, int threads) {
-    require_length("out", out.size(), 5);
-    const SeparableArgs a = {power_shape(shape),
-                             power_view(gains),
-                             power_view(budget),
-                             power_view(noise),
-                             power_view(wanted),
-                             power_view(weights),
-                             tolerance,
-                             most,
-                             power_out(out[0]),
-                             power_out(out[1]),
-                             power_out(out[2]),
-                             power_out(out[3]),
-                             reinterpret_cast<int32_t*>(out[4]),
-                             threads};
-    py::gil_scoped_release unlocked;
-    power->separable(a);
-  });
+  m.def("power_joint",
+        [&power](const PyPowerShape& shape, const PyPowerViews& from, double tolerance, int64_t most, const PyPowerOut& out, int threads) {
+          const JointArgs a = joint_args(shape, from, tolerance, most, out, threads);
+          py::gil_scoped_release unlocked;
+          power->joint(a);
+        });
+  m.def("power_separable",
+        [&power](const PyPowerShape& shape, const PyPowerViews& from, double tolerance, int64_t most, const PyPowerOut& out, int threads) {
+          const SeparableArgs a = separable_args(shape, from, tolerance, most, out, threads);
+          py::gil_scoped_release unlocked;
+          power->separable(a);
+        });
   m.def("power_water", [&power](const PyPowerShape& shape, const PyPowerView& x, const PyPowerView& mass, bool inverse, uintptr_t out,
                                 uintptr_t theta, int threads) {
     const WaterArgs a = {power_shape(shape), power_view(x), power_view(mass), inverse, power_out(out), power_out(theta), threads};

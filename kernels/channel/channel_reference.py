@@ -7,7 +7,7 @@ each rounding stands here: the compiled kernel has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 FADING_STREAM, NOISE_STREAM = 0, 1
 NONE, JOINT, SEPARABLE = 0, 1, 2
 PIECE = 1 << 18
-"""Gains at a time."""
+"""Gains at a time on the CPU; 16 times as many elsewhere, where a piece must outweigh its launches."""
 STEPS = 128
 
 
@@ -54,6 +54,11 @@ def normals(
         torch.ops.tenfold.zo_sample_(z.view(-1), draw.seed, stream, draw.offset, 2 * first, "gaussian")
     z = z.to(like.real.dtype)
     return z[..., 0], z[..., 1]
+
+
+def gains(given: Given, draw: Draw) -> Tensor:
+    """Gains [R, N, K] of all rows."""
+    return gains_of(given, draw, 0)
 
 
 def gains_of(given: Given, draw: Draw, at: int) -> Tensor:
@@ -116,7 +121,9 @@ def held(v: Tensor, t: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
     return u * factor[..., None], factor
 
 
-def allocated(given: Given, gains: Tensor, allocate: int) -> tuple[Tensor, Tensor, Tensor]:
+def allocated(
+    given: Given, gains: Tensor, allocate: int, wanted: Callable[[Given], Tensor] = wanted
+) -> tuple[Tensor, Tensor, Tensor]:
     """What is sent [r, N, K], alpha [r], and the dual variables [r, N]."""
     assert given.power is not None
     assert given.rho is not None
@@ -133,20 +140,26 @@ def allocated(given: Given, gains: Tensor, allocate: int) -> tuple[Tensor, Tenso
 
 
 def pieces(given: Given) -> Iterator[slice]:
+    """Rows that are made at a time."""
     rows, users, carriers = given.transmit.shape
-    step = max(1, PIECE // max(1, users * carriers))
+    piece = PIECE if given.transmit.device.type == "cpu" else 16 * PIECE
+    step = max(1, piece // max(1, users * carriers))
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
 
 
-def channel(given: Given, draw: Draw, allocate: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(y [R, K], alpha [R], dual variables [R, N]); the latter two empty without allocation."""
+def results(given: Given, allocate: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what `channel` returns."""
     rows, users, carriers = given.transmit.shape
     y = given.transmit.new_empty((rows, carriers))
-    real = y.real.dtype
     found = (rows, users) if allocate else (0, 0)
-    alpha = torch.empty(found[0], dtype=real, device=y.device)
-    dual = torch.empty(found, dtype=real, device=y.device)
+    alpha = torch.empty(found[0], dtype=y.real.dtype, device=y.device)
+    return y, alpha, alpha.new_empty(found)
+
+
+def channel(given: Given, draw: Draw, allocate: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(y [R, K], alpha [R], dual variables [R, N]); the latter two empty without allocation."""
+    y, alpha, dual = results(given, allocate)
     if not y.numel():
         return y, alpha.zero_(), dual.zero_()
     for part in pieces(given):

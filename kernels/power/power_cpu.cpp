@@ -2,9 +2,11 @@
 // on the one free dual variable, all carriers of a row in registers' width; other numbers of users, and rows where that does not settle
 // well inside the simplex, in double precision by power_dual.hpp.
 #include "power_dual.hpp"
+#include "power_lanes.hpp"
 
 #include "../core/pages.hpp"
 #include "../core/parallel.hpp"
+#include "../core/room.hpp"
 
 namespace TF_NS {
 
@@ -16,8 +18,8 @@ constexpr int kPairSteps = 12;
 template <class T>
 struct JointRow {
   Room<T> room;
-  Room<double> wide;
-  Dual dual;
+  Room<double> wide, solver;
+  Dual<Alone> dual;
 };
 
 template <class T>
@@ -143,7 +145,7 @@ bool joint_pair(const JointArgs& a, int64_t row, JointRow<T>& held) {
 }
 
 // The largest part of a row of numbers, not finite if one of them is not; 0 for a row of zeros.
-inline double size_of(const double* values, int64_t n) {
+inline double largest_of(const double* values, int64_t n) {
   double top = 0.0, poison = 0.0;
   for (int64_t k = 0; k < n; ++k) {
     const double size = __builtin_fabs(values[k]);
@@ -172,7 +174,7 @@ void joint_general(const JointArgs& a, int64_t row, JointRow<T>& held) {
   for (int64_t k = 0; k < (2 * users + 2) * width; ++k) room[k] = 0.0;
   for (int64_t n = 0; n < users; ++n) load_complex<T>(a.gains, row, n, carriers, gr + n * width, gi + n * width);
   load_complex<T>(a.symbols, row, 0, carriers, sr, si);
-  double g_size = size_of(gr, 2 * users * width), s_size = size_of(sr, 2 * width);
+  double g_size = largest_of(gr, 2 * users * width), s_size = largest_of(sr, 2 * width);
   bool fine = __builtin_isfinite(g_size) && __builtin_isfinite(s_size);
   for (int64_t n = 0; n < users; ++n) {
     const double p = value_at<T>(a.power, row, n);
@@ -182,8 +184,8 @@ void joint_general(const JointArgs& a, int64_t row, JointRow<T>& held) {
   if (!(fine && given >= 0.0 && __builtin_isfinite(given))) return no_row<T>(a, row);
   g_size = g_size > 0.0 ? g_size : 1.0;
   s_size = s_size > 0.0 ? s_size : 1.0;
-  Dual& dual = held.dual;
-  dual.shape(users, width);
+  Dual<Alone>& dual = held.dual;
+  dual.shape(users, width, held.solver.take(Dual<Alone>::doubles(users, width)));
   dual.noise = given / g_size / g_size;
   for (int64_t n = 0; n < users; ++n) {
     const double p = value_at<T>(a.power, row, n);

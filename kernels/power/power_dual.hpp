@@ -1,61 +1,60 @@
 // The dual of the joint allocation in double precision for any number of users: Newton's method in log mu and, where the optimum lies on
-// the boundary of the simplex, a primal-dual interior-point method. The same algorithm as power_reference.py, one row at a time.
+// the boundary of the simplex, a primal-dual interior-point method. The same algorithm as power_reference.py, one row at a time, by one
+// thread on the CPU and by several on CUDA (W: power_scalar.hpp).
 #pragma once
 
-#include "power_lanes.hpp"
-
-#include "../core/room.hpp"
+#include "power_scalar.hpp"
 
 namespace TF_NS {
 
-inline double inverse_of(double x) { return x == 0.0 ? 0.0 : 1.0 / x; }
-
 // matrix [n][n] x = right, solved in place with row pivots; false if it is singular.
-inline bool solve_dense(double* matrix, double* right, int64_t n) {
+template <class W>
+TF_TOGETHER bool solve_dense(double* matrix, double* right, int64_t n) {
   for (int64_t c = 0; c < n; ++c) {
+    W::sync();
     int64_t pivot = c;
     for (int64_t i = c + 1; i < n; ++i) {
-      if (__builtin_fabs(matrix[i * n + c]) > __builtin_fabs(matrix[pivot * n + c])) pivot = i;
+      if (size_of(matrix[i * n + c]) > size_of(matrix[pivot * n + c])) pivot = i;
     }
-    if (!(__builtin_fabs(matrix[pivot * n + c]) > 0.0)) return false;
+    if (!(size_of(matrix[pivot * n + c]) > 0.0)) return false;
     if (pivot != c) {
-      for (int64_t j = c; j < n; ++j) {
-        const double kept = matrix[c * n + j];
-        matrix[c * n + j] = matrix[pivot * n + j];
-        matrix[pivot * n + j] = kept;
+      W::sync();
+      for (int64_t j = c + W::rank(); j <= n; j += W::kRanks) {
+        double& mine = j < n ? matrix[c * n + j] : right[c];
+        double& other = j < n ? matrix[pivot * n + j] : right[pivot];
+        const double kept = mine;
+        mine = other;
+        other = kept;
       }
-      const double kept = right[c];
-      right[c] = right[pivot];
-      right[pivot] = kept;
+      W::sync();
     }
     const double over = 1.0 / matrix[c * n + c];
-    for (int64_t i = c + 1; i < n; ++i) {
+    for (int64_t i = c + 1 + W::rank(); i < n; i += W::kRanks) {
       const double factor = matrix[i * n + c] * over;
       if (factor == 0.0) continue;
       for (int64_t j = c + 1; j < n; ++j) matrix[i * n + j] -= factor * matrix[c * n + j];
       right[i] -= factor * right[c];
     }
   }
-  for (int64_t i = n - 1; i >= 0; --i) {
-    for (int64_t j = i + 1; j < n; ++j) right[i] -= matrix[i * n + j] * right[j];
-    right[i] /= matrix[i * n + i];
-    if (!__builtin_isfinite(right[i])) return false;
+  W::sync();
+  if (W::rank() == 0) {
+    for (int64_t i = n - 1; i >= 0; --i) {
+      for (int64_t j = i + 1; j < n; ++j) right[i] -= matrix[i * n + j] * right[j];
+      right[i] /= matrix[i * n + i];
+    }
   }
-  return true;
+  W::sync();
+  double poison = 0.0;
+  for (int64_t i = 0; i < n; ++i) poison += right[i] * 0.0;
+  return poison == 0.0;
 }
 
-constexpr int kNewtonSteps = 12;
-
-struct InteriorMethod {
-  int64_t most;
-  double centring, reach;
-};
-constexpr InteriorMethod kInterior = {32, 0.1, 0.995};
-constexpr InteriorMethod kCareful = {64, 0.5, 0.7};
-
 // b [users][width] and wanted S [width], scaled to at most about 1, zero behind the last carrier.
+template <class W>
 class Dual {
  public:
+  using V = typename W::V;
+
   int64_t users = 0, width = 0;
   double noise = 0.0;
   double *b = nullptr, *wanted = nullptr;
@@ -63,98 +62,111 @@ class Dual {
   double spread = 0.0;
   int32_t iterations = 0;
 
-  void shape(int64_t n, int64_t wide) {
+  TF_HD static int64_t doubles(int64_t n, int64_t wide) { return (n + 2) * wide + 7 * W::padded(n) + n * n + (n + 1) * (n + 2); }
+
+  TF_TOGETHER void shape(int64_t n, int64_t wide, double* room) {
     users = n;
     width = wide;
-    double* at = room_.take((n + 2) * wide + 9 * padded(n) + (n + 1) * (n + 2) + n * n);
-    b = at;
-    wanted = (at += n * wide);
-    inverse = (at += wide);
-    mu = (at += wide);
-    needed = (at += padded(n));
-    weighted_ = (at += padded(n));
-    slack_ = (at += padded(n));
-    best_ = (at += padded(n));
-    change_ = (at += padded(n));
-    start_ = (at += padded(n));
-    kept_ = (at += padded(n));
-    curvature_ = (at += 2 * padded(n));
-    matrix_ = (at += n * n);
+    b = room;
+    wanted = b + n * wide;
+    inverse = wanted + wide;
+    mu = inverse + wide;
+    needed = mu + W::padded(n);
+    weighted_ = needed + W::padded(n);
+    slack_ = weighted_ + W::padded(n);
+    best_ = slack_ + W::padded(n);
+    start_ = best_ + W::padded(n);
+    kept_ = start_ + W::padded(n);
+    curvature_ = kept_ + W::padded(n);
+    matrix_ = curvature_ + n * n;
     right_ = matrix_ + (n + 1) * (n + 1);
   }
 
   // mu, needed and inverse at the optimum.
-  void solve(double tolerance, int64_t most) {
+  TF_TOGETHER void solve(double tolerance, int64_t most) {
     iterations = 0;
     begin();
     newton(tolerance, most < kNewtonSteps ? most : kNewtonSteps);
     const int64_t room = most - kNewtonSteps;
-    for (const InteriorMethod& method : {kInterior, kCareful}) {
+    for (int careful = 0; careful < 2; ++careful) {
       if (spread <= tolerance || room <= 0) break;
+      const InteriorMethod method = careful == 0 ? kInterior : kCareful;
       const double before = spread;
-      for (int64_t n = 0; n < users; ++n) kept_[n] = mu[n];
+      each_user([&](int64_t n) { kept_[n] = mu[n]; });
       interior(tolerance, {method.most < room ? method.most : room, method.centring, method.reach});
       if (spread < before) continue;
-      for (int64_t n = 0; n < users; ++n) mu[n] = kept_[n];
+      each_user([&](int64_t n) { mu[n] = kept_[n]; });
       spread = before;
     }
     sums();
   }
 
-  void sums() {
-    using L = Lanes<double>;
-    for (int64_t k = 0; k < width; k += kWide) {
-      L den = L{} + noise;
-      for (int64_t n = 0; n < users; ++n) den += at(b + n * width + k) * inverse_of(mu[n]);
-      put(inverse + k, den == L{} ? L{} : 1.0 / (den == L{} ? L{} + 1.0 : den));
+  TF_TOGETHER void sums() {
+    for (int64_t k = W::begin(); k < width; k += W::kStep) {
+      V den = V{} + noise;
+      for (int64_t n = 0; n < users; ++n) den += W::get(b + n * width + k) * inverse_of(mu[n]);
+      W::put(inverse + k, den == V{} ? V{} : 1.0 / (den == V{} ? V{} + 1.0 : den));
     }
     for (int64_t n = 0; n < users; ++n) {
-      L sum = {};
-      for (int64_t k = 0; k < width; k += kWide) {
-        const L r = at(inverse + k);
-        sum += at(wanted + k) * at(b + n * width + k) * r * r;
+      V sum = {};
+      for (int64_t k = W::begin(); k < width; k += W::kStep) {
+        const V r = W::get(inverse + k);
+        sum += W::get(wanted + k) * W::get(b + n * width + k) * r * r;
       }
-      weighted_[n] = mu[n] > 0.0 ? total<double>(sum) : 0.0;
+      const double found = W::total(sum);
+      if (W::rank() != 0) continue;
       const double over = inverse_of(mu[n]);
+      weighted_[n] = mu[n] > 0.0 ? found : 0.0;
       needed[n] = weighted_[n] * over * over;
     }
+    W::sync();
   }
 
-  double top() const {
+  TF_TOGETHER double top() const {
     double most = needed[0];
     for (int64_t n = 1; n < users; ++n) most = needed[n] > most ? needed[n] : most;
     return most;
   }
 
  private:
-  void begin() {
+  // work(n) for every user, each by one thread, when all threads have come here; what it writes is seen behind it.
+  template <class Work>
+  TF_TOGETHER void each_user(const Work& work) {
+    W::sync();
+    for (int64_t n = W::rank(); n < users; n += W::kRanks) work(n);
+    W::sync();
+  }
+
+  TF_TOGETHER void begin() {
     double sum = 0.0;
     live_ = 0;
     for (int64_t n = 0; n < users; ++n) {
-      Lanes<double> found = {};
-      for (int64_t k = 0; k < width; k += kWide) found += at(wanted + k) * at(b + n * width + k);
-      start_[n] = sqrt(total<double>(found));
-      sum += start_[n];
-      live_ += start_[n] > 0.0;
+      V found = {};
+      for (int64_t k = W::begin(); k < width; k += W::kStep) found += W::get(wanted + k) * W::get(b + n * width + k);
+      const double strength = sqrt(W::total(found));
+      if (W::rank() == 0) start_[n] = strength;
+      sum += strength;
+      live_ += strength > 0.0;
     }
-    for (int64_t n = 0; n < users; ++n) mu[n] = start_[n] *= inverse_of(sum);
+    each_user([&](int64_t n) { mu[n] = start_[n] *= inverse_of(sum); });
   }
 
-  void curvature() {
-    using L = Lanes<double>;
+  TF_TOGETHER void curvature() {
     for (int64_t i = 0; i < users; ++i) {
       for (int64_t j = 0; j <= i; ++j) {
-        L sum = {};
-        for (int64_t k = 0; k < width; k += kWide) {
-          const L r = at(inverse + k);
-          sum += at(wanted + k) * r * r * r * at(b + i * width + k) * at(b + j * width + k);
+        V sum = {};
+        for (int64_t k = W::begin(); k < width; k += W::kStep) {
+          const V r = W::get(inverse + k);
+          sum += W::get(wanted + k) * r * r * r * W::get(b + i * width + k) * W::get(b + j * width + k);
         }
-        curvature_[i * users + j] = curvature_[j * users + i] = total<double>(sum);
+        const double found = W::total(sum);
+        if (W::rank() == 0) curvature_[i * users + j] = curvature_[j * users + i] = found;
       }
     }
+    W::sync();
   }
 
-  double gap() const {
+  TF_TOGETHER double gap() const {
     const double most = top();
     double mean = 0.0;
     for (int64_t n = 0; n < users; ++n) mean += mu[n] * needed[n];
@@ -162,76 +174,76 @@ class Dual {
   }
 
   // log A_n = nu, sum mu = 1 in log mu, by steps of at most 1.
-  void newton(double tolerance, int64_t most) {
+  TF_TOGETHER void newton(double tolerance, int64_t most) {
     const int64_t side = users + 1;
     spread = 0.0;
     if (live_ < 2) return;
     for (int64_t step = 0;; ++step) {
       sums();
-      double low = __builtin_inf();
+      double low = kInfinity;
       for (int64_t n = 0; n < users; ++n) low = mu[n] > 0.0 && needed[n] < low ? needed[n] : low;
       spread = (top() - low) * inverse_of(top());
       if (spread <= tolerance || step == most) return;
       ++iterations;
       curvature();
-      for (int64_t i = 0; i < users; ++i) {
+      each_user([&](int64_t i) {
         const double over = inverse_of(weighted_[i]);
         for (int64_t j = 0; j < users; ++j) {
           matrix_[i * side + j] = 2.0 * curvature_[i * users + j] * inverse_of(mu[j]) * over - (i == j ? 2.0 : 0.0);
         }
         matrix_[i * side + users] = mu[i] > 0.0 ? -1.0 : 0.0;
         matrix_[users * side + i] = mu[i];
-        right_[i] = mu[i] > 0.0 ? -__builtin_log(needed[i]) : 0.0;
-      }
-      matrix_[users * side + users] = 0.0;
-      right_[users] = 0.0;
-      if (!solve_dense(matrix_, right_, side)) return;
+        right_[i] = mu[i] > 0.0 ? -log_of(needed[i]) : 0.0;
+        if (i == 0) matrix_[users * side + users] = right_[users] = 0.0;
+      });
+      if (!solve_dense<W>(matrix_, right_, side)) return;
       double size = 1.0, sum = 0.0;
       for (int64_t n = 0; n < users; ++n) {
-        const double moved = mu[n] > 0.0 ? __builtin_fabs(right_[n]) : 0.0;
+        const double moved = mu[n] > 0.0 ? size_of(right_[n]) : 0.0;
         size = moved > size ? moved : size;
       }
-      for (int64_t n = 0; n < users; ++n) sum += change_[n] = mu[n] * __builtin_exp(mu[n] > 0.0 ? right_[n] / size : 0.0);
-      for (int64_t n = 0; n < users; ++n) mu[n] = change_[n] / sum;
+      each_user([&](int64_t n) { mu[n] = mu[n] * exp_of(mu[n] > 0.0 ? right_[n] / size : 0.0); });
+      for (int64_t n = 0; n < users; ++n) sum += mu[n];
+      each_user([&](int64_t n) { mu[n] = mu[n] / sum; });
     }
   }
 
-  void interior(double tolerance, const InteriorMethod& method) {
+  TF_TOGETHER void interior(double tolerance, const InteriorMethod& method) {
     const int64_t side = users + 1;
     const double count = static_cast<double>(live_);
-    for (int64_t n = 0; n < users; ++n) mu[n] = start_[n] > 0.0 ? 0.9 * start_[n] + 0.1 / count : 0.0;
+    each_user([&](int64_t n) { mu[n] = start_[n] > 0.0 ? 0.9 * start_[n] + 0.1 / count : 0.0; });
     sums();
     double nu = 0.0;
     for (int64_t n = 0; n < users; ++n) nu += 1.1 * mu[n] * needed[n];
-    for (int64_t n = 0; n < users; ++n) {
+    each_user([&](int64_t n) {
       const double free = nu - needed[n];
       slack_[n] = mu[n] > 0.0 ? (free > 0.1 * nu ? free : 0.1 * nu) : 0.0;
       best_[n] = mu[n];
-    }
+    });
     double least = gap();
     for (int64_t step = 0;; ++step) {
       const double now = gap();
       if (now < least) {
         least = now;
-        for (int64_t n = 0; n < users; ++n) best_[n] = mu[n];
+        each_user([&](int64_t n) { best_[n] = mu[n]; });
       }
       if (least <= tolerance || step == method.most) break;
       ++iterations;
       if (!interior_step(method, side, count, nu)) break;
       sums();
     }
-    for (int64_t n = 0; n < users; ++n) mu[n] = best_[n];
+    each_user([&](int64_t n) { mu[n] = best_[n]; });
     spread = least;
   }
 
-  bool interior_step(const InteriorMethod& method, int64_t side, double count, double& nu) {
+  TF_TOGETHER bool interior_step(const InteriorMethod& method, int64_t side, double count, double& nu) {
     curvature();
     double goal = 0.0, sum = 0.0;
     for (int64_t n = 0; n < users; ++n) {
       goal += method.centring * mu[n] * slack_[n] / count;
       sum += mu[n];
     }
-    for (int64_t i = 0; i < users; ++i) {
+    each_user([&](int64_t i) {
       const bool in = start_[i] > 0.0;
       for (int64_t j = 0; j < users; ++j) {
         matrix_[i * side + j] = in && start_[j] > 0.0 ? 2.0 * curvature_[i * users + j] / (mu[i] * mu[j]) : 0.0;
@@ -240,31 +252,32 @@ class Dual {
       matrix_[i * side + users] = in ? -mu[i] : 0.0;
       matrix_[users * side + i] = in ? mu[i] : 0.0;
       right_[i] = in ? (nu - needed[i]) * mu[i] - goal : 0.0;
-    }
-    matrix_[users * side + users] = 0.0;
-    right_[users] = 1.0 - sum;
-    if (!solve_dense(matrix_, right_, side)) return false;
-    double go = __builtin_inf();
+      if (i > 0) return;
+      matrix_[users * side + users] = 0.0;
+      right_[users] = 1.0 - sum;
+    });
+    if (!solve_dense<W>(matrix_, right_, side)) return false;
+    const auto change = [&](int64_t n) { return (goal - slack_[n] * (right_[n] * mu[n])) / mu[n] - slack_[n]; };
+    double go = kInfinity;
     for (int64_t n = 0; n < users; ++n) {
       if (!(start_[n] > 0.0)) continue;
-      const double moved = right_[n] * mu[n];
-      change_[n] = (goal - slack_[n] * moved) / mu[n] - slack_[n];
+      const double moved = right_[n] * mu[n], changed = change(n);
       if (moved < 0.0 && -mu[n] / moved < go) go = -mu[n] / moved;
-      if (change_[n] < 0.0 && -slack_[n] / change_[n] < go) go = -slack_[n] / change_[n];
+      if (changed < 0.0 && -slack_[n] / changed < go) go = -slack_[n] / changed;
     }
     go = method.reach * go < 1.0 ? method.reach * go : 1.0;
-    for (int64_t n = 0; n < users; ++n) {
-      if (!(start_[n] > 0.0)) continue;
+    each_user([&](int64_t n) {
+      if (!(start_[n] > 0.0)) return;
+      const double changed = change(n);
       mu[n] += go * right_[n] * mu[n];
-      slack_[n] += go * change_[n];
-    }
+      slack_[n] += go * changed;
+    });
     nu += go * right_[users];
     return true;
   }
 
-  Room<double> room_;
   int64_t live_ = 0;
-  double *weighted_ = nullptr, *slack_ = nullptr, *best_ = nullptr, *change_ = nullptr, *start_ = nullptr, *kept_ = nullptr;
+  double *weighted_ = nullptr, *slack_ = nullptr, *best_ = nullptr, *start_ = nullptr, *kept_ = nullptr;
   double *curvature_ = nullptr, *matrix_ = nullptr, *right_ = nullptr;
 };
 

@@ -75,6 +75,19 @@ TF_HD T largest(Lanes<T> v) {
   return highest<static_cast<int>(kWide) / 2>(v)[0];
 }
 
+// Along a row by one thread, a register at a time: the W of power_scalar.hpp.
+struct Alone {
+  using V = Lanes<double>;
+  static constexpr int64_t kStep = kWide, kRanks = 1;
+  TF_HD static V get(const double* p) { return at(p); }
+  TF_HD static void put(double* p, V v) { TF_NS::put(p, v); }
+  TF_HD static int64_t begin() { return 0; }
+  TF_HD static double total(V v) { return TF_NS::total<double>(v); }
+  TF_HD static int64_t padded(int64_t n) { return TF_NS::padded(n); }
+  TF_HD static int64_t rank() { return 0; }
+  TF_HD static void sync() {}
+};
+
 template <class T>
 T value_at(const PowerView& view, int64_t row, int64_t user) {
   return static_cast<const T*>(view.data)[row * view.row + user * view.user];

@@ -31,6 +31,8 @@ FAMILIES = (
     "scores",
     "distance",
     "quality",
+    "channel",
+    "power",
 )
 
 

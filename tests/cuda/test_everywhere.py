@@ -32,8 +32,6 @@ NO_KERNEL = {
     "gaussian_weights", "mirrored", "sliding_window", "sliding_window_slabs", "window_starts",
     "labels_of_owners", "owner_words", "surfels",  # plain PyTorch on any device
     "moderate_select", "new_dynamics", "stratified_budget", "topk_stable",
-    "mse_water_filling", "power_normalize", "project_simplex", "ssdt_joint", "ssdt_separable",
-    "water_filling", "noma_channel",  # kernels on the CPU, plain PyTorch elsewhere
 }  # fmt: skip
 OF_OTHERS = {
     "craig", "fgrad_sqdist", "glister",

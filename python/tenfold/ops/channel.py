@@ -15,7 +15,7 @@ from tenfold._backend import OPS, chosen_backend
 from .power import _complex, _expanded, _refuse, _spread
 from .zo import _signed
 
-OPS |= {"noma_channel": ("cpu", "reference")}
+OPS |= {"noma_channel": ("cpu", "cuda", "triton", "reference")}
 
 _ALLOCATE = {None: 0, "joint": 1, "separable": 2}
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
@@ -181,8 +181,13 @@ def _fading(
 
 
 def _kernels(device: torch.device) -> ModuleType:
-    if chosen_backend("noma_channel", device.type) == "reference":
+    backend = chosen_backend("noma_channel", device.type)
+    if backend == "reference":
         from tenfold.kernels.channel import channel_reference as module
+    elif backend == "triton":
+        from tenfold.kernels.channel import channel_triton as module
+    elif backend == "cuda":
+        from tenfold.kernels.channel import channel_cuda as module
     else:
         from tenfold.kernels.channel import channel_native as module
     return module
@@ -195,10 +200,12 @@ def _channel(*a: Any) -> Any:
 
 
 def _gains(like: Tensor, mean: Tensor, scale: Tensor, *draw: int) -> Tensor:
-    from tenfold.kernels.channel.channel_reference import Draw, Given, gains_of
+    from tenfold.kernels.channel.channel_reference import Draw, Given
 
-    none: Any = None
-    return gains_of(Given(like, None, mean, scale, none, None, None, None), Draw(*draw), 0)
+    noise = mean.new_zeros(len(mean))
+    given = Given(like, None, mean, scale, noise, None, None, None)
+    found: Tensor = _kernels(like.device).gains(given, Draw(*draw))
+    return found
 
 
 def _backward(grad: Tensor, *a: Any) -> Any:

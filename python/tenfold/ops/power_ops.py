@@ -11,11 +11,11 @@ from torch import Tensor
 from tenfold._backend import OPS, chosen_backend
 
 OPS |= {
-    "ssdt_joint": ("cpu", "reference"),
-    "ssdt_separable": ("cpu", "reference"),
-    "water_filling": ("cpu", "reference"),
-    "mse_water_filling": ("cpu", "reference"),
-    "power_normalize": ("cpu", "reference"),
+    "ssdt_joint": ("cpu", "cuda", "triton", "reference"),
+    "ssdt_separable": ("cpu", "cuda", "triton", "reference"),
+    "water_filling": ("cpu", "cuda", "triton", "reference"),
+    "mse_water_filling": ("cpu", "cuda", "triton", "reference"),
+    "power_normalize": ("cpu", "cuda", "triton", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
