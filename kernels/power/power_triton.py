@@ -31,7 +31,7 @@ MOST_USERS = 8
 MOST_CARRIERS = 16384
 WARPS = 4
 _TILE = 2**20 if _INTERPRETED else 512
-"""Values of a tile [rows, users, users, carriers]."""
+"""Values of a tile."""
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------
@@ -566,11 +566,11 @@ def _slow(what: str) -> None:
     )
 
 
-def _tile(users: int, carriers: int) -> tuple[int, int, int]:
-    """(rows, users, carriers) of a tile, powers of two."""
+def _tile(users: int, carriers: int, pairs: bool) -> tuple[int, int, int]:
+    """(rows, users, carriers) of a tile, powers of two; pairs: it is one of pairs of users."""
     n = triton.next_power_of_2(users)
-    b = min(triton.next_power_of_2(carriers), 1024 if _INTERPRETED else (64 if n <= 4 else 32))
-    return max(1, min(64, _TILE // (n * n * b))), n, b
+    b = min(triton.next_power_of_2(carriers), 1024 if _INTERPRETED else (32 if pairs and n > 4 else 64))
+    return max(1, min(64, _TILE // ((n * n if pairs else n) * b))), n, b
 
 
 def _row_tile(carriers: int, values: int) -> tuple[int, int]:
@@ -614,7 +614,7 @@ def joint(
     g, s, out = _real(gains), _real(symbols), _results(gains)
     searched = power if statistics is None else statistics
     limit = tolerance if gains.dtype == torch.complex128 else min(tolerance, 1e-7)
-    r, n, b = _tile(users, carriers)
+    r, n, b = _tile(users, carriers, True)
     _joint_kernel[(triton.cdiv(rows, r),)](
         g, s, power, noise, searched, torch.view_as_real(out[0]), *out[1:],
         *g.stride()[:3], *s.stride()[:2], *power.stride(), noise.stride(0), *searched.stride(),
@@ -641,12 +641,12 @@ def separable(
         return power_rounded.separable(gains, power, noise, wanted, weights, tolerance, most)
     g, out = _real(gains), _results(gains)
     load = g[..., 0] if weights is None else weights
-    r, n, b = _tile(users, carriers)
+    r, n, b = _tile(users, carriers, False)
     _separable_kernel[(triton.cdiv(rows, r),)](
         g, power, noise, wanted, load, torch.view_as_real(out[0]), *out[1:],
         *g.stride()[:3], *power.stride(), noise.stride(0), *wanted.stride(), *load.stride(),
         rows, users, carriers, float(tolerance), most,
-        R=r, N=n, B=b, WEIGHTED=weights is not None, num_warps=WARPS,
+        R=r, N=n, B=b, WEIGHTED=weights is not None, num_warps=WARPS if n <= 4 else 2 * WARPS,
     )  # fmt: skip
     return out
 
@@ -726,17 +726,23 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         ("fp32", 4, False),
         ("fp32", 8, False),
     ):
-        r, n, b = _tile(users, 64)
-        tile = {"R": r, "N": n, "B": b}
         name = f"{users}_users.{dtype}"
         types = pointers("gains symbols power noise searched transmit alphas mus objectives", dtype)
         types |= {"steps": "*i32"} | numbers
         full = name + (".searched" if more else "")
+        tile = dict(zip("RNB", _tile(users, 64, True), strict=True))
         add(f"joint.{full}", _joint_kernel, types, tile | {"SEARCHED": more}, WARPS)
         types = pointers("gains power noise wants weights precoder alphas taus objectives", dtype)
         types |= {"steps": "*i32"} | numbers
         full = name + (".weighted" if more else "")
-        add(f"separable.{full}", _separable_kernel, types, tile | {"WEIGHTED": more}, WARPS)
+        tile = dict(zip("RNB", _tile(users, 64, False), strict=True))
+        add(
+            f"separable.{full}",
+            _separable_kernel,
+            types,
+            tile | {"WEIGHTED": more},
+            WARPS if users <= 4 else 2 * WARPS,
+        )
     for dtype, carriers in (("fp32", 64), ("fp32", 1024), ("fp64", 64)):
         r, b = _row_tile(carriers, 1024 if dtype == "fp32" else 512)
         types = pointers("x masses out thetas", dtype)
