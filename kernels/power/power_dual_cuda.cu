@@ -78,7 +78,7 @@ struct SeparableRow {
 
 // Row is JointRow<T> or SeparableRow<T>, of Args.
 template <class Row, class Args, int each>
-__global__ void __launch_bounds__(kPartThreads) warp_kernel(Launch<Args> p) {
+__global__ void __launch_bounds__(kPartThreads, 4) warp_kernel(Launch<Args> p) {
   __shared__ double rooms[kWarps][each];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kWarps + warp) * p.chunk;

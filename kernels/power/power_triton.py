@@ -30,8 +30,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # it pays for programs
 MOST_USERS = 8
 MOST_CARRIERS = 16384
 WARPS = 4
-_TILE = 2**20 if _INTERPRETED else 2048
-"""Values of a tile [rows, users, users, carriers]."""
+_TILE = 2**20 if _INTERPRETED else 512
+"""Values of a tile."""
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------
@@ -217,10 +217,10 @@ def _joint_kernel(
 
     # Interior points where the optimum lies on the boundary, as power_reference.interior_point.
     room = most - newton_most
-    for method in tl.static_range(2):
-        limit = tl.minimum(interior_most if method == 0 else careful_most, room)
-        centring = interior_centring if method == 0 else careful_centring
-        reach = interior_reach if method == 0 else careful_reach
+    for method in range(2):
+        limit = tl.minimum(tl.where(method == 0, interior_most, careful_most), room)
+        centring = tl.where(method == 0, interior_centring, careful_centring)
+        reach = tl.where(method == 0, interior_reach, careful_reach)
         left = (lives > 1) & ((spread > tolerance) | (spread != spread)) & (room > 0)
         tried = left
         at = tl.where(live, 0.9 * start + 0.1 / count[:, None], 0.0)
@@ -566,11 +566,11 @@ def _slow(what: str) -> None:
     )
 
 
-def _tile(users: int, carriers: int) -> tuple[int, int, int]:
-    """(rows, users, carriers) of a tile, powers of two."""
+def _tile(users: int, carriers: int, pairs: bool) -> tuple[int, int, int]:
+    """(rows, users, carriers) of a tile, powers of two; pairs: it is one of pairs of users."""
     n = triton.next_power_of_2(users)
-    b = min(triton.next_power_of_2(carriers), 1024 if _INTERPRETED else (64 if n <= 2 else 32))
-    return max(1, min(64, _TILE // (n * n * b))), n, b
+    b = min(triton.next_power_of_2(carriers), 1024 if _INTERPRETED else (32 if pairs and n > 4 else 64))
+    return max(1, min(64, _TILE // ((n * n if pairs else n) * b))), n, b
 
 
 def _row_tile(carriers: int, values: int) -> tuple[int, int]:
@@ -614,7 +614,7 @@ def joint(
     g, s, out = _real(gains), _real(symbols), _results(gains)
     searched = power if statistics is None else statistics
     limit = tolerance if gains.dtype == torch.complex128 else min(tolerance, 1e-7)
-    r, n, b = _tile(users, carriers)
+    r, n, b = _tile(users, carriers, True)
     _joint_kernel[(triton.cdiv(rows, r),)](
         g, s, power, noise, searched, torch.view_as_real(out[0]), *out[1:],
         *g.stride()[:3], *s.stride()[:2], *power.stride(), noise.stride(0), *searched.stride(),
@@ -641,12 +641,12 @@ def separable(
         return power_rounded.separable(gains, power, noise, wanted, weights, tolerance, most)
     g, out = _real(gains), _results(gains)
     load = g[..., 0] if weights is None else weights
-    r, n, b = _tile(users, carriers)
+    r, n, b = _tile(users, carriers, False)
     _separable_kernel[(triton.cdiv(rows, r),)](
         g, power, noise, wanted, load, torch.view_as_real(out[0]), *out[1:],
         *g.stride()[:3], *power.stride(), noise.stride(0), *wanted.stride(), *load.stride(),
         rows, users, carriers, float(tolerance), most,
-        R=r, N=n, B=b, WEIGHTED=weights is not None, num_warps=WARPS,
+        R=r, N=n, B=b, WEIGHTED=weights is not None, num_warps=WARPS if n <= 4 else 2 * WARPS,
     )  # fmt: skip
     return out
 
@@ -660,7 +660,7 @@ def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         return power_rounded.water_filling(x, mass, inverse)
     p = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     theta = torch.empty(rows, dtype=x.dtype, device=x.device)
-    r, b = _row_tile(carriers, 4096)
+    r, b = _row_tile(carriers, 4096 // x.element_size())
     _water_kernel[(triton.cdiv(rows, r),)](
         x, mass, p, theta, *x.stride(), mass.stride(0), rows, carriers, INVERSE=inverse, R=r, B=b,
         num_warps=WARPS if b <= 4096 else 16,
@@ -677,7 +677,7 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         return power_rounded.mse_water_filling(gains, weights, power)
     p = torch.empty(gains.shape, dtype=gains.dtype, device=gains.device)
     level = torch.empty(rows, dtype=gains.dtype, device=gains.device)
-    r, b = _row_tile(carriers, 1024)
+    r, b = _row_tile(carriers, 256)
     _mse_kernel[(triton.cdiv(rows, r),)](
         gains, weights, power, p, level, *gains.stride(), *weights.stride(), power.stride(0),
         rows, carriers, R=r, B=b, num_warps=WARPS if b <= 1024 else 16,
@@ -695,7 +695,7 @@ def power_normalize(x: Tensor, power: Tensor, mean: bool) -> Tensor:
     parts = 2 if x.is_complex() else 1
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     v, to = (_real(x), torch.view_as_real(y)) if x.is_complex() else (x, y)
-    r, b = _row_tile(carriers * parts, 2048)
+    r, b = _row_tile(carriers * parts, 1024)
     _normalize_kernel[(triton.cdiv(rows, r),)](
         v, power, to, *v.stride()[:2], power.stride(0), rows, carriers, float(carriers if mean else 1),
         PARTS=parts, R=r, B=b, num_warps=WARPS if b <= 2048 else 16,
@@ -718,35 +718,44 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
         ("tolerance", "factor", "interior_centring", "interior_reach", "careful_centring", "careful_reach"),
         "fp32",
     )
-    for dtype in ("fp32", "fp64"):
-        for users, carriers, more in (
-            (1, 64, False),
-            (2, 64, False),
-            (2, 64, True),
-            (4, 64, False),
-            (8, 64, False),
-        ):
-            r, n, b = _tile(users, carriers)
-            tile = {"R": r, "N": n, "B": b}
-            names = "gains symbols power noise searched transmit alphas mus objectives"
-            types = pointers(names, dtype) | {"steps": "*i32"} | numbers
-            name = f"{users}_users.{dtype}{'.searched' if more else ''}"
-            add(f"joint.{name}", _joint_kernel, types, tile | {"SEARCHED": more}, WARPS)
-            names = "gains power noise wants weights precoder alphas taus objectives"
-            types = pointers(names, dtype) | {"steps": "*i32"} | numbers
-            add(f"separable.{name}", _separable_kernel, types, tile | {"WEIGHTED": more}, WARPS)
-        for carriers in (64, 1024):
-            r, b = _row_tile(carriers, 4096)
-            types = pointers("x masses out thetas", dtype)
-            for inverse in (True, False):
-                name = f"water.{carriers}.{dtype}{'.inverse' if inverse else ''}"
-                add(name, _water_kernel, types, {"INVERSE": inverse, "R": r, "B": b}, WARPS)
-            r, b = _row_tile(carriers, 1024)
-            types = pointers("gains weights power out levels", dtype)
-            add(f"mse_water.{carriers}.{dtype}", _mse_kernel, types, {"R": r, "B": b}, WARPS)
-            r, b = _row_tile(carriers, 2048)
-            types = pointers("x power out", dtype) | numbers
-            for parts in (1, 2):
-                constants = {"PARTS": parts, "R": r, "B": b}
-                add(f"normalize.{carriers}.{parts}.{dtype}", _normalize_kernel, types, constants, WARPS)
+    for dtype, users, more in (
+        ("fp32", 1, False),
+        ("fp32", 2, True),
+        ("fp32", 2, False),
+        ("fp64", 2, False),
+        ("fp32", 4, False),
+        ("fp32", 8, False),
+    ):
+        name = f"{users}_users.{dtype}"
+        types = pointers("gains symbols power noise searched transmit alphas mus objectives", dtype)
+        types |= {"steps": "*i32"} | numbers
+        full = name + (".searched" if more else "")
+        tile = dict(zip("RNB", _tile(users, 64, True), strict=True))
+        add(f"joint.{full}", _joint_kernel, types, tile | {"SEARCHED": more}, WARPS)
+        types = pointers("gains power noise wants weights precoder alphas taus objectives", dtype)
+        types |= {"steps": "*i32"} | numbers
+        full = name + (".weighted" if more else "")
+        tile = dict(zip("RNB", _tile(users, 64, False), strict=True))
+        add(
+            f"separable.{full}",
+            _separable_kernel,
+            types,
+            tile | {"WEIGHTED": more},
+            WARPS if users <= 4 else 2 * WARPS,
+        )
+    for dtype, carriers in (("fp32", 64), ("fp32", 1024), ("fp64", 64)):
+        r, b = _row_tile(carriers, 1024 if dtype == "fp32" else 512)
+        types = pointers("x masses out thetas", dtype)
+        for inverse in (True, False):
+            name = f"water.{carriers}.{dtype}{'.inverse' if inverse else ''}"
+            add(name, _water_kernel, types, {"INVERSE": inverse, "R": r, "B": b}, WARPS)
+        r, b = _row_tile(carriers, 256)
+        types = pointers("gains weights power out levels", dtype)
+        add(f"mse_water.{carriers}.{dtype}", _mse_kernel, types, {"R": r, "B": b}, WARPS)
+        r, b = _row_tile(carriers, 1024)
+        types = pointers("x power out", dtype) | numbers
+        for parts in (1, 2):
+            constants = {"PARTS": parts, "R": r, "B": b}
+            name = f"normalize.{carriers}.{dtype}{'.complex' if parts == 2 else ''}"
+            add(name, _normalize_kernel, types, constants, WARPS)
     return cases

@@ -14,35 +14,58 @@ namespace {
 
 constexpr int64_t kGrain = 256;
 
-// y [width] is -x or 1/g less the least of them, inf for what takes no part; the level above it: sum (level - y)_+ = mass. The least alone
-// would take it to `mass`, so that the level is not above that.
+// A row's level is a chain of short steps (sums across lanes, a division, a branch), so several rows are found at a time.
+constexpr int kTogether = 4;
+
+// What a row is found from and written with; a row that has no level gets `power` everywhere.
 template <class T>
-T level_of(const T* y, int64_t width, T mass) {
+struct WaterRow {
+  T low, mass, level, power, theta;
+  bool known;
+};
+
+// Each y [width] is -x or 1/g less the least of them, inf for what takes no part; the level above it: sum (level - y)_+ = mass. The least
+// alone would take it to `mass`, so that the level is not above that. A row that has settled finds the same sums again.
+template <class T>
+void find_levels(const T* y, int64_t width, WaterRow<T>* rows) {
   using L = Lanes<T>;
   const L one = L{} + T(1);
-  T level = mass, count = static_cast<T>(width + 1);
-  for (;;) {
-    const L limit = L{} + level;
-    L sum = {}, inside = {};
-    for (int64_t k = 0; k < width; k += kWide) {
-      const L v = at(y + k);
-      sum += v <= limit ? v : L{};
-      inside += v <= limit ? one : L{};
+  T count[kTogether];
+  for (int r = 0; r < kTogether; ++r) {
+    rows[r].level = rows[r].mass;
+    count[r] = static_cast<T>(width + 1);
+  }
+  for (bool left = true; left;) {
+    left = false;
+    T sums[kTogether], found[kTogether];
+#pragma GCC unroll 4
+    for (int r = 0; r < kTogether; ++r) {
+      const L limit = L{} + rows[r].level;
+      L sum = {}, inside = {};
+      for (int64_t k = 0; k < width; k += kWide) {
+        const L v = at(y + r * width + k);
+        sum += v <= limit ? v : L{};
+        inside += v <= limit ? one : L{};
+      }
+      sums[r] = total<T>(sum);
+      found[r] = total<T>(inside);
     }
-    const T found = total<T>(inside);
-    if (!(found < count)) return level;
-    count = found;
-    level = (mass + total<T>(sum)) / count;
+    for (int r = 0; r < kTogether; ++r) {
+      const bool fewer = found[r] < count[r];
+      const T level = (rows[r].mass + sums[r]) / found[r];
+      left = left || fewer;
+      count[r] = fewer ? found[r] : count[r];
+      rows[r].level = fewer ? level : rows[r].level;
+    }
   }
 }
 
+// y of a row, and what is known of it before its level is.
 template <class T>
-void water_row(const WaterArgs& a, int64_t row, T* y) {
+WaterRow<T> begin_row(const WaterArgs& a, int64_t row, int64_t width, T* y) {
   using L = Lanes<T>;
-  const int64_t n = a.shape.carriers, width = padded(n);
+  const int64_t n = a.shape.carriers;
   const T inf = static_cast<T>(__builtin_inf()), nan = static_cast<T>(__builtin_nan(""));
-  T* const out = static_cast<T*>(a.power) + row * n;
-  T& theta = static_cast<T*>(a.theta)[row];
   load_real<T>(a.x, row, 0, n, y);
   fill(y + n, width - n, a.inverse ? T(0) : -inf);
   L least = L{} + inf, poison = {};
@@ -53,22 +76,31 @@ void water_row(const WaterArgs& a, int64_t row, T* y) {
     least = cost < least ? cost : least;
     poison += v == v ? L{} : v;  // NOLINT(misc-redundant-expression): not a number
   }
-  const T low = -largest<T>(-least), mass = value_at<T>(a.mass, row, 0);
-  const T bad = total<T>(poison);
+  const T low = -largest<T>(-least), mass = value_at<T>(a.mass, row, 0), bad = total<T>(poison);
   if (!(mass >= 0) || std::isnan(bad) || low == -inf) {
-    fill(out, n, nan);
-    theta = nan;
-    return;
+    fill(y, width, T(0));
+    return {T(0), T(0), T(0), nan, nan, false};
   }
   if (low == inf) {
-    fill(out, n, T(0));
-    theta = -inf;
-    return;
+    fill(y, width, T(0));
+    return {T(0), T(0), T(0), T(0), -inf, false};
   }
   for (int64_t k = 0; k < width; k += kWide) put(y + k, at(y + k) - low);
-  const T level = level_of(y, width, mass);
-  for (int64_t k = 0; k < n; ++k) out[k] = y[k] < level ? level - y[k] : T(0);
-  theta = -(level + low);
+  return {low, mass, mass, T(0), T(0), true};
+}
+
+template <class T>
+void end_row(const WaterArgs& a, int64_t row, const WaterRow<T>& found, const T* y) {
+  using L = Lanes<T>;
+  const int64_t n = a.shape.carriers;
+  T* const out = static_cast<T*>(a.power) + row * n;
+  static_cast<T*>(a.theta)[row] = found.known ? -(found.level + found.low) : found.theta;
+  if (!found.known) return fill(out, n, found.power);
+  const L level = L{} + found.level;
+  for (int64_t k = 0; k < n; k += kWide) {
+    const L v = at(y + k), p = v < level ? level - v : L{};
+    __builtin_memcpy(out + k, &p, n - k >= kWide ? sizeof p : static_cast<size_t>(n - k) * sizeof(T));
+  }
 }
 
 template <class T>
@@ -77,9 +109,16 @@ void water_rows(const WaterArgs& a) {
   parallel_ranges(
       a.shape.rows, a.threads,
       [&](int64_t first, int64_t last) {
+        const int64_t width = padded(a.shape.carriers);
         Room<T> room;
-        T* const y = room.take(padded(a.shape.carriers));
-        for (int64_t row = first; row < last; ++row) water_row(a, row, y);
+        T* const y = room.take(kTogether * width);
+        WaterRow<T> found[kTogether];
+        for (int64_t row = first; row < last; row += kTogether) {
+          const auto here = [&](int r) { return row + r < last ? row + r : last - 1; };  // behind the last, it again
+          for (int r = 0; r < kTogether; ++r) found[r] = begin_row(a, here(r), width, y + r * width);
+          find_levels(y, width, found);
+          for (int r = 0; r < kTogether; ++r) end_row(a, here(r), found[r], y + r * width);
+        }
       },
       kGrain);
 }
