@@ -54,7 +54,9 @@ def test_noise_is_its_cells_own():
 
 def test_a_stopped_run_goes_on_to_the_same_pictures(tiny, whole, tmp_path):
     answer_set(tiny, CANVAS, out=tmp_path)
-    gone = {name: (tmp_path / name).read_bytes() for name in ("Winter_Sea_seed288.png", "Bricks_Cats_seed188.png")}
+    gone = {
+        name: (tmp_path / name).read_bytes() for name in ("Winter_Sea_seed288.png", "Bricks_Cats_seed188.png")
+    }
     for name in gone:
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match="out: expected an empty folder, or resume=True"):
