@@ -13,10 +13,11 @@ from tenfold.diffusion.canvas.judging import FunctionJudge, JudgeWarning, ViTJud
 from tenfold.diffusion.canvas.keys import Key, answer_keys, budget_keys, cell_noise, target_keys
 from tenfold.diffusion.canvas.vocabulary import UNLEARNCANVAS, Canvas
 from tenfold.diffusion.erase.edit import Edit
+from tenfold.diffusion.sampling import generate
 
 CANVAS = Canvas(
-    "small", ("Bricks", "Seed_Images", "Winter"), ("Cats", "Dogs", "Sea"), steps=2, guidance=3.0, resolution=16,
-    seeds=(188, 288),
+    "small", ("Bricks", "Seed_Images", "Winter"), ("Cats", "Dogs", "Sea"), steps=2, guidance=3.0,
+    resolution=16, seeds=(188, 288),
 )  # fmt: skip
 
 
@@ -146,13 +147,12 @@ def test_arguments(tiny):
     with pytest.raises(ValueError, match="cells: expected each once"):
         answer_set(tiny, CANVAS, cells=[("Winter", "Sea"), ("winter", "sea")])
     with pytest.raises(ValueError, match="latents: expected a tensor"):
-        from tenfold.diffusion import generate
-
         generate(tiny, ["a cat"], [0], latents=torch.zeros(1, 3, 8, 8))
 
 
 def judges(bad=None, skip=()):
-    """Judges that read the red or green mean; the style judge has its classes in another order, and one more."""
+    """Judges that read the red or green mean; the style judge has its classes in another order, and one
+    more."""
 
     def seen(channel, classes):
         def function(images):
@@ -203,7 +203,7 @@ def test_judges_that_do_not_fit(whole):
     wrong = FunctionJudge("wrong", CANVAS.styles, lambda images: images)
     with pytest.raises(TypeError, match=r"style_judge: expected logits \[18, 3\]"):
         judge_answers(whole, wrong, judges()[1])
-    with pytest.raises(ValueError, match="style50.pth, a pickle"):
+    with pytest.raises(ValueError, match=r"style50\.pth, a pickle"):
         ViTJudge("style50.pth")
 
 
@@ -212,8 +212,9 @@ def test_a_vit_folder_is_a_judge(tmp_path, whole):
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
-        id2label=dict(enumerate(CANVAS.styles)), label2id={n: i for i, n in enumerate(CANVAS.styles)},
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, id2label=dict(enumerate(CANVAS.styles)),
+        label2id={n: i for i, n in enumerate(CANVAS.styles)},
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     judge = ViTJudge(tmp_path / "vit")

@@ -43,8 +43,8 @@ def test_vgg_losses_by_numpy():
 
 
 def test_losses_compare_the_result_itself():
-    """The result is scored against the truth, not a network's output of both: equal pictures lose nothing, and
-    content does not see a change of every channel's mean and deviation, which style does."""
+    """The result is scored against the truth, not a network's output of both: equal pictures lose nothing,
+    and content does not see a change of every channel's mean and deviation, which style does."""
     same = layers(0)
     content, style = vgg_losses(same, same)
     assert content.abs().max() == style.abs().max() == 0

@@ -77,7 +77,7 @@ def test_captions_go_round():
     for compat in ("exact", "reference"):
         for cell in SMALL.cells:
             assert parse_caption(SMALL, caption(SMALL, *cell, compat=compat)) == cell
-    with pytest.raises(ValueError, match="text: expected 'A {object}"):
+    with pytest.raises(ValueError, match=r"text: expected 'A \{object\}"):
         parse_caption(SMALL, "a cat")
 
 

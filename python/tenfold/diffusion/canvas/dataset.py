@@ -24,7 +24,8 @@ __all__ = ["PER_CELL", "SPLITS", "CanvasData", "caption", "parse_caption", "read
 
 PER_CELL = 20
 SPLITS = {"train": tuple(range(1, 19)), "test": (19, 20), "all": tuple(range(1, 21))}
-"""Numbers of the pictures. The published script validates on number 19 counted from 0, which it trained on."""
+"""Numbers of the pictures. The published script validates on number 19 counted from 0, which it trained
+on."""
 _ENDINGS = (".jpg", ".png", ".jpeg")
 _CAPTION = re.compile(r"an? (?P<object>.+?) image in (?P<style>.+?) style\.?", re.IGNORECASE)
 

@@ -1,4 +1,5 @@
-"""Results as files: lines of JSON, a matrix, tables in the paper's order, and the published `.pth` results."""
+"""Results as files: lines of JSON, a matrix, tables in the paper's order, and the published `.pth`
+results."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def read_results(path: str | Path) -> list[Score]:
             data["ua"] = Rate(**data["ua"])
             data["costs"] = Costs(**data["costs"]) if data["costs"] else None
             found.append(Score(**data))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:  # noqa: PERF203
             raise ValueError(
                 f"{path}, line {number}: expected a score, got another line ({error})"
             ) from error
@@ -166,7 +167,10 @@ def _shown(rows: dict[str, dict[str, float | None]], fid: str, *, latex: bool) -
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
     body = "".join(f"{' & '.join(map(_escaped, line))} \\\\\n" for line in cells)
     head = f"{' & '.join(map(_escaped, heads))} \\\\\n"
-    return f"\\begin{{tabular}}{{l*{{{len(COLUMNS)}}}{{r}}}}\n\\hline\n{head}\\hline\n{body}\\hline\n\\end{{tabular}}\n"
+    return (
+        f"\\begin{{tabular}}{{l*{{{len(COLUMNS)}}}{{r}}}}\n\\hline\n{head}\\hline\n{body}"
+        "\\hline\n\\end{tabular}\n"
+    )
 
 
 def _number(column: str, value: float | None) -> str:
@@ -221,7 +225,8 @@ def read_published_result(path: str | Path, canvas: Canvas, domain: str) -> Conc
             confusion[i, classes.index(label)] = int(count)
     table = ConceptTable(
         domain, names, classes, confusion,
-        np.array([float(data["pred_loss"][n]) for n in names]), np.array([float(data["loss"][n]) for n in names]),
+        np.array([float(data["pred_loss"][n]) for n in names]),
+        np.array([float(data["loss"][n]) for n in names]),
     )  # fmt: skip
     for name, share in zip(names, table.shares, strict=True):
         if abs(float(data["acc"][name]) - share) > 1e-5:
@@ -238,10 +243,17 @@ def write_published_result(
     value = {
         "test_theme": target,
         "input_dir": input_dir,
-        "loss": {n: torch.tensor(float(v), dtype=torch.float64) for n, v in zip(table.names, table.loss)},
-        "acc": {n: torch.tensor(float(v), dtype=torch.float64) for n, v in zip(table.names, table.shares)},
+        "loss": {
+            n: torch.tensor(float(v), dtype=torch.float64)
+            for n, v in zip(table.names, table.loss, strict=True)
+        },
+        "acc": {
+            n: torch.tensor(float(v), dtype=torch.float64)
+            for n, v in zip(table.names, table.shares, strict=True)
+        },
         "pred_loss": {
-            n: torch.tensor(float(v), dtype=torch.float64) for n, v in zip(table.names, table.chance)
+            n: torch.tensor(float(v), dtype=torch.float64)
+            for n, v in zip(table.names, table.chance, strict=True)
         },
         "misclassified": {
             n: {c: int(v) for c, v in zip(table.classes, row, strict=True)}

@@ -1,8 +1,8 @@
 """What two judges, one of styles and one of objects, see in an answer set.
 
 A judge is a callable from pictures, float32 [B, 3, H, W] in [0, 1], to logits [B, K], with a `name` and its
-`classes`, K names. They are matched with the canvas' names whatever their case, spaces and underscores; a judge
-may know more classes than the canvas has, never fewer.
+`classes`, K names. They are matched with the canvas' names whatever their case, spaces and underscores; a
+judge may know more classes than the canvas has, never fewer.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class FunctionJudge:
 class ViTJudge:
     """A `ViTForImageClassification` (or another image classifier of transformers) from its folder.
 
-    Pictures are squeezed to the model's square (Pillow's bilinear filter, the shape is not kept) and brought to
-    (x - 0.5) / 0.5, as the published judges (ViT-L/16, 51 styles and 20 objects) read them.
+    Pictures are squeezed to the model's square (Pillow's bilinear filter, the shape is not kept) and
+    brought to (x - 0.5) / 0.5, as the published judges (ViT-L/16, 51 styles and 20 objects) read them.
 
     model: folder or hub id, safetensors. The published `style50.pth` and `style50_cls.pth` are pickles of a
     timm model and are not read: their weights must have been brought into such a folder, the names of its
@@ -212,8 +212,8 @@ class Predictions:
             share = self.accuracy(domain)
             if share < at_least:
                 found.append(
-                    f"the {domain} judge {judge!r} is right on {100 * share:.1f} % of the base model's pictures, "
-                    f"less than {100 * at_least:.0f} %: its answers on edited models say little"
+                    f"the {domain} judge {judge!r} is right on {100 * share:.1f} % of the base model's "
+                    f"pictures, less than {100 * at_least:.0f} %: its answers on edited models say little"
                 )
         return found
 

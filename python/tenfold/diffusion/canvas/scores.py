@@ -172,8 +172,8 @@ def score(
         target: a style or an object; that of the answer set if None.
         seed_images: whether the photographs count among the styles that are retained ("include", as the
             published code does) or not.
-        cra: "all": over all pictures, those drawn with the target too (as the code); "exclude_target": without
-            them (as the published text may be read).
+        cra: "all": over all pictures, those drawn with the target too (as the code); "exclude_target":
+            without them (as the published text may be read).
         base: predictions of the unedited model, for `delta`. costs, fid ({name, value, n}): kept beside.
 
     Raises:
@@ -319,7 +319,10 @@ def _summary(method: str, domain: str, group: list[Score]) -> Summary:
     columns = [np.array(values) for values in zip(*((s.ua.value, s.ira, s.cra) for s in group), strict=True)]
     means = [float(values.mean()) for values in columns]
     intervals = [bootstrap_mean(values) for values in columns]
-    return Summary(method, domain, len(group), *means, *intervals, _mean_fid(group), _mean_costs(group))
+    return Summary(
+        method, domain, len(group), means[0], means[1], means[2], intervals[0], intervals[1], intervals[2],
+        _mean_fid(group), _mean_costs(group),
+    )  # fmt: skip
 
 
 def _mean_fid(group: list[Score]) -> dict[str, Any] | None:

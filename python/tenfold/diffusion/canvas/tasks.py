@@ -30,7 +30,8 @@ CATASTROPHIC = 0.5
 
 @dataclass(frozen=True)
 class FinerScore:
-    """Of a model that unlearned one style with one object only; each of `FINER_FORMULA`, with its interval."""
+    """Of a model that unlearned one style with one object only; each of `FINER_FORMULA`, with its
+    interval."""
 
     method: str
     style: str

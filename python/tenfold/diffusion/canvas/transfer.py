@@ -1,7 +1,7 @@
 """The style-transfer benchmark: stylised photographs against the data set's own stylisation of them.
 
-For each of 60 styles and 20 objects, contents are photographs 19 and 20, references are pictures 1 to 18 of the
-style, and the truth is the same object's picture 19 or 20 in that style: 43,200 results,
+For each of 60 styles and 20 objects, contents are photographs 19 and 20, references are pictures 1 to 18 of
+the style, and the truth is the same object's picture 19 or 20 in that style: 43,200 results,
 `ROOT/{Style}/{Object}_test{19|20}_ref{1..18}.jpg`. Features come from a callable that the user gives: no weights
 of VGG or ViT are in the package.
 """
@@ -30,12 +30,13 @@ VIT_BLOCKS = (3, 7, 11, 15, 19, 23)
 """Blocks of ViT-L whose tokens the published loss compares, from 0."""
 _EPS = 1e-5
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""Pictures float32 [B, 3, H, W] in [0, 1] -> feature maps [B, c, h, w] (VGG) or token maps [B, n, d] (ViT)."""
+"""Pictures float32 [B, 3, H, W] in [0, 1] -> feature maps [B, c, h, w] (VGG) or token maps [B, n, d]
+(ViT)."""
 
 
 def channel_stats(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [B, c] of each channel of [B, c, h, w]: unbiased variance + 1e-5, as in AdaIN
-    (Huang and Belongie, arXiv 1703.06868).
+    """Mean and standard deviation [B, c] of each channel of [B, c, h, w]: unbiased variance + 1e-5, as in
+    AdaIN (Huang and Belongie, arXiv 1703.06868).
 
     Raises:
         ValueError: another shape, or fewer than two positions.
@@ -64,8 +65,8 @@ def _mse(a: Tensor, b: Tensor) -> Tensor:
 def vgg_losses(result: Sequence[Tensor], truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(content [B], style [B]) of a result against the true stylisation.
 
-    content: squared error of relu4_1 and relu5_1, each channel brought to mean 0 and deviation 1. style: squared
-    errors of the channels' means and deviations, summed over the layers.
+    content: squared error of relu4_1 and relu5_1, each channel brought to mean 0 and deviation 1. style:
+    squared errors of the channels' means and deviations, summed over the layers.
 
     Args:
         result, truth: relu1_1, relu2_1, relu3_1, relu4_1, relu5_1, each [B, c, h, w]. (The published script
@@ -103,8 +104,8 @@ def vit_loss(result: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
 
 
 def gram_loss(result: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """[B]: squared error of Gram matrices F F^T / (c h w), summed over layers [B, c, h, w] (Gatys et al., arXiv
-    1508.06576). Not among the published losses."""
+    """[B]: squared error of Gram matrices F F^T / (c h w), summed over layers [B, c, h, w] (Gatys et al.,
+    arXiv 1508.06576). Not among the published losses."""
     _same(result, truth)
     total = [_mse(_gram(a), _gram(b)) for a, b in zip(result, truth, strict=True)]
     return torch.stack(total).sum(0)
@@ -116,8 +117,8 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def art_fid(lpips: float, fid: float) -> float:
-    """(1 + mean LPIPS of contents and results) (1 + FID of style pictures and results), Wright and Ommer, arXiv
-    2207.12280. Not among the published losses."""
+    """(1 + mean LPIPS of contents and results) (1 + FID of style pictures and results), Wright and Ommer,
+    arXiv 2207.12280. Not among the published losses."""
     return (1 + _checks.real("lpips", lpips, at_least=0.0)) * (1 + _checks.real("fid", fid, at_least=0.0))
 
 
@@ -176,7 +177,8 @@ def transfer_scores(
     """Losses of results against truths.
 
     Args:
-        pairs: of `transfer_pairs`. features: see `Features`. kind: "vgg" (content and style), "vit" or "gram".
+        pairs: of `transfer_pairs`. features: see `Features`. kind: "vgg" (content and style), "vit" or
+        "gram".
 
     Returns:
         {"styles": {style: {loss: Statistics}}, "objects": ..., "overall": {loss: Statistics}}; losses are
