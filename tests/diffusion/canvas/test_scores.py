@@ -8,11 +8,13 @@ pytest.importorskip("torch")
 from tenfold.diffusion.attack.asr import wilson
 from tenfold.diffusion.attack.logs import CaseLog, Entry
 from tenfold.diffusion.canvas.files import (
+    read_answers_json,
     read_matrix,
     read_published_result,
     read_results,
     reference_results,
     table_rows,
+    write_answers_json,
     write_matrix,
     write_published_result,
     write_results,
@@ -189,6 +191,18 @@ def test_summaries_tables_and_files(tmp_path):
     assert f"{100 * style.ua:.2f} & {100 * style.ira:.2f}" in (tmp_path / "a.tex").read_text()
     with pytest.raises(ValueError, match="each target of 'ESD' once"):
         summarise([*scores, scores[0]])
+
+
+def test_judged_answers_as_json(tmp_path):
+    found = predictions()
+    write_answers_json(tmp_path / "answers.json", found)
+    read = read_answers_json(tmp_path / "answers.json")
+    assert (read.canvas, read.keys, read.style_classes) == (CANVAS, found.keys, found.style_classes)
+    np.testing.assert_array_equal(read.style_log, found.style_log)
+    assert score(read) == score(found)
+    (tmp_path / "answers.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected judged answers"):
+        read_answers_json(tmp_path / "answers.json")
 
 
 def test_the_published_table():

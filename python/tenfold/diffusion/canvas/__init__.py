@@ -26,7 +26,7 @@ _HOMES = {
     "finer_scores": "tasks", "robust_scores": "tasks", "sequential_scores": "tasks",
     "CanvasData": "dataset", "caption": "dataset", "parse_caption": "dataset", "read_parquet": "dataset",
     "write_tree": "dataset",
-    "read_matrix": "files", "read_published_result": "files", "read_results": "files",
+    "read_answers_json": "files", "write_answers_json": "files", "read_matrix": "files", "read_published_result": "files", "read_results": "files",
     "reference_results": "files", "table_rows": "files", "write_matrix": "files",
     "write_published_result": "files", "write_results": "files", "write_table": "files",
     "art_fid": "transfer", "gram_loss": "transfer", "transfer_pairs": "transfer",

@@ -16,17 +16,21 @@ import torch
 
 from tenfold import _checks
 from tenfold.diffusion.attack.asr import Rate
+from tenfold.diffusion.canvas.judging import Predictions
+from tenfold.diffusion.canvas.keys import Key
 from tenfold.diffusion.canvas.scores import ConceptTable, Costs, Score, Summary, score_matrix
 from tenfold.diffusion.canvas.vocabulary import Canvas
-from tenfold.runs.files import replacing, write_text
+from tenfold.runs.files import read_json, replacing, write_json, write_text
 
 __all__ = [
     "COLUMNS",
+    "read_answers_json",
     "read_matrix",
     "read_published_result",
     "read_results",
     "reference_results",
     "table_rows",
+    "write_answers_json",
     "write_matrix",
     "write_published_result",
     "write_results",
@@ -79,6 +83,44 @@ def read_results(path: str | Path) -> list[Score]:
                 f"{path}, line {number}: expected a score, got another line ({error})"
             ) from error
     return found
+
+
+def write_answers_json(path: str | Path, predictions: Predictions) -> None:
+    """`answers.json`: the prompt's style, object and seed of each picture, and both judges' log-probabilities;
+    `read_answers_json` gives the same numbers."""
+    value = {
+        "schema": "tenfold.judged/1",
+        "method": predictions.method,
+        "target": predictions.target,
+        "canvas": predictions.canvas.to_plain(),
+        "judges": list(predictions.judges),
+        "style_classes": list(predictions.style_classes),
+        "object_classes": list(predictions.object_classes),
+        "answers": [
+            {"style": k.style, "object": k.object, "seed": k.seed, "style_log": s.tolist(),
+             "object_log": o.tolist()}
+            for k, s, o in zip(predictions.keys, predictions.style_log, predictions.object_log, strict=True)
+        ],
+    }  # fmt: skip
+    write_json(Path(path), value)
+
+
+def read_answers_json(path: str | Path) -> Predictions:
+    """What `write_answers_json` wrote; judges' cards are not kept.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    data = read_json(Path(path))
+    if not isinstance(data, dict) or data.get("schema") != "tenfold.judged/1":
+        _checks.fail(ValueError, str(path), "judged answers (tenfold.judged/1)", str(data)[:60])
+    rows = data["answers"]
+    logs = [np.array([row[name] for row in rows], np.float64) for name in ("style_log", "object_log")]
+    return Predictions(
+        Canvas(**data["canvas"]), tuple(Key(r["style"], r["object"], r["seed"]) for r in rows),
+        tuple(data["style_classes"]), tuple(data["object_classes"]), logs[0], logs[1], data["method"],
+        data["target"], (data["judges"][0], data["judges"][1]),
+    )  # fmt: skip
 
 
 def write_matrix(path: str | Path, scores: Sequence[Score]) -> None:

@@ -20,8 +20,8 @@ __all__ = [
 ]  # fmt: skip
 
 FINER_FORMULA = (
-    "target (s*, o*): UA = share of its pictures not judged both s* and o*; SC = style right on (s*, o != o*); "
-    "OC = object right on (s != s*, o*); UP = both right on (s != s*, o != o*)"
+    "target (s*, o*): UA = share of its pictures not judged both s* and o*; SC = style right on "
+    "(s*, o != o*); OC = object right on (s != s*, o*); UP = both right on (s != s*, o != o*)"
 )
 """The published text names these quantities without formulas; a report prints those that are used here."""
 CATASTROPHIC = 0.5
@@ -75,7 +75,7 @@ class SequentialScore:
 
     ua: float [n, n], ua[i, t] of target i after step t; NaN above the diagonal (t < i), where target i is not
     yet unlearned. ra_style, ra_object: [n + 1], mean share of the concepts that are in no T_1 .. T_t; entry 0
-    is the base model's, over the concepts that no step unlearns or all: those that are left at t.
+    is the base model's, over all.
     base_style, base_object: [n + 1], the base model's share of the same concepts at each t.
     rebound: [n], the best UA of a target so far minus its last. catastrophic: [n + 1], whether a retain
     accuracy is below half of the base model's, RA[0].

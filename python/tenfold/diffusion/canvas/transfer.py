@@ -2,8 +2,8 @@
 
 For each of 60 styles and 20 objects, contents are photographs 19 and 20, references are pictures 1 to 18 of
 the style, and the truth is the same object's picture 19 or 20 in that style: 43,200 results,
-`ROOT/{Style}/{Object}_test{19|20}_ref{1..18}.jpg`. Features come from a callable that the user gives: no weights
-of VGG or ViT are in the package.
+`ROOT/{Style}/{Object}_test{19|20}_ref{1..18}.jpg`. Features come from a callable that the user gives: no
+weights of VGG or ViT are in the package.
 """
 
 from __future__ import annotations
