@@ -86,7 +86,7 @@ def read_results(path: str | Path) -> list[Score]:
 
 
 def write_answers_json(path: str | Path, predictions: Predictions) -> None:
-    """`answers.json`: the prompt's style, object and seed of each picture, and both judges' log-probabilities;
+    """`answers.json`: the prompt's style, object and seed of each picture, both judges' log-probabilities;
     `read_answers_json` gives the same numbers."""
     value = {
         "schema": "tenfold.judged/1",
