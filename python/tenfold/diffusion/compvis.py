@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tenfold import _checks
 
-__all__ = ["unet_keys"]
+__all__ = ["compvis_keys", "unet_keys"]
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -59,6 +59,61 @@ def unet_keys(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
             tensor = tensor.flatten(1)  # 1 x 1 convolutions there, linear layers here
         renamed[name] = tensor
     return renamed
+
+
+def compvis_keys(state: dict[str, Tensor], config: Any, *, prefix: str = _PREFIX) -> dict[str, Tensor]:
+    """The weights of a `UNet2DConditionModel` under CompVis' names: `unet_keys` the other way.
+
+    Args:
+        prefix: before every name; CompVis' scripts read "model.diffusion_model.", "" leaves it out.
+
+    Raises:
+        ValueError: the configuration has more than one number of layers per block; a name is no such UNet's.
+    """
+    layers = config["layers_per_block"]
+    if not isinstance(layers, int):
+        _checks.fail(ValueError, "layers_per_block", "one number for all levels", layers)
+    attended = {key.split(".")[1] for key in state if re.match(r"up_blocks\.\d+\.attentions\.", key)}
+    renamed = {}
+    for key, tensor in state.items():
+        name = _compvis_name(key, layers, attended)
+        if name is None:
+            _checks.fail(ValueError, "state", "names of a UNet2DConditionModel", repr(key))
+        if key.endswith((".proj_in.weight", ".proj_out.weight")) and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        renamed[prefix + name] = tensor
+    return renamed
+
+
+def _compvis_name(key: str, layers: int, attended: set[str]) -> str | None:
+    for old, new in _OUTSIDE.items():
+        if key.startswith(new):
+            return old + key[len(new) :]
+    middle = re.match(r"mid_block\.(resnets|attentions)\.([01])\.(.+)", key)
+    if middle:
+        place = 1 if middle[1] == "attentions" else 2 * int(middle[2])
+        return f"middle_block.{place}.{_outer(middle[3], middle[1])}"
+    block = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", key)
+    if block:
+        side, level, kind, layer = block[1], int(block[2]), block[3], int(block[4])
+        number = level * (layers + 1) + layer + (side == "down")
+        part = int(kind == "attentions")
+        return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{part}.{_outer(block[5], kind)}"
+    sample = re.match(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv\.(.+)", key)
+    if not sample:
+        return None
+    last = int(sample[2]) * (layers + 1) + layers
+    if sample[1] == "down":
+        return f"input_blocks.{last + 1}.0.op.{sample[3]}"
+    return f"output_blocks.{last}.{2 if sample[2] in attended else 1}.conv.{sample[3]}"
+
+
+def _outer(rest: str, kind: str) -> str:
+    """Names within a residual block; those within attention are the same in both."""
+    for old, new in _RESNET.items() if kind == "resnets" else ():
+        if rest.startswith(f"{new}."):
+            return old + rest[len(new) :]
+    return rest
 
 
 def _name(key: str, layers: int) -> str:

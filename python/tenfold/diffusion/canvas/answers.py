@@ -40,8 +40,9 @@ REFERENCE_SAMPLING: dict[str, dict[str, Any]] = {
     "SPM": {"steps": 100, "guidance": 7.5},
     "FMN": {"steps": 100, "guidance": 9.0},
 }
-"""Sampler, steps and guidance that the published scripts use for each method, where they are the method's own.
-The SPM script also has a long negative prompt. A table made with these compares samplers as well as methods."""
+"""Sampler, steps and guidance that the published scripts use for each method, where they are the method's
+own. The SPM script also has a long negative prompt. A table made with these compares samplers as well as
+methods."""
 
 
 @dataclass(eq=False)
@@ -51,7 +52,8 @@ class AnswerSet:
     canvas: what was asked. keys: the pictures that there are, in order. method, target: which edit made them;
     both "" for the base model. about: settings, as the manifest has them.
     images: uint8 [N, c, H, W], or None where they lie in files. folder, paths: those.
-    seconds: of making them. peak_bytes: device memory at most, 0 on a CPU. extra: files that belong to no key.
+    seconds: of making them. peak_bytes: device memory at most, 0 on a CPU. extra: files that belong to no
+    key.
     """
 
     canvas: Canvas

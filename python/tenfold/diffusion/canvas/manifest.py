@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tenfold.diffusion.canvas.vocabulary import Canvas
 
 __all__ = [
-    "ENDINGS", "MANIFEST", "begin", "join", "match", "read_manifest", "read_pictures", "settings_of", "verify",
-    "write_manifest", "write_picture",
+    "ENDINGS", "MANIFEST", "begin", "join", "match", "read_manifest", "read_pictures", "settings_of",
+    "verify", "write_manifest", "write_picture",
 ]  # fmt: skip
 
 ENDINGS = ("png", "jpg")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from tenfold import _checks
 
@@ -159,7 +159,7 @@ def _one_of(what: str, name: Any, names: tuple[str, ...], canvas: str) -> str:
     _unknown(what, name, names, f"one of the {what}s of {canvas}")
 
 
-def _unknown(what: str, name: str, names: tuple[str, ...], expected: str) -> Any:
+def _unknown(what: str, name: str, names: tuple[str, ...], expected: str) -> NoReturn:
     by_plain = {plain_name(one): one for one in names}
     near = difflib.get_close_matches(plain_name(name), by_plain, n=3, cutoff=0.4) or list(by_plain)[:3]
     closest = ", ".join(by_plain[one] for one in near)
