@@ -8,7 +8,7 @@ from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import tokenize, word_table
 
-__all__ = ["Concept", "check_fit", "check_words"]
+__all__ = ["Concept", "check_fit", "check_words", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Concept:
         """Each prompt with its anchor."""
         anchors = self.anchors or ("",)
         return list(zip(self.prompts, anchors * (len(self.prompts) // len(anchors)), strict=True))
+
+
+def words_of(concept: Concept) -> tuple[str, ...]:
+    """The words that mean a concept, with blanks for underscores: its name where a prompt has it, as
+    "Van_Gogh" in "A Dogs image in Van Gogh style."; else its prompts."""
+    name = " ".join(concept.name.replace("_", " ").split())
+    if any(name.lower() in prompt.replace("_", " ").lower() for prompt in concept.prompts):
+        return (name,)
+    return concept.prompts
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
