@@ -1,0 +1,228 @@
+"""Forget-Me-Not: cross attention is steered away from a concept (Zhang et al., arXiv 2303.17591).
+
+First the concept is inverted: word embeddings are found that stand for what its pictures show. Then weights are
+trained so that no position of a noisy picture of it looks at those words:
+
+    loss = | cross-attention probabilities at the concept's and the end tokens |_2
+
+over all layers, heads and positions. Nothing says what is to be made instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.erase.attention import attn_column_norm, record
+from tenfold.diffusion.erase.bank import rng_of
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
+from tenfold.diffusion.erase.edit import Edit, weights_edit
+from tenfold.diffusion.erase.inversion import (
+    denoising_loss,
+    pull_norms,
+    slots_of,
+    start_vectors,
+    usual_norm,
+)
+from tenfold.diffusion.erase.loop import Loop, Progress, check_trainable, run
+from tenfold.diffusion.erase.trainable import UNET_METHODS, trainable
+from tenfold.diffusion.sampling import generate
+
+__all__ = ["FMN"]
+
+VECTORS, PICTURES, ORDER, DRAW = range(4)
+
+
+@dataclass(frozen=True)
+class FMN:
+    """Defaults: UnlearnCanvas' for a style; `object()` has those for an object.
+
+    train_method: weights that are trained (`trainable`); "xattn" for styles, "full" for objects.
+    template, inversion_template: prompts with {} for the concept, for the training and for the inversion.
+    lr, weight_decay, clip, iterations, batch: of AdamW in the training; clip is the largest norm of a gradient.
+    end_tokens: attention to the end tokens is taken away too (published: use_pooler).
+    placeholders: embeddings that stand for the concept; the first ones start at its own words', the others at
+    random. None: as many as its words have. inversion_steps, inversion_lr, inversion_decay: of AdamW; with 0
+    steps the words' own embeddings are used. norm: that embeddings are pulled to; None, the usual one.
+    pictures: that the model makes of the concept's prompts where the concept has no data of its own; steps,
+    guidance: of the sampler then. size: side of the pictures in pixels; None, the model's own.
+    """
+
+    train_method: str = "xattn"
+    template: str = "an image in {} Style"
+    inversion_template: str = "an image in {} Style"
+    lr: float = 2e-5
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    iterations: int = 100
+    batch: int = 1
+    end_tokens: bool = True
+    placeholders: int | None = 10
+    inversion_steps: int = 500
+    inversion_lr: float = 1e-4
+    inversion_decay: float = 0.1
+    norm: float | None = 0.4
+    pictures: int = 20
+    steps: int = 50
+    guidance: float = 7.5
+    size: int | None = None
+
+    name: ClassVar[str] = "fmn"
+
+    def __post_init__(self) -> None:
+        _checks.choice("train_method", self.train_method, UNET_METHODS)
+        for name in ("template", "inversion_template"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or text.count("{}") != 1:
+                _checks.fail(ValueError, name, "a text with one {}", _checks.describe(text))
+        for name, low in (
+            ("iterations", 1), ("batch", 1), ("inversion_steps", 0), ("pictures", 1), ("steps", 1),
+        ):  # fmt: skip
+            _checks.integer(name, getattr(self, name), low, 10**7)
+        for name in ("placeholders", "size"):
+            if getattr(self, name) is not None:
+                _checks.integer(name, getattr(self, name), 1, 2**16)
+        for name in ("lr", "inversion_lr", "clip"):
+            _checks.real(name, getattr(self, name), positive=True)
+        for name in ("weight_decay", "inversion_decay", "guidance"):
+            _checks.real(name, getattr(self, name), at_least=0.0)
+        if self.norm is not None:
+            _checks.real("norm", self.norm, positive=True)
+        if not isinstance(self.end_tokens, bool):
+            _checks.fail(TypeError, "end_tokens", "True or False", _checks.describe(self.end_tokens))
+
+    @classmethod
+    def object(cls, **changes: Any) -> FMN:
+        """UnlearnCanvas' setting for an object."""
+        own = cls(
+            train_method="full", template="a {} image", inversion_template="an image of {}", pictures=51
+        )
+        return replace(own, **changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> FMN:
+        """For a model of a few million weights."""
+        own = cls(
+            lr=1e-4, iterations=40, batch=4, placeholders=None, norm=None, inversion_steps=20,
+            inversion_lr=1e-3, steps=12, guidance=3.0,
+        )  # fmt: skip
+        return replace(own, **changes)
+
+    def fit(
+        self,
+        bundle: Bundle,
+        concept: Concept,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        state: dict[str, Any] | None = None,
+        on_state: Callable[[dict[str, Any]], None] | None = None,
+        state_every: int = 50,
+    ) -> Edit:
+        """Invert, then train; `bundle` stays as it is. Iterations count over both. Arguments and errors as of
+        `ESD.fit`."""
+        check_fit(bundle, concept, seed)
+        check_trainable(bundle)
+        check_words(bundle, concept.prompts)
+        loop = _Training(self, bundle, concept, seed)
+        return run(loop, progress=progress, state=state, on_state=on_state, state_every=state_every)
+
+
+class _Training(Loop):
+    def __init__(self, method: FMN, bundle: Bundle, concept: Concept, seed: int):
+        super().__init__(method, bundle, concept, seed, method.inversion_steps + method.iterations)
+        for module in bundle.modules().values():
+            module.requires_grad_(False)
+        self.clean = _pictures(method, bundle, concept, seed)
+        rng = rng_of(seed, VECTORS)
+        self.vectors = start_vectors(bundle, words_of(concept)[0], method.placeholders, rng).requires_grad_()
+        self.norm = usual_norm(bundle) if method.norm is None else method.norm
+        self.slots, self.inverted = (
+            slots_of(bundle, text, len(self.vectors)) for text in (method.template, method.inversion_template)
+        )
+        unet = copy.deepcopy(bundle.unet)
+        self.student = bundle.replace(unet=unet)
+        self.chosen = trainable(unet, method.train_method)
+        for parameter in self.chosen.values():
+            parameter.requires_grad_()
+        self.parameters = {"placeholders": self.vectors, **self.chosen}
+        self.optimizers = [
+            torch.optim.AdamW([self.vectors], lr=method.inversion_lr, weight_decay=method.inversion_decay),
+            torch.optim.AdamW(self.chosen.values(), lr=method.lr, weight_decay=method.weight_decay),
+        ]
+
+    def iterate(self) -> dict[str, float]:
+        clean, noise, t = self._draw()
+        if self.done < self.method.inversion_steps:
+            return self._invert(clean, noise, t)
+        return self._steer(clean, noise, t)
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, each once in a pass over all, with noise and timesteps."""
+        batch, count = self.method.batch, len(self.clean)
+        rows = []
+        for place in range(self.done * batch, (self.done + 1) * batch):
+            epoch, at = divmod(place, count)
+            rows.append(int(rng_of(self.seed, ORDER, epoch).permutation(count)[at]))
+        rng = rng_of(self.seed, DRAW, self.done)
+        clean = self.clean[rows]
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype="float32")).to(clean)
+        return clean, noise, torch.from_numpy(rng.integers(len(self.original.schedule), size=batch)).to(clean.device)
+
+    def _invert(self, clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
+        states = self.inverted.states(self.original, self.vectors)
+        loss = denoising_loss(self.original, clean, noise, t, states)
+        self.finite(loss, "inversion loss", t)
+        self._step(0, loss)
+        pull_norms(self.vectors, self.method.inversion_lr, self.norm)
+        return {"loss": float(loss.detach())}
+
+    def _steer(self, clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
+        with torch.no_grad():
+            states = self.slots.states(self.original, self.vectors).expand(len(clean), -1, -1)
+        columns = self.slots.places | self.slots.end if self.method.end_tokens else self.slots.places
+        mask = columns.expand(len(clean), -1)
+        z = self.original.schedule.add_noise(clean, noise, t)
+        with record(self.student.unet, "attn2") as recorded:
+            self.student.unet_output(z, t, states)
+        squares = [attn_column_norm(r.q, r.k, mask, r.scale) for r in recorded]
+        loss = torch.stack(squares).sum().sqrt()
+        self.finite(loss, "loss", t)
+        self._step(1, loss)
+        return {"loss": float(loss.detach())}
+
+    def _step(self, which: int, loss: Tensor) -> None:
+        optimizer = self.optimizers[which]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if which == 1:
+            torch.nn.utils.clip_grad_norm_(self.chosen.values(), self.method.clip)
+        optimizer.step()
+
+    def edit(self) -> Edit:
+        details = {
+            "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
+            "seed": self.seed, "base": self.original.name, "base_sha256": self.base_sha256,
+            "trained": len(self.chosen), "pictures": len(self.clean), "losses": self.losses,
+        }  # fmt: skip
+        self.student.unet.requires_grad_(False)
+        return weights_edit(self.student.unet, "unet", list(self.chosen), details)
+
+
+def _pictures(method: FMN, bundle: Bundle, concept: Concept, seed: int) -> Tensor:
+    """Latents [N, C, h, w] of pictures of the concept."""
+    prompts = [concept.prompts[i % len(concept.prompts)] for i in range(method.pictures)]
+    seeds = rng_of(seed, PICTURES).integers(2**32, size=len(prompts)).tolist()
+    images = generate(
+        bundle, prompts, seeds, steps=method.steps, guidance=method.guidance, height=method.size,
+        width=method.size,
+    )  # fmt: skip
+    with torch.no_grad():
+        return torch.cat([bundle.encode_images(part) for part in images.split(8)])
