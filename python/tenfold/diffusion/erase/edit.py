@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.erase.closed import closed_value, composed, inverted
 from tenfold.diffusion.erase.lowrank import layers_of, merged_weights, write_lowrank
 from tenfold.diffusion.erase.transport import METRICS, Transport
 from tenfold.diffusion.keys import load_component_state, load_strict
@@ -106,6 +107,36 @@ class Edit:
         if self.kind != "lowrank":
             _checks.fail(ValueError, "kind", "a lowrank edit", self.kind)
         return Edit(self.kind, self.component, self.tensors, {**self.details, "transport": "merge"})
+
+    def compose(self, *later: Edit) -> Edit:
+        """One edit that does what this and later ones do one after the other; all of closed form, on the same
+        layers. Edits of other kinds are applied one by one.
+
+        Raises:
+            ValueError: another kind, or other layers.
+        """
+        edits = (self, *later)
+        for edit in edits:
+            if edit.kind != "closed_form" or set(edit.details["layers"]) != set(self.details["layers"]):
+                _checks.fail(ValueError, "edits", "closed forms on the same layers", edit.kind)
+        right, left = composed([(e.tensors["R"], e.tensors["D"]) for e in edits])
+        details = {
+            "eraser": "composed", "parts": [e.details for e in edits], "layers": self.details["layers"],
+        }  # fmt: skip
+        return Edit(self.kind, self.component, {"R": right, "D": left}, details)
+
+    def inverse(self) -> Edit:
+        """The edit that leads back from an edited model whose original is not at hand, to a rounding of its
+        weights; `undo` leads back bit for bit.
+
+        Raises:
+            ValueError: an edit of another kind than closed form. RuntimeError: it has no inverse.
+        """
+        if self.kind != "closed_form":
+            _checks.fail(ValueError, "kind", "a closed form", self.kind)
+        right, left = inverted(self.tensors["R"], self.tensors["D"])
+        details = {"eraser": "inverse", "of": self.details, "layers": self.details["layers"]}
+        return Edit(self.kind, self.component, {"R": right, "D": left}, details)
 
     @property
     def nbytes(self) -> int:
@@ -250,9 +281,7 @@ class Edit:
                 w = parameters[name].detach()
                 if w.shape[1] != right.shape[1]:
                     _checks.fail(ValueError, name, f"{right.shape[1]} columns", w.shape[1])
-                exact = w.double()
-                d, r = left.to(exact), right.to(exact)
-                values[name] = (exact + (exact @ d.T) @ r).to(w.dtype)
+                values[name] = closed_value(w, right, left)
             return values
         for name, value in self.tensors.items():
             if parameters[name].shape != value.shape:
