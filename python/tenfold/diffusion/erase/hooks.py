@@ -57,7 +57,7 @@ def _hook(name: str, settings: dict[str, Any], concept: Concept, seed: int, opti
     details = {
         "eraser": name,
         "settings": settings,
-        "concept": asdict(concept),
+        "concept": concept.about(),
         "seed": seed,
         "options": options,
     }
