@@ -16,6 +16,7 @@ from typing import Any
 from tenfold.diffusion.erase.advunlearn import AdvUnlearn
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
 from tenfold.diffusion.erase.concept import Concept
+from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.edit import Edit
 from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
 from tenfold.diffusion.erase.target import esd_loss, esd_target
@@ -30,6 +31,7 @@ __all__ = [
     "AdvUnlearn",
     "Bank",
     "Concept",
+    "ConceptData",
     "Draw",
     "Edit",
     "Live",

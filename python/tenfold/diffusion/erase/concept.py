@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import tokenize, word_table
+from tenfold.diffusion.erase.data import ConceptData
 
 __all__ = ["Concept", "check_fit", "check_words", "words_of"]
 
@@ -15,13 +17,15 @@ __all__ = ["Concept", "check_fit", "check_words", "words_of"]
 class Concept:
     """name: how reports call it. prompts: texts that mean it ("nudity"; several for a concept with several
     names). anchors: for `UCE`, what each prompt is to mean instead, one for all or one each; None is the
-    empty text. retain: prompts whose pictures are to stay as they are.
+    empty text. retain: prompts whose pictures are to stay as they are. data: pictures for erasers that
+    learn from them; None, such an eraser lets the model draw them from the prompts above (`pictures`).
     """
 
     name: str
     prompts: tuple[str, ...] = ()
     anchors: tuple[str, ...] | None = None
     retain: tuple[str, ...] = ()
+    data: ConceptData | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -36,12 +40,36 @@ class Concept:
             if len(anchors) not in (1, len(self.prompts)):
                 _checks.fail(ValueError, "anchors", f"1 or {len(self.prompts)} texts", len(anchors))
             object.__setattr__(self, "anchors", anchors)
+        if self.data is not None and not isinstance(self.data, ConceptData):
+            _checks.fail(TypeError, "data", "a ConceptData", _checks.describe(self.data))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Each prompt with its anchor."""
         anchors = self.anchors or ("",)
         return list(zip(self.prompts, anchors * (len(self.prompts) // len(anchors)), strict=True))
+
+    def pictures(self, count: int, **options: Any) -> ConceptData:
+        """The data, or else `count` pictures to draw of the concept and of what stays, prompt after prompt.
+
+        Args:
+            options: of `ConceptData` (steps, guidance, sampler).
+        """
+        if self.data is not None:
+            return self.data
+        pairs = [self.pairs[i % len(self.prompts)] for i in range(count)]
+        retain = tuple(self.retain[i % len(self.retain)] for i in range(count)) if self.retain else ()
+        return ConceptData(tuple(p for p, _ in pairs), tuple(a for _, a in pairs), retain, **options)
+
+    def about(self) -> dict[str, Any]:
+        """The concept as plain data, for JSON."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "prompts": list(self.prompts),
+            "anchors": None if self.anchors is None else list(self.anchors),
+            "retain": list(self.retain),
+        }
+        return found if self.data is None else {**found, "data": self.data.about()}
 
 
 def words_of(concept: Concept) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def hook_edit(name: str, settings: dict[str, Any], concept: Concept, seed: int, 
     details = {
         "eraser": name,
         "settings": settings,
-        "concept": asdict(concept),
+        "concept": concept.about(),
         "seed": seed,
         "options": options,
     }

@@ -175,7 +175,7 @@ class UCE:
         scales = {"lam": self.lam, "erase_scale": self.erase_scale, "retain_scale": self.retain_scale}
         right, left = uce_factors(old, new, keep, **scales, keep_weight=weight)
         details = {
-            "eraser": self.name, "settings": asdict(self), "concept": asdict(concept), "seed": seed,
+            "eraser": self.name, "settings": asdict(self), "concept": concept.about(), "seed": seed,
             "base": bundle.name, "base_sha256": digest(bundle.unet), "layers": list(matrices),
             "rows": len(old),
         }  # fmt: skip
