@@ -18,15 +18,23 @@ from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.edit import Edit
+from tenfold.diffusion.erase.fmn import FMN
 from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
+from tenfold.diffusion.erase.seot import SEOT
+from tenfold.diffusion.erase.soft_weight import SoftWeight
+from tenfold.diffusion.erase.spm import SPM, read_spm, write_spm
 from tenfold.diffusion.erase.target import esd_loss, esd_target
 from tenfold.diffusion.erase.trainable import trainable
 from tenfold.diffusion.erase.training import ESD
+from tenfold.diffusion.erase.transport import Transport
 from tenfold.diffusion.erase.uce import UCE, uce_factors
 
 __all__ = [
     "ERASERS",
     "ESD",
+    "FMN",
+    "SEOT",
+    "SPM",
     "UCE",
     "AdvUnlearn",
     "Bank",
@@ -37,14 +45,18 @@ __all__ = [
     "Live",
     "NegativePrompt",
     "SafeLatent",
+    "SoftWeight",
+    "Transport",
     "Walk",
     "esd_loss",
     "esd_target",
+    "read_spm",
     "trainable",
     "uce_factors",
+    "write_spm",
 ]
 
 ERASERS: dict[str, Any] = {
-    eraser.name: eraser for eraser in (ESD, UCE, AdvUnlearn, SafeLatent, NegativePrompt)
+    eraser.name: eraser for eraser in (ESD, UCE, AdvUnlearn, FMN, SPM, SEOT, SafeLatent, NegativePrompt)
 }
 """Name -> class."""

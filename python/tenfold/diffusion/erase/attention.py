@@ -90,7 +90,8 @@ def attn_column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = N
 
 
 def attn_maps(recorded: list[Recorded], count: int) -> Tensor:
-    """[B, n, L], float64: probabilities, the mean over heads and over the layers with n = `count` positions."""
+    """[B, n, L], float64: probabilities, the mean over heads and over the layers with n = `count`
+    positions."""
     chosen = [r for r in recorded if r.q.shape[2] == count]
     maps = [_probabilities(r.q.double(), r.k.double(), r.scale).mean(1) for r in chosen]
     return torch.stack(maps).mean(0)

@@ -1,4 +1,5 @@
-"""Closed-form edits W' = W + (W D^T) R as a pair of small matrices: made one of several, undone, made smaller.
+"""Closed-form edits W' = W + (W D^T) R as a pair of small matrices: made one of several, undone, made
+smaller.
 
 W' = W (I + D^T R) with R and D [m, d]; m is the number of erased rows, or the rank once it is cut.
 """

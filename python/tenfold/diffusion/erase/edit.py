@@ -46,10 +46,11 @@ _FILE = "edit.safetensors"
 @dataclass(eq=False)
 class Edit:
     """kind: "weights" replaces tensors of a component; "closed_form" adds (W D^T) R to each matrix W named in
-    `details["layers"]`; "lowrank" adds U D to each (`lowrank`), in the weights where `details["transport"]` is
-    "merge", else beside them when pictures are made; "hook" has no weights and acts when pictures are made
+    `details["layers"]`; "lowrank" adds U D to each (`lowrank`), in the weights where `details["transport"]`
+    is "merge", else beside them when pictures are made; "hook" has no weights and acts when pictures are made
     (`options`).
-    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, R and D, or lora_unet_... .
+    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, R and D, or
+    lora_unet_... .
     details: hyper-parameters, seed, versions, digest of the base: plain data.
     """
 

@@ -1,7 +1,7 @@
 """Forget-Me-Not: cross attention is steered away from a concept (Zhang et al., arXiv 2303.17591).
 
-First the concept is inverted: word embeddings are found that stand for what its pictures show. Then weights are
-trained so that no position of a noisy picture of it looks at those words:
+First the concept is inverted: word embeddings are found that stand for what its pictures show. Then weights
+are trained so that no position of a noisy picture of it looks at those words:
 
     loss = | cross-attention probabilities at the concept's and the end tokens |_2
 
@@ -23,6 +23,7 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.attention import attn_column_norm, record
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
+from tenfold.diffusion.erase.data import Order
 from tenfold.diffusion.erase.edit import Edit, weights_edit
 from tenfold.diffusion.erase.inversion import (
     denoising_loss,
@@ -33,11 +34,10 @@ from tenfold.diffusion.erase.inversion import (
 )
 from tenfold.diffusion.erase.loop import Loop, Progress, check_trainable, run
 from tenfold.diffusion.erase.trainable import UNET_METHODS, trainable
-from tenfold.diffusion.sampling import generate
 
 __all__ = ["FMN"]
 
-VECTORS, PICTURES, ORDER, DRAW = range(4)
+VECTORS, ORDER, DRAW = range(3)
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ class FMN:
 
     train_method: weights that are trained (`trainable`); "xattn" for styles, "full" for objects.
     template, inversion_template: prompts with {} for the concept, for the training and for the inversion.
-    lr, weight_decay, clip, iterations, batch: of AdamW in the training; clip is the largest norm of a gradient.
+    lr, weight_decay, clip, iterations, batch: of AdamW in the training; clip is the largest norm of a
+    gradient.
     end_tokens: attention to the end tokens is taken away too (published: use_pooler).
     placeholders: embeddings that stand for the concept; the first ones start at its own words', the others at
     random. None: as many as its words have. inversion_steps, inversion_lr, inversion_decay: of AdamW; with 0
     steps the words' own embeddings are used. norm: that embeddings are pulled to; None, the usual one.
     pictures: that the model makes of the concept's prompts where the concept has no data of its own; steps,
-    guidance: of the sampler then. size: side of the pictures in pixels; None, the model's own.
+    guidance: of the sampler then.
     """
 
     train_method: str = "xattn"
@@ -72,7 +73,6 @@ class FMN:
     pictures: int = 20
     steps: int = 50
     guidance: float = 7.5
-    size: int | None = None
 
     name: ClassVar[str] = "fmn"
 
@@ -86,9 +86,8 @@ class FMN:
             ("iterations", 1), ("batch", 1), ("inversion_steps", 0), ("pictures", 1), ("steps", 1),
         ):  # fmt: skip
             _checks.integer(name, getattr(self, name), low, 10**7)
-        for name in ("placeholders", "size"):
-            if getattr(self, name) is not None:
-                _checks.integer(name, getattr(self, name), 1, 2**16)
+        if self.placeholders is not None:
+            _checks.integer("placeholders", self.placeholders, 1, 2**16)
         for name in ("lr", "inversion_lr", "clip"):
             _checks.real(name, getattr(self, name), positive=True)
         for name in ("weight_decay", "inversion_decay", "guidance"):
@@ -166,15 +165,13 @@ class _Training(Loop):
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures, each once in a pass over all, with noise and timesteps."""
-        batch, count = self.method.batch, len(self.clean)
-        rows = []
-        for place in range(self.done * batch, (self.done + 1) * batch):
-            epoch, at = divmod(place, count)
-            rows.append(int(rng_of(self.seed, ORDER, epoch).permutation(count)[at]))
+        batch = self.method.batch
+        rows = Order(len(self.clean), batch, self.seed, ORDER).rows(self.done)
+        clean = self.clean[torch.from_numpy(rows).to(self.clean.device)]
         rng = rng_of(self.seed, DRAW, self.done)
-        clean = self.clean[rows]
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype="float32")).to(clean)
-        return clean, noise, torch.from_numpy(rng.integers(len(self.original.schedule), size=batch)).to(clean.device)
+        times = torch.from_numpy(rng.integers(len(self.original.schedule), size=batch))
+        return clean, noise, times.to(clean.device)
 
     def _invert(self, clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
         states = self.inverted.states(self.original, self.vectors)
@@ -208,7 +205,7 @@ class _Training(Loop):
 
     def edit(self) -> Edit:
         details = {
-            "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
+            "eraser": self.method.name, "settings": asdict(self.method), "concept": self.concept.about(),
             "seed": self.seed, "base": self.original.name, "base_sha256": self.base_sha256,
             "trained": len(self.chosen), "pictures": len(self.clean), "losses": self.losses,
         }  # fmt: skip
@@ -217,12 +214,9 @@ class _Training(Loop):
 
 
 def _pictures(method: FMN, bundle: Bundle, concept: Concept, seed: int) -> Tensor:
-    """Latents [N, C, h, w] of pictures of the concept."""
-    prompts = [concept.prompts[i % len(concept.prompts)] for i in range(method.pictures)]
-    seeds = rng_of(seed, PICTURES).integers(2**32, size=len(prompts)).tolist()
-    images = generate(
-        bundle, prompts, seeds, steps=method.steps, guidance=method.guidance, height=method.size,
-        width=method.size,
-    )  # fmt: skip
+    """Latents [N, C, h, w] of pictures of the concept: its own, or drawn."""
+    data = concept.pictures(method.pictures, steps=method.steps, guidance=method.guidance)
+    images = replace(data, retain_prompts=(), retain_images=None).filled(bundle, seed=seed).forget_images
+    assert images is not None
     with torch.no_grad():
         return torch.cat([bundle.encode_images(part) for part in images.split(8)])

@@ -53,7 +53,9 @@ class SafeLatent:
         return hook_edit(self.name, {"strength": self.strength}, concept, seed, {"safe": asdict(guidance)})
 
 
-def hook_edit(name: str, settings: dict[str, Any], concept: Concept, seed: int, options: dict[str, Any]) -> Edit:
+def hook_edit(
+    name: str, settings: dict[str, Any], concept: Concept, seed: int, options: dict[str, Any]
+) -> Edit:
     details = {
         "eraser": name,
         "settings": settings,

@@ -21,8 +21,8 @@ __all__ = ["Slots", "denoising_loss", "pull_norms", "slots_of", "start_vectors"]
 class Slots:
     """A prompt with places for embeddings of its own.
 
-    ids: int64 [1, L]; ids in the places mean nothing. places: bool [L]. end: bool [L], end tokens, padding with
-    the end token included.
+    ids: int64 [1, L]; ids in the places mean nothing. places: bool [L]. end: bool [L], end tokens, padding
+    with the end token included.
     """
 
     ids: Tensor

@@ -2,9 +2,9 @@
 
     y = W x + m (alpha / r) U (D x),   D [r, in], U [out, r];  of a convolution D has its kernel, U is 1 x 1
 
-Keys are `lora_unet_<path with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha`, as Stable Diffusion web
-interfaces and the published adapters of SPM have them. A key names a layer only beside a UNet: `_` stands for
-`.` and for itself.
+Keys are `lora_unet_<path with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha`, as Stable Diffusion
+web interfaces and the published adapters of SPM have them. A key names a layer only beside a UNet: `_`
+stands for `.` and for itself.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class SEOT:
     template: a phrase with {} for the concept's words: prompts that contain it are changed. "{} style" takes
     the word "style" too, as published for styles.
 
-    Differs from the published code, which compares with the maps of a second, unedited walk: as in UnlearnCanvas'
-    version both maps are taken at the latents of the edited walk, which halves the calls.
+    Differs from the published code, which compares with the maps of a second, unedited walk: as in
+    UnlearnCanvas' version both maps are taken at the latents of the edited walk, which halves the calls.
     """
 
     template: str = "{}"

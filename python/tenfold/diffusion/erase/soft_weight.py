@@ -1,8 +1,8 @@
 """Taking a word out of a prompt while its picture is made (Li et al., arXiv 2402.05375, "SuppressEOT").
 
-Soft weighting: the states of the concept's tokens and of the end and padding tokens, which repeat what the prompt
-says, are written X = U diag(s) V and s becomes s exp(-alpha s): what they have in common goes. Inner updates: in
-some early steps the states are then moved against
+Soft weighting: the states of the concept's tokens and of the end and padding tokens, which repeat what the
+prompt says, are written X = U diag(s) V and s becomes s exp(-alpha s): what they have in common goes. Inner
+updates: in some early steps the states are then moved against
 
     L = sum over tokens and positions of cosine distances between attention maps before and after,
         kept tokens pulled together, the concept's pushed apart
@@ -68,10 +68,11 @@ class SoftWeight:
     """A `SamplingHook`. A prompt without one of the phrases is left as it is, to the bit.
 
     phrases: texts to take out. alpha: of the weighting. start, stop: shares of the steps; states are weighted
-    from `start` on, and updated from `start` to before `stop`. inner_steps, step_size: of the updates in a step.
-    retain, erase, self_retain, self_erase: weights of the distances of cross and self attention; what is erased
-    counts negatively. map_size: side of the maps that are compared; the one next to a quarter of the latents'
-    if None (16 for Stable Diffusion's 64).
+    from `start` on, and updated from `start` to before `stop`. inner_steps, step_size: of the updates in a
+    step.
+    retain, erase, self_retain, self_erase: weights of the distances of cross and self attention; what is
+    erased counts negatively. map_size: side of the maps that are compared; the one next to a quarter of the
+    latents' if None (16 for Stable Diffusion's 64).
     """
 
     phrases: tuple[str, ...]
@@ -134,7 +135,9 @@ class _Walk:
         self.kept = (place > 0) & (place < end[:, None]) & ~found
         rows = found | (place >= end[:, None])
         states = batch.states[touched]
-        self.weighted = torch.stack([soft_weighted(s, r, soft.alpha) for s, r in zip(states, rows, strict=True)])
+        self.weighted = torch.stack(
+            [soft_weighted(s, r, soft.alpha) for s, r in zip(states, rows, strict=True)]
+        )
 
     def act(self, step: Step, states: Tensor) -> Tensor:
         """The states of this step."""
@@ -163,7 +166,9 @@ class _Walk:
                     loss = self._loss(before, self._maps(recorded, z, step.t, moving), masks)
                     (slope,) = torch.autograd.grad(loss, moving)
                 if not bool(slope.isfinite().all()):
-                    _checks.fail(RuntimeError, "soft_weight", "finite gradients", f"others at step {step.index}")
+                    _checks.fail(
+                        RuntimeError, "soft_weight", "finite gradients", f"others at step {step.index}"
+                    )
                 new = (moving - size * slope).detach()
         return new
 

@@ -4,9 +4,9 @@ Beside every linear layer and convolution of the UNet's transformers a change U 
 
     loss = |e_m(z, t, c) - (e0 - g (ec - e0))|^2 + strength |e_m(z, t, a) - e(z, t, a)|^2
 
-e_m is the prediction with the adapters, e0 and ec the original model's without text and with the concept; a are
-random text states away from the concept (latent anchors) at which nothing may change. When pictures are made, the
-adapter acts as strongly as the prompt is near the concept (`transport`).
+e_m is the prediction with the adapters, e0 and ec the original model's without text and with the concept; a
+are random text states away from the concept (latent anchors) at which nothing may change. When pictures are
+made, the adapter acts as strongly as the prompt is near the concept (`transport`).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ START, DRAW, ANCHORS = range(3)
 
 @dataclass(frozen=True)
 class SPM:
-    """rank, alpha: of the adapters; they act times alpha / rank. lr, iterations, warmup, cycles: of AdamW, whose
-    rate rises over `warmup` iterations and falls in `cycles` half cosines.
+    """rank, alpha: of the adapters; they act times alpha / rank. lr, iterations, warmup, cycles: of AdamW,
+    whose rate rises over `warmup` iterations and falls in `cycles` half cosines.
 
     guidance: g. anchors, anchor_strength: random text states in an iteration, and the weight of their term.
     batch: latents in an iteration. steps, start_guidance: of the walks that they come from, with the adapters
     at work. size: side of the pictures in pixels; None, the model's own.
-    transport: "clipcos_tokenuni" as published, "clipcos", "tokenuni", or "merge": the edit changes the weights
-    for every prompt. match: texts that prompts are compared with; the concept's own prompts if empty.
+    transport: "clipcos_tokenuni" as published, "clipcos", "tokenuni", or "merge": the edit changes the
+    weights for every prompt. match: texts that prompts are compared with; the concept's own prompts if empty.
     """
 
     rank: int = 1
@@ -181,7 +181,7 @@ class _Training(Loop):
     def edit(self) -> Edit:
         m = self.method
         details = {
-            "eraser": m.name, "settings": asdict(m), "concept": asdict(self.concept), "seed": self.seed,
+            "eraser": m.name, "settings": asdict(m), "concept": self.concept.about(), "seed": self.seed,
             "base": self.original.name, "base_sha256": self.base_sha256, "transport": m.transport,
             "erased": list(m.match or self.concept.prompts), "rank": m.rank, "alpha": m.alpha,
             "losses": self.losses,
@@ -216,8 +216,8 @@ def _new_layers(bundle: Bundle, method: SPM, seed: int) -> dict[str, LowRank]:
 
 
 def anchor_states(concept: Tensor, count: int, rng: Any) -> Tensor:
-    """Random text states [count, L, D] around those of a concept [L, D]: directions drawn evenly and taken with
-    probability 1 - cos to the concept, lengths 0.8 to 1.2 of the concept's."""
+    """Random text states [count, L, D] around those of a concept [L, D]: directions drawn evenly and taken
+    with probability 1 - cos to the concept, lengths 0.8 to 1.2 of the concept's."""
     flat, found = concept.float().flatten(), []
     norm = flat.norm()
     while len(found) < count:

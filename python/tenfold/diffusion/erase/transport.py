@@ -2,8 +2,8 @@
 
     m(p) = max over erased texts c of max(cos(E(p), E(c)), |T(p) and T(c)| / |T(c)|)
 
-E is the text states as one vector, T the set of a text's tokens. Each picture is made with the adapter at its own
-prompt's strength: prompts that share nothing with the concept leave it outside.
+E is the text states as one vector, T the set of a text's tokens. Each picture is made with the adapter at
+its own prompt's strength: prompts that share nothing with the concept leave it outside.
 """
 
 from __future__ import annotations
@@ -62,16 +62,15 @@ def multipliers(
 
 def _token_sets(bundle: Bundle, texts: Sequence[str]) -> list[set[int]]:
     tokens = tokenize(bundle, list(texts), overflow="truncate")
-    return [
-        set(row[1 : 1 + int(n)].tolist()) for row, n in zip(tokens.ids, tokens.lengths, strict=True)
-    ]
+    return [set(row[1 : 1 + int(n)].tolist()) for row, n in zip(tokens.ids, tokens.lengths, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class Transport:
     """A `SamplingHook`: an adapter beside the UNet's weights, each picture with its own multiplier.
 
-    tensors: of the adapter (`lowrank.layers_of`). erased: the texts it was made for. metric: one of `METRICS`.
+    tensors: of the adapter (`lowrank.layers_of`). erased: the texts it was made for. metric: one of
+    `METRICS`.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False)
