@@ -106,7 +106,8 @@ class ConceptData:
         return {
             "forget_prompts": list(self.forget_prompts), "pseudo_prompts": list(self.pseudo_prompts),
             "retain_prompts": list(self.retain_prompts), "forget_images": _digest(self.forget_images),
-            "retain_images": _digest(self.retain_images), "pseudo_images": _digest(self.pseudo_images), "steps": self.steps, "guidance": self.guidance,
+            "retain_images": _digest(self.retain_images), "pseudo_images": _digest(self.pseudo_images),
+            "steps": self.steps, "guidance": self.guidance,
             "sampler": self.sampler,
         }  # fmt: skip
 
