@@ -90,17 +90,23 @@ def test_each_trains_what_it_says_and_resumes_to_the_same_bits(bundle, method):
 @pytest.mark.parametrize("method", [SalUn, EDiff, SHS, CA], ids=lambda m: m.name)
 def test_the_concept_comes_nearer_to_what_it_is_to_mean(bundle, method):
     """On fixed pictures, noise and timesteps, before and after."""
-    settings = {"iterations": 60, "batch": 3, "lr": 3e-3, "train_method": "xattn"}
-    settings |= {"lam": 2.0} if method is EDiff else {"alpha": 1.0, "sparsity": 1.0} if method is SHS else {}
+    settings = {"iterations": 30, "batch": 3, "lr": 5e-3, "train_method": "xattn"}
+    settings |= (
+        {"lam": 2.0, "inner_steps": 1}
+        if method is EDiff
+        else {"alpha": 1.0, "sparsity": 1.0}
+        if method is SHS
+        else {}
+    )
     eraser = method(**settings)
     loop = eraser.training(bundle, CONCEPT, 0)
     latents = loop.latents.get("forget", loop.latents.get("pseudo"))
-    fixed = [loop.draw(FIRST, 0, latents) for _ in range(1)]
+    fixed = loop.draw(FIRST, 0, latents)
 
     def loss(student) -> float:
         loop.student = student
         with torch.no_grad():
-            return float(sum(loop.forget_loss(d) for d in fixed))
+            return float(loop.forget_loss(fixed))
 
     start = loss(bundle)
     end = loss(eraser.fit(bundle, CONCEPT).apply(bundle))
