@@ -168,6 +168,21 @@ def test_what_the_unet_s_output_means_changes_nothing(bundle, method, kind):
         assert found[1][name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_a_gpu_does_the_same(bundle, method):
+    states, numbers = [], []
+    on = tiny_bundle().to("cuda")
+    edit = method.fit(on, CONCEPT, seed=3, progress=lambda *found: numbers.append(found[2]),
+                      on_state=states.append, state_every=2)  # fmt: skip
+    loop = method.training(bundle, CONCEPT, 3)
+    for name, value in loop.iterate().items():
+        assert numbers[0][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    assert all(v.device.type == "cpu" for v in edit.tensors.values())
+    again = method.fit(on, CONCEPT, seed=3, state=states[0])
+    assert again.details["losses"] == pytest.approx(edit.details["losses"], rel=1e-3)
+
+
 def test_min_snr_weights():
     bundle = tiny_bundle()
     t = torch.tensor([0, 100, 500, 999])
@@ -184,6 +199,42 @@ def test_a_concept_without_pictures_has_them_drawn(bundle):
     loop = CA(**QUICK, pictures=2, steps=2).training(bundle, concept, 0)
     assert loop.data.forget_images is None
     assert loop.data.pseudo_images.shape == (2, 3, 64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [SalUn.small(), EDiff.small(), SHS.small(), CA.small(), SA.small()], ids=lambda m: m.name
+)
+def test_a_trained_model_forgets_a_digit_and_keeps_the_others(digits, method):
+    """The embedded model of handwritten digits: fives become sixes."""
+    from tenfold.diffusion import generate
+    from tenfold.diffusion.digits import name_prompts, read_digits
+
+    model, concept = digits
+    asked = [(d, p) for d in range(10) for p in name_prompts(d)[1::4]]
+    erased = method.fit(model, concept).apply(model)
+    drawn = generate(
+        erased, [p for _, p in asked], range(1000, 1000 + len(asked)), steps=20, guidance=3.0, batch=100
+    )
+    read, _, accepted = read_digits(drawn)
+    wanted = torch.tensor([d for d, _ in asked])
+    hit = (read == wanted) & accepted
+    assert hit[wanted == 5].float().mean() <= 0.1
+    assert hit[wanted != 5].float().mean() >= 0.9
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    from tenfold.diffusion import load_bundle
+    from tenfold.diffusion.digits import name_prompts
+
+    model = load_bundle("digits")
+    others = [name_prompts(d)[i] for i in range(0, 40, 2) for d in range(10) if d != 5]
+    data = ConceptData(
+        tuple(name_prompts(5)), tuple(name_prompts(6)), tuple(others), steps=20, guidance=3.0
+    ).filled(model, parts=("forget", "retain", "pseudo"), seed=1)
+    return model, Concept("five", data=data)
 
 
 def test_a_saved_edit_is_the_trained_model(bundle, tmp_path):
