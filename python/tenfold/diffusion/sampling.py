@@ -62,9 +62,9 @@ class Batch:
 
 
 class Step(NamedTuple):
-    """index: of the step, from 0. t: its timestep. z: what the UNet reads, [B, C, h, w]."""
+    """number: of the step, from 0. t: its timestep. z: what the UNet reads, [B, C, h, w]."""
 
-    index: int
+    number: int
     t: Any
     z: Tensor
 

@@ -371,7 +371,7 @@ def test_edits_from_elsewhere_are_read_strictly(bundle, tmp_path):
     with pytest.raises(ValueError, match=r"tensors: expected R and D, both \[m, d\]"):
         Edit("closed_form", "unet", {"R": closed.tensors["R"]}, closed.details)
     hook = Edit("hook", "sampling", {}, {"options": {"negative": "x", "name": "y"}})
-    with pytest.raises(ValueError, match="options: expected negative and safe"):
+    with pytest.raises(ValueError, match="options: expected negative and safe and soft_weight"):
         _ = hook.options
 
 
@@ -415,5 +415,5 @@ def test_hooks_act_when_pictures_are_made(bundle):
 
 
 def test_every_eraser_has_its_name():
-    assert set(ERASERS) == {"esd", "uce", "advunlearn", "sld", "negative"}
+    assert set(ERASERS) == {"esd", "uce", "advunlearn", "fmn", "spm", "seot", "sld", "negative"}
     assert all(cls.name == name for name, cls in ERASERS.items())

@@ -142,11 +142,11 @@ class _Walk:
     def act(self, step: Step, states: Tensor) -> Tensor:
         """The states of this step."""
         soft, count = self.soft, self.batch.steps
-        if step.index < soft.start * count:
+        if step.number < soft.start * count:
             return states
         new = self.weighted
         weights = (soft.retain, soft.erase, soft.self_retain, soft.self_erase)
-        if step.index < soft.stop * count and soft.inner_steps and any(weights):
+        if step.number < soft.stop * count and soft.inner_steps and any(weights):
             new = self._updated(step, states[self.touched])
         out = states.clone()
         out[self.touched] = new.to(out.dtype)
@@ -154,7 +154,7 @@ class _Walk:
 
     def _updated(self, step: Step, original: Tensor) -> Tensor:
         soft, bundle, z = self.soft, self.batch.bundle, step.z[self.touched]
-        falling = torch.linspace(1.0, 0.1, self.batch.steps)[step.index]
+        falling = torch.linspace(1.0, 0.1, self.batch.steps)[step.number]
         size = soft.step_size * float(falling.sqrt())
         with record(bundle.unet, "attn1", "attn2") as recorded:
             before = self._maps(recorded, z, step.t, original)
@@ -167,7 +167,7 @@ class _Walk:
                     (slope,) = torch.autograd.grad(loss, moving)
                 if not bool(slope.isfinite().all()):
                     _checks.fail(
-                        RuntimeError, "soft_weight", "finite gradients", f"others at step {step.index}"
+                        RuntimeError, "soft_weight", "finite gradients", f"others at step {step.number}"
                     )
                 new = (moving - size * slope).detach()
         return new

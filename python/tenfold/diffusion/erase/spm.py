@@ -218,7 +218,8 @@ def _new_layers(bundle: Bundle, method: SPM, seed: int) -> dict[str, LowRank]:
 def anchor_states(concept: Tensor, count: int, rng: Any) -> Tensor:
     """Random text states [count, L, D] around those of a concept [L, D]: directions drawn evenly and taken
     with probability 1 - cos to the concept, lengths 0.8 to 1.2 of the concept's."""
-    flat, found = concept.float().flatten(), []
+    found: list[Tensor] = []
+    flat = concept.float().flatten()
     norm = flat.norm()
     while len(found) < count:
         drawn = torch.from_numpy(rng.standard_normal(flat.numel(), dtype="float32")).to(flat)
