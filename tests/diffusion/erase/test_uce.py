@@ -147,7 +147,7 @@ def test_the_bundle_s_own_prompts_are_edited_as_they_are(bundle):
         after = dict(edited.unet.named_parameters())[name]
         gap = (new - old) @ w.T
         left = new @ w.T - old @ after.T
-        assert float(left.norm()) < 0.2 * float(gap.norm())
+        assert float(left.norm()) < 0.3 * float(gap.norm())
         kept = encode(bundle, list(cell("church")))
         assert float((kept @ (after - w).T).norm()) < 0.1 * float((kept @ w.T).norm())
 
