@@ -46,7 +46,7 @@ def slots_of(bundle: Bundle, template: str, count: int) -> Slots:
         ValueError: they do not fit the context beside the template's own tokens.
     """
     before, after = template.split("{}", 1)
-    parts = tokenize(bundle, [before, after], room=count)
+    parts = tokenize(bundle, [before, after])
     (a, b), (n, m) = parts.ids, parts.lengths.tolist()
     context = bundle.context
     if n + count + m > context - 2:
