@@ -46,6 +46,7 @@ def test_words_of_a_concept():
     assert words_of(Concept("Van_Gogh", ("A Dogs image in Van Gogh style.",))) == ("Van Gogh",)
     assert words_of(Concept("nudity", ("naked", "nude"))) == ("naked", "nude")
     assert words_of(Concept("Winter")) == ("Winter",)
+    assert words_of(Concept("cat, van_gogh", ("a cat", "van gogh style"))) == ("cat", "van gogh")
 
 
 def test_soft_weighting_takes_away_what_rows_share():

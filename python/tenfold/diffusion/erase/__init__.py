@@ -15,6 +15,7 @@ from typing import Any
 
 from tenfold.diffusion.erase.advunlearn import AdvUnlearn
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
+from tenfold.diffusion.erase.canvas import canvas_concept
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.edit import Edit
@@ -48,6 +49,7 @@ __all__ = [
     "SoftWeight",
     "Transport",
     "Walk",
+    "canvas_concept",
     "esd_loss",
     "esd_target",
     "read_spm",
