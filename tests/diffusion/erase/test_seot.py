@@ -87,6 +87,11 @@ def test_saved_hooks_do_the_same(bundle, tmp_path):
     assert again.options["hooks"][0].phrases == ("van gogh style",)
 
 
+def batch_of(bundle, texts, steps):
+    states, empty = encode(bundle, texts), encode(bundle, [""])
+    return Batch(bundle, tuple(texts), states, empty, torch.full((len(texts),), 3.0), "ddim", steps)
+
+
 def acted(bundle, soft, texts, number, steps=10, z=None):
     states = encode(bundle, texts)
     z = (
@@ -94,8 +99,8 @@ def acted(bundle, soft, texts, number, steps=10, z=None):
         if z is None
         else z
     )
-    with soft.begin(Batch(bundle, tuple(texts), states, steps)) as act, torch.no_grad():
-        return states, act(Step(number, 500, z), states)
+    with soft.begin(batch_of(bundle, texts, steps)) as act, torch.no_grad():
+        return states, act(Step(number, 500, z, z), states)
 
 
 def test_weights_act_from_start_and_updates_until_stop(bundle):
@@ -125,7 +130,7 @@ def test_updates_lower_the_loss_and_have_the_published_size(bundle):
     states, found = acted(bundle, one, texts, 3)
     z = torch.randn(1, *bundle.latent_shape(), generator=torch.Generator().manual_seed(0))
     place, end = find_tokens(bundle, texts, one.phrases)
-    walk = _Walk(one, Batch(bundle, tuple(texts), states, 10), torch.tensor([0]), place, end)
+    walk = _Walk(one, batch_of(bundle, texts, 10), torch.tensor([0]), place, end)
     from tenfold.diffusion.erase.attention import record
 
     with record(bundle.unet, "attn1", "attn2") as recorded:
@@ -148,9 +153,8 @@ def test_the_loss_is_the_sum_of_distances_of_maps(bundle):
     """Against loops over tokens and positions, as published."""
     texts = PROMPTS[:1]
     soft = SoftWeight(("van gogh",))
-    states = encode(bundle, texts)
     place, end = find_tokens(bundle, texts, soft.phrases)
-    walk = _Walk(soft, Batch(bundle, tuple(texts), states, 10), torch.tensor([0]), place, end)
+    walk = _Walk(soft, batch_of(bundle, texts, 10), torch.tensor([0]), place, end)
     made = torch.Generator().manual_seed(0)
     cross = [torch.rand(1, 16, 77, generator=made, dtype=torch.float64) for _ in range(2)]
     own = [torch.rand(1, 16, 16, generator=made, dtype=torch.float64) for _ in range(2)]
@@ -174,6 +178,48 @@ def test_the_loss_is_the_sum_of_distances_of_maps(bundle):
                 expected += (-0.5 if gone else 1.0) * far(own[0][0, :, j], own[1][0, :, j])
     assert found == pytest.approx(expected, rel=1e-10)
     assert float(masks[0].sum()) > 0
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "lms"])
+def test_maps_before_may_come_from_a_walk_of_the_original_prompt(bundle, sampler):
+    from tenfold.diffusion.erase import soft_weight
+
+    seen = []
+
+    class Spy(soft_weight._Original):
+        def step(self, step):
+            read = super().step(step)
+            seen.append((step.number, step.z[self.touched], read))
+            return read
+
+    big = {"start": 0.2, "stop": 0.6, "step_size": 1e5}
+    soft = SoftWeight(("van gogh",), compare="original", **big)
+    walked = {}
+
+    class Watch:
+        @contextmanager
+        def begin(self, batch):
+            yield self.act
+
+        def act(self, step, states):
+            walked[step.number] = step.z[[0, 2]]
+            return states
+
+    options = {"steps": 10, "guidance": 4.0, "sampler": sampler}
+    generate(bundle, PROMPTS, [1, 2, 3], hooks=[Watch()], **options)
+    before = soft_weight._Original
+    soft_weight._Original = Spy
+    try:
+        found = generate(bundle, PROMPTS, [1, 2, 3], hooks=[soft], **options)
+    finally:
+        soft_weight._Original = before
+    assert [number for number, _, _ in seen] == list(range(6))
+    for number, edited, original in seen:
+        assert torch.allclose(original, walked[number], rtol=1e-4, atol=1e-4)
+        apart = float((edited - original).abs().max())
+        assert apart < 1e-5 if number <= 2 else apart > 1e-4
+    same = generate(bundle, PROMPTS, [1, 2, 3], hooks=[SoftWeight(("van gogh",), **big)], **options)
+    assert float((found - same).abs().max()) > 1e-5
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 64)])
