@@ -33,9 +33,9 @@ def test_a_model_draws_the_pictures_that_are_not_given(tiny):
     given = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     data = ConceptData(("a cat", "the cat"), ("a dog",), ("a church",), given, steps=2)
     assert data.pseudo_prompts == ("a dog", "a dog")
-    assert not data.complete
     full = data.filled(tiny, seed=5)
-    assert full.complete
+    assert full.pseudo_images is None
+    assert data.filled(tiny, parts=("pseudo",)).pseudo_images.shape == (2, 3, 64, 64)
     assert full.forget_images is given
     assert full.retain_images.shape == (1, 3, 64, 64)
     assert torch.equal(full.retain_images, data.filled(tiny, seed=5, batch=1).retain_images)

@@ -13,7 +13,7 @@ Without pictures the model makes them itself, from the same prompts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,10 @@ from tenfold import _checks
 if TYPE_CHECKING:
     from tenfold.diffusion.bundle import Bundle
 
-__all__ = ["ConceptData", "Order"]
+__all__ = ["PARTS", "ConceptData", "Order"]
 
+PARTS = ("forget", "retain", "pseudo")
+"""Sets of pictures."""
 _SALT = 0x0DA7A
 
 
@@ -39,7 +41,8 @@ class ConceptData:
         all: the same object as a photograph, another object.
     retain_prompts: R texts of what stays.
     forget_images, retain_images: float [F, c, H, W] and [R, c, H, W] in 0..1, of the model's own size; None,
-        the model draws them (`filled`) with the settings below.
+        the model draws them (`filled`) with the settings below. pseudo_images: of the pseudo prompts
+        [F, c, H, W], for erasers that learn from those.
     steps, guidance, sampler: of pictures that the model draws.
     """
 
@@ -48,6 +51,7 @@ class ConceptData:
     retain_prompts: tuple[str, ...] = ()
     forget_images: Tensor | None = None
     retain_images: Tensor | None = None
+    pseudo_images: Tensor | None = None
     steps: int = 50
     guidance: float = 7.5
     sampler: str = "ddim"
@@ -63,16 +67,17 @@ class ConceptData:
         object.__setattr__(self, "pseudo_prompts", self.pseudo_prompts * (count // len(self.pseudo_prompts)))
         _pictures("forget_images", self.forget_images, count)
         _pictures("retain_images", self.retain_images, len(self.retain_prompts))
+        _pictures("pseudo_images", self.pseudo_images, count)
         _checks.integer("steps", self.steps, 1, 10**5)
         _checks.real("guidance", self.guidance, at_least=0.0)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all pictures are there."""
-        return self.forget_images is not None and (self.retain_images is not None or not self.retain_prompts)
+    def filled(
+        self, bundle: Bundle, *, parts: Sequence[str] = ("forget", "retain"), seed: int = 0, batch: int = 16
+    ) -> ConceptData:
+        """With pictures of `parts`, drawn by `bundle` from the prompts where there are none.
 
-    def filled(self, bundle: Bundle, *, seed: int = 0, batch: int = 16) -> ConceptData:
-        """With pictures, drawn by `bundle` from the prompts where there are none.
+        Args:
+            parts: of "forget", "retain", "pseudo".
 
         Raises:
             ValueError: given pictures are not of the model's size.
@@ -81,14 +86,14 @@ class ConceptData:
 
         shape = bundle.picture_shape()
         new: dict[str, Tensor] = {}
-        for part, (name, prompts) in enumerate(
-            (("forget_images", self.forget_prompts), ("retain_images", self.retain_prompts))
-        ):
+        for part in parts:
+            place = PARTS.index(_checks.choice("parts", part, PARTS))
+            name, prompts = f"{part}_images", getattr(self, f"{part}_prompts")
             given = getattr(self, name)
             if given is not None and len(given) and tuple(given.shape[1:]) != shape:
                 _checks.fail(ValueError, name, f"pictures {list(shape)}", list(given.shape[1:]))
             if given is None and prompts:
-                draws = np.random.default_rng([seed, _SALT, part])
+                draws = np.random.default_rng([seed, _SALT, place])
                 seeds = draws.integers(2**32, size=len(prompts), dtype=np.uint32).tolist()
                 new[name] = generate(
                     bundle, list(prompts), seeds, steps=self.steps, guidance=self.guidance,
@@ -101,7 +106,8 @@ class ConceptData:
         return {
             "forget_prompts": list(self.forget_prompts), "pseudo_prompts": list(self.pseudo_prompts),
             "retain_prompts": list(self.retain_prompts), "forget_images": _digest(self.forget_images),
-            "retain_images": _digest(self.retain_images), "steps": self.steps, "guidance": self.guidance,
+            "retain_images": _digest(self.retain_images), "pseudo_images": _digest(self.pseudo_images),
+            "steps": self.steps, "guidance": self.guidance,
             "sampler": self.sampler,
         }  # fmt: skip
 
