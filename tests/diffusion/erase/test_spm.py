@@ -315,6 +315,9 @@ def test_the_target_is_the_same_whatever_the_model_predicts(bundle, kind):
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
     trained = QUICK.fit(tiny_bundle(prediction_type=kind), CONCEPT)
     assert all(math.isfinite(x) for x in trained.details["losses"])
+    weighted = SPM(**{**vars(QUICK), "snr_gamma": 5.0}).fit(tiny_bundle(prediction_type=kind), CONCEPT)
+    first, other = trained.details["losses"][0], weighted.details["losses"][0]
+    assert other < first or other == pytest.approx(first)  # weights are 1 at most
 
 
 def test_anchors_are_as_long_as_the_concept_and_away_from_it():
