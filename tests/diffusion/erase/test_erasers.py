@@ -415,6 +415,6 @@ def test_hooks_act_when_pictures_are_made(bundle):
 
 
 def test_every_eraser_has_its_name():
-    trained = {"esd", "uce", "advunlearn", "fmn", "spm", "salun", "ediff", "shs", "ca"}
+    trained = {"esd", "uce", "advunlearn", "fmn", "spm", "salun", "ediff", "shs", "ca", "sa"}
     assert set(ERASERS) == trained | {"seot", "sld", "negative"}
     assert all(cls.name == name for name, cls in ERASERS.items())

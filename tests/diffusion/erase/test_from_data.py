@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from tenfold.diffusion import tiny_bundle
 from tenfold.diffusion.encode import encode
-from tenfold.diffusion.erase import CA, SHS, Concept, ConceptData, EDiff, Edit, SalUn, ablation_data
+from tenfold.diffusion.erase import CA, SA, SHS, Concept, ConceptData, EDiff, Edit, SalUn, ablation_data
 from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.erase.from_data import FIRST, FORGET, DataLoop, snr_weight
 from tenfold.diffusion.schedule import Schedule
@@ -27,7 +27,7 @@ METHODS = [
     SHS(**QUICK, sparsity=0.9),
     SHS(**QUICK, sparsity=0.5, project_every=2, train_method="xattn", cut_batches=4),
     SHS(**QUICK, sparsity=0.9, train_method="noxattn"),
-    CA(**QUICK), CA(**QUICK, prior_weight=1.0, snr_gamma=5.0),
+    SA(**QUICK, fisher_draws=2), CA(**QUICK), CA(**QUICK, prior_weight=1.0, snr_gamma=5.0),
 ]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_captions_for_ablation():
         ablation_data("grumpy cat", ["a dog"], anchor="cat")
 
 
-@pytest.mark.parametrize("method", [SalUn, EDiff, SHS, CA], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [SalUn, EDiff, SHS, CA, SA], ids=lambda m: m.name)
 def test_bad_settings_are_refused_by_name(bundle, method):
     for wrong, kind, match in (
         ({"train_method": "text_encoder"}, ValueError, "train_method: expected one of 'xattn'"),
@@ -275,6 +275,8 @@ def test_own_settings_are_refused_by_name():
         (lambda: SHS(sparsity=1.2), r"sparsity: expected a share in \[0, 1\], got 1.2"),
         (lambda: SHS(project_every=-1), "project_every"),
         (lambda: CA(prior_weight=-1.0), "prior_weight"),
+        (lambda: SA(lam=-1.0), "lam"),
+        (lambda: SA(fisher_draws=0), "fisher_draws"),
     ):
         with pytest.raises(ValueError, match=match):
             make()

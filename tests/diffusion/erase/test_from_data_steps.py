@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from tenfold.diffusion import tiny_bundle
 from tenfold.diffusion.encode import encode
-from tenfold.diffusion.erase import CA, SHS, Concept, ConceptData, EDiff, SalUn
+from tenfold.diffusion.erase import CA, SA, SHS, Concept, ConceptData, EDiff, SalUn
 from tenfold.diffusion.erase.ediff import EDiffLoop, multiplier
 from tenfold.diffusion.erase.from_data import FIRST, FORGET, INNER, RETAIN
 from tenfold.diffusion.erase.masks import topk_mask, unpack_mask
@@ -303,6 +303,33 @@ def test_ca_is_the_forget_loss_on_pictures_of_the_anchor(bundle):
         plain.forget(unet, FORGET, i, "pseudo").backward()
         optimizer.step()
     same(method.fit(bundle, CONCEPT), chosen)
+
+
+def test_sa_holds_weights_that_retained_pictures_depend_on(bundle):
+    method = SA(**QUICK, train_method="xattn", lam=30.0, alpha=0.5, fisher_draws=2)
+    loop = method.training(bundle, CONCEPT, 0)
+    plain = Plain(loop)
+    unet, chosen = student(bundle)
+    fisher = {n: torch.zeros_like(p) for n, p in chosen.items()}
+    for place in range(8):  # four pictures, twice each
+        loss = plain.noise(unet, FIRST, place, "retain", DATA.retain_prompts)
+        for f, grad in zip(fisher.values(), torch.autograd.grad(loss, list(chosen.values())), strict=True):
+            f += grad**2 / 8
+    start = {n: p.detach().clone() for n, p in chosen.items()}
+    optimizer = torch.optim.Adam(chosen.values(), lr=method.lr)
+    for i in range(3):
+        loss = plain.noise(unet, FORGET, i, "pseudo", DATA.forget_prompts) + 0.5 * plain.retain(unet, i)
+        loss = loss + 15.0 * sum((fisher[n] * (p - start[n]) ** 2).sum() for n, p in chosen.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    same(method.fit(bundle, CONCEPT), chosen)
+    free, bound = (SA(**QUICK, train_method="xattn", lam=lam).fit(bundle, CONCEPT) for lam in (0.0, 1e9))
+
+    def held(edit) -> float:
+        return sum(float((fisher[n] * (v - start[n]) ** 2).sum()) for n, v in edit.tensors.items())
+
+    assert held(bound) < 0.5 * held(free)
 
 
 def test_masks_may_be_read_from_bits_of_another_shape_only_by_mistake():

@@ -23,6 +23,7 @@ from tenfold.diffusion.erase.ediff import EDiff
 from tenfold.diffusion.erase.edit import Edit
 from tenfold.diffusion.erase.fmn import FMN
 from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
+from tenfold.diffusion.erase.sa import SA
 from tenfold.diffusion.erase.salun import SalUn
 from tenfold.diffusion.erase.seot import SEOT
 from tenfold.diffusion.erase.shs import SHS
@@ -39,6 +40,7 @@ __all__ = [
     "ERASERS",
     "ESD",
     "FMN",
+    "SA",
     "SEOT",
     "SHS",
     "SPM",
@@ -69,6 +71,20 @@ __all__ = [
 
 ERASERS: dict[str, Any] = {
     eraser.name: eraser
-    for eraser in (ESD, UCE, AdvUnlearn, FMN, SPM, SEOT, SalUn, EDiff, SHS, CA, SafeLatent, NegativePrompt)
+    for eraser in (
+        ESD,
+        UCE,
+        AdvUnlearn,
+        FMN,
+        SPM,
+        SEOT,
+        SalUn,
+        EDiff,
+        SHS,
+        CA,
+        SA,
+        SafeLatent,
+        NegativePrompt,
+    )
 }
 """Name -> class."""

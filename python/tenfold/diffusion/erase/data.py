@@ -85,7 +85,7 @@ class ConceptData:
         from tenfold.diffusion.sampling import generate
 
         shape = bundle.picture_shape()
-        new: dict[str, Tensor] = {}
+        new: dict[str, Any] = {}
         for part in parts:
             place = PARTS.index(_checks.choice("parts", part, PARTS))
             name, prompts = f"{part}_images", getattr(self, f"{part}_prompts")

@@ -151,9 +151,10 @@ class SalUnLoop(DataLoop):
 
     def restore(self, state: Any) -> None:
         """See `Loop`."""
-        masks = {n: state.get(f"mask/{n}") for n in self.chosen} if isinstance(state, dict) else {}
+        known = state if isinstance(state, dict) else {}
+        masks: dict[str, Any] = {n: known.get(f"mask/{n}") for n in self.chosen}
         lost = sorted(name for name, bits in masks.items() if bits is None)
-        if masks and not lost:
+        if not lost:
             self.density = float(state["density"])
             self._use({name: bits.to(self.original.device) for name, bits in masks.items()})
         super().restore(state)
