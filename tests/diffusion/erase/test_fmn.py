@@ -14,6 +14,7 @@ from tenfold.diffusion.erase import FMN, Concept, ConceptData, Edit
 from tenfold.diffusion.erase.attention import attn_column_norm, attn_maps, grid_of, record
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.edit import digest
+from tenfold.diffusion.erase.fmn import _Training
 from tenfold.diffusion.erase.inversion import denoising_loss, pull_norms, slots_of, start_vectors, usual_norm
 
 CONCEPT = Concept("van_gogh", prompts=("a painting of van gogh style", "the church of van gogh style"))
@@ -138,10 +139,10 @@ def test_the_inversion_s_loss_is_in_the_model_s_own_terms(kind):
     clean, noise = (torch.randn(2, 4, 8, 8, generator=made) for _ in range(2))
     t = torch.tensor([40, 700])
     with torch.no_grad():
-        states = encode(bundle, ["a cat"])
+        states = encode(bundle, ["a cat", "a cat"])
         found = denoising_loss(bundle, clean, noise, t, states)
         z = bundle.schedule.add_noise(clean, noise, t)
-        out = bundle.unet_output(z, t, states.expand(2, -1, -1))
+        out = bundle.unet_output(z, t, states)
     a = bundle.schedule.alphas_cumprod[t].view(2, 1, 1, 1)
     wanted = {"epsilon": noise, "sample": clean, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * clean}
     assert float(found) == pytest.approx(float((out - wanted[kind]).square().mean()), rel=1e-4)
@@ -195,6 +196,20 @@ def test_attention_to_the_concept_falls_and_elsewhere_less(bundle):
     own = slice(4, 4 + int(tokenize(bundle, ["van gogh"]).lengths))
     assert float(after[own].sum()) < 0.5 * float(before[own].sum())
     assert float(after[own.stop :].sum()) > float(before[own.stop :].sum())
+
+
+def test_pictures_own_prompts_may_be_the_template(bundle):
+    """Each row of a batch then has columns of its own."""
+    concept = Concept("Cat", data=ConceptData(("a cat", "the painting of a CAT, a cat"), forget_images=None))
+    training = _Training(FMN.small(**SHORT), bundle, concept, 0)
+    assert [one.places.nonzero()[:, 0].tolist() for one in training.slots] == [[2], [5]]
+    before = encode(bundle, ["a cat", "the painting of a CAT, a cat"])
+    for one, states in zip(training.slots, before, strict=True):
+        assert torch.allclose(one.states(bundle, training.vectors.detach())[0], states, atol=1e-6)
+    with pytest.raises(
+        ValueError, match="template: expected one, or prompts that name 'cat', got 'a concat'"
+    ):
+        _Training(FMN.small(**SHORT), bundle, Concept("cat", data=ConceptData(("a cat", "a concat"))), 0)
 
 
 def test_pictures_are_the_concept_s_own_where_it_has_some(bundle):

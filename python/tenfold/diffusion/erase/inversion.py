@@ -86,5 +86,4 @@ def usual_norm(bundle: Bundle) -> float:
 def denoising_loss(bundle: Bundle, clean: Tensor, noise: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """Squared error of the UNet's own output (noise, v or sample) at z_t of clean latents [B, C, h, w]."""
     z = bundle.schedule.add_noise(clean, noise, t)
-    states = states.expand(len(z), -1, -1)
     return mse(bundle.unet_output(z, t, states), bundle.schedule.from_noise(noise, z, t))
