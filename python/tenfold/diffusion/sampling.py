@@ -52,21 +52,27 @@ class Batch:
     """Pictures that `generate` makes together.
 
     bundle: the model. texts: the prompts, or None where only states were given. states: text states [B, L,
-    D]. steps: of the sampler.
+    D]. empty: states [1, L, D] without text, or of the negative prompt. guidance: [B]. sampler, steps: of
+    `generate`.
     """
 
     bundle: Bundle
     texts: tuple[str, ...] | None
     states: Tensor
+    empty: Tensor
+    guidance: Tensor
+    sampler: str
     steps: int
 
 
 class Step(NamedTuple):
-    """index: of the step, from 0. t: its timestep. z: what the UNet reads, [B, C, h, w]."""
+    """number: of the step, from 0. t: its timestep. z: what the UNet reads, [B, C, h, w]. latents: those of
+    the walk, which some samplers scale before the UNet reads them."""
 
-    index: int
+    number: int
     t: Any
     z: Tensor
+    latents: Tensor
 
 
 class SamplingHook(Protocol):
@@ -281,7 +287,10 @@ def generate(
         text = (states[rows], None if pooled is None else pooled[rows])
         scale = scales[rows].to(bundle.device, bundle.dtype).view(-1, 1, 1, 1)
         with ExitStack() as stack:
-            about = Batch(bundle, None if said is None else said[rows], text[0], steps)
+            about = Batch(
+                bundle, None if said is None else said[rows], text[0], _wide(empty, 0, 1), scale.flatten(),
+                sampler, steps,
+            )  # fmt: skip
             acting = [stack.enter_context(hook.begin(about)) for hook in hooks]
             z = _walk(bundle, z, text, empty, safety, scale, steps, sampler, safe, acting)
         done.append(bundle.decode(z).cpu())
@@ -316,7 +325,7 @@ def _walk(
         if acting:
             said = text[0]
             for act in acting:
-                said = act(Step(step, t, scaled), said)
+                said = act(Step(step, t, scaled, z), said)
             states = torch.cat([_wide(said if g is text else g, 0, count) for g in groups])
         # The UNet's own output: schedulers of diffusers convert v and sample predictions themselves.
         found = bundle.unet_output(torch.cat([scaled] * len(groups)), t, states, pooled).chunk(len(groups))

@@ -86,7 +86,8 @@ def attn_column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = N
         got = f"{list(k.shape)} and {list(mask.shape)} beside {list(q.shape)}"
         _checks.fail(ValueError, "k, mask", "[B, heads, L, dk] and [B, L] beside q [B, heads, n, dk]", got)
     chosen = _probabilities(q, k, q.shape[-1] ** -0.5 if scale is None else scale)
-    return (chosen.float() * mask[:, None, None, :]).square().sum()
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    return (chosen * mask[:, None, None, :]).square().sum()
 
 
 def attn_maps(recorded: list[Recorded], count: int) -> Tensor:

@@ -74,10 +74,12 @@ class Concept:
 
 def words_of(concept: Concept) -> tuple[str, ...]:
     """The words that mean a concept, with blanks for underscores: its name where a prompt has it, as
-    "Van_Gogh" in "A Dogs image in Van Gogh style."; else its prompts."""
-    name = " ".join(concept.name.replace("_", " ").split())
-    if any(name.lower() in prompt.replace("_", " ").lower() for prompt in concept.prompts):
-        return (name,)
+    "Van_Gogh" in "A Dogs image in Van Gogh style.", or the parts of the name between commas; else its
+    prompts."""
+    parts = [" ".join(part.split()) for part in concept.name.replace("_", " ").split(",")]
+    said = [prompt.replace("_", " ").lower() for prompt in concept.prompts]
+    if all(part and any(part.lower() in text for text in said) for part in parts):
+        return tuple(parts)
     return concept.prompts
 
 

@@ -11,6 +11,7 @@ over all layers, heads and positions. Nothing says what is to be made instead.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, wor
 from tenfold.diffusion.erase.data import Order
 from tenfold.diffusion.erase.edit import Edit, weights_edit
 from tenfold.diffusion.erase.inversion import (
+    Slots,
     denoising_loss,
     pull_norms,
     slots_of,
@@ -46,6 +48,7 @@ class FMN:
 
     train_method: weights that are trained (`trainable`); "xattn" for styles, "full" for objects.
     template, inversion_template: prompts with {} for the concept, for the training and for the inversion.
+        None: each picture's own prompt, which must name the concept.
     lr, weight_decay, clip, iterations, batch: of AdamW in the training; clip is the largest norm of a
     gradient.
     end_tokens: attention to the end tokens is taken away too (published: use_pooler).
@@ -57,8 +60,8 @@ class FMN:
     """
 
     train_method: str = "xattn"
-    template: str = "an image in {} Style"
-    inversion_template: str = "an image in {} Style"
+    template: str | None = "an image in {} Style"
+    inversion_template: str | None = "an image in {} Style"
     lr: float = 2e-5
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -80,7 +83,7 @@ class FMN:
         _checks.choice("train_method", self.train_method, UNET_METHODS)
         for name in ("template", "inversion_template"):
             text = getattr(self, name)
-            if not isinstance(text, str) or text.count("{}") != 1:
+            if text is not None and (not isinstance(text, str) or text.count("{}") != 1):
                 _checks.fail(ValueError, name, "a text with one {}", _checks.describe(text))
         for name, low in (
             ("iterations", 1), ("batch", 1), ("inversion_steps", 0), ("pictures", 1), ("steps", 1),
@@ -107,8 +110,9 @@ class FMN:
 
     @classmethod
     def small(cls, **changes: Any) -> FMN:
-        """For a model of a few million weights."""
+        """For a model of a few million weights: its prompts are few, and an edit must reach them."""
         own = cls(
+            template=None, inversion_template=None,
             lr=1e-4, iterations=40, batch=4, placeholders=None, norm=None, inversion_steps=20,
             inversion_lr=1e-3, steps=12, guidance=3.0,
         )  # fmt: skip
@@ -139,12 +143,14 @@ class _Training(Loop):
         super().__init__(method, bundle, concept, seed, method.inversion_steps + method.iterations)
         for module in bundle.modules().values():
             module.requires_grad_(False)
-        self.clean = _pictures(method, bundle, concept, seed)
+        self.clean, self.prompts = _pictures(method, bundle, concept, seed)
         rng = rng_of(seed, VECTORS)
-        self.vectors = start_vectors(bundle, words_of(concept)[0], method.placeholders, rng).requires_grad_()
+        words = words_of(concept)[0]
+        self.vectors = start_vectors(bundle, words, method.placeholders, rng).requires_grad_()
         self.norm = usual_norm(bundle) if method.norm is None else method.norm
         self.slots, self.inverted = (
-            slots_of(bundle, text, len(self.vectors)) for text in (method.template, method.inversion_template)
+            [slots_of(bundle, text, len(self.vectors)) for text in _templates(given, self.prompts, words)]
+            for given in (method.template, method.inversion_template)
         )
         unet = copy.deepcopy(bundle.unet)
         self.student = bundle.replace(unet=unet)
@@ -158,12 +164,12 @@ class _Training(Loop):
         ]
 
     def iterate(self) -> dict[str, float]:
-        clean, noise, t = self._draw()
+        rows, clean, noise, t = self._draw()
         if self.done < self.method.inversion_steps:
-            return self._invert(clean, noise, t)
-        return self._steer(clean, noise, t)
+            return self._invert([self.inverted[i] for i in rows], clean, noise, t)
+        return self._steer([self.slots[i] for i in rows], clean, noise, t)
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self) -> tuple[list[int], Tensor, Tensor, Tensor]:
         """Pictures, each once in a pass over all, with noise and timesteps."""
         batch = self.method.batch
         rows = Order(len(self.clean), batch, self.seed, ORDER).rows(self.done)
@@ -171,21 +177,21 @@ class _Training(Loop):
         rng = rng_of(self.seed, DRAW, self.done)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype="float32")).to(clean)
         times = torch.from_numpy(rng.integers(len(self.original.schedule), size=batch))
-        return clean, noise, times.to(clean.device)
+        return rows.tolist(), clean, noise, times.to(clean.device)
 
-    def _invert(self, clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
-        states = self.inverted.states(self.original, self.vectors)
+    def _invert(self, slots: list[Slots], clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
+        states = torch.cat([one.states(self.original, self.vectors) for one in slots])
         loss = denoising_loss(self.original, clean, noise, t, states)
         self.finite(loss, "inversion loss", t)
         self._step(0, loss)
         pull_norms(self.vectors, self.method.inversion_lr, self.norm)
         return {"loss": float(loss.detach())}
 
-    def _steer(self, clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
+    def _steer(self, slots: list[Slots], clean: Tensor, noise: Tensor, t: Tensor) -> dict[str, float]:
         with torch.no_grad():
-            states = self.slots.states(self.original, self.vectors).expand(len(clean), -1, -1)
-        columns = self.slots.places | self.slots.end if self.method.end_tokens else self.slots.places
-        mask = columns.expand(len(clean), -1)
+            states = torch.cat([one.states(self.original, self.vectors) for one in slots])
+        ends = self.method.end_tokens
+        mask = torch.stack([one.places | one.end if ends else one.places for one in slots])
         z = self.original.schedule.add_noise(clean, noise, t)
         with record(self.student.unet, "attn2") as recorded:
             self.student.unet_output(z, t, states)
@@ -213,10 +219,26 @@ class _Training(Loop):
         return weights_edit(self.student.unet, "unet", list(self.chosen), details)
 
 
-def _pictures(method: FMN, bundle: Bundle, concept: Concept, seed: int) -> Tensor:
-    """Latents [N, C, h, w] of pictures of the concept: its own, or drawn."""
+def _pictures(method: FMN, bundle: Bundle, concept: Concept, seed: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Latents [N, C, h, w] of pictures of the concept, its own or drawn, and what each shows."""
     data = concept.pictures(method.pictures, steps=method.steps, guidance=method.guidance)
     images = replace(data, retain_prompts=(), retain_images=None).filled(bundle, seed=seed).forget_images
     assert images is not None
     with torch.no_grad():
-        return torch.cat([bundle.encode_images(part) for part in images.split(8)])
+        clean = torch.cat([bundle.encode_images(part) for part in images.split(8)])
+    return clean, data.forget_prompts
+
+
+def _templates(given: str | None, prompts: tuple[str, ...], words: str) -> list[str]:
+    """For each picture the given template, or its prompt with {} in the place of the words."""
+    if given is not None:
+        return [given] * len(prompts)
+    found = []
+    for prompt in prompts:
+        parts = re.split(
+            rf"\b{re.escape(words)}\b", prompt.replace("_", " "), maxsplit=1, flags=re.IGNORECASE
+        )
+        if len(parts) < 2 or "{}" in prompt:
+            _checks.fail(ValueError, "template", f"one, or prompts that name {words!r}", repr(prompt))
+        found.append("{}".join(parts))
+    return found

@@ -46,7 +46,7 @@ def slots_of(bundle: Bundle, template: str, count: int) -> Slots:
         ValueError: they do not fit the context beside the template's own tokens.
     """
     before, after = template.split("{}", 1)
-    parts = tokenize(bundle, [before, after], room=count)
+    parts = tokenize(bundle, [before, after])
     (a, b), (n, m) = parts.ids, parts.lengths.tolist()
     context = bundle.context
     if n + count + m > context - 2:
@@ -86,5 +86,4 @@ def usual_norm(bundle: Bundle) -> float:
 def denoising_loss(bundle: Bundle, clean: Tensor, noise: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """Squared error of the UNet's own output (noise, v or sample) at z_t of clean latents [B, C, h, w]."""
     z = bundle.schedule.add_noise(clean, noise, t)
-    states = states.expand(len(z), -1, -1)
     return mse(bundle.unet_output(z, t, states), bundle.schedule.from_noise(noise, z, t))

@@ -81,7 +81,7 @@ def layers_of(unet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, LowRa
         for name, m in unet.named_modules()
         if isinstance(m, (nn.Linear, nn.Conv2d))
     }
-    stems = {}
+    stems: dict[str, None] = {}
     for key in tensors:
         stem = next((key.removesuffix(end) for end in (_DOWN, _UP, _ALPHA) if key.endswith(end)), None)
         if stem is None or not key.startswith(PREFIX):

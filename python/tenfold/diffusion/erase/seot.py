@@ -23,9 +23,6 @@ class SEOT:
 
     template: a phrase with {} for the concept's words: prompts that contain it are changed. "{} style" takes
     the word "style" too, as published for styles.
-
-    Differs from the published code, which compares with the maps of a second, unedited walk: as in
-    UnlearnCanvas' version both maps are taken at the latents of the edited walk, which halves the calls.
     """
 
     template: str = "{}"
@@ -39,6 +36,7 @@ class SEOT:
     self_retain: float = 1.0
     self_erase: float = -0.5
     map_size: int | None = None
+    compare: str = "edited"
 
     name: ClassVar[str] = "seot"
 

@@ -73,6 +73,9 @@ class SoftWeight:
     retain, erase, self_retain, self_erase: weights of the distances of cross and self attention; what is
     erased counts negatively. map_size: side of the maps that are compared; the one next to a quarter of the
     latents' if None (16 for Stable Diffusion's 64).
+    compare: at which latents the maps before are taken: "edited", where the maps after are, as UnlearnCanvas
+    has it; "original", those of a walk with the unedited prompt beside it, as the paper's own code does, for
+    one more guided prediction in each step before `stop`.
     """
 
     phrases: tuple[str, ...]
@@ -86,6 +89,7 @@ class SoftWeight:
     self_retain: float = 1.0
     self_erase: float = -0.5
     map_size: int | None = None
+    compare: str = "edited"
 
     def __post_init__(self) -> None:
         phrases = tuple(_checks.sequence("phrases", self.phrases, "texts"))
@@ -94,6 +98,7 @@ class SoftWeight:
         object.__setattr__(self, "phrases", phrases)
         for name in ("alpha", "retain", "erase", "self_retain", "self_erase"):
             _checks.real(name, getattr(self, name))
+        _checks.choice("compare", self.compare, ("edited", "original"))
         for name in ("start", "stop", "step_size"):
             _checks.real(name, getattr(self, name), at_least=0.0)
         _checks.integer("inner_steps", self.inner_steps, 0, 10**6)
@@ -138,26 +143,28 @@ class _Walk:
         self.weighted = torch.stack(
             [soft_weighted(s, r, soft.alpha) for s, r in zip(states, rows, strict=True)]
         )
+        self.original = _Original(batch, touched) if soft.compare == "original" else None
 
     def act(self, step: Step, states: Tensor) -> Tensor:
         """The states of this step."""
         soft, count = self.soft, self.batch.steps
-        if step.index < soft.start * count:
-            return states
-        new = self.weighted
         weights = (soft.retain, soft.erase, soft.self_retain, soft.self_erase)
-        if step.index < soft.stop * count and soft.inner_steps and any(weights):
-            new = self._updated(step, states[self.touched])
+        early = step.number < soft.stop * count and soft.inner_steps and any(weights)
+        z = step.z[self.touched]
+        beside = self.original.step(step) if self.original is not None and early else z
+        if step.number < soft.start * count:
+            return states
+        new = self._updated(step, z, beside, states[self.touched]) if early else self.weighted
         out = states.clone()
         out[self.touched] = new.to(out.dtype)
         return out
 
-    def _updated(self, step: Step, original: Tensor) -> Tensor:
-        soft, bundle, z = self.soft, self.batch.bundle, step.z[self.touched]
-        falling = torch.linspace(1.0, 0.1, self.batch.steps)[step.index]
+    def _updated(self, step: Step, z: Tensor, beside: Tensor, original: Tensor) -> Tensor:
+        soft, bundle = self.soft, self.batch.bundle
+        falling = torch.linspace(1.0, 0.1, self.batch.steps)[step.number]
         size = soft.step_size * float(falling.sqrt())
         with record(bundle.unet, "attn1", "attn2") as recorded:
-            before = self._maps(recorded, z, step.t, original)
+            before = self._maps(recorded, beside, step.t, original)
             masks = self._masks(before[0], z)
             new = self.weighted
             for _ in range(soft.inner_steps):
@@ -167,7 +174,7 @@ class _Walk:
                     (slope,) = torch.autograd.grad(loss, moving)
                 if not bool(slope.isfinite().all()):
                     _checks.fail(
-                        RuntimeError, "soft_weight", "finite gradients", f"others at step {step.index}"
+                        RuntimeError, "soft_weight", "finite gradients", f"others at step {step.number}"
                     )
                 new = (moving - size * slope).detach()
         return new
@@ -210,3 +217,23 @@ class _Walk:
             soft.retain * (cross * self.kept).sum() + soft.erase * (cross * self.found).sum()
             + soft.self_retain * (own * kept).sum() + soft.self_erase * (own * gone).sum()
         )  # fmt: skip
+
+
+class _Original:
+    """The walk of the unedited prompts, with a sampler of its own."""
+
+    def __init__(self, batch: Batch, touched: Tensor):
+        self.batch, self.touched = batch, touched
+        self.scheduler = batch.bundle.schedule.scheduler(batch.sampler)
+        self.scheduler.set_timesteps(batch.steps)
+        self.states = torch.cat([batch.empty.expand(len(touched), -1, -1), batch.states[touched]])
+        self.scale = batch.guidance[touched].view(-1, 1, 1, 1)
+        self.z: Tensor | None = None
+
+    def step(self, step: Step) -> Tensor:
+        """What the UNet reads of it in this step; asked once for each step from the first on."""
+        z = step.latents[self.touched] if self.z is None else self.z
+        read: Tensor = self.scheduler.scale_model_input(z, step.t)
+        eu, ec = self.batch.bundle.unet_output(torch.cat([read, read]), step.t, self.states).chunk(2)
+        self.z = self.scheduler.step(eu + self.scale * (ec - eu), step.t, z, return_dict=False)[0]
+        return read

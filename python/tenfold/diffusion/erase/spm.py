@@ -25,6 +25,7 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit
+from tenfold.diffusion.erase.from_data import snr_weight, weighted_mse
 from tenfold.diffusion.erase.loop import Loop, Progress, States, check_trainable, run
 from tenfold.diffusion.erase.lowrank import (
     LowRank,
@@ -35,7 +36,7 @@ from tenfold.diffusion.erase.lowrank import (
     transformer_layers,
     write_lowrank,
 )
-from tenfold.diffusion.erase.target import esd_target, mse
+from tenfold.diffusion.erase.target import esd_target
 from tenfold.diffusion.erase.transport import METRICS
 from tenfold.diffusion.sampling import partial_ddim, partial_times
 
@@ -53,6 +54,8 @@ class SPM:
     guidance: g. anchors, anchor_strength: random text states in an iteration, and the weight of their term.
     batch: latents in an iteration. steps, start_guidance: of the walks that they come from, with the adapters
     at work. size: side of the pictures in pixels; None, the model's own.
+    snr_gamma: weight noise errors by min(SNR, gamma) / SNR (Min-SNR, arXiv 2303.09556); None, not at all. A
+    model that predicts clean samples turns small errors at low noise into large ones of noise: give it 5.
     transport: "clipcos_tokenuni" as published, "clipcos", "tokenuni", or "merge": the edit changes the
     weights for every prompt. match: texts that prompts are compared with; the concept's own prompts if empty.
     """
@@ -70,6 +73,7 @@ class SPM:
     steps: int = 30
     start_guidance: float = 3.0
     size: int | None = None
+    snr_gamma: float | None = None
     transport: str = "clipcos_tokenuni"
     match: tuple[str, ...] = ()
 
@@ -82,6 +86,8 @@ class SPM:
             ("steps", 2),
         ):  # fmt: skip
             _checks.integer(name, getattr(self, name), low, 10**7)
+        if self.snr_gamma is not None:
+            _checks.real("snr_gamma", self.snr_gamma, positive=True)
         if self.size is not None:
             _checks.integer("size", self.size, 1, 2**16)
         for name in ("lr", "alpha"):
@@ -137,7 +143,7 @@ class _Training(Loop):
         with torch.no_grad():
             target = spm_target(self.original, z, t, cond, empty, m.guidance)
         with adapters(self.original.unet, self.layers):
-            loss = mse(self.original.predict(z, t, cond), target)
+            loss = self._error(self.original.predict(z, t, cond), target, t)
         self.finite(loss, "loss", t)
         numbers = {"loss": float(loss.detach())}
         if m.anchors and m.anchor_strength:
@@ -176,7 +182,10 @@ class _Training(Loop):
         with torch.no_grad():
             before = self.original.predict(z, t, states)
         with adapters(self.original.unet, self.layers):
-            return mse(self.original.predict(z, t, states), before)
+            return self._error(self.original.predict(z, t, states), before, t)
+
+    def _error(self, found: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        return weighted_mse(found, target, snr_weight(self.original, t, found, self.method.snr_gamma))
 
     def edit(self) -> Edit:
         m = self.method
@@ -218,7 +227,8 @@ def _new_layers(bundle: Bundle, method: SPM, seed: int) -> dict[str, LowRank]:
 def anchor_states(concept: Tensor, count: int, rng: Any) -> Tensor:
     """Random text states [count, L, D] around those of a concept [L, D]: directions drawn evenly and taken
     with probability 1 - cos to the concept, lengths 0.8 to 1.2 of the concept's."""
-    flat, found = concept.float().flatten(), []
+    found: list[Tensor] = []
+    flat = concept.float().flatten()
     norm = flat.norm()
     while len(found) < count:
         drawn = torch.from_numpy(rng.standard_normal(flat.numel(), dtype="float32")).to(flat)

@@ -228,9 +228,9 @@ class UCE:
     def _templates(self, concept: Concept, prompt: str) -> tuple[str, ...]:
         if not isinstance(self.templates, str):
             return self.templates
-        name = words_of(concept)[0].lower()
-        said = prompt.replace("_", " ").lower()
-        return ("{}",) if name in said and name != said.strip() else OBJECT_TEMPLATES
+        said = prompt.replace("_", " ").lower().strip()
+        words = [word.lower() for word in words_of(concept)]
+        return ("{}",) if any(w in said and w != said for w in words) else OBJECT_TEMPLATES
 
     def _stand_in(self, template: str, anchor: str) -> str:
         if self.guide is not None:
