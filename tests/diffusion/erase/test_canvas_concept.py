@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 
@@ -76,3 +79,34 @@ def test_what_cannot_be_a_target_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             canvas_concept(canvas, *arguments, **options)
+
+
+def pictures(style: str, thing: str, count: int) -> torch.Tensor:
+    """Pictures that say which they are."""
+    value = (sum(map(ord, style + thing)) % 97) / 100
+    return torch.stack([torch.full((1, 2, 2), value + i / 1e4) for i in range(count)])
+
+
+def test_pictures_of_cells():
+    found = canvas_concept(Canvas(), "Trees", images=pictures, per_cell=2, retain="anchors")
+    data = found.data
+    assert data.forget_prompts == tuple(p for p in found.prompts for _ in range(2))
+    assert data.pseudo_prompts == data.retain_prompts == tuple(p for p in found.anchors for _ in range(2))
+    assert torch.equal(data.forget_images[:2], pictures("Mosaic", "Trees", 2))
+    assert torch.equal(data.pseudo_images[:2], pictures("Mosaic", "Cats", 2))
+    with pytest.raises(ValueError, match=r"images: expected 2 pictures of \('Mosaic', 'Cats'\), got 1"):
+        canvas_concept(Canvas(), "Mosaic", images=lambda s, o, n: torch.zeros(1, 1, 2, 2), per_cell=2)
+    with pytest.raises(ValueError, match="retain: expected one of 'all', 'others', 'anchors'"):
+        canvas_concept(Canvas(), "Mosaic", retain="some")
+
+
+def test_retained_cells_are_drawn_evenly_and_by_the_seed():
+    def draw(seed: int):
+        return canvas_concept(Canvas(), "Mosaic", per_cell=5, images=pictures, retain="others", seed=seed)
+
+    data = draw(0).data
+    counts = Counter(data.retain_prompts)
+    assert sum(counts.values()) == 15  # of six cells
+    assert set(counts.values()) == {2, 3}
+    assert len(data.retain_images.flatten(1).unique(dim=0)) == 15  # none twice
+    assert data.retain_prompts == draw(0).data.retain_prompts != draw(1).data.retain_prompts
