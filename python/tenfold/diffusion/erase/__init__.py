@@ -16,6 +16,7 @@ from typing import Any
 from tenfold.diffusion.erase.advunlearn import AdvUnlearn
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
 from tenfold.diffusion.erase.ca import CA, ablation_data
+from tenfold.diffusion.erase.canvas import canvas_concept
 from tenfold.diffusion.erase.concept import Concept, joined
 from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.ediff import EDiff
@@ -59,6 +60,7 @@ __all__ = [
     "Transport",
     "Walk",
     "ablation_data",
+    "canvas_concept",
     "esd_loss",
     "esd_target",
     "joined",
