@@ -30,7 +30,7 @@ from tenfold.diffusion.erase.spm import anchor_states, cosine_with_restarts, spm
 from tenfold.diffusion.erase.transport import Transport, multipliers
 from tenfold.diffusion.tiny import tiny_unet
 
-CONCEPT = Concept("van_gogh", prompts=("van gogh style",))
+CONCEPT = Concept("van_gogh_style", prompts=("van gogh style",))
 QUICK = SPM(lr=1e-2, iterations=6, warmup=2, cycles=1, batch=2, steps=5)
 PROMPTS = ["a painting of van gogh style", "a dog", "a church"]
 

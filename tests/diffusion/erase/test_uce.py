@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from tenfold.diffusion import tiny_bundle
 from tenfold.diffusion.encode import encode
-from tenfold.diffusion.erase import UCE, Concept, Edit, uce_factors
+from tenfold.diffusion.erase import UCE, Concept, Edit, joined, uce_factors
 from tenfold.diffusion.erase.closed import closed_value, composed, inverted, shortened
 from tenfold.diffusion.erase.uce import OBJECT_TEMPLATES, cross_attention_matrices
 
@@ -177,7 +177,7 @@ def test_the_first_token_is_kept_once_with_its_count(bundle):
     concept = Concept("cat", retain=("a dog", "the church", "a painting of garbage"))
     old = encode(bundle, ["cat"])[0]
     keep = encode(bundle, list(concept.retain)).flatten(0, 1)
-    method = UCE(templates=("{}",))
+    method = UCE(templates=("{}",), keep=())
     found = method.fit(bundle, concept).tensors
     expected, _ = uce_factors(
         old[1:], encode(bundle, [""])[0][1:], keep, lam=1.0, erase_scale=0.05, retain_scale=0.1
@@ -222,3 +222,40 @@ def test_edits_undo_bit_for_bit_and_invert_to_a_rounding(bundle, tmp_path):
         one.compose(UCE(technique="tensor").fit(bundle, Concept("cat")))
     with pytest.raises(ValueError, match="kind: expected a closed form, got weights"):
         UCE(technique="tensor").fit(bundle, Concept("cat")).inverse()
+
+
+def test_texts_are_kept_beside_the_concept_s(bundle):
+    bare = Concept("cat", anchors=("dog",))
+    told = Concept("cat", anchors=("dog",), retain=("", "a church"))
+    assert torch.equal(
+        UCE(keep=("", "a church")).fit(bundle, bare).tensors["R"], UCE(keep=()).fit(bundle, told).tensors["R"]
+    )
+    assert torch.equal(UCE().fit(bundle, told).tensors["R"], UCE(keep=()).fit(bundle, told).tensors["R"])
+    assert not torch.equal(UCE().fit(bundle, bare).tensors["R"], UCE(keep=()).fit(bundle, bare).tensors["R"])
+    with pytest.raises(TypeError, match="keep: expected texts"):
+        UCE(keep=(3,))
+
+
+def test_joined_concepts_are_erased_together(bundle):
+    """What one becomes may name the other: then it becomes what the other says."""
+    cat = Concept(
+        "cat", ("a cat photo", "a cat painting"), ("a dog photo", "a dog painting"), ("a church", "van")
+    )
+    art = Concept(
+        "painting",
+        ("a cat painting", "a dog painting"),
+        ("a cat photo", "a dog photo"),
+        ("van", "a cat photo"),
+    )
+    both = joined(cat, art)
+    assert both.name == "cat, painting"
+    assert dict(both.pairs) == {
+        "a cat photo": "a dog photo", "a cat painting": "a dog photo", "a dog painting": "a dog photo",
+    }  # fmt: skip
+    assert both.retain == ("a church", "van")
+    edit = UCE.small().fit(bundle, both)
+    assert edit.details["rows"] == len(edit.tensors["R"])
+    with pytest.raises(ValueError, match="anchors: expected texts that are not erased themselves"):
+        joined(Concept("a", ("cat",), ("dog",)), Concept("b", ("dog",), ("cat",)))
+    with pytest.raises(ValueError, match="concepts: expected one or more"):
+        joined()

@@ -17,7 +17,7 @@ from tenfold.diffusion.erase.advunlearn import AdvUnlearn
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
 from tenfold.diffusion.erase.ca import CA, ablation_data
 from tenfold.diffusion.erase.canvas import canvas_concept
-from tenfold.diffusion.erase.concept import Concept
+from tenfold.diffusion.erase.concept import Concept, joined
 from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.ediff import EDiff
 from tenfold.diffusion.erase.edit import Edit
@@ -63,6 +63,7 @@ __all__ = [
     "canvas_concept",
     "esd_loss",
     "esd_target",
+    "joined",
     "read_spm",
     "trainable",
     "uce_factors",

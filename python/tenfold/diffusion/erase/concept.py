@@ -10,7 +10,7 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import tokenize, word_table
 from tenfold.diffusion.erase.data import ConceptData
 
-__all__ = ["Concept", "check_fit", "check_words", "words_of"]
+__all__ = ["Concept", "check_fit", "check_words", "joined", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,36 @@ class Concept:
             "retain": list(self.retain),
         }
         return found if self.data is None else {**found, "data": self.data.about()}
+
+
+def joined(*concepts: Concept) -> Concept:
+    """Several concepts as one, for an eraser to take out together.
+
+    A prompt becomes what the first concept with it says, and where that is a prompt of another concept, what
+    that one says of it. What any of them erases is not retained. Pictures are left out: erasers that learn
+    from them draw new ones.
+
+    Raises:
+        ValueError: no concept; prompts that become each other in a circle.
+    """
+    if not concepts:
+        _checks.fail(ValueError, "concepts", "one or more", "none")
+    becomes: dict[str, str] = {}
+    for concept in concepts:
+        for prompt, anchor in concept.pairs:
+            becomes.setdefault(prompt, anchor)
+    anchors = []
+    for prompt in becomes:
+        seen, at = {prompt}, becomes[prompt]
+        while at in becomes:
+            if at in seen:
+                _checks.fail(ValueError, "anchors", "texts that are not erased themselves", repr(at))
+            seen.add(at)
+            at = becomes[at]
+        anchors.append(at)
+    kept = dict.fromkeys(text for concept in concepts for text in concept.retain if text not in becomes)
+    name = ", ".join(concept.name for concept in concepts)
+    return Concept(name, tuple(becomes), tuple(anchors), tuple(kept))
 
 
 def words_of(concept: Concept) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class FMN:
         """For a model of a few million weights: its prompts are few, and an edit must reach them."""
         own = cls(
             template=None, inversion_template=None,
-            lr=1e-4, iterations=40, batch=4, placeholders=None, norm=None, inversion_steps=20,
+            lr=5e-4, iterations=60, batch=4, placeholders=None, norm=None, inversion_steps=20,
             inversion_lr=1e-3, steps=12, guidance=3.0,
         )  # fmt: skip
         return replace(own, **changes)

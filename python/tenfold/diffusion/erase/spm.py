@@ -23,7 +23,7 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.bank import rng_of
-from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.edit import Edit
 from tenfold.diffusion.erase.from_data import snr_weight, weighted_mse
 from tenfold.diffusion.erase.loop import Loop, Progress, States, check_trainable, run
@@ -57,7 +57,7 @@ class SPM:
     snr_gamma: weight noise errors by min(SNR, gamma) / SNR (Min-SNR, arXiv 2303.09556); None, not at all. A
     model that predicts clean samples turns small errors at low noise into large ones of noise: give it 5.
     transport: "clipcos_tokenuni" as published, "clipcos", "tokenuni", or "merge": the edit changes the
-    weights for every prompt. match: texts that prompts are compared with; the concept's own prompts if empty.
+    weights for every prompt. match: texts that prompts are compared with; the concept's words if empty.
     """
 
     rank: int = 1
@@ -101,8 +101,13 @@ class SPM:
 
     @classmethod
     def small(cls, **changes: Any) -> SPM:
-        """For a model of a few million weights."""
-        return replace(cls(lr=3e-3, iterations=60, warmup=5, cycles=1, batch=4, steps=10), **changes)
+        """For a model of a few million weights that knows few words: all its prompts' states are alike, so
+        tokens alone say what is near the concept."""
+        own = cls(
+            lr=1e-2, iterations=60, warmup=5, cycles=1, batch=4, steps=6, anchor_strength=10.0,
+            snr_gamma=5.0, transport="tokenuni",
+        )  # fmt: skip
+        return replace(own, **changes)
 
     def fit(
         self,
@@ -118,7 +123,7 @@ class SPM:
         """Train adapters; `bundle` stays as it is. Arguments and errors as of `ESD.fit`."""
         check_fit(bundle, concept, seed)
         check_trainable(bundle)
-        check_words(bundle, (*concept.prompts, *self.match))
+        check_words(bundle, (*concept.prompts, *self.match, *words_of(concept)))
         loop = _Training(self, bundle, concept, seed)
         return run(loop, progress=progress, state=state, on_state=on_state, state_every=state_every)
 
@@ -192,7 +197,7 @@ class _Training(Loop):
         details = {
             "eraser": m.name, "settings": asdict(m), "concept": self.concept.about(), "seed": self.seed,
             "base": self.original.name, "base_sha256": self.base_sha256, "transport": m.transport,
-            "erased": list(m.match or self.concept.prompts), "rank": m.rank, "alpha": m.alpha,
+            "erased": list(m.match or words_of(self.concept)), "rank": m.rank, "alpha": m.alpha,
             "losses": self.losses,
         }  # fmt: skip
         tensors = {k: v.cpu().clone() for k, v in tensors_of(self.layers).items()}

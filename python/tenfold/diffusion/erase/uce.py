@@ -110,6 +110,7 @@ class UCE:
         style." keep X where only "image in X Style" was edited.
     guide: a text that stands in for every prompt as it is; the concept's anchors, put into the templates, if
         None.
+    keep: texts that are kept beside the concept's own; published: the empty one.
     truncate: singular values of the change below this share of the largest are not stored; 0 keeps all rows.
     Rows: from the concept's last token on, aligned with the anchor's, to the end of the padding. Retained
     prompts are kept with all their rows.
@@ -121,6 +122,7 @@ class UCE:
     technique: str = "replace"
     templates: str | tuple[str, ...] = "bundle"
     guide: str | None = None
+    keep: tuple[str, ...] = ("",)
     truncate: float = 0.0
 
     name: ClassVar[str] = "uce"
@@ -131,6 +133,10 @@ class UCE:
             _checks.real(name, getattr(self, name), at_least=0.0)
         if self.guide is not None and not isinstance(self.guide, str):
             _checks.fail(TypeError, "guide", "a text or None", _checks.describe(self.guide))
+        keep = tuple(_checks.sequence("keep", self.keep, "texts"))
+        if not all(isinstance(text, str) for text in keep):
+            _checks.fail(TypeError, "keep", "texts", _checks.describe(self.keep))
+        object.__setattr__(self, "keep", keep)
         if isinstance(self.templates, str):
             _checks.choice("templates", self.templates, ("bundle",))
             return
@@ -239,10 +245,11 @@ class UCE:
 
     def _keep(self, bundle: Bundle, concept: Concept, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """(rows [p, d], how often each counts). The first token's state is every prompt's: kept once."""
-        if not concept.retain:
+        texts = tuple(dict.fromkeys((*self.keep, *concept.retain)))
+        if not texts:
             return like[:0], None
-        check_words(bundle, concept.retain)
-        ids = tokenize(bundle, list(concept.retain)).ids
+        check_words(bundle, texts)
+        ids = tokenize(bundle, list(texts)).ids
         with torch.no_grad():
             states = torch.cat([encode_ids(bundle, part) for part in ids.split(_PROMPTS)])
         first, rest = states[:1, 0], states[:, 1:].flatten(0, 1)
