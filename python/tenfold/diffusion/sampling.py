@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +25,11 @@ __all__ = [
     "NOISES",
     "SAMPLERS",
     "SLD",
+    "Batch",
     "SafeGuidance",
+    "SamplingHook",
     "Schedule",
+    "Step",
     "ddim_step",
     "ddim_walk",
     "generate",
@@ -40,6 +45,44 @@ NOISES = ("torch", "philox")
 
 Predict = Callable[[Tensor, Any, Tensor], Tensor]
 """(z [B, C, h, w], t, states [B, L, D]) -> noise prediction [B, C, h, w]; `Bundle.predict` is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures that `generate` makes together.
+
+    bundle: the model. texts: the prompts, or None where only states were given. states: text states [B, L,
+    D]. empty: states [1, L, D] without text, or of the negative prompt. guidance: [B]. sampler, steps: of
+    `generate`.
+    """
+
+    bundle: Bundle
+    texts: tuple[str, ...] | None
+    states: Tensor
+    empty: Tensor
+    guidance: Tensor
+    sampler: str
+    steps: int
+
+
+class Step(NamedTuple):
+    """number: of the step, from 0. t: its timestep. z: what the UNet reads, [B, C, h, w]. latents: those of
+    the walk, which some samplers scale before the UNet reads them."""
+
+    number: int
+    t: Any
+    z: Tensor
+    latents: Tensor
+
+
+class SamplingHook(Protocol):
+    """What an edit does while pictures are made, in the UNet and to the text."""
+
+    def begin(self, batch: Batch) -> AbstractContextManager[Callable[[Step, Tensor], Tensor]]:
+        """A block around one batch. Before each prediction its function is given the step and the prompts'
+        text states [B, L, D], and returns those that are read in this step. The UNet is then called on a
+        multiple of B rows: all pictures without text, then all with it."""
+        ...
 
 
 def guided(predict: Predict, z: Tensor, t: Any, cond: Tensor, uncond: Tensor | None, guidance: Any) -> Tensor:
@@ -185,6 +228,7 @@ def generate(
     sampler: str = "ddim",
     negative: str | None = None,
     safe: str | SafeGuidance | None = None,
+    hooks: Sequence[SamplingHook] = (),
     height: int | None = None,
     width: int | None = None,
     batch: int = 16,
@@ -192,6 +236,7 @@ def generate(
     latents: Tensor | None = None,
     overflow: str = "truncate",
     pooled: Tensor | None = None,
+    texts: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Pictures [B, c, H, W] in [0, 1], float32 on the CPU.
@@ -206,11 +251,13 @@ def generate(
         guidance: one scale for all, or one per prompt; 1 is no guidance.
         negative: a negative prompt in the place of the empty one.
         safe: Safe Latent Diffusion: "weak", "medium", "strong", "max", or a `SafeGuidance`.
+        hooks: edits that act while pictures are made (`Edit.options`), each inside the one before.
         height, width: pixels; the model's own size if None.
         batch: pictures at a time.
         noise: see `start_noise`. overflow: see `tokenize`; pipelines of diffusers cut long prompts.
         latents: start noise [B, C, h, w] in the place of what the seeds give; then they are only counted.
         pooled: pooled text [B, P], for SDXL where `prompts` are states.
+        texts: what the prompts say where `prompts` are states, for hooks that read it.
         progress: called with the number of pictures done.
 
     Raises:
@@ -231,6 +278,7 @@ def generate(
         return torch.empty((0, *bundle.picture_shape(height, width)))
     states, pooled = _states(bundle, prompts, pooled, overflow)
     _checks.length("seeds", seeds, states.shape[0], "the prompts")
+    said = _texts(prompts, texts, len(seeds))
     empty = _uncond(bundle, negative, states, pooled)
     safety = encode(bundle, [safe.concept], pooled=bundle.is_sdxl, overflow="truncate") if safe else None
     shape = bundle.latent_shape(height, width)
@@ -244,7 +292,13 @@ def generate(
         z = z.to(bundle.device, bundle.dtype)
         text = (states[rows], None if pooled is None else pooled[rows])
         scale = scales[rows].to(bundle.device, bundle.dtype).view(-1, 1, 1, 1)
-        z = _walk(bundle, z, text, empty, safety, scale, steps, sampler, safe)
+        with ExitStack() as stack:
+            about = Batch(
+                bundle, None if said is None else said[rows], text[0], _wide(empty, 0, 1), scale.flatten(),
+                sampler, steps,
+            )  # fmt: skip
+            acting = [stack.enter_context(hook.begin(about)) for hook in hooks]
+            z = _walk(bundle, z, text, empty, safety, scale, steps, sampler, safe, acting)
         done.append(bundle.decode(z).cpu())
         if progress is not None:
             progress(min(start + batch, len(seeds)))
@@ -261,6 +315,7 @@ def _walk(
     steps: int,
     sampler: str,
     safe: SafeGuidance | None,
+    acting: Sequence[Callable[[Step, Tensor], Tensor]],
 ) -> Tensor:
     scheduler = bundle.schedule.scheduler(sampler)
     scheduler.set_timesteps(steps)
@@ -273,6 +328,11 @@ def _walk(
     memory = SafeState()
     for step, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(z, t)
+        if acting:
+            said = text[0]
+            for act in acting:
+                said = act(Step(step, t, scaled, z), said)
+            states = torch.cat([_wide(said if g is text else g, 0, count) for g in groups])
         # The UNet's own output: schedulers of diffusers convert v and sample predictions themselves.
         found = bundle.unet_output(torch.cat([scaled] * len(groups)), t, states, pooled).chunk(len(groups))
         if plain:
@@ -303,6 +363,17 @@ def _states(
     if bundle.is_sdxl and pooled is None:
         _checks.fail(TypeError, "pooled", "pooled text [B, P] beside states of SDXL", "None")
     return prompts, pooled
+
+
+def _texts(prompts: Any, texts: Any, count: int) -> tuple[str, ...] | None:
+    """What each picture's prompt says, if that is known."""
+    if not isinstance(prompts, Tensor):
+        return (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if texts is None:
+        return None
+    found = tuple(_checks.sequence("texts", texts, "strings"))
+    _checks.length("texts", found, count, "the prompts")
+    return found
 
 
 def _uncond(bundle: Bundle, negative: str | None, states: Tensor, pooled: Tensor | None) -> Any:

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from tenfold.diffusion import generate, tiny_bundle
 from tenfold.diffusion.encode import encode
-from tenfold.diffusion.erase import ERASERS, ESD, UCE, AdvUnlearn, Concept, Edit
+from tenfold.diffusion.erase import ERASERS, ESD, FMN, SEOT, SPM, UCE, AdvUnlearn, Concept, Edit
 from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.erase.hooks import NegativePrompt, SafeLatent
 
@@ -371,12 +371,12 @@ def test_edits_from_elsewhere_are_read_strictly(bundle, tmp_path):
     with pytest.raises(ValueError, match=r"tensors: expected R and D, both \[m, d\]"):
         Edit("closed_form", "unet", {"R": closed.tensors["R"]}, closed.details)
     hook = Edit("hook", "sampling", {}, {"options": {"negative": "x", "name": "y"}})
-    with pytest.raises(ValueError, match="options: expected negative and safe"):
+    with pytest.raises(ValueError, match="options: expected negative and safe and soft_weight"):
         _ = hook.options
 
 
 def test_every_eraser_refuses_what_it_cannot_start_from(bundle):
-    for method in (ESD(**QUICK), UCE(), ADV, NegativePrompt(), SafeLatent()):
+    for method in (ESD(**QUICK), UCE(), ADV, FMN(), SPM(), SEOT(), NegativePrompt(), SafeLatent()):
         with pytest.raises(TypeError, match="bundle: expected a Bundle"):
             method.fit(None, CONCEPT)
         with pytest.raises(TypeError, match="concept: expected a Concept, got str 'nudity'"):
@@ -415,5 +415,6 @@ def test_hooks_act_when_pictures_are_made(bundle):
 
 
 def test_every_eraser_has_its_name():
-    assert set(ERASERS) == {"esd", "uce", "advunlearn", "sld", "negative"}
+    trained = {"esd", "uce", "advunlearn", "fmn", "spm", "salun", "ediff", "shs", "ca", "sa"}
+    assert set(ERASERS) == trained | {"seot", "sld", "negative"}
     assert all(cls.name == name for name, cls in ERASERS.items())

@@ -26,8 +26,8 @@ class Target:
 
     bundle: the model. original: the model before unlearning, for attacks that compare with it (p4d) and for
     target images. negative: a negative prompt at generation. safe: Safe Latent Diffusion at generation
-    ("weak" ... "max" or a `SafeGuidance`). Both act on pictures only, not on an attack's loss, as in the
-    published code.
+    ("weak" ... "max" or a `SafeGuidance`). hooks: of edits that act while pictures are made. These three act
+    on pictures only, not on an attack's loss, as in the published code.
     """
 
     bundle: Bundle
@@ -35,6 +35,7 @@ class Target:
     negative: str | None = None
     safe: Any = None
     name: str = ""
+    hooks: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +183,20 @@ def shots(
     for size in dict.fromkeys((case.height, case.width) for case in cases):
         rows = [i for i, case in enumerate(cases) if (case.height, case.width) == size]
         text: Any = None
-        pooled = None
+        pooled = said = None
         if not isinstance(prompts, Tensor):
             text = [prompts[i] for i in rows]
         elif target.bundle.is_sdxl:
             text, pooled = encode_ids(target.bundle, prompts[rows], pooled=True)
         else:
             text = encode_ids(target.bundle, prompts[rows])
+        if isinstance(prompts, Tensor):
+            said = [decode(target.bundle, prompts[i]) for i in rows]
         images = generate(
             target.bundle, text, [chosen[i] for i in rows], guidance=[cases[i].guidance for i in rows],
             steps=sampling.steps, sampler=sampling.sampler, negative=target.negative, safe=target.safe,
-            height=size[0], width=size[1], batch=sampling.batch, noise=sampling.noise, pooled=pooled,
+            hooks=target.hooks, texts=said, height=size[0], width=size[1], batch=sampling.batch,
+            noise=sampling.noise, pooled=pooled,
         )  # fmt: skip
         broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if broken:  # in 8 bits it would be some picture without the concept

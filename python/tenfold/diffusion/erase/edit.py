@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.erase.closed import closed_value, composed, inverted
+from tenfold.diffusion.erase.lowrank import layers_of, merged_weights, write_lowrank
+from tenfold.diffusion.erase.transport import METRICS, Transport
 from tenfold.diffusion.keys import load_component_state, load_strict
 from tenfold.runs.files import read_json
 
@@ -32,9 +35,9 @@ __all__ = ["ABOUT", "Edit", "digest"]
 ABOUT = "edit.json"
 """What was done, beside the weights."""
 _ADV_ABOUT = "adv_unlearn.json"
-_KINDS = ("weights", "closed_form", "hook")
+_KINDS = ("weights", "closed_form", "lowrank", "hook")
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "sampling")
-_OPTIONS = {"negative", "safe"}
+_OPTIONS = {"negative", "safe", "soft_weight"}
 _CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _SCHEMA = "tenfold.edit/1"
 _FILE = "edit.safetensors"
@@ -43,8 +46,11 @@ _FILE = "edit.safetensors"
 @dataclass(eq=False)
 class Edit:
     """kind: "weights" replaces tensors of a component; "closed_form" adds (W D^T) R to each matrix W named in
-    `details["layers"]`; "hook" has no weights and acts when pictures are made (`options`).
-    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, or R and D.
+    `details["layers"]`; "lowrank" adds U D to each (`lowrank`), in the weights where `details["transport"]`
+    is "merge", else beside them when pictures are made; "hook" has no weights and acts when pictures are made
+    (`options`).
+    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, R and D, or
+    lora_unet_... .
     details: hyper-parameters, seed, versions, digest of the base: plain data.
     """
 
@@ -62,22 +68,76 @@ class Edit:
                 _checks.fail(ValueError, name, "finite values", "NaN or infinity")
         if self.kind == "closed_form":
             _check_closed(self.tensors, self.details.get("layers"))
+        if self.kind == "lowrank":
+            _checks.choice("transport", self.details.get("transport"), (*METRICS, "merge"))
         self._before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of `tenfold.diffusion.generate` (and of an attack's `Target`) that belong to the edit;
-        none unless it is a hook."""
-        if self.kind != "hook":
+        none unless it acts when pictures are made."""
+        if not self._acts_later:
             return {}
         from tenfold.diffusion.sld import SafeGuidance
 
+        if self.kind == "lowrank":
+            erased = tuple(self.details.get("erased", ()))
+            return {"hooks": (Transport(self.tensors, erased, self.details["transport"]),)}
         found = dict(self.details["options"])
         if not found.keys() <= _OPTIONS:
             _checks.fail(ValueError, "options", " and ".join(sorted(_OPTIONS)), sorted(found))
         if isinstance(found.get("safe"), dict):
             found["safe"] = SafeGuidance(**found["safe"])
+        if "soft_weight" in found:
+            from tenfold.diffusion.erase.soft_weight import SoftWeight
+
+            found["hooks"] = (SoftWeight.from_json(found.pop("soft_weight")),)
         return found
+
+    @property
+    def _acts_later(self) -> bool:
+        """Whether the weights stay and pictures are made with `options`."""
+        return self.kind == "hook" or (self.kind == "lowrank" and self.details["transport"] != "merge")
+
+    def merged(self) -> Edit:
+        """A low-rank edit that changes the weights themselves, for every prompt alike: for a pipeline.
+
+        Raises:
+            ValueError: an edit of another kind.
+        """
+        if self.kind != "lowrank":
+            _checks.fail(ValueError, "kind", "a lowrank edit", self.kind)
+        return Edit(self.kind, self.component, self.tensors, {**self.details, "transport": "merge"})
+
+    def compose(self, *later: Edit) -> Edit:
+        """One edit that does what this and later ones do one after the other; all of closed form, on the same
+        layers. Edits of other kinds are applied one by one.
+
+        Raises:
+            ValueError: another kind, or other layers.
+        """
+        edits = (self, *later)
+        for edit in edits:
+            if edit.kind != "closed_form" or set(edit.details["layers"]) != set(self.details["layers"]):
+                _checks.fail(ValueError, "edits", "closed forms on the same layers", edit.kind)
+        right, left = composed([(e.tensors["R"], e.tensors["D"]) for e in edits])
+        details = {
+            "eraser": "composed", "parts": [e.details for e in edits], "layers": self.details["layers"],
+        }  # fmt: skip
+        return Edit(self.kind, self.component, {"R": right, "D": left}, details)
+
+    def inverse(self) -> Edit:
+        """The edit that leads back from an edited model whose original is not at hand, to a rounding of its
+        weights; `undo` leads back bit for bit.
+
+        Raises:
+            ValueError: an edit of another kind than closed form. RuntimeError: it has no inverse.
+        """
+        if self.kind != "closed_form":
+            _checks.fail(ValueError, "kind", "a closed form", self.kind)
+        right, left = inverted(self.tensors["R"], self.tensors["D"])
+        details = {"eraser": "inverse", "of": self.details, "layers": self.details["layers"]}
+        return Edit(self.kind, self.component, {"R": right, "D": left}, details)
 
     @property
     def nbytes(self) -> int:
@@ -94,11 +154,14 @@ class Edit:
             TypeError: a hook on a pipeline.
             RuntimeError: it is applied to this pipeline already; `undo` would not find the way back.
         """
-        if self.kind == "hook":
+        if self._acts_later:
             if not isinstance(target, Bundle):
-                _checks.fail(
-                    TypeError, "target", "a Bundle and generate(..., **edit.options)", type(target).__name__
-                )
+                expected = "a Bundle and generate(..., **edit.options)"
+                if self.kind == "lowrank":
+                    expected += ", or merged().apply(pipe)"
+                _checks.fail(TypeError, "target", expected, type(target).__name__)
+            if self.kind == "lowrank":
+                layers_of(target.unet, self.tensors)
             return target
         module = getattr(target, self.component, None)
         if not isinstance(module, nn.Module):
@@ -125,7 +188,7 @@ class Edit:
         Raises:
             RuntimeError: this edit was not applied to it.
         """
-        if self.kind == "hook":
+        if self._acts_later:
             return target
         module = getattr(target, self.component, None)
         if not isinstance(module, nn.Module) or module not in self._before:
@@ -152,6 +215,8 @@ class Edit:
             aside.mkdir()
             if self._is_whole_text_encoder():
                 _text_encoder(self).save_pretrained(aside, safe_serialization=True)
+            elif self.kind == "lowrank":
+                write_lowrank(aside / _FILE, self.tensors, self.details)
             elif self.tensors:
                 from safetensors.torch import save_file
 
@@ -201,6 +266,8 @@ class Edit:
 
     def _values(self, module: nn.Module) -> dict[str, Tensor]:
         """New value of each changed parameter, checked."""
+        if self.kind == "lowrank":
+            return merged_weights(module, self.tensors, 1.0)
         parameters = dict(module.named_parameters())
         names = self.details["layers"] if self.kind == "closed_form" else list(self.tensors)
         missing = sorted(set(names) - set(parameters))
@@ -215,9 +282,7 @@ class Edit:
                 w = parameters[name].detach()
                 if w.shape[1] != right.shape[1]:
                     _checks.fail(ValueError, name, f"{right.shape[1]} columns", w.shape[1])
-                exact = w.double()
-                d, r = left.to(exact), right.to(exact)
-                values[name] = (exact + (exact @ d.T) @ r).to(w.dtype)
+                values[name] = closed_value(w, right, left)
             return values
         for name, value in self.tensors.items():
             if parameters[name].shape != value.shape:

@@ -27,7 +27,7 @@ class NegativePrompt:
         check_fit(bundle, concept, seed)
         text = ", ".join(concept.prompts)
         check_words(bundle, (text,))
-        return _hook(self.name, {}, concept, seed, {"negative": text})
+        return hook_edit(self.name, {}, concept, seed, {"negative": text})
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class SafeLatent:
         text = ", ".join(concept.prompts)
         check_words(bundle, (text,))
         guidance = replace(STRENGTHS[self.strength], concept=text)
-        return _hook(self.name, {"strength": self.strength}, concept, seed, {"safe": asdict(guidance)})
+        return hook_edit(self.name, {"strength": self.strength}, concept, seed, {"safe": asdict(guidance)})
 
 
-def _hook(name: str, settings: dict[str, Any], concept: Concept, seed: int, options: dict[str, Any]) -> Edit:
+def hook_edit(
+    name: str, settings: dict[str, Any], concept: Concept, seed: int, options: dict[str, Any]
+) -> Edit:
     details = {
         "eraser": name,
         "settings": settings,
-        "concept": asdict(concept),
+        "concept": concept.about(),
         "seed": seed,
         "options": options,
     }

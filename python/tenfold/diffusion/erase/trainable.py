@@ -1,7 +1,8 @@
 """Which weights an eraser trains, by the names that ESD and AdvUnlearn gave to their choices.
 
-UNet (names of diffusers): "xattn" cross attention (ESD-x), "selfattn", "noxattn" all but cross attention,
-output and time embedding (ESD-u), "notime", "full", and "xlayer", "selflayer": the layers of two blocks only.
+UNet (names of diffusers): "xattn" cross attention (ESD-x), "xattn_kv" its keys and values only (concept
+ablation), "selfattn", "noxattn" all but cross attention, output and time embedding (ESD-u), "notime", "full",
+and "xlayer", "selflayer": the layers of two blocks only.
 Text encoder: "text_encoder" (all layers and the final norm) or "text_encoder_layer0", "..._layer01",
 "..._layer0_11": layers by number, written one behind the other. Embeddings never train.
 """
@@ -30,6 +31,7 @@ UNET_METHODS = {
     "noxattn": lambda name: not name.startswith((*_OUT, "time_embedding.")) and "attn2" not in name,
     "notime": lambda name: not name.startswith((*_OUT, "time_embedding.")),
     "full": lambda name: True,
+    "xattn_kv": lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")),
     "xlayer": lambda name: "attn2" in name and name.startswith(_XLAYER),
     "selflayer": lambda name: "attn1" in name and name.startswith(_SELFLAYER),
 }

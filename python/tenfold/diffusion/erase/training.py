@@ -311,7 +311,7 @@ class Training:
         """The result."""
         tokenizer = self.original.tokenizer
         details = {
-            "eraser": self.method.name, "settings": asdict(self.method), "concept": asdict(self.concept),
+            "eraser": self.method.name, "settings": asdict(self.method), "concept": self.concept.about(),
             "seed": self.seed, "base": self.original.name,
             "base_sha256": self.base_sha256,
             "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in

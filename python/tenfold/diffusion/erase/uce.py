@@ -12,7 +12,7 @@ in float64 serves all matrices, and D and R are all that is stored.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,10 +21,25 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
-from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
+from tenfold.diffusion.erase.closed import shortened
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.edit import Edit, digest
 
-__all__ = ["UCE", "cross_attention_matrices", "uce_factors"]
+__all__ = ["OBJECT_TEMPLATES", "STYLE_TEMPLATES", "UCE", "cross_attention_matrices", "uce_factors"]
+
+OBJECT_TEMPLATES = (
+    "{}",
+    "image of {}",
+    "photo of {}",
+    "portrait of {}",
+    "picture of {}",
+    "painting of {}",
+)
+STYLE_TEMPLATES = ("{}", "image in {} Style", "art by {}", "artwork by {}", "picture by {}", "style of {}")
+"""Around a bare word, as published for objects and styles."""
+
+_ROWS = 1 << 14  # kept rows that are in float64 at a time
+_PROMPTS = 64  # prompts that are encoded at a time
 
 
 def cross_attention_matrices(unet: torch.nn.Module) -> dict[str, Tensor]:
@@ -37,13 +52,21 @@ def cross_attention_matrices(unet: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def uce_factors(
-    old: Tensor, new: Tensor, keep: Tensor, *, lam: float, erase_scale: float, retain_scale: float
+    old: Tensor,
+    new: Tensor,
+    keep: Tensor,
+    *,
+    lam: float,
+    erase_scale: float,
+    retain_scale: float,
+    keep_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(R, D), float64 [m, d] each, with W' = W + (W D^T) R.
 
     Args:
         old, new: [m, d], rows to erase and what stands in for them. keep: [p, d], p may be 0.
         lam: > 0 unless the rows span all of d.
+        keep_weight: [p], how often each kept row counts; once if None.
 
     Raises:
         ValueError: shapes differ, or values are not finite.
@@ -52,19 +75,26 @@ def uce_factors(
     if old.shape != new.shape or old.ndim != 2 or keep.ndim != 2 or keep.shape[1] != old.shape[1]:
         got = f"{list(new.shape)} and {list(keep.shape)} beside {list(old.shape)}"
         _checks.fail(ValueError, "new, keep", "[m, d] and [p, d] beside old [m, d]", got)
+    if keep_weight is not None and keep_weight.shape != keep.shape[:1]:
+        _checks.fail(ValueError, "keep_weight", f"[{len(keep)}]", list(keep_weight.shape))
     _checks.real("lam", lam, at_least=0.0)
     _checks.real("erase_scale", erase_scale, at_least=0.0)
     _checks.real("retain_scale", retain_scale, at_least=0.0)
-    old, new, keep = old.double(), new.double(), keep.double()
     if not all(bool(x.isfinite().all()) for x in (old, new, keep)):
         _checks.fail(ValueError, "states", "finite numbers", "NaN or infinity")
-    eye = torch.eye(old.shape[1], dtype=torch.float64, device=old.device)
-    gram = lam * eye + erase_scale * old.T @ old + retain_scale * keep.T @ keep
+    old, new = old.double(), new.double()
+    gram = lam * torch.eye(old.shape[1], dtype=torch.float64, device=old.device)
+    gram += erase_scale * old.T @ old
+    for start in range(0, len(keep), _ROWS):
+        rows = keep[start : start + _ROWS].double()
+        once = rows if keep_weight is None else rows * keep_weight[start : start + _ROWS, None].to(rows)
+        gram += retain_scale * once.T @ rows
     factor, wrong = torch.linalg.cholesky_ex(gram)
-    if int(wrong):
-        _checks.fail(
-            RuntimeError, "lam", "a positive definite system", f"pivot {int(wrong)} not positive, lam = {lam}"
-        )
+    pivot, largest = float(factor.diagonal().min()) ** 2, float(gram.diagonal().max())
+    # Rounding alone makes a singular matrix look definite, with pivots of this size.
+    if int(wrong) or pivot <= 4 * len(gram) * torch.finfo(torch.float64).eps * largest:
+        got = f"smallest pivot {pivot:.3g} beside {largest:.3g}, lam = {lam}"
+        _checks.fail(RuntimeError, "lam", "a positive definite system", got)
     return torch.cholesky_solve(erase_scale * old.T, factor).T.contiguous(), new - old
 
 
@@ -74,7 +104,14 @@ class UCE:
 
     technique: "replace", states are mapped to the anchor's; "tensor", only the part along the old values
         is taken away.
-    templates: prompts with {} for the concept, edited beside the bare one.
+    templates: texts with {} for each of the concept's prompts. "bundle": prompts that have the concept's name
+        among other words are those that pictures are made of, and are edited as they are; a bare name goes
+        into `OBJECT_TEMPLATES`. An edit reaches the texts it was made with: pictures of "A Cats image in X
+        style." keep X where only "image in X Style" was edited.
+    guide: a text that stands in for every prompt as it is; the concept's anchors, put into the templates, if
+        None.
+    keep: texts that are kept beside the concept's own; published: the empty one.
+    truncate: singular values of the change below this share of the largest are not stored; 0 keeps all rows.
     Rows: from the concept's last token on, aligned with the anchor's, to the end of the padding. Retained
     prompts are kept with all their rows.
     """
@@ -83,26 +120,48 @@ class UCE:
     erase_scale: float = 0.05
     retain_scale: float = 0.1
     technique: str = "replace"
-    templates: tuple[str, ...] = (
-        "{}",
-        "image of {}",
-        "photo of {}",
-        "portrait of {}",
-        "picture of {}",
-        "painting of {}",
-    )
+    templates: str | tuple[str, ...] = "bundle"
+    guide: str | None = None
+    keep: tuple[str, ...] = ("",)
+    truncate: float = 0.0
 
     name: ClassVar[str] = "uce"
 
     def __post_init__(self) -> None:
         _checks.choice("technique", self.technique, ("replace", "tensor"))
-        for name in ("lam", "erase_scale", "retain_scale"):
+        for name in ("lam", "erase_scale", "retain_scale", "truncate"):
             _checks.real(name, getattr(self, name), at_least=0.0)
+        if self.guide is not None and not isinstance(self.guide, str):
+            _checks.fail(TypeError, "guide", "a text or None", _checks.describe(self.guide))
+        keep = tuple(_checks.sequence("keep", self.keep, "texts"))
+        if not all(isinstance(text, str) for text in keep):
+            _checks.fail(TypeError, "keep", "texts", _checks.describe(self.keep))
+        object.__setattr__(self, "keep", keep)
+        if isinstance(self.templates, str):
+            _checks.choice("templates", self.templates, ("bundle",))
+            return
         if not _checks.sequence("templates", self.templates, "texts with {}"):
             _checks.fail(ValueError, "templates", "texts with {}", "none")
         for template in self.templates:
             if not isinstance(template, str) or "{}" not in template:
                 _checks.fail(ValueError, "templates", "texts with {}", repr(template))
+
+    @classmethod
+    def style(cls, **changes: Any) -> UCE:
+        """UnlearnCanvas' setting for a style."""
+        own = cls(templates=STYLE_TEMPLATES, guide="An image in Photo style")
+        return replace(own, **changes)
+
+    @classmethod
+    def object(cls, **changes: Any) -> UCE:
+        """UnlearnCanvas' setting for an object; `guide` is another object's text ("A Elephant image")."""
+        own = cls(lam=10.0, erase_scale=0.01, templates=OBJECT_TEMPLATES, guide="A Elephant image")
+        return replace(own, **changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> UCE:
+        """For a model of a few million weights."""
+        return replace(cls(lam=0.1, erase_scale=1.0, retain_scale=0.1), **changes)
 
     def fit(
         self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None, **unused: Any
@@ -118,18 +177,24 @@ class UCE:
             _checks.fail(ValueError, "unet", "cross attention (attn2.to_k, attn2.to_v)", "none")
         blocks = self._blocks(bundle, concept)
         old, new = (torch.cat([block[i] for block in blocks]) for i in (0, 1))
-        keep = self._keep(bundle, concept, old)
+        keep, weight = self._keep(bundle, concept, old)
         scales = {"lam": self.lam, "erase_scale": self.erase_scale, "retain_scale": self.retain_scale}
-        right, left = uce_factors(old, new, keep, **scales)
+        right, left = uce_factors(old, new, keep, **scales, keep_weight=weight)
         details = {
-            "eraser": self.name, "settings": asdict(self), "concept": asdict(concept), "seed": seed,
+            "eraser": self.name, "settings": asdict(self), "concept": concept.about(), "seed": seed,
             "base": bundle.name, "base_sha256": digest(bundle.unet), "layers": list(matrices),
             "rows": len(old),
         }  # fmt: skip
         if progress is not None:
             progress(1, 1, {"rows": float(len(old))})
         if self.technique == "replace":
-            return Edit("closed_form", "unet", {"R": right.cpu(), "D": left.cpu()}, details)
+            if self.truncate:
+                right, left, details["left_out"] = shortened(right, left, self.truncate)
+                details["rank"] = len(right)
+            # float32 holds the change to 6e-8 of itself: less than a rounding of W in float32
+            kind = torch.float64 if bundle.dtype == torch.float64 else torch.float32
+            factors = {"R": right.to("cpu", kind), "D": left.to("cpu", kind)}
+            return Edit("closed_form", "unet", factors, details)
         return Edit("weights", "unet", self._tensor(matrices, blocks, right), details)
 
     def _tensor(
@@ -152,8 +217,8 @@ class UCE:
     def _blocks(self, bundle: Bundle, concept: Concept) -> list[tuple[Tensor, Tensor]]:
         """(C_o, C_n) of each prompt that is edited."""
         pairs = [
-            (template.replace("{}", prompt), template.replace("{}", anchor).strip() if anchor else "")
-            for prompt, anchor in concept.pairs for template in self.templates
+            (template.replace("{}", prompt), self._stand_in(template, anchor))
+            for prompt, anchor in concept.pairs for template in self._templates(concept, prompt)
         ]  # fmt: skip
         check_words(bundle, tuple(text for pair in pairs for text in pair))
         blocks = []
@@ -166,10 +231,30 @@ class UCE:
             blocks.append(tuple(states[i, f : f + columns] for i, f in enumerate(first)))
         return blocks
 
-    def _keep(self, bundle: Bundle, concept: Concept, like: Tensor) -> Tensor:
-        if not concept.retain:
-            return like[:0]
-        check_words(bundle, concept.retain)
+    def _templates(self, concept: Concept, prompt: str) -> tuple[str, ...]:
+        if not isinstance(self.templates, str):
+            return self.templates
+        said = prompt.replace("_", " ").lower().strip()
+        words = [word.lower() for word in words_of(concept)]
+        return ("{}",) if any(w in said and w != said for w in words) else OBJECT_TEMPLATES
+
+    def _stand_in(self, template: str, anchor: str) -> str:
+        if self.guide is not None:
+            return self.guide
+        return template.replace("{}", anchor).strip() if anchor else ""
+
+    def _keep(self, bundle: Bundle, concept: Concept, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(rows [p, d], how often each counts). The first token's state is every prompt's: kept once."""
+        texts = tuple(dict.fromkeys((*self.keep, *concept.retain)))
+        if not texts:
+            return like[:0], None
+        check_words(bundle, texts)
+        ids = tokenize(bundle, list(texts)).ids
         with torch.no_grad():
-            states = encode_ids(bundle, tokenize(bundle, list(concept.retain)).ids)
-        return states.flatten(0, 1)
+            states = torch.cat([encode_ids(bundle, part) for part in ids.split(_PROMPTS)])
+        first, rest = states[:1, 0], states[:, 1:].flatten(0, 1)
+        if not torch.allclose(states[:, 0].double(), first.double(), rtol=1e-5, atol=1e-6):
+            return states.flatten(0, 1), None
+        weight = torch.ones(1 + len(rest), device=rest.device)
+        weight[0] = len(states)
+        return torch.cat([first, rest]), weight
