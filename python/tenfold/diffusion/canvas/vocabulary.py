@@ -127,7 +127,9 @@ class Canvas:
 
     def names(self, domain: str) -> tuple[str, ...]:
         """`styles` or `objects`."""
-        return self.styles if _checks.choice("domain", domain, ("style", "object")) == "style" else self.objects
+        return (
+            self.styles if _checks.choice("domain", domain, ("style", "object")) == "style" else self.objects
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON data; `Canvas(**data)` is the canvas again."""
