@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "OBJECTS": "vocabulary",
-    "STYLES60": "vocabulary",
-    "UNLEARNCANVAS": "vocabulary",
-    "Canvas": "vocabulary",
-}
+    "LANES": "answers", "REFERENCE_SAMPLING": "answers", "AnswerSet": "answers", "answer_set": "answers",
+    "merge_answers": "answers", "read_answers": "answers",
+    "Key": "keys", "answer_keys": "keys", "budget_keys": "keys", "cell_noise": "keys", "target_keys": "keys",
+    "OBJECTS": "vocabulary", "STYLES60": "vocabulary", "UNLEARNCANVAS": "vocabulary", "Canvas": "vocabulary",
+}  # fmt: skip
 
 __all__ = list(_HOMES)
 
