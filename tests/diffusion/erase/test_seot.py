@@ -282,6 +282,8 @@ def test_hooks_are_opened_for_each_batch_and_closed(bundle):
     assert seen[:4] == [("open", tuple(PROMPTS[:2]), 2, 2), *one, ("closed",)]
     assert seen[4] == ("open", tuple(PROMPTS[2:]), 1, 2)
     assert len(seen) == 8
+    with pytest.raises(TypeError, match="hooks: expected"):
+        generate(bundle, PROMPTS[:1], [1], steps=2, hooks=Hook())
     other = encode(bundle, ["a dog"])
 
     class Swap(Hook):
