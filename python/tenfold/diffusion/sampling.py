@@ -233,6 +233,7 @@ def generate(
     width: int | None = None,
     batch: int = 16,
     noise: str = "torch",
+    latents: Tensor | None = None,
     overflow: str = "truncate",
     pooled: Tensor | None = None,
     texts: Sequence[str] | None = None,
@@ -254,6 +255,7 @@ def generate(
         height, width: pixels; the model's own size if None.
         batch: pictures at a time.
         noise: see `start_noise`. overflow: see `tokenize`; pipelines of diffusers cut long prompts.
+        latents: start noise [B, C, h, w] in the place of what the seeds give; then they are only counted.
         pooled: pooled text [B, P], for SDXL where `prompts` are states.
         texts: what the prompts say where `prompts` are states, for hooks that read it.
         progress: called with the number of pictures done.
@@ -281,10 +283,14 @@ def generate(
     empty = _uncond(bundle, negative, states, pooled)
     safety = encode(bundle, [safe.concept], pooled=bundle.is_sdxl, overflow="truncate") if safe else None
     shape = bundle.latent_shape(height, width)
+    if latents is not None and (not isinstance(latents, Tensor) or latents.shape != (len(seeds), *shape)):
+        got = list(latents.shape) if isinstance(latents, Tensor) else _checks.describe(latents)
+        _checks.fail(ValueError, "latents", f"a tensor {[len(seeds), *shape]}", got)
     done = []
     for start in range(0, len(seeds), batch):
         rows = slice(start, start + batch)
-        z = start_noise(shape, seeds[rows], noise=noise, device=bundle.device).to(bundle.dtype)
+        z = latents[rows] if latents is not None else start_noise(shape, seeds[rows], noise=noise)
+        z = z.to(bundle.device, bundle.dtype)
         text = (states[rows], None if pooled is None else pooled[rows])
         scale = scales[rows].to(bundle.device, bundle.dtype).view(-1, 1, 1, 1)
         with ExitStack() as stack:

@@ -17,6 +17,13 @@ _HOMES = {
     "LANES": "answers", "REFERENCE_SAMPLING": "answers", "AnswerSet": "answers", "answer_set": "answers",
     "merge_answers": "answers", "read_answers": "answers",
     "Key": "keys", "answer_keys": "keys", "budget_keys": "keys", "cell_noise": "keys", "target_keys": "keys",
+    "ConceptJudge": "judging", "FunctionJudge": "judging", "JudgeCard": "judging", "JudgeWarning": "judging",
+    "Predictions": "judging", "ViTJudge": "judging", "judge_answers": "judging",
+    "ConceptTable": "scores", "Costs": "scores", "Score": "scores", "Summary": "scores",
+    "concept_table": "scores", "score": "scores", "score_matrix": "scores", "score_tables": "scores",
+    "summarise": "scores",
+    "FINER_FORMULA": "tasks", "FinerScore": "tasks", "RobustScore": "tasks", "SequentialScore": "tasks",
+    "finer_scores": "tasks", "robust_scores": "tasks", "sequential_scores": "tasks",
     "OBJECTS": "vocabulary", "STYLES60": "vocabulary", "UNLEARNCANVAS": "vocabulary", "Canvas": "vocabulary",
 }  # fmt: skip
 
