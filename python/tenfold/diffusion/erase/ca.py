@@ -65,7 +65,7 @@ class CA(DataEraser):
     @classmethod
     def small(cls, **changes: Any) -> CA:
         """For a model of a few million weights."""
-        own = cls(lr=1e-3, batch=16, iterations=40, snr_gamma=5.0, steps=12, guidance=3.0)
+        own = cls(lr=5e-4, batch=16, iterations=40, snr_gamma=5.0, steps=12, guidance=3.0)
         return replace(own, **changes)
 
     def training(self, bundle: Bundle, concept: Concept, seed: int) -> CALoop:

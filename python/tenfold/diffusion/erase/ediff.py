@@ -76,7 +76,9 @@ class EDiff(DataEraser):
     @classmethod
     def small(cls, **changes: Any) -> EDiff:
         """For a model of a few million weights."""
-        own = cls(lr=1e-3, batch=16, iterations=40, lam=None, snr_gamma=5.0, steps=12, guidance=3.0)
+        own = cls(
+            lr=1e-3, batch=16, iterations=60, inner_steps=1, lam=None, snr_gamma=5.0, steps=12, guidance=3.0
+        )
         return replace(own, **changes)
 
     def training(self, bundle: Bundle, concept: Concept, seed: int) -> EDiffLoop:

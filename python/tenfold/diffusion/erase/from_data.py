@@ -23,7 +23,7 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.bank import rng_of
-from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.data import ConceptData, Order
 from tenfold.diffusion.erase.edit import Edit, weights_edit
 from tenfold.diffusion.erase.loop import Loop, Progress, States, check_trainable, run
@@ -240,11 +240,11 @@ def check_pairs(concept: Concept, data: ConceptData) -> None:
     Raises:
         ValueError: names the text.
     """
-    name = " ".join(concept.name.replace("_", " ").split())
-    named = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
+    words = [re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE) for word in words_of(concept)]
     for own, pseudo in zip(data.forget_prompts, data.pseudo_prompts, strict=True):
-        if own == pseudo or named.search(pseudo):
-            expected = f"texts without {name!r}, other than the concept's prompts"
+        if own == pseudo or any(word.search(pseudo) for word in words):
+            said = " and ".join(map(repr, words_of(concept)))
+            expected = f"texts without {said}, other than the concept's prompts"
             _checks.fail(ValueError, "pseudo_prompts", expected, f"{pseudo!r} for {own!r}")
 
 

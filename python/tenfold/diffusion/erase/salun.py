@@ -71,7 +71,7 @@ class SalUn(DataEraser):
         """For a model of a few million weights."""
         own = cls(
             lr=1e-3, batch=16, iterations=40, density=0.5, mask_scope="trained", mask_guidance=0.0,
-            snr_gamma=5.0, steps=12, guidance=3.0,
+            teacher="original", snr_gamma=5.0, steps=12, guidance=3.0,
         )  # fmt: skip
         return replace(own, **changes)
 
