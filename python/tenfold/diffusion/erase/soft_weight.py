@@ -77,8 +77,7 @@ class SoftWeight:
     has it; "original", those of a walk with the unedited prompt beside it, as the paper's own code does, for
     one more guided prediction in each step before `stop`.
     rows: pictures in one call of the updates. With 1 a picture does not depend on the others, to the bit;
-    more
-    are faster where calls are short.
+    more are faster where calls are short.
     """
 
     phrases: tuple[str, ...]
