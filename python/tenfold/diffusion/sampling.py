@@ -267,6 +267,7 @@ def generate(
     scales = _scales(guidance, len(seeds))
     steps = _checks.integer("steps", steps, 1, len(bundle.schedule) - 1)
     batch = _checks.integer("batch", batch, 1, 2**16)
+    hooks = _checks.sequence("hooks", hooks, "hooks of edits")
     if isinstance(safe, str):
         safe = SLD[_checks.choice("safe", safe, SLD)]
     if safe is not None and not isinstance(safe, SafeGuidance):

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from tenfold.diffusion.erase import canvas_concept
+from tenfold.diffusion.erase.concept import words_of
 
 
 class Canvas:
@@ -110,3 +111,16 @@ def test_retained_cells_are_drawn_evenly_and_by_the_seed():
     assert set(counts.values()) == {2, 3}
     assert len(data.retain_images.flatten(1).unique(dim=0)) == 15  # none twice
     assert data.retain_prompts == draw(0).data.retain_prompts != draw(1).data.retain_prompts
+
+
+def test_the_published_canvas_has_the_published_numbers_of_texts():
+    from tenfold.diffusion.canvas.vocabulary import UNLEARNCANVAS
+
+    style, thing = (canvas_concept(UNLEARNCANVAS, name) for name in ("van gogh", "Dogs"))
+    assert (len(style.prompts), len(style.retain)) == (20, 1001)
+    assert (len(thing.prompts), len(thing.retain)) == (51, 970)
+    assert words_of(style) == ("Van Gogh",)
+    assert style.pairs[0] == (
+        "A Architectures image in Van Gogh style.",
+        "A Architectures image in Photo style.",
+    )

@@ -79,6 +79,25 @@ def test_prompts_without_the_concept_are_left_to_the_bit(bundle):
         edit.apply(bundle.to_pipeline())
 
 
+def test_pictures_do_not_depend_on_which_others_are_changed(bundle):
+    hook = SEOT(start=0.0).fit(bundle, CONCEPT).options["hooks"]
+    one, other = (
+        generate(bundle, [PROMPTS[0], text, text], [1, 2, 3], steps=5, guidance=4.0, hooks=hook)[0]
+        for text in ("a photo of a cat", "van gogh cat")
+    )
+    assert torch.equal(one, other)
+    several = generate(
+        bundle,
+        PROMPTS,
+        [1, 2, 3],
+        steps=5,
+        guidance=4.0,
+        hooks=SEOT(start=0.0, rows=8).fit(bundle, CONCEPT).options["hooks"],
+    )
+    alone = generate(bundle, PROMPTS, [1, 2, 3], steps=5, guidance=4.0, hooks=hook)
+    assert torch.allclose(several, alone, atol=1e-4)
+
+
 def test_saved_hooks_do_the_same(bundle, tmp_path):
     edit = SEOT.style(alpha=0.5, map_size=4).fit(bundle, CONCEPT)
     edit.save(tmp_path / "seot")
@@ -193,7 +212,7 @@ def test_maps_before_may_come_from_a_walk_of_the_original_prompt(bundle, sampler
             return read
 
     big = {"start": 0.2, "stop": 0.6, "step_size": 1e5}
-    soft = SoftWeight(("van gogh",), compare="original", **big)
+    soft = SoftWeight(("van gogh",), compare="original", rows=2, **big)
     walked = {}
 
     class Watch:
@@ -282,6 +301,8 @@ def test_hooks_are_opened_for_each_batch_and_closed(bundle):
     assert seen[:4] == [("open", tuple(PROMPTS[:2]), 2, 2), *one, ("closed",)]
     assert seen[4] == ("open", tuple(PROMPTS[2:]), 1, 2)
     assert len(seen) == 8
+    with pytest.raises(TypeError, match="hooks: expected"):
+        generate(bundle, PROMPTS[:1], [1], steps=2, hooks=Hook())
     other = encode(bundle, ["a dog"])
 
     class Swap(Hook):

@@ -110,10 +110,11 @@ class FMN:
 
     @classmethod
     def small(cls, **changes: Any) -> FMN:
-        """For a model of a few million weights: its prompts are few, and an edit must reach them."""
+        """For a model of a few million weights: its prompts are few, and an edit must reach them; its words
+        mean one thing each, and need no inversion."""
         own = cls(
             template=None, inversion_template=None,
-            lr=5e-4, iterations=60, batch=4, placeholders=None, norm=None, inversion_steps=20,
+            lr=5e-4, iterations=60, batch=4, placeholders=None, norm=None, inversion_steps=0,
             inversion_lr=1e-3, steps=12, guidance=3.0,
         )  # fmt: skip
         return replace(own, **changes)

@@ -37,6 +37,7 @@ class SEOT:
     self_erase: float = -0.5
     map_size: int | None = None
     compare: str = "edited"
+    rows: int = 1
 
     name: ClassVar[str] = "seot"
 

@@ -76,6 +76,8 @@ class SoftWeight:
     compare: at which latents the maps before are taken: "edited", where the maps after are, as UnlearnCanvas
     has it; "original", those of a walk with the unedited prompt beside it, as the paper's own code does, for
     one more guided prediction in each step before `stop`.
+    rows: pictures in one call of the updates. With 1 a picture does not depend on the others, to the bit;
+    more are faster where calls are short.
     """
 
     phrases: tuple[str, ...]
@@ -90,6 +92,7 @@ class SoftWeight:
     self_erase: float = -0.5
     map_size: int | None = None
     compare: str = "edited"
+    rows: int = 1
 
     def __post_init__(self) -> None:
         phrases = tuple(_checks.sequence("phrases", self.phrases, "texts"))
@@ -102,6 +105,7 @@ class SoftWeight:
         for name in ("start", "stop", "step_size"):
             _checks.real(name, getattr(self, name), at_least=0.0)
         _checks.integer("inner_steps", self.inner_steps, 0, 10**6)
+        _checks.integer("rows", self.rows, 1, 2**16)
         if self.map_size is not None:
             _checks.integer("map_size", self.map_size, 1, 2**12)
 
@@ -124,15 +128,20 @@ class SoftWeight:
         assert batch.texts is not None
         found, end = find_tokens(batch.bundle, batch.texts, self.phrases)
         touched = found.any(1).nonzero()[:, 0]
-        if not len(touched):
-            yield lambda step, states: states
-            return
-        walk = _Walk(self, batch, touched, found[touched], end[touched])
-        yield walk.act
+        walks = [
+            _Walk(self, batch, part, found[part], end[part]) for part in touched.split(self.rows) if len(part)
+        ]
+
+        def act(step: Step, states: Tensor) -> Tensor:
+            for walk in walks:
+                states = walk.act(step, states)
+            return states
+
+        yield act
 
 
 class _Walk:
-    """One batch: its touched rows, their weighted states, which tokens are kept."""
+    """Some touched rows of a batch: their weighted states, which tokens are kept."""
 
     def __init__(self, soft: SoftWeight, batch: Batch, touched: Tensor, found: Tensor, end: Tensor):
         self.soft, self.batch, self.touched, self.found = soft, batch, touched, found
