@@ -7,7 +7,7 @@ of |x| <= threshold), which every backend has; the CPU has a faster way to the t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +81,17 @@ def bits_by_threshold_(
         for bits, tensor in zip(out, tensors, strict=True):
             _invert_(bits, tensor.numel())
     if not wanted and ties:
-        _add_ties_(kernels, out, tensors, found.threshold, ties)
+        upper, lower = (at_most(found.threshold, tensors, strictly=kind) for kind in (False, True))
+        bounds = dict(zip(map(id, tensors), zip(upper, lower, strict=True), strict=True))
+
+        def equals_(bits: Tensor, tensor: Tensor) -> None:
+            most, less = bounds[id(tensor)]
+            under = torch.empty_like(bits)
+            _within_(kernels, [bits], [tensor], [most])
+            _within_(kernels, [under], [tensor], [less])
+            bits.bitwise_xor_(under)
+
+        add_ties_(equals_, out, tensors, ties)
 
 
 def _within_(kernels: Any, out: Sequence[Tensor], tensors: Sequence[Tensor], bounds: Sequence[float]) -> None:
@@ -99,32 +109,36 @@ def _invert_(bits: Tensor, numel: int) -> None:
         bits[-1] &= (1 << numel % 8) - 1
 
 
-def _add_ties_(
-    kernels: Any, out: Sequence[Tensor], tensors: Sequence[Tensor], threshold: float, ties: int
+def add_ties_(
+    equals_: Callable[[Tensor, Tensor], None], out: Sequence[Tensor], tensors: Sequence[Tensor], ties: int
 ) -> None:
-    """Sets the bits of the first `ties` elements that equal the threshold, tensor after tensor."""
-    upper = at_most(threshold, tensors, strictly=False)
-    lower = at_most(threshold, tensors, strictly=True)
-    for bits, tensor, most, less in zip(out, tensors, upper, lower, strict=True):
+    """Sets the bits of the first `ties` elements that equal the threshold, tensor after tensor.
+
+    equals_(bits, tensor) fills bits with where a tensor's elements equal it.
+    """
+    for bits, tensor in zip(out, tensors, strict=True):
         if not ties or not tensor.numel():
             continue
-        equal, under = torch.empty_like(bits), torch.empty_like(bits)
-        _within_(kernels, [equal], [tensor], [most])
-        _within_(kernels, [under], [tensor], [less])
-        equal &= ~under
-        counts = _POPULATION.to(bits.device)[equal.long()].long()
+        equal = torch.empty_like(bits)
+        equals_(equal, tensor)
+        counts = _POPULATION.to(bits.device)[equal.int()]
         there = int(counts.sum())
         if there > ties:
-            ends = counts.cumsum(0)
-            last = int(torch.searchsorted(ends, ties))  # the byte in which the ties run out
-            equal[last + 1 :] = 0
-            left, byte, kept = ties - int(ends[last] - counts[last]), int(equal[last]), 0
-            for j in range(8):
-                if byte >> j & 1 and left:
-                    kept, left = kept | 1 << j, left - 1
-            equal[last] = kept
+            _only_first_(equal, counts, ties)
         bits |= equal
         ties -= min(ties, there)
+
+
+def _only_first_(bits: Tensor, counts: Tensor, wanted: int) -> None:
+    """Leaves the first `wanted` of the bits, of which byte b has counts[b], more than `wanted` in all."""
+    ends = counts.cumsum(0)
+    last = int(torch.searchsorted(ends, wanted))  # the byte in which they run out
+    bits[last + 1 :] = 0
+    left, byte, kept = wanted - int(ends[last] - counts[last]), int(bits[last]), 0
+    for j in range(8):
+        if byte >> j & 1 and left:
+            kept, left = kept | 1 << j, left - 1
+    bits[last] = kept
 
 
 _POPULATION = torch.tensor([value.bit_count() for value in range(256)], dtype=torch.uint8)

@@ -37,7 +37,7 @@ for _schema in (
     " -> ()",
     "masked_adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     "Tensor[] masks, float[] scalars) -> ()",
-    "saliency_accum_(Tensor(a!)[] acc, Tensor[] grads, Tensor[] weights, str mode) -> ()",
+    "saliency_accum_(Tensor(a!)[] acc, Tensor[] grads, Tensor[] weights, str kind) -> ()",
     "attn_column_norm(Tensor q, Tensor k, Tensor mask, float scale) -> Tensor",
     "attn_column_norm_backward(Tensor grad, Tensor q, Tensor k, Tensor mask, float scale, bool for_q, "
     "bool for_k) -> (Tensor, Tensor)",
@@ -344,12 +344,12 @@ def _masked_adam_(
     _written([*params, *exp_avgs, *exp_avg_sqs])
 
 
-def _saliency_accum_(acc: list[Tensor], grads: list[Tensor], weights: list[Tensor], mode: str) -> None:
+def _saliency_accum_(acc: list[Tensor], grads: list[Tensor], weights: list[Tensor], kind: str) -> None:
     places = list(range(len(acc)))
     _beside("grads", grads, places, acc)
-    if mode == "product":
+    if kind == "product":
         _beside("weights", weights, places, acc)
-    _kernels("saliency_accum_", acc[0].device).saliency_(acc, grads, weights, mode)
+    _kernels("saliency_accum_", acc[0].device).saliency_(acc, grads, weights, kind)
     _written(acc)
 
 
