@@ -23,7 +23,7 @@ __all__ = ["adam_", "column_norm", "column_norm_backward", "saliency_", "select"
 
 _FEW = 1 << 17
 """So many weights are ranked without a sample."""
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 16
 _SIGMAS = 4.5
 """How far from the wanted place of the sample the two keys stand: one time in 150,000 the k-th is outside."""
 
@@ -37,17 +37,23 @@ def _flat(t: Tensor) -> Tensor:
     """The elements in some order, without a copy where they fill their memory."""
     if t.is_contiguous():
         return t
-    if torch._prims_common.is_non_overlapping_and_dense(t):
-        return t.as_strided((t.numel(),), (1,))
-    return t.contiguous()
+    return t.as_strided((t.numel(),), (1,)) if _fills_its_memory(t) else t.contiguous()
+
+
+def _fills_its_memory(t: Tensor) -> bool:
+    reach = 1
+    for stride, size in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if stride != reach:
+            return False
+        reach *= size
+    return True
 
 
 def _each(tensors: Sequence[Tensor], visit: Callable[[Rows, int], Any]) -> None:
     """visit(addresses and sizes, dtype code) for runs of tensors of one dtype; a copy is on its own."""
 
     def kind(t: Tensor) -> tuple[int, int]:
-        copied = not (t.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(t))
-        return DTYPE_CODES[t.dtype], id(t) if copied else 0
+        return DTYPE_CODES[t.dtype], 0 if t.is_contiguous() or _fills_its_memory(t) else id(t)
 
     for (code, _), run in groupby((t for t in tensors if t.numel()), key=kind):
         held = [_flat(t) for t in run]

@@ -12,8 +12,6 @@ namespace {
 
 using namespace tenfold;
 
-constexpr int64_t kStrip = 64;  // keys whose counts are made in vectors and looked at together
-
 typedef int32_t __attribute__((may_alias)) bits32_t;
 typedef int64_t __attribute__((may_alias)) bits64_t;
 
@@ -84,33 +82,32 @@ struct TileCounts {
   int64_t of[kEraseCounts];
 };
 
-// Counts a tile and copies the keys between to `inside`; returns how many.
+// Counts a tile, in vectors, and copies the keys between to `inside`; returns how many. Flags are looked for eight at a time: there are
+// few.
 template <class Key>
 int64_t bracket_tile(const Key* __restrict keys, int64_t n, Key lo, Key hi, Key* __restrict inside, TileCounts& counts) {
-  int64_t found = 0;
-  Key below = 0, low = 0, high = 0, bad = 0;
-  for (int64_t at = 0; at < n; at += kStrip) {
-    const int64_t here = smaller(kStrip, n - at);
-    const Key* __restrict strip = keys + at;
-    Key within = 0;
-    for (int64_t i = 0; i < here; ++i) {
-      const Key key = strip[i];
-      below += key < lo;
-      low += key == lo;
-      high += key == hi;
-      bad += key >= kInfinite<Key>;
-      within += (key > lo) & (key < hi);
-    }
-    if (within == 0) continue;
-    for (int64_t i = 0; i < here; ++i) {  // without a branch: a key outside is written over
-      inside[found] = strip[i];
-      found += (strip[i] > lo) & (strip[i] < hi);
-    }
+  alignas(64) uint8_t between[kTile];
+  Key below = 0, low = 0, high = 0, largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const Key key = keys[i];
+    below += key < lo;
+    low += key == lo;
+    high += key == hi;
+    largest = key > largest ? key : largest;
+    between[i] = static_cast<uint8_t>((key > lo) & (key < hi));
   }
+  for (int64_t i = n; i % 8 != 0; ++i) between[i] = 0;
   counts.of[kBelow] += below;
   counts.of[kAtLow] += low;
   counts.of[kAtHigh] += high;
-  counts.of[kNotFinite] += bad;
+  if (largest >= kInfinite<Key>) {
+    for (int64_t i = 0; i < n; ++i) counts.of[kNotFinite] += keys[i] >= kInfinite<Key>;
+  }
+  int64_t found = 0;
+  for (int64_t i = 0; i < n; i += 8) {
+    uint64_t eight;
+    for (memcpy(&eight, between + i, 8); eight != 0; eight &= eight - 1) inside[found++] = keys[i + __builtin_ctzll(eight) / 8];
+  }
   return found;
 }
 
@@ -121,7 +118,7 @@ void bracket(const EraseBracketArgs& a) {
     const Key lo = static_cast<Key>(a.lo), hi = static_cast<Key>(a.hi);
     each_tile(a.keys.tensors, a.keys.count, a.keys.threads, [&](const auto& tiles) {
       TileCounts counts = {};
-      alignas(64) Key room[kTile], inside[kTile + 1];
+      alignas(64) Key room[kTile], inside[kTile];
       tiles([&](int64_t t, int64_t first, int64_t n) {
         const Key* keys = keys_of<T>(a.keys.tensors[t].data, first, n, room);
         const int64_t found = bracket_tile(keys, n, lo, hi, inside, counts);
