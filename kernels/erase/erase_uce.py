@@ -12,21 +12,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_BLOCKS = 6
+_BLOCKS = 4
 """Columns of the Gram matrix are cut into so many parts; those below its diagonal are not made."""
 _CHUNK_BYTES = 1 << 23
 _APPLY_BYTES = 1 << 21
 
 
 def gram(rows: Tensor, weights: Tensor | None = None) -> Tensor:
-    """rows^T diag(weights) rows in float64 [d, d]; no float64 copy of more than 8 MiB of rows is made."""
-    d = rows.shape[1]
+    """rows^T diag(weights) rows in float64 [d, d], through float64 copies of a few rows at a time."""
+    count, d = rows.shape
     out = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
     step = -(-d // _BLOCKS)
     edges = [(i, min(i + step, d)) for i in range(0, d, step)]
-    chunk = max(d, _CHUNK_BYTES // (8 * max(d, 1)))
-    for first in range(0, len(rows), chunk):
-        part = rows[first : first + chunk].double()
+    chunk = min(max(d, _CHUNK_BYTES // (8 * max(d, 1))), count)
+    room = torch.empty(chunk, d, dtype=torch.float64, device=rows.device)
+    for first in range(0, count, max(chunk, 1)):
+        part = room[: min(chunk, count - first)].copy_(rows[first : first + chunk])
         scaled = part if weights is None else part * weights[first : first + chunk, None].double()
         for i, j in edges:
             out[i:j, i:].addmm_(scaled[:, i:j].T, part[:, i:])
@@ -42,9 +43,11 @@ def factors(
     erase_scale: float,
     retain_scale: float,
 ) -> tuple[Tensor, int, float]:
-    """(R = s_e C_o M^-1 [m, d], the order of the first leading minor that is not positive, or 0, the least
-    pivot)."""
+    """(R = s_e C_o M^-1 [m, d]; the order of the first leading minor that is not positive, 0 if all are, -1
+    if the sums of squares are not finite; the least pivot)."""
     system = erase_scale * gram(old) + retain_scale * gram(keep, keep_weights)
+    if not bool(system.diagonal().isfinite().all()):
+        return old, -1, 0.0
     system.diagonal().add_(lam)
     factor, wrong = torch.linalg.cholesky_ex(system)
     if int(wrong):
