@@ -10,6 +10,7 @@
 #include "coverage_cuda_door.hpp"
 #include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
+#include "erase_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
@@ -403,4 +404,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_scores_cuda(m, on_device);
   bind_distance_cuda(m, on_device);
   bind_quality_cuda(m, on_device);
+  bind_erase_cuda(m, on_device);
 }

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from tenfold.kernels.zo import zo_cuda
 from torch import Tensor
 
+from .erase_native import adam_, saliency_
 from .erase_select import Selected, bits_by_threshold_, select_by_digits
+
+__all__ = ["adam_", "saliency_", "select", "topk_bits_"]
 
 
 def select(tensors: Sequence[Tensor], rank: int) -> Selected:

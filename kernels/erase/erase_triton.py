@@ -1,13 +1,40 @@
-"""What runs in Triton, behind the signatures of erase_reference.py."""
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""Masked Adam, saliency sums and attention columns in Triton.
+
+Adam and the sums launch once per tensor. Square roots and quotients are those that round (sqrt_rn, div_rn),
+but Triton contracts products and sums, so that results differ from the reference in the last bits; what is
+masked keeps every bit, because it is not written.
+
+Attention columns are fused: a program has a tile of rows, walks over tiles of columns and keeps the running
+maximum, the sum of exponentials and the sum of their squares in the chosen columns. The backward pass makes
+the scores again, once by rows for the gradient of q and once by columns for that of k, so that nothing is
+added atomically and results do not depend on the order of programs. Products of float32 are not rounded to
+TF32.
+
+float64 goes through the PyTorch reference. The interpreter (TRITON_INTERPRET=1 before this module is
+imported) runs the kernels on CPU tensors.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+import triton
+import triton.language as tl
 from tenfold.kernels.zo import zo_triton
 from torch import Tensor
 
+from . import erase_reference
+from .erase_reference import MODES, AdamArgs
 from .erase_select import Selected, bits_by_threshold_, select_by_digits
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BLOCK = 4096 if _INTERPRETED else 1024
+ROWS, COLUMNS = 64, 32
+"""Rows and columns of a tile of the attention matrix."""
 
 
 def select(tensors: Sequence[Tensor], rank: int) -> Selected:
@@ -20,3 +47,268 @@ def topk_bits_(
 ) -> None:
     """See erase_reference.topk_bits_."""
     bits_by_threshold_(zo_triton, out, tensors, found, ties, largest)
+
+
+# ---- sums and steps --------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _saliency_kernel(acc, grad, weight, numel, MODE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < numel
+    step = tl.load(grad + at, mask=real, other=0).to(tl.float32)
+    if MODE == 2:
+        step *= tl.load(weight + at, mask=real, other=0).to(tl.float32)
+    if MODE != 0:
+        step = tl.abs(step)
+    tl.store(acc + at, tl.load(acc + at, mask=real, other=0) + step, mask=real)
+
+
+@triton.jit
+def _adam_kernel(
+    param, grad, mean, square, bits, numel, keep, new1, beta2, new2, inverse, eps, rate, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    byte = tl.load(bits + at // 8, mask=at < numel, other=0).to(tl.int32)
+    live = ((byte >> (at % 8).to(tl.int32)) & 1) != 0
+    p = tl.load(param + at, mask=live, other=0).to(tl.float32)
+    g = tl.load(grad + at, mask=live, other=0).to(tl.float32)
+    m = tl.load(mean + at, mask=live, other=0).to(tl.float32)
+    v = tl.load(square + at, mask=live, other=0).to(tl.float32)
+    m += (g - m) * new1
+    v = v * beta2 + g * g * new2
+    p = p * keep - tl.math.div_rn(m, tl.math.sqrt_rn(v) * inverse + eps) * rate
+    tl.store(param + at, p.to(param.dtype.element_ty), mask=live)
+    tl.store(mean + at, m.to(mean.dtype.element_ty), mask=live)
+    tl.store(square + at, v.to(square.dtype.element_ty), mask=live)
+
+
+def _back(written: Tensor, copy: Tensor) -> None:
+    if copy is not written:
+        written.copy_(copy)
+
+
+@torch.no_grad()
+def saliency_(acc: Sequence[Tensor], grads: Sequence[Tensor], weights: Sequence[Tensor], mode: str) -> None:
+    """See erase_reference.saliency_."""
+    for i, (total, grad) in enumerate(zip(acc, grads, strict=True)):
+        factor = weights[i] if mode == "product" else grad
+        if torch.float64 in (total.dtype, grad.dtype, factor.dtype):
+            erase_reference.saliency_([total], [grad], [factor], mode)
+        elif total.numel():
+            sums, steps, factors = (t.contiguous() for t in (total, grad, factor))
+            count = sums.numel()
+            grid = (triton.cdiv(count, BLOCK),)
+            _saliency_kernel[grid](sums, steps, factors, count, MODES.index(mode), BLOCK)
+            _back(total, sums)
+
+
+@torch.no_grad()
+def adam_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    a: AdamArgs,
+) -> None:
+    """See erase_reference.adam_."""
+    for given in zip(params, grads, exp_avgs, exp_avg_sqs, masks, strict=True):
+        if given[0].dtype == torch.float64:
+            erase_reference.adam_(*([t] for t in given), a)
+        elif given[0].numel():
+            made = [t.contiguous() for t in given]
+            _adam_kernel[(triton.cdiv(made[0].numel(), BLOCK),)](*made, made[0].numel(), *a, BLOCK)
+            for i in (0, 2, 3):
+                _back(given[i], made[i])
+
+
+# ---- attention -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile(base, first, count, s_row, s_column, width, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows [SIZE, WIDTH] of q or k from `first` on, zeros beyond."""
+    row = first + tl.arange(0, SIZE)
+    column = tl.arange(0, WIDTH)
+    at = base + row.to(tl.int64)[:, None] * s_row + column.to(tl.int64)[None, :] * s_column
+    return tl.load(at, mask=(row < count)[:, None] & (column < width)[None, :], other=0)
+
+
+@triton.jit
+def _scores(q, k, first, length, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    column = first + tl.arange(0, COLUMNS)
+    return tl.where((column < length)[None, :], s, float("-inf")), column
+
+
+@triton.jit
+def _rows_kernel(
+    q,
+    k,
+    mask,
+    stats,
+    sums,
+    dq,
+    grad,
+    heads,
+    n,
+    length,
+    width,
+    scale,
+    qb,
+    qh,
+    qr,
+    qc,
+    kb,
+    kh,
+    kr,
+    kc,
+    db,
+    dh,
+    dr,
+    dc,
+    BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Of each row the maximum, 1 / sum of exponentials, and f; and the sum of f, or the gradient of q."""
+    tiles = tl.cdiv(n, ROWS)
+    pair = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = pair // heads, pair % heads
+    first = (tl.program_id(0) % tiles) * ROWS
+    rows = _tile(q + b * qb + h * qh, first, n, qr, qc, width, ROWS, WIDTH)
+    k += b * kb + h * kh
+    most = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    chosen = tl.zeros([ROWS], tl.float32)
+    for start in range(0, length, COLUMNS):
+        keys = _tile(k, start, length, kr, kc, width, COLUMNS, WIDTH)
+        s, column = _scores(rows, keys, start, length, scale, ROWS, COLUMNS)
+        new = tl.maximum(most, tl.max(s, 1))
+        shrink = tl.exp(most - new)
+        e = tl.exp(s - new[:, None])
+        inside = tl.load(mask + b * length + column, mask=column < length, other=0) != 0
+        total = total * shrink + tl.sum(e, 1)
+        chosen = chosen * shrink * shrink + tl.sum(tl.where(inside[None, :], e * e, 0.0), 1)
+        most = new
+    f = chosen / (total * total)
+    row = first + tl.arange(0, ROWS)
+    real = row < n
+    if BACKWARD:
+        at = stats + (pair * n + row) * 3
+        tl.store(at, most, mask=real)
+        tl.store(at + 1, 1.0 / total, mask=real)
+        tl.store(at + 2, f, mask=real)
+        factor = 2 * scale * tl.load(grad)
+        out = tl.zeros([ROWS, WIDTH], tl.float32)
+        for start in range(0, length, COLUMNS):
+            keys = _tile(k, start, length, kr, kc, width, COLUMNS, WIDTH)
+            s, column = _scores(rows, keys, start, length, scale, ROWS, COLUMNS)
+            p = tl.exp(s - most[:, None]) / total[:, None]
+            inside = tl.load(mask + b * length + column, mask=column < length, other=0) != 0
+            ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
+            out += tl.dot(ds, keys.to(tl.float32), input_precision="ieee")
+        place = tl.arange(0, WIDTH)
+        at = dq + b * db + h * dh + row.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
+        tl.store(at, out.to(dq.dtype.element_ty), mask=real[:, None] & (place < width)[None, :])
+    else:
+        tl.store(sums + tl.program_id(0), tl.sum(tl.where(real, f, 0.0), 0))
+
+
+@triton.jit
+def _columns_kernel(
+    q,
+    k,
+    mask,
+    stats,
+    dk,
+    grad,
+    heads,
+    n,
+    length,
+    width,
+    scale,
+    qb,
+    qh,
+    qr,
+    qc,
+    kb,
+    kh,
+    kr,
+    kc,
+    db,
+    dh,
+    dr,
+    dc,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The gradient of a tile of k, over all rows."""
+    tiles = tl.cdiv(length, COLUMNS)
+    pair = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = pair // heads, pair % heads
+    first = (tl.program_id(0) % tiles) * COLUMNS
+    keys = _tile(k + b * kb + h * kh, first, length, kr, kc, width, COLUMNS, WIDTH)
+    q += b * qb + h * qh
+    factor = 2 * scale * tl.load(grad)
+    column = first + tl.arange(0, COLUMNS)
+    inside = tl.load(mask + b * length + column, mask=column < length, other=0) != 0
+    out = tl.zeros([COLUMNS, WIDTH], tl.float32)
+    for start in range(0, n, ROWS):
+        rows = _tile(q, start, n, qr, qc, width, ROWS, WIDTH)
+        s, _ = _scores(rows, keys, first, length, scale, ROWS, COLUMNS)
+        row = start + tl.arange(0, ROWS)
+        real = row < n
+        at = stats + (pair * n + row) * 3
+        most = tl.load(at, mask=real, other=0)
+        part = tl.load(at + 1, mask=real, other=0)  # rows that are not there weigh 0
+        f = tl.load(at + 2, mask=real, other=0)
+        p = tl.exp(s - most[:, None]) * part[:, None]
+        ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
+        out += tl.dot(tl.trans(ds), rows.to(tl.float32), input_precision="ieee")
+    place = tl.arange(0, WIDTH)
+    at = dk + b * db + h * dh + column.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
+    tl.store(at, out.to(dk.dtype.element_ty), mask=(column < length)[:, None] & (place < width)[None, :])
+
+
+def _shape(q: Tensor, k: Tensor) -> tuple[tuple[Any, ...], dict[str, int]]:
+    heads, n, width = q.shape[1:]
+    options = {"ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": max(16, triton.next_power_of_2(width))}
+    return (heads, n, k.shape[2], width), options
+
+
+def column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """See erase_reference.column_norm."""
+    if q.dtype == torch.float64:
+        return erase_reference.column_norm(q, k, mask, scale)
+    sizes, options = _shape(q, k)
+    programs = q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], ROWS)
+    sums = torch.empty(programs, device=q.device)
+    chosen, none = mask.to(torch.uint8).contiguous(), (0, 0, 0, 0)
+    strides = (*q.stride(), *k.stride(), *none)
+    _rows_kernel[(programs,)](q, k, chosen, sums, sums, sums, sums, *sizes, scale, *strides, False, **options)
+    return sums.sum(dtype=torch.float64)
+
+
+def column_norm_backward(
+    grad: Tensor, q: Tensor, k: Tensor, mask: Tensor, scale: float, dq: Tensor | None, dk: Tensor | None
+) -> None:
+    """See erase_reference.column_norm_backward."""
+    if q.dtype == torch.float64:
+        return erase_reference.column_norm_backward(grad, q, k, mask, scale, dq, dk)
+    sizes, options = _shape(q, k)
+    chosen, slope = mask.to(torch.uint8).contiguous(), grad.float().contiguous()
+    stats = torch.empty(*q.shape[:3], 3, device=q.device)
+    pairs = q.shape[0] * q.shape[1]
+    made = torch.empty_like(q) if dq is None else dq
+    strides = (*q.stride(), *k.stride(), *made.stride())
+    grid = (pairs * triton.cdiv(q.shape[2], ROWS),)
+    _rows_kernel[grid](q, k, chosen, stats, stats, made, slope, *sizes, scale, *strides, True, **options)
+    if dk is not None:
+        strides = (*q.stride(), *k.stride(), *dk.stride())
+        grid = (pairs * triton.cdiv(k.shape[2], COLUMNS),)
+        _columns_kernel[grid](q, k, chosen, stats, dk, slope, *sizes, scale, *strides, **options)
+    return None

@@ -31,6 +31,7 @@ FAMILIES = (
     "scores",
     "distance",
     "quality",
+    "erase",
 )
 
 

@@ -25,9 +25,9 @@ from .zo import _bits, _like, _match, _one_device, _params, _tensors, _writes_on
 OPS |= {
     "abs_quantile": ("cpu", "cuda", "triton", "reference"),
     "topk_mask": ("cpu", "cuda", "triton", "reference"),
-    "masked_adam_": ("cpu", "reference"),
-    "saliency_accum_": ("cpu", "reference"),
-    "attn_column_norm": ("cpu", "reference"),
+    "masked_adam_": ("cpu", "cuda", "triton", "reference"),
+    "saliency_accum_": ("cpu", "cuda", "triton", "reference"),
+    "attn_column_norm": ("cpu", "triton", "reference"),
 }
 
 _LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
