@@ -2,8 +2,8 @@
 """Masked Adam, saliency sums and attention columns in Triton.
 
 Adam and the sums launch once per tensor. Square roots and quotients are those that round (sqrt_rn, div_rn),
-but Triton contracts products and sums, so that results differ from the reference in the last bits; what is
-masked keeps every bit, because it is not written.
+and products and sums are not contracted, so that they have the bits of the reference; what is masked is not
+written. bfloat16 is kept as its bits, as in zo_triton.py.
 
 Attention columns are fused: a program has a tile of rows, walks over tiles of columns and keeps the running
 maximum, the sum of exponentials and the sum of their squares in the chosen columns. The backward pass makes
@@ -17,7 +17,6 @@ imported) runs the kernels on CPU tensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,14 +24,15 @@ import torch
 import triton
 import triton.language as tl
 from tenfold.kernels.zo import zo_triton
+from tenfold.kernels.zo.zo_triton import _storage
+from tenfold.kernels.zo.zo_triton_tiles import _INTERPRET, INTERPRETED, _bfloat16_bits, _bfloat16_value, _on
 from torch import Tensor
 
 from . import erase_reference
 from .erase_reference import MODES, AdamArgs
 from .erase_select import Selected, bits_by_threshold_, select_by_digits
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BLOCK = 4096 if _INTERPRETED else 1024
+BLOCK = 4096 if INTERPRETED else 1024
 ROWS, COLUMNS = 64, 32
 """Rows and columns of a tile of the attention matrix."""
 
@@ -49,6 +49,24 @@ def topk_bits_(
     bits_by_threshold_(zo_triton, out, tensors, found, ties, largest)
 
 
+@triton.jit
+def _value(x):
+    """What was loaded, in float32; bfloat16 comes as its bits."""
+    if x.dtype == tl.uint16:
+        return _bfloat16_value(x)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def _rounded(x, to):
+    """float32 as it is stored at `to`."""
+    if to.dtype.element_ty == tl.uint16:
+        return _bfloat16_bits(x)
+    else:
+        return x.to(to.dtype.element_ty)
+
+
 # ---- sums and steps --------------------------------------------------------------------------------------
 
 
@@ -56,9 +74,9 @@ def topk_bits_(
 def _saliency_kernel(acc, grad, weight, numel, MODE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = at < numel
-    step = tl.load(grad + at, mask=real, other=0).to(tl.float32)
+    step = _value(tl.load(grad + at, mask=real, other=0))
     if MODE == 2:
-        step *= tl.load(weight + at, mask=real, other=0).to(tl.float32)
+        step *= _value(tl.load(weight + at, mask=real, other=0))
     if MODE != 0:
         step = tl.abs(step)
     tl.store(acc + at, tl.load(acc + at, mask=real, other=0) + step, mask=real)
@@ -71,16 +89,16 @@ def _adam_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     byte = tl.load(bits + at // 8, mask=at < numel, other=0).to(tl.int32)
     live = ((byte >> (at % 8).to(tl.int32)) & 1) != 0
-    p = tl.load(param + at, mask=live, other=0).to(tl.float32)
-    g = tl.load(grad + at, mask=live, other=0).to(tl.float32)
-    m = tl.load(mean + at, mask=live, other=0).to(tl.float32)
-    v = tl.load(square + at, mask=live, other=0).to(tl.float32)
+    p = _value(tl.load(param + at, mask=live, other=0))
+    g = _value(tl.load(grad + at, mask=live, other=0))
+    m = _value(tl.load(mean + at, mask=live, other=0))
+    v = _value(tl.load(square + at, mask=live, other=0))
     m += (g - m) * new1
     v = v * beta2 + g * g * new2
     p = p * keep - tl.math.div_rn(m, tl.math.sqrt_rn(v) * inverse + eps) * rate
-    tl.store(param + at, p.to(param.dtype.element_ty), mask=live)
-    tl.store(mean + at, m.to(mean.dtype.element_ty), mask=live)
-    tl.store(square + at, v.to(square.dtype.element_ty), mask=live)
+    tl.store(param + at, _rounded(p, param), mask=live)
+    tl.store(mean + at, _rounded(m, mean), mask=live)
+    tl.store(square + at, _rounded(v, square), mask=live)
 
 
 def _back(written: Tensor, copy: Tensor) -> None:
@@ -98,8 +116,16 @@ def saliency_(acc: Sequence[Tensor], grads: Sequence[Tensor], weights: Sequence[
         elif total.numel():
             sums, steps, factors = (t.contiguous() for t in (total, grad, factor))
             count = sums.numel()
-            grid = (triton.cdiv(count, BLOCK),)
-            _saliency_kernel[grid](sums, steps, factors, count, MODES.index(mode), BLOCK)
+            with _on(sums.device):
+                _saliency_kernel[(triton.cdiv(count, BLOCK),)](
+                    sums,
+                    _storage(steps),
+                    _storage(factors),
+                    count,
+                    MODES.index(mode),
+                    BLOCK,
+                    enable_fp_fusion=False,
+                )
             _back(total, sums)
 
 
@@ -118,7 +144,10 @@ def adam_(
             erase_reference.adam_(*([t] for t in given), a)
         elif given[0].numel():
             made = [t.contiguous() for t in given]
-            _adam_kernel[(triton.cdiv(made[0].numel(), BLOCK),)](*made, made[0].numel(), *a, BLOCK)
+            count, stored = made[0].numel(), [_storage(t) for t in made]
+            with _on(made[0].device):
+                grid = (triton.cdiv(count, BLOCK),)
+                _adam_kernel[grid](*stored, count, *a, BLOCK, enable_fp_fusion=False)
             for i in (0, 2, 3):
                 _back(given[i], made[i])
 
@@ -136,8 +165,17 @@ def _tile(base, first, count, s_row, s_column, width, SIZE: tl.constexpr, WIDTH:
 
 
 @triton.jit
+def _factor(x):
+    """A tile as products take it: halves as they are, which the interpreter cannot for bfloat16."""
+    if x.dtype == tl.uint16:
+        return _bfloat16_value(x) if _INTERPRET else x.to(tl.bfloat16, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def _scores(q, k, first, length, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    s = tl.dot(_factor(q), tl.trans(_factor(k)), input_precision="ieee") * scale
     column = first + tl.arange(0, COLUMNS)
     return tl.where((column < length)[None, :], s, float("-inf")), column
 
@@ -209,10 +247,10 @@ def _rows_kernel(
             p = tl.exp(s - most[:, None]) / total[:, None]
             inside = tl.load(mask + b * length + column, mask=column < length, other=0) != 0
             ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
-            out += tl.dot(ds, keys.to(tl.float32), input_precision="ieee")
+            out += tl.dot(ds, _value(keys), input_precision="ieee")
         place = tl.arange(0, WIDTH)
         at = dq + b * db + h * dh + row.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
-        tl.store(at, out.to(dq.dtype.element_ty), mask=real[:, None] & (place < width)[None, :])
+        tl.store(at, _rounded(out, dq), mask=real[:, None] & (place < width)[None, :])
     else:
         tl.store(sums + tl.program_id(0), tl.sum(tl.where(real, f, 0.0), 0))
 
@@ -268,10 +306,10 @@ def _columns_kernel(
         f = tl.load(at + 2, mask=real, other=0)
         p = tl.exp(s - most[:, None]) * part[:, None]
         ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
-        out += tl.dot(tl.trans(ds), rows.to(tl.float32), input_precision="ieee")
+        out += tl.dot(tl.trans(ds), _value(rows), input_precision="ieee")
     place = tl.arange(0, WIDTH)
     at = dk + b * db + h * dh + column.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
-    tl.store(at, out.to(dk.dtype.element_ty), mask=(column < length)[:, None] & (place < width)[None, :])
+    tl.store(at, _rounded(out, dk), mask=(column < length)[:, None] & (place < width)[None, :])
 
 
 def _shape(q: Tensor, k: Tensor) -> tuple[tuple[Any, ...], dict[str, int]]:
@@ -287,9 +325,10 @@ def column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
     sizes, options = _shape(q, k)
     programs = q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], ROWS)
     sums = torch.empty(programs, device=q.device)
-    chosen, none = mask.to(torch.uint8).contiguous(), (0, 0, 0, 0)
-    strides = (*q.stride(), *k.stride(), *none)
-    _rows_kernel[(programs,)](q, k, chosen, sums, sums, sums, sums, *sizes, scale, *strides, False, **options)
+    given = _storage(q), _storage(k), mask.to(torch.uint8).contiguous()
+    strides = (*q.stride(), *k.stride(), 0, 0, 0, 0)
+    with _on(q.device):
+        _rows_kernel[(programs,)](*given, sums, sums, sums, sums, *sizes, scale, *strides, False, **options)
     return sums.sum(dtype=torch.float64)
 
 
@@ -300,15 +339,14 @@ def column_norm_backward(
     if q.dtype == torch.float64:
         return erase_reference.column_norm_backward(grad, q, k, mask, scale, dq, dk)
     sizes, options = _shape(q, k)
-    chosen, slope = mask.to(torch.uint8).contiguous(), grad.float().contiguous()
-    stats = torch.empty(*q.shape[:3], 3, device=q.device)
-    pairs = q.shape[0] * q.shape[1]
-    made = torch.empty_like(q) if dq is None else dq
-    strides = (*q.stride(), *k.stride(), *made.stride())
-    grid = (pairs * triton.cdiv(q.shape[2], ROWS),)
-    _rows_kernel[grid](q, k, chosen, stats, stats, made, slope, *sizes, scale, *strides, True, **options)
-    if dk is not None:
-        strides = (*q.stride(), *k.stride(), *dk.stride())
-        grid = (pairs * triton.cdiv(k.shape[2], COLUMNS),)
-        _columns_kernel[grid](q, k, chosen, stats, dk, slope, *sizes, scale, *strides, **options)
+    given = _storage(q), _storage(k), mask.to(torch.uint8).contiguous()
+    slope, stats = grad.float().contiguous(), torch.empty(*q.shape[:3], 3, device=q.device)
+    pairs, made = q.shape[0] * q.shape[1], torch.empty_like(q) if dq is None else dq
+    own, rest = (*q.stride(), *k.stride()), (slope, *sizes, scale)
+    with _on(q.device):
+        grid = (pairs * triton.cdiv(q.shape[2], ROWS),)
+        _rows_kernel[grid](*given, stats, stats, _storage(made), *rest, *own, *made.stride(), True, **options)
+        if dk is not None:
+            grid = (pairs * triton.cdiv(k.shape[2], COLUMNS),)
+            _columns_kernel[grid](*given, stats, _storage(dk), *rest, *own, *dk.stride(), **options)
     return None
