@@ -350,3 +350,34 @@ def column_norm_backward(
             grid = (pairs * triton.cdiv(k.shape[2], COLUMNS),)
             _columns_kernel[grid](*given, stats, _storage(dk), *rest, *own, *dk.stride(), **options)
     return None
+
+
+def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """What nox -s cuda_compile compiles without a GPU: (name, kernel, signature, constants, options)."""
+    kinds = {"fp32": "*fp32", "bf16": "*u16", "fp16": "*fp16"}
+    found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
+
+    def add(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
+        given = {p: types.get(p, "i32") for p in kernel.arg_names}
+        given |= dict.fromkeys(constants, "constexpr")
+        found.append((name, kernel, given, constants, options))
+
+    for dtype, pointer in kinds.items():
+        sums = {"acc": "*fp32", "grad": pointer, "weight": pointer}
+        for mode, word in enumerate(MODES):
+            constants = {"MODE": mode, "BLOCK": 1024}
+            add(f"saliency.{word}.{dtype}", _saliency_kernel, sums, constants, enable_fp_fusion=False)
+        for states in sorted({dtype, "fp32"}):
+            types = {"param": pointer, "grad": pointer, "bits": "*u8"}
+            types |= dict.fromkeys(("mean", "square"), kinds[states])
+            types |= dict.fromkeys(AdamArgs._fields, "fp32")
+            add(f"adam.{dtype}.{states}", _adam_kernel, types, {"BLOCK": 1024}, enable_fp_fusion=False)
+        types = dict.fromkeys(("q", "k", "dq", "dk"), pointer) | {"mask": "*u8", "scale": "fp32"}
+        types |= dict.fromkeys(("stats", "sums", "grad"), "*fp32")
+        for width in (64, 128):
+            sizes = {"ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": width}
+            for backward in (False, True):
+                name = f"columns.{'by_rows' if backward else 'forward'}.{dtype}.{width}"
+                add(name, _rows_kernel, types, {"BACKWARD": backward} | sizes)
+            add(f"columns.by_columns.{dtype}.{width}", _columns_kernel, types, sizes)
+    return found
