@@ -8,8 +8,8 @@ written. bfloat16 is kept as its bits, as in zo_triton.py.
 Attention columns are fused: a program has a tile of rows, walks over tiles of columns and keeps the running
 maximum, the sum of exponentials and the sum of their squares in the chosen columns. The backward pass makes
 the scores again, once by rows for the gradient of q and once by columns for that of k, so that nothing is
-added atomically and results do not depend on the order of programs. Products of float32 are not rounded to
-TF32.
+added atomically and results do not depend on the order of programs. Products of float32 are three of TF32
+(tf32x3), which keeps nearly all of float32's bits; plain multiply-adds of whole tiles spilled registers.
 
 float64 goes through the PyTorch reference. The interpreter (TRITON_INTERPRET=1 before this module is
 imported) runs the kernels on CPU tensors.
@@ -33,8 +33,8 @@ from .erase_reference import MODES, AdamArgs
 from .erase_select import Selected, bits_by_threshold_, select_by_digits
 
 BLOCK = 4096 if INTERPRETED else 1024
-ROWS, COLUMNS = 64, 32
-"""Rows and columns of a tile of the attention matrix."""
+WARPS = 8
+"""Of the attention kernels."""
 
 
 def select(tensors: Sequence[Tensor], rank: int) -> Selected:
@@ -141,7 +141,7 @@ def adam_(
     """See erase_reference.adam_."""
     for given in zip(params, grads, exp_avgs, exp_avg_sqs, masks, strict=True):
         if given[0].dtype == torch.float64:
-            erase_reference.adam_(*([t] for t in given), a)
+            erase_reference.adam_(*([t] for t in given), a)  # type: ignore[call-arg, arg-type]
         elif given[0].numel():
             made = [t.contiguous() for t in given]
             count, stored = made[0].numel(), [_storage(t) for t in made]
@@ -175,7 +175,7 @@ def _factor(x):
 
 @triton.jit
 def _scores(q, k, first, length, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    s = tl.dot(_factor(q), tl.trans(_factor(k)), input_precision="ieee") * scale
+    s = tl.dot(_factor(q), tl.trans(_factor(k)), input_precision="tf32x3") * scale
     column = first + tl.arange(0, COLUMNS)
     return tl.where((column < length)[None, :], s, float("-inf")), column
 
@@ -247,7 +247,7 @@ def _rows_kernel(
             p = tl.exp(s - most[:, None]) / total[:, None]
             inside = tl.load(mask + b * length + column, mask=column < length, other=0) != 0
             ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
-            out += tl.dot(ds, _value(keys), input_precision="ieee")
+            out += tl.dot(ds, _value(keys), input_precision="tf32x3")
         place = tl.arange(0, WIDTH)
         at = dq + b * db + h * dh + row.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
         tl.store(at, _rounded(out, dq), mask=real[:, None] & (place < width)[None, :])
@@ -306,16 +306,21 @@ def _columns_kernel(
         f = tl.load(at + 2, mask=real, other=0)
         p = tl.exp(s - most[:, None]) * part[:, None]
         ds = factor * p * (tl.where(inside[None, :], p, 0.0) - f[:, None])
-        out += tl.dot(tl.trans(ds), _value(rows), input_precision="ieee")
+        out += tl.dot(tl.trans(ds), _value(rows), input_precision="tf32x3")
     place = tl.arange(0, WIDTH)
     at = dk + b * db + h * dh + column.to(tl.int64)[:, None] * dr + place.to(tl.int64)[None, :] * dc
     tl.store(at, _rounded(out, dk), mask=(column < length)[:, None] & (place < width)[None, :])
 
 
+def _sizes(width: int) -> dict[str, int]:
+    """Rows and columns of a tile of the attention matrix: as many as leave registers for wide heads."""
+    wide = max(16, triton.next_power_of_2(width))
+    return {"ROWS": min(64, max(16, 4096 // wide)), "COLUMNS": 32 if wide <= 128 else 16, "WIDTH": wide}
+
+
 def _shape(q: Tensor, k: Tensor) -> tuple[tuple[Any, ...], dict[str, int]]:
     heads, n, width = q.shape[1:]
-    options = {"ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": max(16, triton.next_power_of_2(width))}
-    return (heads, n, k.shape[2], width), options
+    return (heads, n, k.shape[2], width), _sizes(width) | {"num_warps": WARPS}
 
 
 def column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -323,7 +328,7 @@ def column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
     if q.dtype == torch.float64:
         return erase_reference.column_norm(q, k, mask, scale)
     sizes, options = _shape(q, k)
-    programs = q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], ROWS)
+    programs = q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], options["ROWS"])
     sums = torch.empty(programs, device=q.device)
     given = _storage(q), _storage(k), mask.to(torch.uint8).contiguous()
     strides = (*q.stride(), *k.stride(), 0, 0, 0, 0)
@@ -344,10 +349,10 @@ def column_norm_backward(
     pairs, made = q.shape[0] * q.shape[1], torch.empty_like(q) if dq is None else dq
     own, rest = (*q.stride(), *k.stride()), (slope, *sizes, scale)
     with _on(q.device):
-        grid = (pairs * triton.cdiv(q.shape[2], ROWS),)
+        grid = (pairs * triton.cdiv(q.shape[2], options["ROWS"]),)
         _rows_kernel[grid](*given, stats, stats, _storage(made), *rest, *own, *made.stride(), True, **options)
         if dk is not None:
-            grid = (pairs * triton.cdiv(k.shape[2], COLUMNS),)
+            grid = (pairs * triton.cdiv(k.shape[2], options["COLUMNS"]),)
             _columns_kernel[grid](*given, stats, _storage(dk), *rest, *own, *dk.stride(), **options)
     return None
 
@@ -374,10 +379,11 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict
             add(f"adam.{dtype}.{states}", _adam_kernel, types, {"BLOCK": 1024}, enable_fp_fusion=False)
         types = dict.fromkeys(("q", "k", "dq", "dk"), pointer) | {"mask": "*u8", "scale": "fp32"}
         types |= dict.fromkeys(("stats", "sums", "grad"), "*fp32")
-        for width in (64, 128):
-            sizes = {"ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": width}
+        for width in (40, 80, 160):  # heads of Stable Diffusion 1.5
+            sizes = _sizes(width)
             for backward in (False, True):
                 name = f"columns.{'by_rows' if backward else 'forward'}.{dtype}.{width}"
-                add(name, _rows_kernel, types, {"BACKWARD": backward} | sizes)
-            add(f"columns.by_columns.{dtype}.{width}", _columns_kernel, types, sizes)
+                add(name, _rows_kernel, types, {"BACKWARD": backward} | sizes, num_warps=WARPS)
+            name = f"columns.by_columns.{dtype}.{width}"
+            add(name, _columns_kernel, types, sizes, num_warps=WARPS)
     return found
