@@ -23,6 +23,7 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest
+from tenfold.ops.uce import uce_edit
 
 __all__ = ["UCE", "cross_attention_matrices", "uce_factors"]
 
@@ -52,20 +53,8 @@ def uce_factors(
     if old.shape != new.shape or old.ndim != 2 or keep.ndim != 2 or keep.shape[1] != old.shape[1]:
         got = f"{list(new.shape)} and {list(keep.shape)} beside {list(old.shape)}"
         _checks.fail(ValueError, "new, keep", "[m, d] and [p, d] beside old [m, d]", got)
-    _checks.real("lam", lam, at_least=0.0)
-    _checks.real("erase_scale", erase_scale, at_least=0.0)
-    _checks.real("retain_scale", retain_scale, at_least=0.0)
-    old, new, keep = old.double(), new.double(), keep.double()
-    if not all(bool(x.isfinite().all()) for x in (old, new, keep)):
-        _checks.fail(ValueError, "states", "finite numbers", "NaN or infinity")
-    eye = torch.eye(old.shape[1], dtype=torch.float64, device=old.device)
-    gram = lam * eye + erase_scale * old.T @ old + retain_scale * keep.T @ keep
-    factor, wrong = torch.linalg.cholesky_ex(gram)
-    if int(wrong):
-        _checks.fail(
-            RuntimeError, "lam", "a positive definite system", f"pivot {int(wrong)} not positive, lam = {lam}"
-        )
-    return torch.cholesky_solve(erase_scale * old.T, factor).T.contiguous(), new - old
+    edit = uce_edit(old, new, keep, lam=lam, erase_scale=erase_scale, retain_scale=retain_scale)
+    return edit.right, edit.left
 
 
 @dataclass(frozen=True)
