@@ -11,6 +11,7 @@
 #include "coverage_cuda_door.hpp"
 #include "distance_cuda_door.hpp"
 #include "dual_cuda_door.hpp"
+#include "erase_cuda_door.hpp"
 #include "logprob/logprob_cuda.hpp"
 #include "lowrank_cuda_door.hpp"
 #include "mmd_cuda_door.hpp"
@@ -407,4 +408,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_quality_cuda(m, on_device);
   bind_channel_cuda(m, on_device);
   bind_power_cuda(m, on_device);
+  bind_erase_cuda(m, on_device);
 }

@@ -33,6 +33,7 @@ FAMILIES = (
     "quality",
     "channel",
     "power",
+    "erase",
 )
 
 

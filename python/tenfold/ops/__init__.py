@@ -4,6 +4,7 @@ from .channel import noma_channel
 from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
 from .dual import zo_embedding_dual, zo_embedding_perturbed, zo_linear_dual, zo_linear_perturbed
+from .erase import AbsQuantile, abs_quantile, attn_column_norm, masked_adam_, saliency_accum_, topk_mask
 from .fgrad import (
     Craig,
     Glister,
@@ -95,6 +96,7 @@ from .surface import (
     surface_metrics,
     surfels,
 )
+from .uce import UceChange, UceEdit, lowrank_apply_, uce_apply, uce_apply_, uce_edit
 from .vocab_parallel import VocabShard, merge_vocab_shards, vocab_parallel_logprob
 from .volume import Components, body_box, connected_components, fill_holes, keep_largest, resample_argmax
 from .zo import (
@@ -123,6 +125,7 @@ from .zo_state import (
 )
 
 __all__ = [
+    "AbsQuantile",
     "BitMask",
     "ClassMedians",
     "Components",
@@ -156,9 +159,13 @@ __all__ = [
     "Surfels",
     "Term",
     "TopK",
+    "UceChange",
+    "UceEdit",
     "VocabShard",
     "Votes",
     "WaterFilling",
+    "abs_quantile",
+    "attn_column_norm",
     "body_box",
     "cdd",
     "class_mask",
@@ -204,8 +211,10 @@ __all__ = [
     "lmmd",
     "logdet_greedy",
     "logits_logprob",
+    "lowrank_apply_",
     "lowrank_factor",
     "magnitude_bits",
+    "masked_adam_",
     "median_distance",
     "merge_vocab_shards",
     "mirrored",
@@ -230,6 +239,7 @@ __all__ = [
     "quantile_abs",
     "random_words",
     "resample_argmax",
+    "saliency_accum_",
     "score_fused",
     "segment_nll",
     "signed_distance",
@@ -249,8 +259,12 @@ __all__ = [
     "surface_metrics",
     "surfels",
     "token_logprobs",
+    "topk_mask",
     "topk_stable",
     "tversky_loss",
+    "uce_apply",
+    "uce_apply_",
+    "uce_edit",
     "unpack_bits",
     "verbalizer_loss",
     "vocab_parallel_logprob",

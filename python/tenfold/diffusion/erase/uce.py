@@ -24,6 +24,7 @@ from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.closed import shortened
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.edit import Edit, digest
+from tenfold.ops.uce import uce_edit
 
 __all__ = ["OBJECT_TEMPLATES", "STYLE_TEMPLATES", "UCE", "cross_attention_matrices", "uce_factors"]
 
@@ -38,7 +39,6 @@ OBJECT_TEMPLATES = (
 STYLE_TEMPLATES = ("{}", "image in {} Style", "art by {}", "artwork by {}", "picture by {}", "style of {}")
 """Around a bare word, as published for objects and styles."""
 
-_ROWS = 1 << 14  # kept rows that are in float64 at a time
 _PROMPTS = 64  # prompts that are encoded at a time
 
 
@@ -75,27 +75,9 @@ def uce_factors(
     if old.shape != new.shape or old.ndim != 2 or keep.ndim != 2 or keep.shape[1] != old.shape[1]:
         got = f"{list(new.shape)} and {list(keep.shape)} beside {list(old.shape)}"
         _checks.fail(ValueError, "new, keep", "[m, d] and [p, d] beside old [m, d]", got)
-    if keep_weight is not None and keep_weight.shape != keep.shape[:1]:
-        _checks.fail(ValueError, "keep_weight", f"[{len(keep)}]", list(keep_weight.shape))
-    _checks.real("lam", lam, at_least=0.0)
-    _checks.real("erase_scale", erase_scale, at_least=0.0)
-    _checks.real("retain_scale", retain_scale, at_least=0.0)
-    if not all(bool(x.isfinite().all()) for x in (old, new, keep)):
-        _checks.fail(ValueError, "states", "finite numbers", "NaN or infinity")
-    old, new = old.double(), new.double()
-    gram = lam * torch.eye(old.shape[1], dtype=torch.float64, device=old.device)
-    gram += erase_scale * old.T @ old
-    for start in range(0, len(keep), _ROWS):
-        rows = keep[start : start + _ROWS].double()
-        once = rows if keep_weight is None else rows * keep_weight[start : start + _ROWS, None].to(rows)
-        gram += retain_scale * once.T @ rows
-    factor, wrong = torch.linalg.cholesky_ex(gram)
-    pivot, largest = float(factor.diagonal().min()) ** 2, float(gram.diagonal().max())
-    # Rounding alone makes a singular matrix look definite, with pivots of this size.
-    if int(wrong) or pivot <= 4 * len(gram) * torch.finfo(torch.float64).eps * largest:
-        got = f"smallest pivot {pivot:.3g} beside {largest:.3g}, lam = {lam}"
-        _checks.fail(RuntimeError, "lam", "a positive definite system", got)
-    return torch.cholesky_solve(erase_scale * old.T, factor).T.contiguous(), new - old
+    scales = {"lam": lam, "erase_scale": erase_scale, "retain_scale": retain_scale}
+    edit = uce_edit(old, new, keep, keep_weights=keep_weight, **scales)
+    return edit.right, edit.left
 
 
 @dataclass(frozen=True)
