@@ -18,6 +18,7 @@ from .fgrad import (
 )
 from .intensity import IntensityHistogram
 from .kcenter import KCenter, kcenter_greedy
+from .kernel_mmd import mmd2_poly, mmd2_rbf
 from .kmeans import KMeans, kmeans
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
@@ -35,6 +36,7 @@ from .mmd import (
 from .mmd_classes import ContrastiveDiscrepancy, cdd, lmmd
 from .mmd_joint import joint_mmd
 from .mmd_permutation import MMDTest, mmd_permutation_test
+from .moments import Frechet, Moments, frechet_distance, moments_merge, moments_update
 from .overlap import (
     label_lut,
     labels_of_owners,
@@ -44,6 +46,14 @@ from .overlap import (
     owner_words,
     pack_bits,
     unpack_bits,
+)
+from .pictures import (
+    AnswerCounts,
+    adain_style_loss,
+    answer_counts,
+    channel_stats,
+    gram,
+    resize_antialias,
 )
 from .power import (
     Joint,
@@ -123,6 +133,7 @@ from .zo_state import (
 )
 
 __all__ = [
+    "AnswerCounts",
     "BitMask",
     "ClassMedians",
     "Components",
@@ -130,6 +141,7 @@ __all__ = [
     "Coverage",
     "Craig",
     "Dynamics",
+    "Frechet",
     "GNBSample",
     "Glister",
     "Herding",
@@ -143,6 +155,7 @@ __all__ = [
     "MMDTest",
     "MagnitudeMask",
     "Mask",
+    "Moments",
     "NearestCenters",
     "Omp",
     "OptionLoss",
@@ -159,8 +172,11 @@ __all__ = [
     "VocabShard",
     "Votes",
     "WaterFilling",
+    "adain_style_loss",
+    "answer_counts",
     "body_box",
     "cdd",
+    "channel_stats",
     "class_mask",
     "class_median_distance",
     "class_vote",
@@ -178,10 +194,12 @@ __all__ = [
     "fgrad_sqdist",
     "fill_holes",
     "fl_greedy",
+    "frechet_distance",
     "gaussian_weights",
     "generalized_dice_loss",
     "glister",
     "gnb_sample",
+    "gram",
     "graphcut_greedy",
     "herding",
     "hutchinson_accumulate_",
@@ -210,8 +228,12 @@ __all__ = [
     "merge_vocab_shards",
     "mirrored",
     "mmd",
+    "mmd2_poly",
+    "mmd2_rbf",
     "mmd_permutation_test",
     "moderate_select",
+    "moments_merge",
+    "moments_update",
     "ms_ssim",
     "mse_water_filling",
     "multihot_counts",
@@ -230,6 +252,7 @@ __all__ = [
     "quantile_abs",
     "random_words",
     "resample_argmax",
+    "resize_antialias",
     "score_fused",
     "segment_nll",
     "signed_distance",
