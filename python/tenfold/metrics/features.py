@@ -183,6 +183,8 @@ class _FeatureDistance(base()):  # type: ignore[misc]
         self.feature = feature
         self.label = score_label(self.score, name)
         self.reset_real_features = bool(reset_real_features)
+        if hasattr(self, "set_dtype"):  # of what torchmetrics sends for a process without pictures
+            self.set_dtype(torch.float64)
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("fake", [], dist_reduce_fx="cat")
 
@@ -202,7 +204,7 @@ class _FeatureDistance(base()):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget all pictures; the real ones only with `reset_real_features`."""
-        kept = None if self.reset_real_features else self.real
+        kept = None if self.reset_real_features else list(self.real)  # torchmetrics empties the list itself
         super().reset()
         if kept is not None:
             self.real = kept
