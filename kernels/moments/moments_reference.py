@@ -163,6 +163,7 @@ def _product(a: Rows, b: Rows) -> tuple[Tensor, str]:
         if a.spread is not None:
             half = b.spread @ a.spread.T
             return half @ half.T, "rows"
+        assert a.covariance is not None
         return b.spread @ a.covariance @ b.spread.T, "rows"
     assert a.covariance is not None
     assert b.covariance is not None

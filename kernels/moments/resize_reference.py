@@ -2,7 +2,8 @@
 
 Pillow's filters widen with the step, so that a smaller picture averages all that it covers. Its uint8 pass
 has weights of 22 binary digits and rounds after each axis; with `quantize=False` rows stay float32, as in
-Pillow's mode "F", which clean-fid uses (Parmar, Zhang and Zhu, arXiv 2104.11222).
+Pillow's mode "F", which clean-fid uses (Parmar, Zhang and Zhu, arXiv 2104.11222). Rows come first, as in
+Pillow until its pull request 9549 of 2026, which takes columns first where the height shrinks much more.
 """
 
 from __future__ import annotations
@@ -87,8 +88,6 @@ def resize(x: Tensor, size: tuple[int, int], filter: str, mode: str, quantize: b
         _matrix(old, new, filter, mode, quantize).to(x.device)
         for old, new in ((x.shape[2], size[1]), (x.shape[1], size[0]))
     )
-    if mode == "pil" and size[0] < x.shape[1] and size[1] >= x.shape[2]:  # Pillow goes down the columns first
-        return _rounded(_rounded(down @ planes, quantize) @ across.T, quantize).float()
     planes = _rounded(planes @ across.T, quantize)
     return _rounded(down @ planes, quantize).float()
 

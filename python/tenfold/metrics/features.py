@@ -288,8 +288,8 @@ class KernelInceptionDistance(_FeatureDistance):
         seed: int = 2020, reset_real_features: bool = True, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(feature, name=name, reset_real_features=reset_real_features, **options)
-        self.given = {"subsets": subsets, "subset_size": subset_size, "degree": degree, "gamma": gamma}
-        self.given |= {"coef": coef, "seed": seed}
+        self.given: dict[str, Any] = {"subsets": subsets, "subset_size": subset_size, "seed": seed}
+        self.given |= {"degree": degree, "gamma": gamma, "coef": coef}
 
     def _value(self, gather: bool) -> tuple[Tensor, Tensor]:
         return kernel_distance(self._rows("real", gather), self._rows("fake", gather), **self.given)

@@ -32,9 +32,10 @@ def resize_antialias(
         mode: "pil": filters as wide as the step (antialiased). "cv2": two neighbours whatever the step, pixel
             centres meet; "tf1": the same, corners meet, as TensorFlow 1 and the FID code made from it. Both
             bilinear alone, without `quantize`.
-        quantize: Pillow's uint8 arithmetic, equal to Pillow in every bit; where both axes shrink, by different
-            factors, Pillow may take columns before rows, and a rounding then differs by one level. False: Pillow's mode "F", float32
-            after each axis, as clean-fid (Parmar, Zhang and Zhu, arXiv 2104.11222); it may leave 0..255.
+        quantize: Pillow's uint8 arithmetic, rows first, equal in every bit to Pillow where it does the same.
+            A Pillow of late 2026 takes columns first where the height shrinks much more than the width, and
+            roundings then differ by a level or two. False: Pillow's mode "F", float32 after each axis, as
+            clean-fid (Parmar, Zhang and Zhu, arXiv 2104.11222); it may leave 0..255.
 
     Returns:
         float32 [C, height, width] or [B, C, height, width], in 0..255.
