@@ -1,9 +1,18 @@
-"""Metrics of segmentations and of received pictures: functions on arrays, and classes with the protocol of
-TorchMetrics.
+"""Metrics of segmentations, received pictures and generated ones: functions on arrays, and classes with the
+protocol of TorchMetrics.
 
 `compat="segrap" | "deepmind" | "monai"` chooses whose numbers are met where conventions differ.
 """
 
+from .features import (
+    CLIPMaximumMeanDiscrepancy,
+    FrechetInceptionDistance,
+    KernelInceptionDistance,
+    clip_mmd,
+    frechet_distance,
+    kernel_distance,
+    score_label,
+)
 from .functional import (
     average_surface_distance,
     dice_score,
@@ -37,8 +46,11 @@ from .segmentation import (
 
 __all__ = [
     "AverageSurfaceDistance",
+    "CLIPMaximumMeanDiscrepancy",
     "DiceScore",
+    "FrechetInceptionDistance",
     "HausdorffDistance",
+    "KernelInceptionDistance",
     "MultiScaleStructuralSimilarityIndexMeasure",
     "NormalizedSurfaceDice",
     "PeakSignalNoiseRatio",
@@ -47,8 +59,11 @@ __all__ = [
     "SurfaceDice",
     "VolumeSimilarity",
     "average_surface_distance",
+    "clip_mmd",
     "dice_score",
+    "frechet_distance",
     "hausdorff_distance",
+    "kernel_distance",
     "ms_ssim",
     "nmse",
     "normalized_surface_dice",
@@ -56,6 +71,7 @@ __all__ = [
     "psnr",
     "raw_scores",
     "reduce_scores",
+    "score_label",
     "segmentation_scores",
     "ssim",
     "surface_dice",

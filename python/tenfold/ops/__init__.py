@@ -19,6 +19,7 @@ from .fgrad import (
 )
 from .intensity import IntensityHistogram
 from .kcenter import KCenter, kcenter_greedy
+from .kernel_mmd import mmd2_poly, mmd2_rbf
 from .kmeans import KMeans, kmeans
 from .logprob import OptionLoss, option_loss, token_logprobs, verbalizer_loss
 from .logprob_fused import LinearLoss, linear_loss
@@ -36,6 +37,7 @@ from .mmd import (
 from .mmd_classes import ContrastiveDiscrepancy, cdd, lmmd
 from .mmd_joint import joint_mmd
 from .mmd_permutation import MMDTest, mmd_permutation_test
+from .moments import Frechet, Moments, frechet_distance, moments_merge, moments_update
 from .overlap import (
     label_lut,
     labels_of_owners,
@@ -45,6 +47,14 @@ from .overlap import (
     owner_words,
     pack_bits,
     unpack_bits,
+)
+from .pictures import (
+    AnswerCounts,
+    adain_style_loss,
+    answer_counts,
+    channel_stats,
+    gram,
+    resize_antialias,
 )
 from .power import (
     Joint,
@@ -126,6 +136,7 @@ from .zo_state import (
 
 __all__ = [
     "AbsQuantile",
+    "AnswerCounts",
     "BitMask",
     "ClassMedians",
     "Components",
@@ -133,6 +144,7 @@ __all__ = [
     "Coverage",
     "Craig",
     "Dynamics",
+    "Frechet",
     "GNBSample",
     "Glister",
     "Herding",
@@ -146,6 +158,7 @@ __all__ = [
     "MMDTest",
     "MagnitudeMask",
     "Mask",
+    "Moments",
     "NearestCenters",
     "Omp",
     "OptionLoss",
@@ -165,9 +178,12 @@ __all__ = [
     "Votes",
     "WaterFilling",
     "abs_quantile",
+    "adain_style_loss",
+    "answer_counts",
     "attn_column_norm",
     "body_box",
     "cdd",
+    "channel_stats",
     "class_mask",
     "class_median_distance",
     "class_vote",
@@ -185,10 +201,12 @@ __all__ = [
     "fgrad_sqdist",
     "fill_holes",
     "fl_greedy",
+    "frechet_distance",
     "gaussian_weights",
     "generalized_dice_loss",
     "glister",
     "gnb_sample",
+    "gram",
     "graphcut_greedy",
     "herding",
     "hutchinson_accumulate_",
@@ -219,8 +237,12 @@ __all__ = [
     "merge_vocab_shards",
     "mirrored",
     "mmd",
+    "mmd2_poly",
+    "mmd2_rbf",
     "mmd_permutation_test",
     "moderate_select",
+    "moments_merge",
+    "moments_update",
     "ms_ssim",
     "mse_water_filling",
     "multihot_counts",
@@ -239,6 +261,7 @@ __all__ = [
     "quantile_abs",
     "random_words",
     "resample_argmax",
+    "resize_antialias",
     "saliency_accum_",
     "score_fused",
     "segment_nll",
