@@ -17,9 +17,8 @@ from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
 _BACKENDS = ("cpu", "reference")
-OPS |= dict.fromkeys(
-    ("simplex_project", "ste_adam_simplex_", "sample_rows", "nearest_token", "sign_step_"), _BACKENDS
-)
+_OPS = ("simplex_project", "ste_adam_simplex_", "sample_rows", "nearest_token", "sign_step_")
+OPS |= dict.fromkeys(_OPS, _BACKENDS)
 
 METRICS = ("cos", "l2")
 NORMS = ("linf", "l2")

@@ -16,9 +16,8 @@ from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
 _BACKENDS = ("cpu", "reference")
-OPS |= dict.fromkeys(
-    ("esd_mse", "eps_mse_rows", "add_noise_rows", "cfg_ddim_step", "sld_guidance", "splice_embed"), _BACKENDS
-)
+_OPS = ("esd_mse", "eps_mse_rows", "add_noise_rows", "cfg_ddim_step", "sld_guidance", "splice_embed")
+OPS |= dict.fromkeys(_OPS, _BACKENDS)
 
 CRITERIA = ("l1", "l2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
