@@ -2,6 +2,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "attack_door.hpp"
 #include "channel_door.hpp"
 #include "coverage_door.hpp"
 #include "distance_door.hpp"
@@ -46,6 +47,7 @@
   extern const tenfold::ChannelKernels channel_kernels;     \
   extern const tenfold::QualityKernels quality_kernels;     \
   extern const tenfold::EraseKernels erase_kernels;         \
+  extern const tenfold::AttackKernels attack_kernels;       \
   }
 TF_DECLARE_ISA(tf_baseline)
 #ifdef TF_HAVE_AVX2
@@ -87,6 +89,7 @@ struct Kernels {
   const ChannelKernels* channel;
   const QualityKernels* quality;
   const EraseKernels* erase;
+  const AttackKernels* attack;
 };
 
 const std::map<std::string, Kernels>& tables() {
@@ -97,14 +100,14 @@ const std::map<std::string, Kernels>& tables() {
         &tf_baseline::component_kernels, &tf_baseline::overlap_kernels,  &tf_baseline::surface_kernels,  &tf_baseline::edt_kernels,
         &tf_baseline::mmd_kernels,       &tf_baseline::distance_kernels, &tf_baseline::kcenter_kernels,  &tf_baseline::cover_kernels,
         &tf_baseline::score_kernels,     &tf_baseline::median_kernels,   &tf_baseline::fgrad_kernels,    &tf_baseline::power_kernels,
-        &tf_baseline::channel_kernels,   &tf_baseline::quality_kernels,  &tf_baseline::erase_kernels}},
+        &tf_baseline::channel_kernels,   &tf_baseline::quality_kernels,  &tf_baseline::erase_kernels,    &tf_baseline::attack_kernels}},
 #ifdef TF_HAVE_AVX2
       {"avx2", {&tf_avx2::zo_kernels,        &tf_avx2::logprob_kernels,  &tf_avx2::lowrank_kernels,  &tf_avx2::dual_kernels,
                 &tf_avx2::sophia_kernels,    &tf_avx2::row_kernels,      &tf_avx2::softdice_kernels, &tf_avx2::volume_kernels,
                 &tf_avx2::component_kernels, &tf_avx2::overlap_kernels,  &tf_avx2::surface_kernels,  &tf_avx2::edt_kernels,
                 &tf_avx2::mmd_kernels,       &tf_avx2::distance_kernels, &tf_avx2::kcenter_kernels,  &tf_avx2::cover_kernels,
                 &tf_avx2::score_kernels,     &tf_avx2::median_kernels,   &tf_avx2::fgrad_kernels,    &tf_avx2::power_kernels,
-                &tf_avx2::channel_kernels,   &tf_avx2::quality_kernels,  &tf_avx2::erase_kernels}},
+                &tf_avx2::channel_kernels,   &tf_avx2::quality_kernels,  &tf_avx2::erase_kernels,    &tf_avx2::attack_kernels}},
 #endif
 #ifdef TF_HAVE_AVX512
       {"avx512", {&tf_avx512::zo_kernels,        &tf_avx512::logprob_kernels,  &tf_avx512::lowrank_kernels,  &tf_avx512::dual_kernels,
@@ -112,7 +115,7 @@ const std::map<std::string, Kernels>& tables() {
                   &tf_avx512::component_kernels, &tf_avx512::overlap_kernels,  &tf_avx512::surface_kernels,  &tf_avx512::edt_kernels,
                   &tf_avx512::mmd_kernels,       &tf_avx512::distance_kernels, &tf_avx512::kcenter_kernels,  &tf_avx512::cover_kernels,
                   &tf_avx512::score_kernels,     &tf_avx512::median_kernels,   &tf_avx512::fgrad_kernels,    &tf_avx512::power_kernels,
-                  &tf_avx512::channel_kernels,   &tf_avx512::quality_kernels,  &tf_avx512::erase_kernels}},
+                  &tf_avx512::channel_kernels,   &tf_avx512::quality_kernels,  &tf_avx512::erase_kernels,    &tf_avx512::attack_kernels}},
 #endif
 #ifdef TF_HAVE_NEON
       {"neon", {&tf_neon::zo_kernels,        &tf_neon::logprob_kernels,  &tf_neon::lowrank_kernels,  &tf_neon::dual_kernels,
@@ -120,7 +123,7 @@ const std::map<std::string, Kernels>& tables() {
                 &tf_neon::component_kernels, &tf_neon::overlap_kernels,  &tf_neon::surface_kernels,  &tf_neon::edt_kernels,
                 &tf_neon::mmd_kernels,       &tf_neon::distance_kernels, &tf_neon::kcenter_kernels,  &tf_neon::cover_kernels,
                 &tf_neon::score_kernels,     &tf_neon::median_kernels,   &tf_neon::fgrad_kernels,    &tf_neon::power_kernels,
-                &tf_neon::channel_kernels,   &tf_neon::quality_kernels,  &tf_neon::erase_kernels}},
+                &tf_neon::channel_kernels,   &tf_neon::quality_kernels,  &tf_neon::erase_kernels,    &tf_neon::attack_kernels}},
 #endif
   };
   return all;
@@ -494,4 +497,5 @@ PYBIND11_MODULE(_cpu, m) {
   bind_channel(m, kernels.channel);
   bind_quality(m, kernels.quality);
   bind_erase(m, kernels.erase);
+  bind_attack(m, kernels.attack);
 }

@@ -15,6 +15,7 @@ from tenfold import _checks
 from tenfold.diffusion.encode import encode
 from tenfold.diffusion.schedule import SAMPLERS, Schedule
 from tenfold.diffusion.sld import SLD, SafeGuidance, SafeState, safe_guidance
+from tenfold.ops import cfg_ddim_step
 from tenfold.ops.zo import zo_sample
 
 if TYPE_CHECKING:
@@ -101,9 +102,9 @@ def ddim_step(schedule: Schedule, z: Tensor, noise: Tensor, t: int, previous: in
 
     A negative `previous` is the end of the walk, abar_0 (as CompVis' sampler and `set_alpha_to_one=False`).
     """
-    a, b = schedule.abar(t, z), schedule.abar(max(previous, 0), z)
-    clean = (z - (1 - a).sqrt() * noise) / a.sqrt()
-    return (b.sqrt() * clean + (1 - b).sqrt() * noise).to(z.dtype)
+    a, b = (float(schedule.alphas_cumprod[max(level, 0)]) for level in (t, previous))
+    stepped: Tensor = cfg_ddim_step(z, None, noise.to(z.dtype), 1.0, a, b)
+    return stepped
 
 
 def ddim_walk(

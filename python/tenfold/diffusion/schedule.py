@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.ops import add_noise_rows
 
 __all__ = ["PREDICTIONS", "SAMPLERS", "SD_CONFIG", "Schedule"]
 
@@ -90,6 +91,11 @@ class Schedule:
         Raises:
             ValueError: a t outside [0, T).
         """
+        times = self._times(t)
+        alphas = self.alphas_cumprod.to(like.device)[times.to(like.device)]
+        return alphas.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+
+    def _times(self, t: Any) -> Tensor:
         times = torch.as_tensor(t)
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool or times.ndim > 1:
             _checks.fail(TypeError, "t", "an integer or an integer tensor [B]", f"{times.dtype} {t}"[:80])
@@ -97,13 +103,13 @@ class Schedule:
             low, high = int(times.min()), int(times.max())
             if low < 0 or high >= len(self):
                 _checks.fail(ValueError, "t", f"timesteps in [0, {len(self)})", low if low < 0 else high)
-        alphas = self.alphas_cumprod.to(like.device)[times.to(like.device)]
-        return alphas.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+        return times
 
     def add_noise(self, z0: Tensor, noise: Tensor, t: Any) -> Tensor:
         """z_t from clean latents z0 [B, ...] and noise of the same shape (computed in float32 at least)."""
-        a = self.abar(t, z0)
-        return (a.sqrt() * z0 + (1 - a).sqrt() * noise).to(z0.dtype)
+        times = self._times(t).to(z0.device, torch.int64).reshape(-1)
+        noisy: Tensor = add_noise_rows(z0, noise.to(z0.dtype), times, self.alphas_cumprod.to(z0.device))
+        return noisy
 
     def to_noise(self, output: Tensor, z: Tensor, t: Any) -> Tensor:
         """The noise prediction e that a UNet's output stands for, at z = z_t."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.ops import sld_guidance
 
 __all__ = ["SAFETY_CONCEPT", "SLD", "SafeGuidance", "SafeState", "safe_guidance"]
 
@@ -84,11 +85,10 @@ def safe_guidance(
     """
     if state.momentum is None:
         state.momentum = torch.zeros_like(cond)
-    apart = cond - safety
-    mu = torch.where(
-        apart >= safe.threshold, torch.zeros_like(apart), (apart.abs() * safe.scale).clamp(max=1.0)
-    )
-    away = mu * (safety - uncond) + safe.momentum_scale * state.momentum
-    state.momentum = safe.momentum_beta * state.momentum + (1 - safe.momentum_beta) * away
     warm = (step if safe.warmup_on == "step" else t) >= safe.warmup_steps
-    return uncond + guidance * ((cond - uncond) - (away if warm else 0.0))
+    found: Tensor
+    found, state.momentum = sld_guidance(
+        uncond, cond, safety, state.momentum, guidance, scale=safe.scale, threshold=safe.threshold,
+        momentum_scale=safe.momentum_scale, momentum_beta=safe.momentum_beta, warm=warm,
+    )  # fmt: skip
+    return found

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.ops import splice_embed
 
 __all__ = ["MODES", "end_positions", "splice", "splice_ids", "splice_plan"]
 
@@ -50,7 +51,8 @@ def splice(
         return _gather(embeds, index) + _gather(
             torch.cat([torch.zeros_like(embeds[:, :1]), adv], 1), _added(index, counts)
         )
-    return _gather(torch.cat([embeds, adv.to(embeds.dtype)], dim=1), index)
+    spliced: Tensor = splice_embed(embeds, adv.to(embeds.dtype), index)
+    return spliced
 
 
 def splice_ids(

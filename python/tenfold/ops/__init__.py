@@ -1,5 +1,6 @@
 """Kernels as PyTorch ops: functions on tensors; NumPy and CuPy arrays come and go uncopied."""
 
+from .attack import inverse_norms, nearest_token, sample_rows, sign_step_, simplex_project, ste_adam_simplex_
 from .channel import noma_channel
 from .coverage import Coverage, Herding, Picks, fl_greedy, graphcut_greedy, herding, logdet_greedy
 from .distance import NearestCenters, nn_assign
@@ -16,6 +17,14 @@ from .fgrad import (
     fgrad_sqdist,
     glister,
     omp_factored,
+)
+from .guidance import (
+    add_noise_rows,
+    cfg_ddim_step,
+    eps_mse_rows,
+    esd_mse,
+    sld_guidance,
+    splice_embed,
 )
 from .intensity import IntensityHistogram
 from .kcenter import KCenter, kcenter_greedy
@@ -179,10 +188,12 @@ __all__ = [
     "WaterFilling",
     "abs_quantile",
     "adain_style_loss",
+    "add_noise_rows",
     "answer_counts",
     "attn_column_norm",
     "body_box",
     "cdd",
+    "cfg_ddim_step",
     "channel_stats",
     "class_mask",
     "class_median_distance",
@@ -195,6 +206,8 @@ __all__ = [
     "dice_loss",
     "dynamics_update",
     "edt",
+    "eps_mse_rows",
+    "esd_mse",
     "fgrad_gram",
     "fgrad_mv",
     "fgrad_rmv",
@@ -211,6 +224,7 @@ __all__ = [
     "herding",
     "hutchinson_accumulate_",
     "hutchinson_probe",
+    "inverse_norms",
     "joint_mmd",
     "kcenter_greedy",
     "keep_largest",
@@ -246,6 +260,7 @@ __all__ = [
     "ms_ssim",
     "mse_water_filling",
     "multihot_counts",
+    "nearest_token",
     "new_dynamics",
     "nn_assign",
     "noma_channel",
@@ -263,9 +278,13 @@ __all__ = [
     "resample_argmax",
     "resize_antialias",
     "saliency_accum_",
+    "sample_rows",
     "score_fused",
     "segment_nll",
+    "sign_step_",
     "signed_distance",
+    "simplex_project",
+    "sld_guidance",
     "sliding_window",
     "sliding_window_slabs",
     "soft_overlap",
@@ -273,9 +292,11 @@ __all__ = [
     "sophia8_quantize",
     "sophia_hessian_",
     "sophia_step_",
+    "splice_embed",
     "ssdt_joint",
     "ssdt_separable",
     "ssim",
+    "ste_adam_simplex_",
     "stochastic_round",
     "stratified_budget",
     "surface_dice",

@@ -134,7 +134,7 @@ def test_samples_are_the_inverse_of_the_running_sum() -> None:
 
 
 def test_samples_refuse_what_is_no_distribution() -> None:
-    with pytest.raises(ValueError, match=r"p\[1\]: expected a row with a positive sum"):
+    with pytest.raises(ValueError, match=r"p\[1\]: expected a row with a positive, finite sum"):
         sample_rows(torch.tensor([[0.5, 0.5], [0.0, 0.0]]), torch.tensor([0.1, 0.1]))
     with pytest.raises(ValueError, match="u: expected"):
         sample_rows(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0]))
@@ -166,7 +166,7 @@ def test_nearest_token_with_a_mask_zeros_and_nan() -> None:
     assert nearest_token(torch.zeros(1, 3), table)[1].tolist() == [0.0]
     with pytest.raises(ValueError, match="at least one token"):
         nearest_token(torch.ones(1, 3), table, mask=torch.zeros(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"q\[0\]: expected numbers"):
+    with pytest.raises(ValueError, match=r"q\[0\]: expected finite numbers"):
         nearest_token(torch.full((1, 3), math.nan), table)
 
 

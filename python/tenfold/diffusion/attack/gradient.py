@@ -207,7 +207,8 @@ def loss_gradient(
         spliced = splice(text.embeds, leaf, text.lengths, mode)
         states = encode_embeds(bundle, text.rows(extra, mode), spliced)
         found = bundle.predict(z.to(bundle.dtype), t, states)
-        loss = eps_mse_rows(found, wanted, criterion)
+        wide = torch.promote_types(found.dtype, wanted.dtype)
+        loss = eps_mse_rows(found.to(wide), wanted.to(wide), criterion)
         size = found[0].numel()
         (gradient,) = torch.autograd.grad((loss * size).sum(), leaf)
     return loss.detach(), gradient.float() / size

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.ops import esd_mse
 
 __all__ = ["esd_loss", "esd_target", "mse"]
 
@@ -37,4 +38,7 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 def esd_loss(prediction: Tensor, e0: Tensor, ep: Tensor, eta: float = 1.0) -> Tensor:
     """mean((prediction - esd_target(e0, ep, eta))^2)."""
-    return mse(prediction, esd_target(e0, ep, eta))
+    if prediction.shape != e0.shape or prediction.shape != ep.shape or prediction.numel() == 0:
+        _checks.fail(ValueError, "target", f"{list(prediction.shape)} with elements", list(e0.shape))
+    loss: Tensor = esd_mse(prediction, e0, ep, eta)
+    return loss

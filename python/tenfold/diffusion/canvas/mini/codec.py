@@ -1,7 +1,8 @@
 """A codec in closed form in the place of a VAE: principal components of patches of 4 x 4 pixels.
 
 48 numbers of a patch become 16, means removed, scaled by their deviations to the power -1/2 and brought to
-mean variance 1: components that matter little then weigh little in a training loss, and noise covers all of them.
+mean variance 1: components that matter little then weigh little in a training loss, and noise covers all of
+them.
 """
 
 from __future__ import annotations
