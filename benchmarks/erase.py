@@ -69,8 +69,9 @@ def _uce(device: torch.device, tiny: bool) -> Workload:
     old, new = old[:, FIRST_TOKEN:], new[:, FIRST_TOKEN:]
 
     def edit(prompts: Tensor) -> UceEdit:
-        rows = (t.flatten(0, 1) for t in (old, new, prompts))
-        return uce_edit(*rows, **SCALES).to(torch.float32)
+        rows = [t.flatten(0, 1) for t in (old, new, prompts)]
+        found = uce_edit(rows[0], rows[1], rows[2], lam=1.0, erase_scale=0.05, retain_scale=0.1)
+        return found.to(torch.float32)
 
     def ours() -> list[Tensor]:
         uce_apply_(weights, edit(keep))

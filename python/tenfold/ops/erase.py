@@ -49,7 +49,7 @@ class AbsQuantile(NamedTuple):
     """threshold: the k-th largest magnitude. count: how many are at least that, k and its further ties."""
 
     threshold: float
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def abs_quantile(tensors: Sequence[Any], q: float) -> AbsQuantile:

@@ -198,8 +198,8 @@ def _steps(matrices: Sequence[Tensor], edit: UceEdit) -> list[tuple[Tensor, _Ste
             if edit.old is None and 2 * len(edit.right) > edit.right.shape[1]:
                 product = (edit.left.double().T @ edit.right.double()).to(w.device, wide)
             old = None if edit.old is None else edit.old.to(w.device, wide)
-            factors = (t.to(w.device, wide) for t in (edit.right, edit.left))
-            made[wide] = _Step(*factors, old, edit.blocks, product)
+            right, left = (t.to(w.device, wide) for t in (edit.right, edit.left))
+            made[wide] = _Step(right, left, old, edit.blocks, product)
     return [(w, made[_wide(w)]) for w in matrices]
 
 

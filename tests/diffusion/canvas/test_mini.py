@@ -127,7 +127,7 @@ def test_judges_know_pictures_they_have_not_seen() -> None:
     for judge, labels in zip(mini_judges(), (styles, objects), strict=True):
         right = (judge.logits(pictures).argmax(1) == labels).float().mean()
         assert right >= 0.99
-        assert judge.held_out == pytest.approx(float(right), abs=0.01)
+        assert judge.card.accuracy == pytest.approx(float(right), abs=0.01)
         assert judge.features(pictures[:3]).shape == (3, 192)
         with pytest.raises(ValueError, match="images: expected"):
             judge.logits(pictures[:1] * torch.nan)

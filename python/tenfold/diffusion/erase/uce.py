@@ -75,8 +75,15 @@ def uce_factors(
     if old.shape != new.shape or old.ndim != 2 or keep.ndim != 2 or keep.shape[1] != old.shape[1]:
         got = f"{list(new.shape)} and {list(keep.shape)} beside {list(old.shape)}"
         _checks.fail(ValueError, "new, keep", "[m, d] and [p, d] beside old [m, d]", got)
-    scales = {"lam": lam, "erase_scale": erase_scale, "retain_scale": retain_scale}
-    edit = uce_edit(old, new, keep, keep_weights=keep_weight, **scales)
+    edit = uce_edit(
+        old,
+        new,
+        keep,
+        lam=lam,
+        erase_scale=erase_scale,
+        retain_scale=retain_scale,
+        keep_weights=keep_weight,
+    )
     return edit.right, edit.left
 
 

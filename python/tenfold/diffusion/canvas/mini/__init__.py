@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.canvas.judging import JudgeCard
 from tenfold.diffusion.canvas.mini.images import CREDITS, HELD_OUT, OBJECTS, SIDE, TRAINING, cell_pictures
 from tenfold.diffusion.canvas.mini.judge import Classifier, MiniJudge
 from tenfold.diffusion.canvas.mini.model import new_bundle
@@ -83,8 +84,10 @@ def mini_judges(folder: str | Path = WEIGHTS) -> tuple[MiniJudge, MiniJudge]:
         network = Classifier(len(classes))
         network.load_state_dict(_part(state, f"{domain}_judge"), strict=True)
         network.requires_grad_(False).eval()
-        held_out = float(about["quality"][f"{domain}_judge_held_out"])
-        found.append(MiniJudge(f"mini-{domain}", network, classes, held_out))
+        accuracy = float(about["quality"][f"{domain}_judge_held_out"])
+        shown = len(MINI.cells) * len(HELD_OUT)
+        card = JudgeCard(f"mini-{domain}", domain, classes, accuracy, shown, "the mini canvas")
+        found.append(MiniJudge(network, card))
     return found[0], found[1]
 
 

@@ -21,11 +21,11 @@ __all__ = ["CHANNELS", "PATCH", "PatchCodec", "fitted"]
 PATCH, CHANNELS = 4, 16
 
 
-class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PatchCodec(ModelMixin, ConfigMixin):
     """Pictures [B, 3, H, W] in [-1, 1] to latents [B, 16, H/4, W/4] and back, with the calls of
     `AutoencoderKL`: `encode(x).latent_dist.mean`, `decode(z).sample`."""
 
-    @register_to_config  # type: ignore[misc]
+    @register_to_config
     def __init__(
         self,
         in_channels: int = 3,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from tenfold import _checks
+from tenfold.diffusion.canvas.judging import JudgeCard
 
 __all__ = ["Classifier", "MiniJudge"]
 
@@ -40,14 +39,18 @@ class Classifier(nn.Module):
 
 
 class MiniJudge:
-    """Names of styles or objects that pictures show.
+    """Which style or object pictures show; a `ConceptJudge`, called as `judge(images)`.
 
-    name: stands in results. classes: names, in the order of the logits. held_out: its accuracy on pictures it
-    was not trained on.
+    name: stands in results. classes: names, in the order of the logits. card: what it was trained on, and its
+    accuracy on pictures that it was not.
     """
 
-    def __init__(self, name: str, network: Classifier, classes: Sequence[str], held_out: float) -> None:
-        self.name, self.network, self.classes, self.held_out = name, network, tuple(classes), held_out
+    def __init__(self, network: Classifier, card: JudgeCard) -> None:
+        self.name, self.network, self.classes, self.card = card.name, network, card.classes, card
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`logits`."""
+        return self.logits(images)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
