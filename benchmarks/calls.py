@@ -479,6 +479,36 @@ def _power(name: str, device: torch.device, seed: int) -> Run:
     return allocated
 
 
+# ---- editing weights -------------------------------------------------------------------------------------
+
+
+def _erase(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    if name == "columns":
+        q, k = x.normal(2, 3, 37, 20), x.normal(2, 3, 11, 20)
+        chosen = x.whole(2, 2, 11).bool()
+        return _with_gradient([q, k], lambda q, k: ops.attn_column_norm(q, k, chosen))
+    weights = x.weights()
+
+    def selected() -> list[Tensor]:
+        found = ops.abs_quantile(weights, 0.3)
+        sums = [torch.zeros_like(w) for w in weights]
+        ops.saliency_accum_(sums, weights, mode="abs")
+        at = torch.tensor([found.threshold, found.count], dtype=torch.float64)
+        return [at, *sums, *ops.topk_mask(weights, 0.3)]
+
+    if name == "selection":
+        return selected
+    masks = ops.topk_mask(weights, 0.3)
+    grads, zeros = x.weights(), [torch.zeros_like(w) for w in weights]
+    return _in_place(
+        [weights, zeros, zeros],
+        lambda p, m, v: ops.masked_adam_(p, grads, m, v, masks, step=3, lr=0.01, weight_decay=0.1),
+    )
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 _PASSES = (
     "perturb", "chain", "adam", "momentum", "sign", "hizoo_perturb", "hizoo_update", "restore_update",
@@ -658,6 +688,11 @@ CALLS: tuple[Call, ...] = (
     *(
         Call(f"quality.{name}", partial(_quality, name), 2e-5, captures=True, covers=(name,))
         for name in ("psnr", "ssim", "ms_ssim")
+    ),
+    Call("erase.selection", partial(_erase, "selection"), 1e-12, covers=("abs_quantile", "topk_mask")),
+    Call("erase.adam", partial(_erase, "adam"), covers=("masked_adam_", "saliency_accum_")),
+    Call(
+        "erase.columns", partial(_erase, "columns"), 2e-5, backends=("triton",), covers=("attn_column_norm",)
     ),
     Call("channel.plain", partial(_channel, "plain"), captures=True, covers=("noma_channel",)),
     *(
