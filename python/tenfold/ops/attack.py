@@ -192,8 +192,8 @@ def nearest_token(
 
 
 def inverse_norms(table: Tensor) -> Tensor:
-    """1 / |row| of word embeddings [V, D], float32 [V]; 0 for a row of zeros. The table never trains: keep
-    it."""
+    """1 / norm(row) of word embeddings [V, D], float32 [V]; 0 for a row of zeros. The table never trains:
+    keep it."""
     from tenfold.kernels.attack.attack_reference import inverse_norms as found
 
     return found(_matrix("table", table, _TABLES))

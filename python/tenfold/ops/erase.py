@@ -125,8 +125,8 @@ def saliency_accum_(
     mode: str = "signed",
     weights: Sequence[Any] | None = None,
 ) -> None:
-    """acc += g ("signed": opposite batches cancel, as in SalUn), |g| ("abs", as in Scissorhands) or |g w|
-    ("product", as in SNIP) for every tensor, in place and in one pass.
+    """acc += g ("signed": opposite batches cancel, as in SalUn), abs(g) ("abs", as in Scissorhands) or
+    abs(g w) ("product", as in SNIP) for every tensor, in place and in one pass.
 
     Args:
         acc: float32 or float64 each, in which the sum is made; contiguous or not, on one device.

@@ -174,7 +174,7 @@ def sld_guidance(
 ) -> tuple[Any, Any]:
     """One step of Safe Latent Diffusion (arXiv 2211.05105): (noise prediction, next momentum).
 
-    mu = 0 where ec - es >= threshold, else min(1, |ec - es| scale);
+    mu = 0 where ec - es >= threshold, else min(1, abs(ec - es) scale);
     g = mu (es - eu) + momentum_scale v;  v' = momentum_beta v + (1 - momentum_beta) g;
     e = eu + guidance ((ec - eu) - [warm] g)
 

@@ -54,7 +54,7 @@ def moments_merge(a: Moments, b: Moments) -> Moments:
 
 
 def frechet_distance(x: Any, y: Any, *, diagnostics: bool = False) -> Any:
-    """|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), the squared Frechet distance of two Gaussians.
+    """``|m1 - m2|^2`` + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), the squared Frechet distance of two Gaussians.
 
     With Inception features this is FID (Heusel et al., arXiv 1706.08500). The trace of the root is a sum of
     singular values, found from symmetric eigenvalues instead of those of S1 S2: exact, and cheaper, above all

@@ -50,7 +50,8 @@ class UceEdit(NamedTuple):
 
 
 class UceChange(NamedTuple):
-    """largest: the largest |W' - W| of all matrices. norms: |W' - W|_F of each. Before rounding into W."""
+    """largest: the largest entry of W' - W over all matrices. norms: its Frobenius norm in each.
+    Before rounding into W."""
 
     largest: float
     norms: list[float]
@@ -80,7 +81,7 @@ def uce_edit(
         lam, erase_scale, retain_scale: lam, s_e, s_p, all >= 0.
         keep_weights: [p], >= 0: how often each row of `keep` counts, where equal rows were merged.
         technique: "replace" as above; "tensor" takes away only what is along the old values: V* = V_n - <U,
-            V_n> U with V_n = C_n W^T, U = C_o W^T / |C_o W^T|, for the rows of each prompt.
+            V_n> U with V_n = C_n W^T, U = C_o W^T / norm(C_o W^T), for the rows of each prompt.
         block_ptr: where the rows of each prompt begin, from 0, and at its end m; default: one block. Needed
             for "tensor" only.
 
@@ -150,8 +151,8 @@ def lowrank_apply_(
     """W += scale up @ down for every weight, in place: merges of LoRA and SPM, and with -scale their undoing.
 
     Arithmetic is float32 (float64 for float64 weights), with one rounding into W. The product is the same in
-    both directions, so that a merge that is undone comes back to within an ulp of the larger of |W| and the
-    merged |W|.
+    both directions, so that a merge that is undone comes back to within an ulp of the larger of W and the
+    merged W.
 
     Args:
         weights: [out, ...] each, of any strides and floating dtype, on one device: linear layers and
