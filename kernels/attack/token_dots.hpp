@@ -37,7 +37,7 @@ inline void dot_tile(const float* q, const W* w, int64_t width, float* out, int6
     V word[kW];
     for (int j = 0; j < kW; ++j) {
       word[j] = load_lanes(w + j * width + d);
-      __builtin_prefetch(w + (j + kW) * width + d + 256 / sizeof(W));
+      __builtin_prefetch(reinterpret_cast<const char*>(w + (j + kW) * width + d) + 256);
       if constexpr (kSquares) own[j] = multiply_add(word[j], word[j], own[j]);
     }
     for (int i = 0; i < kQ; ++i) {

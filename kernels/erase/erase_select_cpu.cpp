@@ -43,13 +43,10 @@ const Key* keys_of(const void* data, int64_t first, int64_t n, Key* __restrict r
 template <class Call>
 void with_keys(const EraseKeys& k, const Call& f) {
   with_type(k.dtype, [&](auto type) {
-    if constexpr (sizeof(type) == sizeof(double)) {
-      f(type, int64_t{});
-    } else if (k.wide) {
-      f(type, int64_t{});
-    } else {
-      f(type, int32_t{});
+    if constexpr (sizeof(type) < sizeof(double)) {
+      if (!k.wide) return f(type, int32_t{});
     }
+    f(type, int64_t{});
   });
 }
 

@@ -43,16 +43,18 @@ def factors(
     erase_scale: float,
     retain_scale: float,
 ) -> tuple[Tensor, int, float]:
-    """(R = s_e C_o M^-1 [m, d]; the order of the first leading minor that is not positive, 0 if all are, -1
-    if the sums of squares are not finite; the least pivot)."""
+    """(R = s_e C_o M^-1 [m, d]; 1 if the system is singular, -1 if the sums of squares are not finite, else 0;
+    the least pivot). Rounding alone makes a singular matrix look definite, with pivots of the size of the
+    largest entry times eps: such a one is singular too."""
     system = erase_scale * gram(old) + retain_scale * gram(keep, keep_weights)
     if not bool(system.diagonal().isfinite().all()):
         return old, -1, 0.0
     system.diagonal().add_(lam)
     factor, wrong = torch.linalg.cholesky_ex(system)
-    if int(wrong):
-        return old, int(wrong), 0.0
     pivot = float(factor.diagonal().square().min()) if len(factor) else 1.0
+    largest = float(system.diagonal().max()) if len(factor) else 0.0
+    if int(wrong) or pivot <= 4 * len(system) * torch.finfo(torch.float64).eps * largest:
+        return old, 1, 0.0 if int(wrong) else pivot
     right = torch.cholesky_solve(erase_scale * old.double().T, factor).T.contiguous()
     return right, 0, pivot
 

@@ -28,9 +28,10 @@ needs_skimage = pytest.mark.skipif(find_spec("skimage") is None, reason="scikit-
 def astronaut() -> tuple[Tensor, Tensor]:
     """(picture, the same with noise), float64 [1, 3, 512, 512] in 0..255."""
     pytest.importorskip("PIL")
-    from tenfold.semcom.images import _packaged, _read
+    from tenfold.assets import packaged_file
+    from tenfold.semcom.images import _read
 
-    clean = _read(_packaged("skimage", "data/astronaut.png")).double()
+    clean = _read(packaged_file("skimage", "data/astronaut.png")).double()
     pixels = clean.permute(1, 2, 0).numpy()
     noise = np.random.default_rng(2024).normal(0, 12, pixels.shape)
     noisy = np.clip(np.rint(pixels + noise), 0, 255)

@@ -107,7 +107,7 @@ def uce_edit(
     if wrong < 0:  # looked for in the sums: as a pass of its own it took a fifth of the time
         _checks.fail(ValueError, "keep", "finite numbers with finite squares", "NaN, infinity or an overflow")
     if wrong:
-        got = f"minor {wrong} of {before.shape[1]} not positive with lam = {lam}"
+        got = f"a smallest pivot of {pivot:.3g}, lam = {lam}"
         _checks.fail(RuntimeError, "lam", "a positive definite system", got)
     return UceEdit(right, after - before, before if technique == "tensor" else None, blocks, pivot)
 
