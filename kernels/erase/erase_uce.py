@@ -43,7 +43,7 @@ def factors(
     erase_scale: float,
     retain_scale: float,
 ) -> tuple[Tensor, int, float]:
-    """(R = s_e C_o M^-1 [m, d]; 1 if the system is singular, -1 if the sums of squares are not finite, else 0;
+    """(R = s_e C_o M^-1 [m, d]; 1 if the system is singular, -1 if sums of squares are not finite, else 0;
     the least pivot). Rounding alone makes a singular matrix look definite, with pivots of the size of the
     largest entry times eps: such a one is singular too."""
     system = erase_scale * gram(old) + retain_scale * gram(keep, keep_weights)
