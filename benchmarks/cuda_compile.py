@@ -33,9 +33,12 @@ EXACT_FAMILIES = ("zo", "lowrank", "dual", "sophia", "channel")
 KNOWN_SPILLS = {
     ("triton", "sm_90", "token_logprobs.fp32.16_rows"): 12,
     ("triton", "sm_90", "step.sign.bf16.bf16.fp32"): 8,
-    ("triton", "sm_90", "columns.by_rows.fp32.80"): 744,
-    ("triton", "sm_90", "columns.by_rows.fp32.160"): 696,
-    ("triton", "sm_90", "columns.by_columns.fp32.160"): 36,
+    ("triton", "sm_90", "columns.by_rows.fp32.160"): 368,
+    ("triton", "sm_90", "columns.by_columns.fp32.160"): 272,
+    ("triton", "sm_80", "columns.by_rows.fp32.160"): 628,
+    ("triton", "sm_80", "columns.by_columns.fp32.160"): 288,
+    ("triton", "sm_80", "columns.by_rows.bf16.80"): 40,
+    ("triton", "sm_80", "columns.by_rows.fp16.80"): 40,
 }
 """Bytes that a kernel is known to spill, and may."""
 INEXACT = re.compile(r"\b(?:\w+\.approx|\w+\.full|[\w.]+\.ftz)(?:\.\w+)*\b|\b(?:mad|fma\.r[zmp])\.f\d+\b")

@@ -315,7 +315,7 @@ def _columns_kernel(
 def _sizes(width: int) -> dict[str, int]:
     """Rows and columns of a tile of the attention matrix: as many as leave registers for wide heads."""
     wide = max(16, triton.next_power_of_2(width))
-    return {"ROWS": min(64, max(16, 4096 // wide)), "COLUMNS": 32 if wide <= 128 else 16, "WIDTH": wide}
+    return {"ROWS": min(64, max(16, 2048 // wide)), "COLUMNS": 32, "WIDTH": wide}
 
 
 def _shape(q: Tensor, k: Tensor) -> tuple[tuple[Any, ...], dict[str, int]]:
