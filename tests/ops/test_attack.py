@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tenfold.kernels.attack import attack_reference
 from torch import Tensor
 
 import tenfold
+from tenfold._backend import OPS
 from tenfold.ops import (
     inverse_norms,
     nearest_token,
@@ -19,6 +21,13 @@ from tenfold.ops import (
     simplex_project,
     ste_adam_simplex_,
 )
+
+
+@pytest.fixture
+def backend(backend: Any) -> Any:
+    if backend.name not in OPS["simplex_project"]:
+        pytest.skip(f"no {backend.name} kernel of these ops")
+    return backend
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tenfold.kernels.attack import guidance_reference
 from torch import Tensor
 
+from tenfold._backend import OPS
 from tenfold.ops import (
     add_noise_rows,
     cfg_ddim_step,
@@ -19,6 +22,13 @@ from tenfold.ops import (
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (3, 4, 5, 5), (2, 3, 70, 71)]
 STEP = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+@pytest.fixture
+def backend(backend: Any) -> Any:
+    if backend.name not in OPS["esd_mse"]:
+        pytest.skip(f"no {backend.name} kernel of these ops")
+    return backend
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
