@@ -52,7 +52,8 @@ class Frechet(NamedTuple):
     root_trace: float
     """tr (S1 S2)^(1/2)."""
     route: str
-    """"rows" (a Gram matrix of rows), "cholesky", "eigh", or "equal" (the two sides are the same)."""
+    """How: "rows" (singular values, or eigenvalues of a matrix of the rows' number), "cholesky", "eigh", or
+    "equal" (the two sides are the same)."""
     rank: int
     """Eigenvalues that stand clear of rounding."""
     clipped: float
@@ -121,23 +122,28 @@ def spread(x: Tensor) -> Tensor:
 def frechet(a: Rows, b: Rows) -> Frechet:
     """|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2).
 
-    The last trace is the sum of the singular values of A B^T for S1 = A^T A and S2 = B^T B, so that symmetric
-    eigenvalues serve: of B S1 B^T (route "rows", B the spread rows of the side that has fewer of them than
-    dimensions), or of L^T S2 L with S1 = L L^T (route "cholesky"). Where neither covariance is positive
+    The last trace is the sum of the singular values of A B^T for S1 = A^T A and S2 = B^T B. Where both sides
+    have fewer rows than dimensions, A and B are their spread rows and it is computed as that (route "rows").
+    Else symmetric eigenvalues serve: of B S1 B^T where one side has few rows (route "rows" too), or of
+    L^T S2 L with S1 = L L^T (route "cholesky"). Where neither covariance is positive
     definite and there are no rows, S1's own square root takes L's place (route "eigh", good to about 1e-7).
     """
     gap = a.mean - b.mean
     mean_term, trace = float(gap @ gap), _trace(a) + _trace(b)
     if _same(a, b):
         return Frechet(gap.new_zeros(()), 0.0, trace, trace / 2, "equal", 0, 0.0)
-    product, route = _product(a, b)
-    eigenvalues = torch.linalg.eigvalsh(product)
-    largest = float(eigenvalues[-1].clamp_min(0.0))
-    rank = int((eigenvalues > largest * len(eigenvalues) * torch.finfo(torch.float64).eps).sum())
-    root = float(eigenvalues.clamp_min(0.0).sqrt_().sum())
-    clipped = float(eigenvalues.clamp_max(0.0).neg_().sqrt_().sum())
+    if a.spread is not None and b.spread is not None:
+        roots, below, route = torch.linalg.svdvals(a.spread @ b.spread.T), 0.0, "rows"
+        clear = roots > roots[0] * len(roots) * torch.finfo(torch.float64).eps
+    else:
+        product, route = _product(a, b)
+        eigenvalues = torch.linalg.eigvalsh(product)
+        below = float(eigenvalues.clamp_max(0.0).neg_().sqrt_().sum())
+        clear = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
+        roots = eigenvalues.clamp_min(0.0).sqrt_()
+    root = float(roots.sum())
     value = max(0.0, mean_term + trace - 2.0 * root)
-    return Frechet(gap.new_tensor(value), mean_term, trace, root, route, rank, clipped)
+    return Frechet(gap.new_tensor(value), mean_term, trace, root, route, int(clear.sum()), below)
 
 
 def _same(a: Rows, b: Rows) -> bool:
@@ -157,12 +163,9 @@ def _trace(side: Rows) -> float:
 
 def _product(a: Rows, b: Rows) -> tuple[Tensor, str]:
     """A symmetric matrix whose eigenvalues are those of S1 S2, but for zeros, and how it was found."""
-    if a.spread is not None and (b.spread is None or len(a.spread) <= len(b.spread)):
+    if a.spread is not None:
         a, b = b, a
     if b.spread is not None:
-        if a.spread is not None:
-            half = b.spread @ a.spread.T
-            return half @ half.T, "rows"
         assert a.covariance is not None
         return b.spread @ a.covariance @ b.spread.T, "rows"
     assert a.covariance is not None

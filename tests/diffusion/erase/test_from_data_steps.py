@@ -15,8 +15,9 @@ from tenfold.diffusion.encode import encode
 from tenfold.diffusion.erase import CA, SA, SHS, Concept, ConceptData, EDiff, SalUn
 from tenfold.diffusion.erase.ediff import EDiffLoop, multiplier
 from tenfold.diffusion.erase.from_data import FIRST, FORGET, INNER, RETAIN
-from tenfold.diffusion.erase.masks import topk_mask, unpack_mask
+from tenfold.diffusion.erase.masks import unpack_mask
 from tenfold.diffusion.erase.shs import turn_away
+from tenfold.ops import topk_mask
 
 QUICK = {"iterations": 3, "batch": 2, "lr": 1e-3}
 DATA = ConceptData(

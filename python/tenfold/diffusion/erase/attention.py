@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 
-__all__ = ["Recorded", "attn_column_norm", "attn_maps", "grid_of", "record"]
+__all__ = ["Recorded", "attn_maps", "grid_of", "record"]
 
 
 class Recorded(NamedTuple):
@@ -70,24 +70,6 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return (q @ k.transpose(-1, -2) * scale).softmax(-1)
-
-
-def attn_column_norm(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
-    """Sum of the squared attention probabilities in chosen columns, a scalar with gradients to q and k.
-
-    Args:
-        q: [B, heads, n, dk]. k: [B, heads, L, dk]. mask: bool [B, L], each picture's own columns.
-        scale: of the scores; dk^-1/2 if None.
-
-    Raises:
-        ValueError: shapes differ.
-    """
-    if q.ndim != 4 or k.ndim != 4 or mask.shape != (q.shape[0], k.shape[2]) or q.shape[:2] != k.shape[:2]:
-        got = f"{list(k.shape)} and {list(mask.shape)} beside {list(q.shape)}"
-        _checks.fail(ValueError, "k, mask", "[B, heads, L, dk] and [B, L] beside q [B, heads, n, dk]", got)
-    chosen = _probabilities(q, k, q.shape[-1] ** -0.5 if scale is None else scale)
-    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-    return (chosen * mask[:, None, None, :]).square().sum()
 
 
 def attn_maps(recorded: list[Recorded], count: int) -> Tensor:

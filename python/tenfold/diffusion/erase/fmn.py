@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
-from tenfold.diffusion.erase.attention import attn_column_norm, record
+from tenfold.diffusion.erase.attention import record
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.data import Order
@@ -36,6 +36,7 @@ from tenfold.diffusion.erase.inversion import (
 )
 from tenfold.diffusion.erase.loop import Loop, Progress, check_trainable, run
 from tenfold.diffusion.erase.trainable import UNET_METHODS, trainable
+from tenfold.ops import attn_column_norm
 
 __all__ = ["FMN"]
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold import _checks
+from tenfold.ops import lowrank_apply_
 
 __all__ = [
     "PREFIX",
     "LowRank",
     "adapters",
     "layers_of",
-    "lowrank_apply_",
     "merged_weights",
     "read_lowrank",
     "tensors_of",
@@ -116,26 +116,15 @@ def _fitted(path: str, module: Any, layer: LowRank) -> LowRank:
     return LowRank(down, up, layer.scale)
 
 
-def lowrank_apply_(weight: Tensor, down: Tensor, up: Tensor, scale: float = 1.0) -> Tensor:
-    """weight += scale * up @ down in place, added up in float64 and rounded once. Returns weight.
-
-    Args:
-        weight: [out, ...]. down: [r, ...], the other sides of weight. up: [out, r, ...] with sides of 1.
-    """
-    exact = weight.double()
-    change = up.flatten(1).to(exact) @ down.flatten(1).to(exact)
-    with torch.no_grad():
-        weight.copy_((exact + scale * change.view_as(exact)).to(weight.dtype))
-    return weight
-
-
 def merged_weights(unet: nn.Module, tensors: Mapping[str, Tensor], multiplier: float) -> dict[str, Tensor]:
     """Name of a parameter -> its value with the change merged in."""
     found = {}
     parameters = dict(unet.named_parameters())
     for path, layer in layers_of(unet, tensors).items():
         value = parameters[f"{path}.weight"].detach().clone()
-        found[f"{path}.weight"] = lowrank_apply_(value, layer.down, layer.up, layer.scale * multiplier)
+        down, up = layer.down.to(value.device), layer.up.to(value.device)
+        lowrank_apply_([value], [down], [up], scale=layer.scale * multiplier)
+        found[f"{path}.weight"] = value
     return found
 
 

@@ -1,107 +1,21 @@
-"""Which weights matter most for a loss, and training only those.
+"""Training only the weights that a mask of one bit per weight chooses (107 MB for Stable Diffusion 1.5).
 
-Saliency is a gradient (SalUn, arXiv 2310.12508) or a gradient times its weight (SNIP, arXiv 1810.02340;
-Scissorhands, arXiv 2401.06187), ranked over all tensors together. A mask has one bit per weight: 107 MB for
-Stable Diffusion 1.5.
+`tenfold.ops` has what makes the masks, `saliency_accum_` and `topk_mask`, and the step.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.ops import masked_adam_
 
-__all__ = [
-    "MODES",
-    "MaskedAdam",
-    "abs_quantile",
-    "mask_density",
-    "masked_adam_",
-    "saliency_accum_",
-    "topk_mask",
-    "unpack_mask",
-]
-
-MODES = ("signed", "abs")
-
-
-def saliency_accum_(acc: Sequence[Tensor], grads: Sequence[Tensor | None], *, mode: str = "signed") -> None:
-    """acc += g ("signed": opposite batches cancel, as in SalUn) or acc += |g| ("abs", as in Scissorhands), in
-    place; None is a weight that the loss does not reach.
-
-    Raises:
-        ValueError: lengths or shapes differ.
-    """
-    _checks.choice("mode", mode, MODES)
-    _checks.length("grads", grads, len(acc), "acc")
-    for i, (total, grad) in enumerate(zip(acc, grads, strict=True)):
-        if grad is None:
-            continue
-        if grad.shape != total.shape:
-            _checks.fail(ValueError, f"grads[{i}]", str(list(total.shape)), list(grad.shape))
-        total.add_(grad if mode == "signed" else grad.abs())
-
-
-def abs_quantile(tensors: Sequence[Tensor], q: float) -> tuple[float, int]:
-    """(the k-th largest magnitude over all tensors, how many are at least that), k = round(q N) >= 1.
-
-    Args:
-        tensors: any shapes, one dtype. q: share of the weights, in (0, 1].
-
-    Raises:
-        ValueError: nothing is given, or not all values are finite.
-    """
-    _checks.real("q", q, positive=True)
-    if q > 1:
-        _checks.fail(ValueError, "q", "a share of at most 1", q)
-    values = _magnitudes(tensors)
-    if not len(values):
-        _checks.fail(ValueError, "tensors", "at least one weight", "none")
-    k = max(round(q * len(values)), 1)
-    threshold = np.partition(values, len(values) - k)[len(values) - k]
-    if threshold == 0:
-        warnings.warn("tensors: the threshold is 0: less than the share q is not 0", stacklevel=2)
-    return float(threshold), int((values >= threshold).sum())
-
-
-def topk_mask(tensors: Sequence[Tensor], q: float, *, largest: bool = True) -> list[Tensor]:
-    """The share `q` of the weights with the largest magnitude over all tensors together: exactly round(q N)
-    of them. Among equal ones the first are taken.
-
-    Args:
-        q: in [0, 1]. largest: False takes the smallest.
-
-    Returns:
-        Bits, uint8 [ceil(n / 8)] for each tensor of n weights: weight i is bit i % 8 of byte i // 8.
-
-    Raises:
-        ValueError: q outside [0, 1], or not all values are finite.
-    """
-    _checks.real("q", q, at_least=0.0)
-    if q > 1:
-        _checks.fail(ValueError, "q", "a share in [0, 1]", q)
-    values = _magnitudes(tensors)
-    k = round(q * len(values))
-    chosen = np.zeros(len(values), dtype=bool)
-    if k:
-        ranked = values if largest else -values
-        threshold = np.partition(ranked, len(ranked) - k)[len(ranked) - k]
-        chosen = ranked > threshold
-        ties = np.flatnonzero(ranked == threshold)
-        chosen[ties[: k - int(chosen.sum())]] = True
-    ends = np.cumsum([t.numel() for t in tensors])
-    parts = np.split(chosen, ends[:-1]) if len(tensors) else []
-    return [
-        torch.from_numpy(np.packbits(part, bitorder="little")).to(tensor.device)
-        for part, tensor in zip(parts, tensors, strict=True)
-    ]
+__all__ = ["MaskedAdam", "mask_density", "sums_of", "unpack_mask"]
 
 
 def unpack_mask(bits: Tensor, like: Tensor) -> Tensor:
@@ -118,42 +32,15 @@ def unpack_mask(bits: Tensor, like: Tensor) -> Tensor:
     return spread.flatten()[: like.numel()].view(like.shape).bool()
 
 
+def sums_of(weight: Tensor) -> Tensor:
+    """Zeros in which a weight's saliency is summed: float64 as the weight, else float32."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def mask_density(masks: Sequence[Tensor], tensors: Sequence[Tensor]) -> float:
     """Share of the weights of `tensors` that `masks` choose."""
     chosen = sum(int(unpack_mask(m, t).sum()) for m, t in zip(masks, tensors, strict=True))
     return chosen / max(sum(t.numel() for t in tensors), 1)
-
-
-def masked_adam_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    *,
-    step: int,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> None:
-    """One step of Adam (arXiv 1412.6980) with decoupled weight decay on the weights that the masks choose, in
-    place. The others and their moments keep every bit: a masked gradient alone would leave them to the decay.
-
-    Args:
-        step: number of this step, from 1.
-    """
-    first, second = 1 - beta1**step, math.sqrt(1 - beta2**step)
-    for param, grad, mean, square, bits in zip(params, grads, exp_avgs, exp_avg_sqs, masks, strict=True):
-        keep = unpack_mask(bits, param)
-        new_mean = mean.lerp(grad, 1 - beta1)
-        new_square = (square * beta2).addcmul(grad, grad, value=1 - beta2)
-        new = param * (1 - lr * weight_decay)
-        new = new.addcdiv(new_mean, new_square.sqrt() / second + eps, value=-lr / first)
-        mean.copy_(torch.where(keep, new_mean, mean))
-        square.copy_(torch.where(keep, new_square, square))
-        param.copy_(torch.where(keep, new, param))
 
 
 class MaskedAdam(torch.optim.Optimizer):
@@ -193,15 +80,3 @@ class MaskedAdam(torch.optim.Optimizer):
                     weight_decay=group["weight_decay"],
                 )  # fmt: skip
         return None
-
-
-def _magnitudes(tensors: Sequence[Tensor]) -> np.ndarray:
-    kinds = {t.dtype for t in tensors}
-    if len(kinds) > 1:
-        _checks.fail(ValueError, "tensors", "one dtype", sorted(map(str, kinds)))
-    wide = [t.detach().flatten().abs() for t in tensors]
-    wide = [t if t.dtype == torch.float64 else t.float() for t in wide]
-    values = np.concatenate([t.cpu().numpy() for t in wide]) if wide else np.zeros(0, np.float32)
-    if not np.isfinite(values).all():
-        _checks.fail(ValueError, "tensors", "finite values", "NaN or infinity")
-    return np.asarray(values)

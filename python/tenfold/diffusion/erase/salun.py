@@ -20,7 +20,8 @@ from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.from_data import FIRST, FORGET, DataEraser, DataLoop, Drawn
-from tenfold.diffusion.erase.masks import MaskedAdam, mask_density, saliency_accum_, topk_mask
+from tenfold.diffusion.erase.masks import MaskedAdam, mask_density, sums_of
+from tenfold.ops import saliency_accum_, topk_mask
 
 __all__ = ["SalUn"]
 
@@ -109,7 +110,7 @@ class SalUnLoop(DataLoop):
         ranked = self.chosen if self.method.mask_scope == "trained" else dict(self.unet.named_parameters())
         for parameter in ranked.values():
             parameter.requires_grad_(True)
-        total = {name: torch.zeros_like(p) for name, p in ranked.items()}
+        total = {name: sums_of(p) for name, p in ranked.items()}
         for place in range(-(-self.orders[FIRST].count // self.method.batch)):
             drawn = self.draw(FIRST, place, self.latents["forget"])
             loss = self._concept_loss(drawn)

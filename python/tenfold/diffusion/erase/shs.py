@@ -22,7 +22,8 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.from_data import FIRST, FORGET, DataEraser, DataLoop
-from tenfold.diffusion.erase.masks import saliency_accum_, topk_mask, unpack_mask
+from tenfold.diffusion.erase.masks import sums_of, unpack_mask
+from tenfold.ops import saliency_accum_, topk_mask
 
 __all__ = ["SHS", "turn_away"]
 
@@ -114,7 +115,7 @@ class SHSLoop(DataLoop):
     def sensitivity(self) -> dict[str, Tensor]:
         """|w * sum |gradient|| of every weight of the UNet."""
         weights = dict(self.unet.named_parameters())
-        total = [torch.zeros_like(p) for p in weights.values()]
+        total = [sums_of(p) for p in weights.values()]
         for place in range(self.method.cut_batches):
             saliency_accum_(total, self._gradient(place, list(weights.values())), mode="abs")
         return {n: (p.detach() * g).abs() for (n, p), g in zip(weights.items(), total, strict=True)}
