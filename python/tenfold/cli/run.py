@@ -19,6 +19,7 @@ _USAGE = """usage: tenfold run NAME [--config FILE.yaml] [--field value ...] [--
 Runs a workflow and writes one folder with its numbers, tables, figures and report.html.
 Without settings it runs the embedded default: real data, no download.
 tenfold run NAME --help shows the settings of a workflow.
+tenfold run all runs every workflow's default one after another and writes one page about all.
 """
 
 
@@ -27,6 +28,10 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{_USAGE}\nReady: {', '.join(_ready())} (tenfold list shows all)")
         return 0 if arguments else 2
+    if arguments[0] == "all":
+        from tenfold.cli.run_all import run_all
+
+        return run_all(arguments[1:])
     return run_workflow(_workflow(arguments[0]), arguments[1:])
 
 

@@ -15,7 +15,7 @@ from tenfold.runs.figures import dark_svg
 from tenfold.runs.files import read_json, write_text
 from tenfold.runs.progress import duration
 
-__all__ = ["SCHEMA", "Claim", "Headline", "Report", "Section", "command", "render", "to_json"]
+__all__ = ["SCHEMA", "Claim", "Headline", "Report", "Section", "command", "picture", "render", "to_json"]
 
 SCHEMA = "tenfold.report/1"
 
@@ -156,13 +156,11 @@ def inline(text: str) -> Any:
 
 
 def _section(folder: Path, page: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
-    pictures = [
-        {**page["figures"][name], **_picture(folder / "figures", name)} for name in section["figures"]
-    ]
+    pictures = [{**page["figures"][name], **picture(folder / "figures", name)} for name in section["figures"]]
     return {**section, "figures": pictures, "tables": [_table(folder, name) for name in section["tables"]]}
 
 
-def _picture(figures: Path, name: str) -> dict[str, str]:
+def picture(figures: Path, name: str) -> dict[str, str]:
     """Data URIs of a figure for light and dark pages; `dark` is empty where there is only the PNG."""
     svg = _present(figures / f"{name}.svg")
     if svg.stat().st_size > _LARGEST_SVG:
