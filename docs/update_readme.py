@@ -90,6 +90,12 @@ WHAT = {
     "quality.ms_ssim.f32.32x3x256x256": "MS-SSIM of them",
     "quality.ms_ssim_backward.f32.32x3x256x256": "the same and its gradient",
     "quality.psnr.f32.32x3x256x256": "PSNR of them",
+    "attack.simplex.f32.r5-v49408": "five rows of CLIP's vocabulary projected onto the simplex",
+    "attack.nearest_token.f32.r8-49408x768": "nearest of 49,408 tokens for eight vectors, 768 wide",
+    "erase.uce.f32.sd15-32matrices": "UCE of all cross attentions of Stable Diffusion 1.5 (9)",
+    "erase.saliency.f32.10m": "threshold of the largest half of 10 million gradients",
+    "metrics.frechet.f64.d2048-n5000": "Fréchet distance, 2,048 dimensions, moments given",
+    "metrics.frechet.f64.d2048-n500": "the same of 500 rows a side, from the rows",
 }
 """Record id -> what the row says. Records not named here (sweeps, samplers) stay out of the README."""
 
@@ -107,6 +113,11 @@ TABLES = {
         "channel",
         "quality",
     ): "**Semantic communication**: power allocation, the channel, and what arrives.",
+    (
+        "attack",
+        "erase",
+        "metrics",
+    ): "**Diffusion models**: attacks, erasing, and how far pictures are apart.",
 }
 """Families of a table -> what stands above it. The first is also the picture's."""
 
@@ -249,6 +260,7 @@ def _how(families: tuple[str, ...], run: dict[str, Any], records: list[dict[str,
         "mmd": _mmd_notes,
         "selection": _selection_notes,
         "power": _power_notes,
+        "attack": _diffusion_notes,
     }
     return " ".join(measured + notes[families[0]](rate))
 
@@ -316,6 +328,15 @@ def _power_notes(rate: dict[str, Any]) -> list[str]:
         "`piq` are the expressions that those libraries publish, written on PyTorch; cvxpy's time is that of",
         "20 rows, times their number. (8) No library allocates inside the channel: `torch_bisection` is",
         "PyTorch's channel after 40 steps on the dual, `torch_ssdt_joint` the same after our solver.",
+    ]
+
+
+def _diffusion_notes(rate: dict[str, Any]) -> list[str]:
+    return [
+        f"The floor is the longer of the bytes at {rate['memory_gbps']:.0f} GB/s and the multiply-adds at",
+        f"{rate['fma_gflops']:.0f} GFLOP/s, both measured in the same run. `torch_fidelity` and",
+        "`scipy_sqrtm` are what that library and clean-fid compute, on the moments. (9) 6 prompts erased,",
+        "951 kept.",
     ]
 
 

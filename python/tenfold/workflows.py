@@ -94,7 +94,7 @@ _ALL = (
         name="unlearncanvas",
         paper="UnlearnCanvas: A Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in "
         "Diffusion Models (arXiv 2402.11846)",
-        families=("erase", "metrics"),
+        families=("erase", "moments"),
         default="a small grid of styles and objects made from real photographs, several unlearning methods "
         "compared",
     ),
