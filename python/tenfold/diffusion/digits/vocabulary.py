@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tenfold import _checks
+from tenfold.diffusion.embedded import END, START, UNKNOWN, word_tokenizer
 
 __all__ = [
     "CONTEXT",
@@ -92,37 +93,18 @@ _TEMPLATE_WORDS = (
     *("a", "an", "the", "of", "on", "and", "photo", "picture", "image", "drawing", "scan", "paper"),
     *("handwritten", "digit", "number", "ink"),
 )
-_START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 
 
 @lru_cache(maxsize=1)
 def words() -> tuple[str, ...]:
     """All words, in the order of their ids; the first and the end token last."""
     names = tuple(name for row in NAMES for name in row)
-    return (*names, *DESCRIPTORS, *_TEMPLATE_WORDS, *FILLERS, _UNKNOWN, _START, _END)
+    return (*names, *DESCRIPTORS, *_TEMPLATE_WORDS, *FILLERS, UNKNOWN, START, END)
 
 
 def tokenizer() -> Any:
     """A new tokenizer of whole words, that pads with the end token and reads any other word as "unknown"."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate(words())}
-    inner = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
-    inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single=f"{_START} $A {_END}", special_tokens=[(_START, ids[_START]), (_END, ids[_END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token=_START,
-        eos_token=_END,
-        pad_token=_END,
-        unk_token=_UNKNOWN,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(words(), CONTEXT)
 
 
 def digit_of(word: str | int) -> int:
@@ -193,7 +175,7 @@ def random_prompt(digit: int, draw: np.random.Generator) -> str:
         chosen = draw.permutation(true)[: int(draw.integers(1, min(4, len(true)) + 1))]
         text = DESCRIPTOR_TEMPLATES[int(draw.integers(len(DESCRIPTOR_TEMPLATES)))].format(" ".join(chosen))
     said = text.split()
-    meaningless = (*FILLERS, _UNKNOWN)
+    meaningless = (*FILLERS, UNKNOWN)
     for _ in range(int(draw.integers(4))):
         said.insert(int(draw.integers(len(said) + 1)), meaningless[int(draw.integers(len(meaningless)))])
     return " ".join(said)

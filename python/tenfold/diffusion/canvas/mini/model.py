@@ -9,7 +9,7 @@ import torch
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.canvas.mini.images import OBJECTS
 from tenfold.diffusion.canvas.mini.styles import STYLES
-from tenfold.diffusion.encode import flat
+from tenfold.diffusion.embedded import END, START, UNKNOWN, word_text_encoder, word_tokenizer
 from tenfold.diffusion.schedule import Schedule
 
 __all__ = ["CONTEXT", "TEMPLATE_WORDS", "new_bundle", "tokenizer", "words"]
@@ -22,37 +22,18 @@ TEMPLATE_WORDS = (
     *("a", "an", "the", "of", "in", "by", "image", "photo", "picture", "painting", "portrait", "artwork"),
     *("art", "style", "style."),
 )
-_START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 
 
 def words() -> tuple[str, ...]:
     """All words, in the order of their ids; the first and the end token last."""
     styles = [word.lower() for style in STYLES for word in style.split("_")]
     names = [name.lower() for name in OBJECTS]
-    return (*dict.fromkeys((*names, *styles, *TEMPLATE_WORDS)), _UNKNOWN, _START, _END)
+    return (*dict.fromkeys((*names, *styles, *TEMPLATE_WORDS)), UNKNOWN, START, END)
 
 
 def tokenizer() -> Any:
     """A new tokenizer of whole words, that pads with the end token and reads any other word as "unknown"."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate(words())}
-    inner = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
-    inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single=f"{_START} $A {_END}", special_tokens=[(_START, ids[_START]), (_END, ids[_END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token=_START,
-        eos_token=_END,
-        pad_token=_END,
-        unk_token=_UNKNOWN,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(words(), CONTEXT)
 
 
 def new_bundle(seed: int = 0) -> Bundle:
@@ -64,7 +45,7 @@ def new_bundle(seed: int = 0) -> Bundle:
     words = tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = _text_encoder(words)
+        text_encoder = word_text_encoder(words, width=WIDTH, layers=1)
         unet = UNet2DConditionModel(
             sample_size=8,
             in_channels=CHANNELS,
@@ -79,24 +60,3 @@ def new_bundle(seed: int = 0) -> Bundle:
         )
     schedule = Schedule.scaled_linear("sample")
     return Bundle(unet, text_encoder, words, PatchCodec(), schedule, name="canvas").freeze()
-
-
-def _text_encoder(words: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        projection_dim=WIDTH,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    made = CLIPTextModel(config)
-    torch.nn.init.normal_(flat(made).embeddings.token_embedding.weight, 0, 0.5)
-    torch.nn.init.normal_(flat(made).embeddings.position_embedding.weight, 0, 0.1)
-    return made

@@ -7,20 +7,19 @@ weights as they are stored.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenfold.assets import sha256_of
+from tenfold.diffusion.embedded import WeightsFile
 
 __all__ = ["ABOUT", "FILE", "WEIGHTS", "packed", "read", "unpacked", "write"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILE, ABOUT = "canvas.safetensors", "canvas.json"
+_FILE = WeightsFile(FILE, ABOUT)
 _SCALE = ".scale"
 
 
@@ -54,17 +53,7 @@ def unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write(folder: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write float32 weights, packed, and provenance; `about` gets the file's SHA-256."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{FILE}.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in packed(state).items()}, aside)
-    aside.chmod(0o644)
-    known = {**about, "file": FILE, "sha256": sha256_of(aside), "bytes": aside.stat().st_size}
-    text = folder / f"{ABOUT}.tmp"
-    text.write_text(json.dumps(known, indent=1) + "\n")
-    os.replace(aside, folder / FILE)
-    os.replace(text, folder / ABOUT)
+    _FILE.write(folder, packed(state), about)
 
 
 def read(folder: Path = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -73,13 +62,5 @@ def read(folder: Path = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: a file is missing. RuntimeError: the weights are not those of the provenance.
     """
-    from safetensors.torch import load_file
-
-    for name in (FILE, ABOUT):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"folder: expected {name} in {folder}, got nothing")
-    about = json.loads((folder / ABOUT).read_text())
-    digest = sha256_of(folder / FILE)
-    if digest != about["sha256"]:
-        raise RuntimeError(f"{folder / FILE}: expected SHA-256 {about['sha256']}, got {digest}")
-    return unpacked(load_file(folder / FILE)), about
+    stored, about = _FILE.read(folder)
+    return unpacked(stored), about
