@@ -16,7 +16,7 @@ from typing import Any
 from tenfold.diffusion.erase.advunlearn import AdvUnlearn
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk
 from tenfold.diffusion.erase.ca import CA, ablation_data
-from tenfold.diffusion.erase.canvas import canvas_concept
+from tenfold.diffusion.erase.canvas import canvas_concept, pair_concept
 from tenfold.diffusion.erase.concept import Concept, joined
 from tenfold.diffusion.erase.data import ConceptData
 from tenfold.diffusion.erase.ediff import EDiff
@@ -64,6 +64,7 @@ __all__ = [
     "esd_loss",
     "esd_target",
     "joined",
+    "pair_concept",
     "read_spm",
     "trainable",
     "uce_factors",

@@ -13,7 +13,7 @@ from tenfold import _checks
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.data import ConceptData
 
-__all__ = ["RETAIN", "CellPictures", "canvas_concept"]
+__all__ = ["RETAIN", "CellPictures", "canvas_concept", "pair_concept"]
 
 RETAIN = ("all", "others", "anchors")
 CellPictures = Callable[[str, str, int], Tensor]
@@ -73,6 +73,50 @@ def canvas_concept(
             rest.append(cell)
         else:
             anchors[cell] = (new[0], new[1])
+    name = ", ".join(name.replace("_", " ") for _, name in found)
+    return _concept(canvas, name, anchors, rest, images, per_cell, retain, seed, options)
+
+
+def pair_concept(
+    canvas: Any,
+    style: str,
+    object: str,
+    *,
+    images: CellPictures | None = None,
+    per_cell: int = 1,
+    retain: str = "all",
+    seed: int = 0,
+    **options: Any,
+) -> Concept:
+    """The concept that one object in one style is: its cell becomes the object's photographs, every other
+    cell is kept, those of the style and of the object too. Arguments as `canvas_concept`.
+
+    Raises:
+        ValueError: an unknown name, or the style of the photographs.
+    """
+    _checks.choice("retain", retain, RETAIN)
+    _checks.integer("per_cell", per_cell, 1, 10**6)
+    cell = (canvas.style(style), canvas.object(object))
+    if cell[0] == canvas.photo:
+        _checks.fail(ValueError, "style", "a style that can become photographs", style)
+    rest = [one for one in ((s, o) for s in canvas.styles for o in canvas.objects) if one != cell]
+    name = " ".join(part.replace("_", " ") for part in cell)
+    anchors = {cell: (str(canvas.photo), cell[1])}
+    return _concept(canvas, name, anchors, rest, images, per_cell, retain, seed, options)
+
+
+def _concept(
+    canvas: Any,
+    name: str,
+    anchors: dict[Cell, Cell],
+    rest: list[Cell],
+    images: CellPictures | None,
+    per_cell: int,
+    retain: str,
+    seed: int,
+    options: dict[str, Any],
+) -> Concept:
+    """anchors: each erased cell with what it becomes. rest: the cells that stay."""
     if not rest:
         _checks.fail(ValueError, "targets", "some prompts to keep", "none left")
     own = [cell for cell in anchors for _ in range(per_cell)]
@@ -86,7 +130,6 @@ def canvas_concept(
         sets = {"forget_images": own, "retain_images": kept, "pseudo_images": pseudo}
         options = {**options, **{name: _pictures(images, cells) for name, cells in sets.items()}}
     data = ConceptData(texts(own), texts(pseudo), texts(kept), **options)
-    name = ", ".join(name.replace("_", " ") for _, name in found)
     return Concept(name, texts(list(anchors)), texts(list(anchors.values())), ("", *texts(rest)), data)
 
 

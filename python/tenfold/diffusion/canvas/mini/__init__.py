@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tenfold.diffusion.bundle import Bundle
@@ -34,6 +35,7 @@ __all__ = [
     "WEIGHTS",
     "apply_style",
     "cell_pictures",
+    "cell_tensors",
     "mini_bundle",
     "mini_judges",
     "state_of",
@@ -59,6 +61,13 @@ def _state(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _part(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+
+
+def cell_tensors(style: str, object: str, n: int, first: int = 1) -> Tensor:
+    """float32 [n, 3, 32, 32] in 0..1 of a cell, from picture `first` on: the form in which erasers that learn
+    from pictures are given them."""
+    pictures = cell_pictures(style, object, range(first, first + n))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def mini_bundle(folder: str | Path = WEIGHTS) -> Bundle:
