@@ -94,9 +94,12 @@ _ALL = (
         name="unlearncanvas",
         paper="UnlearnCanvas: A Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in "
         "Diffusion Models (arXiv 2402.11846)",
-        families=("erase", "moments"),
-        default="a small grid of styles and objects made from real photographs, several unlearning methods "
-        "compared",
+        families=("erase", "moments", "attack"),
+        default="eight photographs in eight styles: what five unlearning methods take out of a small model, "
+        "and what else they break",
+        config="tenfold.diffusion.unlearncanvas_config:UnlearnCanvasConfig",
+        target="tenfold.diffusion.unlearncanvas_run:run",
+        ready=True,
     ),
     Workflow(
         name="dp4tl",

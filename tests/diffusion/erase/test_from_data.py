@@ -16,7 +16,8 @@ from tenfold.diffusion import tiny_bundle
 from tenfold.diffusion.encode import encode
 from tenfold.diffusion.erase import CA, SA, SHS, Concept, ConceptData, EDiff, Edit, SalUn, ablation_data
 from tenfold.diffusion.erase.edit import digest
-from tenfold.diffusion.erase.from_data import FIRST, FORGET, DataLoop, snr_weight
+from tenfold.diffusion.erase.from_data import FIRST, FORGET, DataLoop
+from tenfold.diffusion.erase.target import snr_weight
 from tenfold.diffusion.schedule import Schedule
 
 QUICK = {"iterations": 4, "batch": 2, "lr": 1e-3}

@@ -116,7 +116,7 @@ class FMN:
         own = cls(
             template=None, inversion_template=None,
             lr=5e-4, iterations=60, batch=4, placeholders=None, norm=None, inversion_steps=0,
-            inversion_lr=1e-3, steps=12, guidance=3.0,
+            inversion_lr=1e-3, end_tokens=False, steps=12, guidance=3.0,
         )  # fmt: skip
         return replace(own, **changes)
 

@@ -27,10 +27,11 @@ from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, wor
 from tenfold.diffusion.erase.data import ConceptData, Order
 from tenfold.diffusion.erase.edit import Edit, weights_edit
 from tenfold.diffusion.erase.loop import Loop, Progress, States, check_trainable, run
+from tenfold.diffusion.erase.target import snr_weight, weighted_mse
 from tenfold.diffusion.erase.trainable import UNET_METHODS, trainable
 from tenfold.diffusion.sampling import SAMPLERS
 
-__all__ = ["DataEraser", "DataLoop", "Drawn", "check_pairs", "snr_weight", "weighted_mse"]
+__all__ = ["DataEraser", "DataLoop", "Drawn", "check_pairs"]
 
 FORGET, RETAIN, INNER, FIRST = range(4)
 """Streams of pictures, noise and timesteps, each with numbers of its own."""
@@ -214,21 +215,6 @@ class DataLoop(Loop):
         }  # fmt: skip
         self.unet.requires_grad_(False)
         return weights_edit(self.unet, "unet", list(self.parameters), details)
-
-
-def snr_weight(bundle: Bundle, t: Tensor, like: Tensor, gamma: float | None) -> Tensor | None:
-    """min(SNR, gamma) / SNR at timesteps [B], shaped to multiply `like`; SNR = abar / (1 - abar)."""
-    if gamma is None:
-        return None
-    abar = bundle.schedule.abar(t, like)
-    snr = abar / (1 - abar)
-    return snr.clamp(max=gamma) / snr
-
-
-def weighted_mse(found: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean squared difference, each picture's times its weight."""
-    squares = (found - target).square()
-    return squares.mean() if weight is None else (weight * squares).mean()
 
 
 def check_pairs(concept: Concept, data: ConceptData) -> None:

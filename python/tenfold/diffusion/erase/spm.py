@@ -25,7 +25,6 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words, words_of
 from tenfold.diffusion.erase.edit import Edit
-from tenfold.diffusion.erase.from_data import snr_weight, weighted_mse
 from tenfold.diffusion.erase.loop import Loop, Progress, States, check_trainable, run
 from tenfold.diffusion.erase.lowrank import (
     LowRank,
@@ -36,7 +35,7 @@ from tenfold.diffusion.erase.lowrank import (
     transformer_layers,
     write_lowrank,
 )
-from tenfold.diffusion.erase.target import esd_target
+from tenfold.diffusion.erase.target import esd_target, snr_weight, weighted_mse
 from tenfold.diffusion.erase.transport import METRICS
 from tenfold.diffusion.sampling import partial_ddim, partial_times
 

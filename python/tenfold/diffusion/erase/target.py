@@ -11,9 +11,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.bundle import Bundle
 from tenfold.ops import esd_mse
 
-__all__ = ["esd_loss", "esd_target", "mse"]
+__all__ = ["esd_loss", "esd_target", "mse", "snr_weight", "weighted_mse"]
 
 
 def esd_target(e0: Tensor, ep: Tensor, eta: float = 1.0) -> Tensor:
@@ -42,3 +43,18 @@ def esd_loss(prediction: Tensor, e0: Tensor, ep: Tensor, eta: float = 1.0) -> Te
         _checks.fail(ValueError, "target", f"{list(prediction.shape)} with elements", list(e0.shape))
     loss: Tensor = esd_mse(prediction, e0, ep, eta)
     return loss
+
+
+def snr_weight(bundle: Bundle, t: Tensor, like: Tensor, gamma: float | None) -> Tensor | None:
+    """min(SNR, gamma) / SNR at timesteps [B], shaped to multiply `like`; SNR = abar / (1 - abar)."""
+    if gamma is None:
+        return None
+    abar = bundle.schedule.abar(t, like)
+    snr = abar / (1 - abar)
+    return snr.clamp(max=gamma) / snr
+
+
+def weighted_mse(found: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean squared difference, each picture's times its weight."""
+    squares = (found - target).square()
+    return squares.mean() if weight is None else (weight * squares).mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk, rng_of
 from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest, weights_edit
-from tenfold.diffusion.erase.target import esd_loss, mse
+from tenfold.diffusion.erase.target import esd_loss, esd_target, mse, snr_weight, weighted_mse
 from tenfold.diffusion.erase.trainable import COMPONENTS, component_of, trainable
 from tenfold.diffusion.sampling import ALIGNMENTS
 
@@ -51,6 +51,8 @@ class ESD:
     t_alignment: "exact", latents and timestep of the same noise level; "reference", as published, 39 to 58
         timesteps apart.
     compat: "reference" repeats what the published code does by mistake (docs/errata/advunlearn.md).
+    snr_gamma: weight noise errors by min(SNR, gamma) / SNR (Min-SNR, arXiv 2303.09556); None, not at all. A
+        model that predicts clean samples turns small errors at low noise into large ones of noise: give it 5.
     """
 
     train_method: str = "xattn"
@@ -72,6 +74,7 @@ class ESD:
     bank_refresh_every: int = 0
     t_alignment: str = "exact"
     compat: str = "fixed"
+    snr_gamma: float | None = None
 
     name: ClassVar[str] = "esd"
 
@@ -91,8 +94,16 @@ class ESD:
         if not isinstance(self.norm_layer, bool):
             _checks.fail(TypeError, "norm_layer", "True or False", _checks.describe(self.norm_layer))
         _checks.real("lr", self.lr, positive=True)
+        if self.snr_gamma is not None:
+            _checks.real("snr_gamma", self.snr_gamma, positive=True)
         for name in ("eta", "start_guidance", "retain_weight"):
             _checks.real(name, getattr(self, name), at_least=0.0)
+
+    @classmethod
+    def small(cls, **changes: Any) -> Any:
+        """For a model of a few million weights that predicts clean samples."""
+        own = cls(train_method="xattn", lr=5e-4, iterations=60, batch=4, steps=10, snr_gamma=5.0)
+        return replace(own, **changes)
 
     @property
     def room(self) -> int:
@@ -196,7 +207,7 @@ class Training:
         self.choose(i)
         drawn = self.source.concept(rng_of(self.seed, i, DRAW), self.prompt, m.batch)
         states = self.concept_states().expand(len(drawn.z), -1, -1)
-        loss = esd_loss(self.student.predict(drawn.z, drawn.t, states), drawn.e0, drawn.ep, m.eta)
+        loss = self._away(self.student.predict(drawn.z, drawn.t, states), drawn)
         self.finite(loss, drawn, "loss")
         numbers = {"loss": float(loss.detach())}
         if self.retains and m.retain_train == "reg":
@@ -231,13 +242,23 @@ class Training:
                 RuntimeError, name, "a finite number", f"{where}, t = {', '.join(map(str, times[:4]))}"
             )
 
+    def _away(self, found: Tensor, drawn: Draw) -> Tensor:
+        """The error to the prediction that leads away from the concept."""
+        assert drawn.e0 is not None
+        weight = snr_weight(self.original, drawn.t, found, self.method.snr_gamma)
+        if weight is None:
+            return esd_loss(found, drawn.e0, drawn.ep, self.method.eta)
+        return weighted_mse(found, esd_target(drawn.e0, drawn.ep, self.method.eta), weight)
+
     def _retain_loss(self, extra: int, like: Draw | None) -> Tensor:
         rng = rng_of(self.seed, self.done, RETAIN, extra)
         count = len(self.retain_ids)
         rows = rng.choice(count, min(self.method.retain_batch, count), replace=False)
         drawn = self.source.retain(rng, rows, like)
         states = encode_ids(self.student, self.retain_ids[torch.from_numpy(rows)])
-        kept = mse(self.student.predict(drawn.z, drawn.t, states), drawn.ep)
+        found = self.student.predict(drawn.z, drawn.t, states)
+        weight = snr_weight(self.original, drawn.t, found, self.method.snr_gamma)
+        kept = mse(found, drawn.ep) if weight is None else weighted_mse(found, drawn.ep, weight)
         self.finite(kept, drawn, "retain loss")
         return kept
 

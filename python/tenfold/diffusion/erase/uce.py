@@ -12,6 +12,7 @@ in float64 serves all matrices, and D and R are all that is stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -87,6 +88,35 @@ def uce_factors(
     return edit.right, edit.left
 
 
+def last_rows(old: Sequence[int], new: Sequence[int], n: int, m: int) -> tuple[list[int], list[int]]:
+    """Places in two rows of ids, [L] each, n and m words behind the first token: from the last word on."""
+    first = max(n, 1), max(m, 1)
+    count = len(old) - max(first)
+    return list(range(first[0], first[0] + count)), list(range(first[1], first[1] + count))
+
+
+def aligned_rows(old: Sequence[int], new: Sequence[int], n: int, m: int) -> tuple[list[int], list[int]]:
+    """The same from the first word that differs on. Words that only one has stand against the other's last
+    word there; common words behind them against each other, and so does what follows the texts. Texts that
+    are the same have no rows.
+    """
+    if n == m and list(old) == list(new):
+        return [], []
+    front = 1
+    while front <= min(n, m) and old[front] == new[front]:
+        front += 1
+    back = 0
+    while back < min(n, m) - front + 1 and old[n - back] == new[m - back]:
+        back += 1
+    apart = n - back - front + 1, m - back - front + 1  # words that differ; one of them may be 0
+    ours = [front + min(i, max(apart[0] - 1, 0)) for i in range(max(apart))]
+    theirs = [front + min(i, max(apart[1] - 1, 0)) for i in range(max(apart))]
+    behind = len(old) - max(n, m) + back - 1
+    ours += [n - back + 1 + i for i in range(behind)]
+    theirs += [m - back + 1 + i for i in range(behind)]
+    return ours, theirs
+
+
 @dataclass(frozen=True)
 class UCE:
     """lam: weight of W as it is. erase_scale, retain_scale: s_e, s_p.
@@ -101,8 +131,10 @@ class UCE:
         None.
     keep: texts that are kept beside the concept's own; published: the empty one.
     truncate: singular values of the change below this share of the largest are not stored; 0 keeps all rows.
-    Rows: from the concept's last token on, aligned with the anchor's, to the end of the padding. Retained
-    prompts are kept with all their rows.
+    rows: which text states of a prompt are edited. "aligned": those of the words that differ from the
+        anchor's and all behind them. "last": from the prompt's last word on, as published; where a concept
+        stands in front ("A Cats image in X style."), its own word's state is left then, and attention still
+        finds it. Both to the end of the padding. Retained prompts are kept with all their rows.
     """
 
     lam: float = 1.0
@@ -112,6 +144,7 @@ class UCE:
     templates: str | tuple[str, ...] = "bundle"
     guide: str | None = None
     keep: tuple[str, ...] = ("",)
+    rows: str = "aligned"
     truncate: float = 0.0
 
     name: ClassVar[str] = "uce"
@@ -138,13 +171,15 @@ class UCE:
     @classmethod
     def style(cls, **changes: Any) -> UCE:
         """UnlearnCanvas' setting for a style."""
-        own = cls(templates=STYLE_TEMPLATES, guide="An image in Photo style")
+        own = cls(templates=STYLE_TEMPLATES, guide="An image in Photo style", rows="last")
         return replace(own, **changes)
 
     @classmethod
     def object(cls, **changes: Any) -> UCE:
         """UnlearnCanvas' setting for an object; `guide` is another object's text ("A Elephant image")."""
-        own = cls(lam=10.0, erase_scale=0.01, templates=OBJECT_TEMPLATES, guide="A Elephant image")
+        own = cls(
+            lam=10.0, erase_scale=0.01, templates=OBJECT_TEMPLATES, guide="A Elephant image", rows="last"
+        )
         return replace(own, **changes)
 
     @classmethod
@@ -215,9 +250,10 @@ class UCE:
             tokens = tokenize(bundle, [old, new])
             with torch.no_grad():
                 states = encode_ids(bundle, tokens.ids)
-            first = [max(int(n), 1) for n in tokens.lengths]  # position of the last content token
-            columns = tokens.ids.shape[1] - max(first)
-            blocks.append(tuple(states[i, f : f + columns] for i, f in enumerate(first)))
+            old_rows, new_rows = (aligned_rows if self.rows == "aligned" else last_rows)(
+                *(row.tolist() for row in tokens.ids), *(int(n) for n in tokens.lengths)
+            )
+            blocks.append((states[0, old_rows], states[1, new_rows]))
         return blocks
 
     def _templates(self, concept: Concept, prompt: str) -> tuple[str, ...]:
