@@ -78,3 +78,47 @@ def test_what_one_encoder_cannot(sdxl):
         sdxl.predict(z, 5, states)
     with pytest.raises(ValueError, match="bundle: expected one text encoder"):
         encode_embeds(sdxl, tokenize(sdxl, ["a cat"]).ids, torch.zeros(1, 77, 32))
+
+
+def test_uce_edits_the_states_of_both_encoders(sdxl, tmp_path):
+    """The cross attention reads both encoders' states side by side; the edit leads the whole of them over."""
+    from tenfold.diffusion.erase import UCE, Concept, Edit
+
+    method = UCE(lam=1e-6, erase_scale=1.0, retain_scale=1e-4, templates=("{}",), keep=())
+    edit = method.fit(sdxl, Concept("nudity", anchors=("a cat",)))
+    width = sum(encoder.config.hidden_size for encoder in (sdxl.text_encoder, sdxl.text_encoder_2))
+    assert edit.tensors["R"].shape[1] == width == 64
+    tokens = tokenize(sdxl, ["nudity", "a cat"])
+    states = encode(sdxl, ["nudity", "a cat"])
+    old, new = (row[int(n) :] for row, n in zip(states, tokens.lengths, strict=True))
+    rows = min(len(old), len(new))
+    changed = edit.apply(sdxl)
+    before, after = dict(sdxl.unet.named_parameters()), dict(changed.unet.named_parameters())
+    for name in edit.details["layers"]:
+        wanted = new[:rows] @ before[name].T
+        apart = (old[:rows] @ before[name].T - wanted).norm()
+        left = (old[:rows] @ after[name].T - wanted).norm()
+        assert left < 0.05 * apart, name
+    edit.save(tmp_path / "edit")
+    pipe = sdxl.to_pipeline()
+    Edit.load(tmp_path / "edit").apply(pipe)
+    names = dict(pipe.unet.named_parameters())
+    assert all(torch.equal(names[name], after[name]) for name in edit.details["layers"])
+    from_pipe = Bundle.from_pipeline(pipe)
+    assert from_pipe.is_sdxl
+    assert torch.equal(
+        generate(from_pipe, ["nudity"], [3], steps=2), generate(changed, ["nudity"], [3], steps=2)
+    )
+    edit_undone = edit.undo(changed)
+    assert torch.equal(edit_undone.unet.conv_in.weight, sdxl.unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("name", ["ESD", "AdvUnlearn"])
+def test_trainings_say_what_takes_two_encoders(sdxl, name):
+    from tenfold.diffusion import erase
+
+    method = getattr(erase, name)(iterations=1, retain_weight=0.0)
+    with pytest.raises(
+        ValueError, match=r"one text encoder \(uce, negative and sld take two\), got one with two"
+    ):
+        method.fit(sdxl, erase.Concept("nudity"))

@@ -18,7 +18,7 @@ __all__ = ["fit_kept", "read_state", "write_state"]
 
 
 def write_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Keep what `on_state` was given: tensors as safetensors, the rest as JSON in the header, at one stroke."""
+    """Keep what `on_state` was given: tensors as safetensors, the rest as JSON in its header."""
     from safetensors.torch import save_file
 
     tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
