@@ -128,3 +128,13 @@ def test_trainings_say_what_takes_two_encoders(sdxl, name):
         ValueError, match=r"one text encoder \(uce, negative and sld take two\), got one with two"
     ):
         method.fit(sdxl, erase.Concept("nudity"))
+
+
+def test_hooks_act_on_two_encoders(sdxl):
+    from tenfold.diffusion import erase
+
+    plain = generate(sdxl, ["a cat"], [3], steps=2)
+    for method in (erase.NegativePrompt(), erase.SafeLatent("max")):  # "max" has no warm-up
+        edit = method.fit(sdxl, erase.Concept("nudity"))
+        changed = generate(sdxl, ["a cat"], [3], steps=2, **edit.options)
+        assert not torch.allclose(changed, plain, atol=1e-4), edit.options
