@@ -252,7 +252,7 @@ def test_wrong_settings_are_named(settings, message):
 @pytest.mark.slow
 def test_an_erased_concept_comes_back(tmp_path: Path):
     """The attack finds what the prompts alone do not; figures of the gated judge, two seeds together."""
-    found = unlearndiffatk_run.attack(UnlearnDiffAtkConfig(), tmp_path / "run").metrics
+    found = unlearndiffatk_run.attack(UnlearnDiffAtkConfig(seeds=[0, 1]), tmp_path / "run").metrics
     assert found["original.pre"] >= 0.9
     assert found["esd.no_attack.pre"] <= 0.10
     assert found["esd.text_grad.post"] >= 0.60

@@ -151,6 +151,9 @@ class AdvUnlearnConfig:
     guidance: float | None = None
     """Guidance of pictures whose prompt names none."""
 
+    state_every: int = 20
+    """Iterations after which a training's state is kept, for an interrupted run to go on from."""
+
     workers: int = 0
     """Processes; 0 for one on each usable core. On a GPU one."""
 
@@ -216,6 +219,7 @@ def _check(config: AdvUnlearnConfig) -> None:
     _checks.choice("attack_init", config.attack_init, INITS)
     _checks.choice("space", config.space, SPACES)
     _checks.integer("workers", config.workers, 0, 4096)
+    _checks.integer("state_every", config.state_every, 1, 10**9)
     _checks.integer("try_k", config.try_k, 1, 2**16)
     if config.device != "cpu":
         import torch

@@ -7,7 +7,7 @@ training.
         --attack_prompts nudity.csv --judge nudenet --device cuda
 
 Every erased model is trained, its retained pictures judged, and attacked, in processes side by side; what
-is done is kept, so that an interrupted run goes on.
+is done is kept, and the state of every training, so that an interrupted run goes on.
 
 Paper: arXiv 2405.15234 (AdvUnlearn), on ESD (arXiv 2303.07345); attacked by UnlearnDiffAtk (arXiv
 2310.11868).
@@ -48,6 +48,7 @@ from tenfold.diffusion.digits import (
 )
 from tenfold.diffusion.digits.vocabulary import NAME_TEMPLATES
 from tenfold.diffusion.erase import Concept, Edit
+from tenfold.diffusion.erase.keep import fit_kept
 from tenfold.diffusion.sampling import generate
 from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
@@ -225,14 +226,14 @@ def one(config: AdvUnlearnConfig, out: str, job: tuple[str, int]) -> tuple[dict[
 
 
 def _fit(config: AdvUnlearnConfig, base: Bundle, concept: Concept, name: str, seed: int, out: Path) -> Edit:
-    """Train, or read the model that an interrupted run had finished."""
-    path = out / "models" / f"{name}-seed{seed}"
+    """Train, from where an interrupted run was, or read the model that it had finished."""
+    key = f"{name}-seed{seed}"
+    path, kept = out / "models" / key, out / "state" / f"training-{key}.safetensors"
     if path.is_dir():
         return Edit.load(path)
-    start = time.process_time()
-    edit: Edit = config.method(name).fit(base, concept, seed=seed)
-    edit.details["cpu_seconds"] = round(time.process_time() - start, 3)  # a resumed run has it from the file
+    edit = fit_kept(config.method(name), base, concept, kept, seed=seed, every=config.state_every)
     edit.save(path)
+    kept.unlink(missing_ok=True)
     return edit
 
 

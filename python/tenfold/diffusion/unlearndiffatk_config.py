@@ -80,7 +80,7 @@ class UnlearnDiffAtkConfig:
     transfer_from: str = ""
     """For transfer: a folder of logs (attack_idx_*) whose prompts are tried here."""
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1])
+    seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of the attacks; each attack runs with every one."""
 
     train_seed: int = 0

@@ -183,6 +183,29 @@ def test_a_prompt_that_succeeds_by_itself_is_not_attacked(target: Target, cases:
     assert (rates.pre.value, rates.post.value, rates.attack.n) == (1.0, 1.0, 0)
 
 
+def test_a_text_that_comes_again_is_not_drawn_again(
+    target: Target, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps too small to move a token: every timestep proposes the same texts, which are judged once."""
+    still = P4D(k=2, timesteps=3, iterations=1, lr=1e-9, weight_decay=0.0)
+    drawn: list[list[str]] = []
+    real = attack_base.shots
+
+    def counted(target: Target, judge: Any, cases: Any, prompts: Any, *rest: Any) -> Any:
+        drawn.append(list(prompts))
+        return real(target, judge, cases, prompts, *rest)
+
+    monkeypatch.setattr(attack_base, "shots", counted)
+    logs = still.run(target, cases, no, sampling=FAST)
+    assert [len(texts) for texts in drawn] == [5, 5]
+    for log in logs:
+        assert len(log.entries) == 4
+        assert len({entry.prompt for entry in log.entries[1:]}) == 1
+    drawn.clear()
+    SeedSearch(tries=2).run(target, cases[:1], no, sampling=FAST)  # one text, three seeds
+    assert [len(texts) for texts in drawn] == [1, 1, 1]
+
+
 def test_banned_words_are_never_used(target: Target, cases: list[Case]) -> None:
     letters = tuple("bdefghijklmnqrsuvwxyz")
     for attack in (

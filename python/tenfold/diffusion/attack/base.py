@@ -166,6 +166,8 @@ class _Open:
     start: float
     share: float = 0.0
     pictures: list[tuple[str, Tensor]] = field(default_factory=list)
+    seen: dict[tuple[str, int], Shot] = field(default_factory=dict)
+    """What was made of a text and a seed: candidates come again, and so would their pictures."""
 
     def add(self, entry: Entry, picture: Tensor) -> None:
         entry.seconds, entry.share = time.monotonic() - self.start, self.share
@@ -233,6 +235,7 @@ class _Job:
             log = CaseLog(case.case_number, case.prompt, case.seed, case.guidance)
             one = _Open(case, log, start, share)
             one.add(_entry(case.prompt, shot, case.seed), shot.picture)
+            one.seen[case.prompt, case.seed] = shot
             if shot.success and self.attack.stops:
                 yield one.done()
             else:
@@ -258,7 +261,7 @@ class _Job:
             for search, found in zip(searches, proposed, strict=True)
             for case, one in zip(search.cases, found, strict=True)
         ]
-        verdicts = self.judged(pairs)
+        verdicts = self.judged(pairs, opened)
         share = (time.monotonic() - start) / len(pairs)
         ended: set[str] = set()
         for (case, _), (entry, picture) in zip(pairs, verdicts, strict=True):
@@ -277,10 +280,22 @@ class _Job:
             elif leaving:
                 search.keep(rows)
 
-    def judged(self, pairs: list[tuple[Case, Proposal]]) -> list[tuple[Entry, Tensor]]:
-        cases = [case for case, _ in pairs]
+    def judged(
+        self, pairs: list[tuple[Case, Proposal]], opened: dict[str, _Open]
+    ) -> list[tuple[Entry, Tensor]]:
+        """Every candidate's entry and picture; a text that a case has tried with a seed is not made again."""
         seeds = [case.seed if one.seed is None else one.seed for case, one in pairs]
-        made = shots(self.target, self.judge, cases, [one.prompt for _, one in pairs], self.sampling, seeds)
+        keys = [(one.prompt, seed) for (_, one), seed in zip(pairs, seeds, strict=True)]
+        seen = [opened[case.case_number].seen for case, _ in pairs]
+        new = [i for i, (known, key) in enumerate(zip(seen, keys, strict=True)) if key not in known]
+        if new:
+            found = shots(
+                self.target, self.judge, [pairs[i][0] for i in new], [keys[i][0] for i in new], self.sampling,
+                [seeds[i] for i in new],
+            )  # fmt: skip
+            for i, shot in zip(new, found, strict=True):
+                seen[i][keys[i]] = shot
+        made = [known[key] for known, key in zip(seen, keys, strict=True)]
         entries = [
             _entry(one.prompt, shot, seed, one)
             for (_, one), shot, seed in zip(pairs, made, seeds, strict=True)

@@ -10,7 +10,10 @@ from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import tokenize, word_table
 from tenfold.diffusion.erase.data import ConceptData
 
-__all__ = ["Concept", "check_fit", "check_words", "joined", "words_of"]
+__all__ = ["ONE_ENCODER", "Concept", "check_fit", "check_words", "joined", "words_of"]
+
+ONE_ENCODER = "a model with one text encoder (uce, negative and sld take two)"
+"""What trainings expect."""
 
 
 @dataclass(frozen=True)

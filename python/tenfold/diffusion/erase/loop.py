@@ -11,7 +11,7 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
-from tenfold.diffusion.erase.concept import Concept
+from tenfold.diffusion.erase.concept import ONE_ENCODER, Concept
 from tenfold.diffusion.erase.edit import Edit, digest
 
 __all__ = ["Loop", "States", "check_trainable", "run"]
@@ -148,7 +148,7 @@ def check_trainable(bundle: Bundle) -> None:
         ValueError: SDXL, or weights that are not float32.
     """
     if bundle.is_sdxl:
-        _checks.fail(ValueError, "bundle", "a model with one text encoder", "one with two (SDXL)")
+        _checks.fail(ValueError, "bundle", ONE_ENCODER, "one with two (SDXL)")
     for name in ("unet", "text_encoder"):
         kinds = {p.dtype for p in getattr(bundle, name).parameters()}
         if kinds != {torch.float32}:

@@ -15,7 +15,7 @@ from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import encode_ids, tokenize
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk, rng_of
-from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
+from tenfold.diffusion.erase.concept import ONE_ENCODER, Concept, check_fit, check_words
 from tenfold.diffusion.erase.edit import Edit, digest, weights_edit
 from tenfold.diffusion.erase.target import esd_loss, esd_target, mse, snr_weight, weighted_mse
 from tenfold.diffusion.erase.trainable import COMPONENTS, component_of, trainable
@@ -344,7 +344,7 @@ class Training:
 
 def _check(method: Any, bundle: Bundle, concept: Concept) -> None:
     if bundle.is_sdxl:
-        _checks.fail(ValueError, "bundle", "a model with one text encoder", "one with two (SDXL)")
+        _checks.fail(ValueError, "bundle", ONE_ENCODER, "one with two (SDXL)")
     for name, module in bundle.modules().items():
         kinds = {p.dtype for p in module.parameters()}
         if name != "vae" and kinds != {torch.float32}:
