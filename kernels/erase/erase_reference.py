@@ -72,6 +72,12 @@ def unpacked(bits: Tensor, like: Tensor) -> Tensor:
     return spread.flatten()[: like.numel()].view(like.shape).bool()
 
 
+def rounded_root(x: Tensor) -> Tensor:
+    """The square root, rounded to nearest. Tensor.sqrt of many float32 numbers on the CPU may be one unit in
+    the last place off; a root in float64, rounded again, is not."""
+    return x.double().sqrt().to(x.dtype)
+
+
 @torch.no_grad()
 def adam_(
     params: Sequence[Tensor],
@@ -88,7 +94,7 @@ def adam_(
         p, g, m, v = (t.to(wide) for t in (param, grad, mean, square))
         m = m + (g - m) * a.new1
         v = v * a.beta2 + g * g * a.new2
-        p = p * a.keep - (m / (v.sqrt() * a.inverse + a.eps)) * a.rate
+        p = p * a.keep - (m / (rounded_root(v) * a.inverse + a.eps)) * a.rate
         live = unpacked(bits, param)
         for old, new in ((param, p), (mean, m), (square, v)):
             old.copy_(torch.where(live, new.to(old.dtype), old))
