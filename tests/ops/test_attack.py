@@ -22,7 +22,6 @@ from tenfold.ops import (
     ste_adam_simplex_,
 )
 
-
 TESTED = {
     "sign": "sign_step_",
     "adam": "ste_adam_simplex_",
