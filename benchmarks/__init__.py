@@ -30,6 +30,7 @@ FAMILIES: dict[str, str] = {
     "quality": "quality",
     "channel": "channel",
     "erase": "erase",
+    "attack": "attack",
     "metrics": "metrics",
 }
 

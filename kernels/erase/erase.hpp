@@ -8,19 +8,19 @@
 namespace TF_NS {
 
 template <class M>
-struct AdamScalars {
+struct MaskedAdamScalars {
   M keep, new1, beta2, new2, inverse, eps, rate;
 };
 
 template <class M>
-TF_HD AdamScalars<M> adam_scalars(const tenfold::EraseAdamArgs& a) {
+TF_HD MaskedAdamScalars<M> masked_adam_scalars(const tenfold::EraseAdamArgs& a) {
   return {static_cast<M>(a.keep),    static_cast<M>(a.new1), static_cast<M>(a.beta2), static_cast<M>(a.new2),
           static_cast<M>(a.inverse), static_cast<M>(a.eps),  static_cast<M>(a.rate)};
 }
 
 // Kingma and Ba 2014 with decoupled weight decay, keep = 1 - lr wd.
 template <class M>
-TF_HD void adam_element(M g, M& p, M& m, M& v, const AdamScalars<M>& s) {
+TF_HD void masked_adam_element(M g, M& p, M& m, M& v, const MaskedAdamScalars<M>& s) {
   m = m + (g - m) * s.new1;
   v = v * s.beta2 + g * g * s.new2;
   p = p * s.keep - divide(m, sqrt(v) * s.inverse + s.eps) * s.rate;

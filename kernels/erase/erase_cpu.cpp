@@ -77,10 +77,10 @@ inline bool all_clear(const uint8_t* bits, int64_t n) {
 
 template <class M>
 void adam_row(M* __restrict p, const M* __restrict g, M* __restrict m, M* __restrict v, const flag_t<M>* __restrict live, int64_t n,
-              const AdamScalars<M> s) {
+              const MaskedAdamScalars<M> s) {
   for (int64_t i = 0; i < n; ++i) {
     M weight = p[i], mean = m[i], square = v[i];
-    adam_element(g[i], weight, mean, square, s);
+    masked_adam_element(g[i], weight, mean, square, s);
     p[i] = live[i] ? weight : p[i];
     m[i] = live[i] ? mean : m[i];
     v[i] = live[i] ? square : v[i];
@@ -102,7 +102,7 @@ void put_row(const math_t<T>* from, int64_t n, T* to, const flag_t<math_t<T>>* _
 
 // T: weights and gradients, S: moments.
 template <class T, class S>
-void adam_tile(const EraseAdamTensor& t, int64_t first, int64_t n, const AdamScalars<math_t<T>>& s) {
+void adam_tile(const EraseAdamTensor& t, int64_t first, int64_t n, const MaskedAdamScalars<math_t<T>>& s) {
   using M = math_t<T>;
   constexpr bool kWhole = std::is_same_v<T, M>, kStates = std::is_same_v<S, M>;
   alignas(64) flag_t<M> live[kTile];
@@ -134,7 +134,7 @@ void adam_tile(const EraseAdamTensor& t, int64_t first, int64_t n, const AdamSca
 
 template <class T, class S>
 void adam_tiles(const EraseAdamArgs& a) {
-  const AdamScalars<math_t<T>> s = adam_scalars<math_t<T>>(a);
+  const MaskedAdamScalars<math_t<T>> s = masked_adam_scalars<math_t<T>>(a);
   each_tile(a.tensors, a.count, a.threads, [&](const auto& tiles) {
     tiles([&](int64_t t, int64_t first, int64_t n) {
       if (!all_clear(a.tensors[t].bits + first / 8, n)) adam_tile<T, S>(a.tensors[t], first, n, s);

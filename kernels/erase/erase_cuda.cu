@@ -34,7 +34,7 @@ struct SumHead {
 };
 template <class M>
 struct AdamHead {
-  AdamScalars<M> s;
+  MaskedAdamScalars<M> s;
 };
 
 // work(tensor, first element of the thread) for every tile of this block of threads.
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(const __grid_constant__ 
     load8<M, T>(t.grad, first, t.numel, g);
     load8<M, S>(t.exp_avg, first, t.numel, m);
     load8<M, S>(t.exp_avg_sq, first, t.numel, v);
-    for (int i = 0; i < kEach; ++i) adam_element(g[i], w[i], m[i], v[i], p.s);
+    for (int i = 0; i < kEach; ++i) masked_adam_element(g[i], w[i], m[i], v[i], p.s);
     store_live<T>(t.param, first, live, w);
     store_live<S>(t.exp_avg, first, live, m);
     store_live<S>(t.exp_avg_sq, first, live, v);
@@ -176,7 +176,7 @@ const char* each_launch(const Head& head, const Tensor* tensors, int64_t count, 
 
 template <class T, class S>
 const char* adam(const EraseAdamArgs& a, cudaStream_t stream) {
-  const AdamHead<math_t<T>> head = {adam_scalars<math_t<T>>(a)};
+  const AdamHead<math_t<T>> head = {masked_adam_scalars<math_t<T>>(a)};
   return each_launch(head, a.tensors, a.count, [&](const auto& p, dim3 grid) {
     const auto kernel = &adam_kernel<T, S>;
     kernel<<<grid, kThreads, 0, stream>>>(p);

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from tenfold.kernels.zo import zo_select_reference
+from tenfold.kernels.zo.zo_reference import _sqrt
 from torch import Tensor
 
 from .erase_select import Selected, bits_by_threshold_, select_by_digits
@@ -88,7 +89,7 @@ def adam_(
         p, g, m, v = (t.to(wide) for t in (param, grad, mean, square))
         m = m + (g - m) * a.new1
         v = v * a.beta2 + g * g * a.new2
-        p = p * a.keep - (m / (v.sqrt() * a.inverse + a.eps)) * a.rate
+        p = p * a.keep - (m / (_sqrt(v) * a.inverse + a.eps)) * a.rate
         live = unpacked(bits, param)
         for old, new in ((param, p), (mean, m), (square, v)):
             old.copy_(torch.where(live, new.to(old.dtype), old))

@@ -22,11 +22,25 @@ from tenfold.ops import (
     ste_adam_simplex_,
 )
 
+TESTED = {
+    "sign": "sign_step_",
+    "adam": "ste_adam_simplex_",
+    "projection": "simplex_project",
+    "step": "ste_adam_simplex_",
+    "tables": "ste_adam_simplex_",
+    "banned": "ste_adam_simplex_",
+    "samples": "sample_rows",
+    "nearest": "nearest_token",
+}
+"""What a test is about, by the first of these words in its name."""
+
 
 @pytest.fixture
-def backend(backend: Any) -> Any:
-    if backend.name not in OPS["simplex_project"]:
-        pytest.skip(f"no {backend.name} kernel of these ops")
+def backend(backend: Any, request: pytest.FixtureRequest) -> Any:
+    words = request.function.__name__.split("_")
+    op = next(op for word, op in TESTED.items() if {word, word + "s"} & set(words))
+    if backend.name not in OPS[op]:
+        pytest.skip(f"{op} has no {backend.name} kernel")
     return backend
 
 

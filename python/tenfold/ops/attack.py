@@ -19,6 +19,7 @@ from tenfold._backend import OPS, chosen_backend
 _BACKENDS = ("cpu", "reference")
 _OPS = ("simplex_project", "ste_adam_simplex_", "sample_rows", "nearest_token", "sign_step_")
 OPS |= dict.fromkeys(_OPS, _BACKENDS)
+OPS["simplex_project"] = ("cpu", "triton", "reference")
 
 METRICS = ("cos", "l2")
 NORMS = ("linf", "l2")
