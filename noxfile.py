@@ -171,6 +171,7 @@ def try_wheel(session: nox.Session, dist: Path, away: Path) -> None:
     }
     with session.chdir(away):
         session.run(python, "-m", "tenfold", "doctor", env=without_compiler, external=True)
+        session.run(python, "tests/packaging/smoke.py", env=without_compiler, external=True)
         session.run(python, "-m", "pytest", *session.posargs, env=without_compiler, external=True)
 
 
@@ -234,6 +235,11 @@ def arm64(session: nox.Session) -> None:
         "digest": ["kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"],
         "digest_sophia": ["kernels/sophia/sophia_cpu.cpp", "kernels/logprob/rows_cpu.cpp"],
     }
+    check = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Ikernels")
+    neon = ("-DTF_NS=tf_neon", "-DTF_ISA_NEON=1")
+    for source in sorted(ROOT.glob("kernels/*/*_cpu.cpp")):  # every family at least compiles
+        path = str(source.relative_to(ROOT))
+        session.run("aarch64-linux-gnu-g++", *check, *neon, path, external=True)
     for name, kernels in programs.items():
         compare_with_neon(session, Path(session.create_tmp()), f"tests/native/{name}.cpp", *kernels)
 
