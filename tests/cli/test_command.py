@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -87,10 +88,11 @@ def test_run_without_a_name_lists_what_is_ready(call: Call) -> None:
     assert "Ready: zo" in out
 
 
-def test_run_of_what_is_not_ready(call: Call) -> None:
-    code, _, err = call("run", "unlearncanvas")
+def test_run_of_what_is_not_ready(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORKFLOWS, "toy", dataclasses.replace(WORKFLOWS["toy"], ready=False))
+    code, _, err = call("run", "toy")
     assert code == 2
-    assert "unlearncanvas is not ready in this version; ready: zo, soul" in one_line(err)
+    assert "toy is not ready in this version; ready: zo, soul" in one_line(err)
 
 
 def test_run_of_an_unknown_name(call: Call) -> None:

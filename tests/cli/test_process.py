@@ -39,7 +39,7 @@ def process(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list"], ["list", "--json"], ["--help"], ["run", "unlearncanvas"], ["run", "--help"]]
+    "arguments", [["list"], ["list", "--json"], ["--help"], ["run", "sool"], ["run", "--help"]]
 )
 def test_quick_commands_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (

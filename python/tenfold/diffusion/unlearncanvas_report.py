@@ -138,7 +138,9 @@ def _target_row(outcome: Outcome, one: Score) -> dict[str, Any]:
     single = next(s for s in outcome.singles if (s.method, s.target) == (one.method, one.target))
     delta = one.delta or {}
     row: dict[str, Any] = {
-        "method": one.method, "target": words(one.target), "domain": one.domain, "UA": str(one.ua),
+        "method": one.method, "target": words(one.target), "domain": one.domain,
+        "UA": round(one.ua.value, 3), "UA low": round(one.ua.interval[0], 3),
+        "UA high": round(one.ua.interval[1], 3),
         "IRA": f"{one.ira:.3f}", "CRA": f"{one.cra:.3f}",
         "IRA against base": f"{delta.get('ira', 0):+.3f}", "CRA against base": f"{delta.get('cra', 0):+.3f}",
         "chance of target": f"{one.chance:.3f}",

@@ -1,0 +1,164 @@
+"""The workflow on a few pictures: numbers, files, resume, an eraser of one's own, wrong settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("skimage")
+
+from tenfold.diffusion.canvas.files import read_matrix, read_results
+from tenfold.diffusion.canvas.ranking import rank_methods, ranks_of
+from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
+from tenfold.diffusion.unlearncanvas_run import benchmark, one
+from tenfold.runs import RunFolder
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+QUICK = {
+    "methods": ["uce", "seot"], "targets": ["Sketch", "Cats"], "seeds": [188], "steps": 4, "budget": 40,
+    "finer": ["Winter/Horses"], "finer_methods": ["uce"], "sequential": ["Bricks", "Cats"],
+    "robust": ["Sketch"], "robust_methods": ["uce"], "robust_prompts": 2, "robust_timesteps": 2,
+    "robust_iterations": 2, "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return benchmark(UnlearnCanvasConfig(**QUICK), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_leaves_its_numbers_and_files(whole):
+    document = json.loads((whole.path / "metrics.json").read_text())
+    assert document["metrics"] == whole.metrics
+    scores = [one for one in read_results(whole.path / "results.jsonl") if one.method != "base"]
+    assert [(s.method, s.target) for s in scores] == [
+        ("uce", "Sketch"), ("uce", "Cats"), ("seot", "Sketch"), ("seot", "Cats")
+    ]  # fmt: skip
+    for found in scores:
+        assert whole.metrics[f"{found.method}.{found.domain}.ua"] == found.ua.value  # one target a domain
+        assert found.fid["name"] == "FID[judge-192]"
+        assert found.delta["ua"] == pytest.approx(found.ua.value - (1 - whole_share(whole, found)))
+    matrix = read_matrix(whole.path / "matrix_uce.npz")
+    assert matrix["shares"].shape == (2, 17)
+    assert list(matrix["targets"]) == ["Sketch", "Cats"]
+    assert (whole.path / "table.tex").read_text().startswith("\\begin{tabular}")
+    assert {"finer.uce.Winter.Horses.ua", "sequential.uce.rebound", "robust.uce.Sketch.post"} <= set(
+        whole.metrics
+    )
+    assert whole.metrics["seot.style.storage_bytes"] == 0  # it acts when pictures are made
+    assert whole.metrics["uce.style.ua"] == 1.0
+
+
+def whole_share(run, found):
+    """C of the target on the base model, from the lines of the base."""
+    base = [one for one in read_results(run.path / "results.jsonl") if one.method == "base"]
+    own = next(one for one in base if one.target == found.target)
+    return getattr(own, found.domain)[found.target]
+
+
+def test_the_page_says_what_it_is(whole):
+    page = (whole.path / "report.html").read_text()
+    assert "no numbers of Stable Diffusion" in page
+    assert "FID[judge-192]" in page
+    assert "target (s*, o*): UA = share" in page
+    for name in ("matrix", "radar", "ranking", "scatter", "sequential", "robust", "finer", "drawn-style"):
+        assert (whole.path / "figures" / f"{name}.svg").is_file()
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(whole, tmp_path, monkeypatch):
+    config = UnlearnCanvasConfig(**QUICK).resolved()
+    calls = []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return one(*arguments)
+
+    monkeypatch.setattr("tenfold.diffusion.unlearncanvas_run.one", dies)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(config, tmp_path / "run")
+    monkeypatch.undo()
+    again = benchmark(config, tmp_path / "run", resume=True)
+    assert len(calls) == 4
+    same = {k: v for k, v in whole.metrics.items() if not k.endswith(("seconds", "mean_rank"))}
+    assert {k: v for k, v in again.metrics.items() if not k.endswith(("seconds", "mean_rank"))} == same
+
+
+def test_an_eraser_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    lines = (EXAMPLES / "my_eraser.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 30
+    config = UnlearnCanvasConfig(
+        methods=["uce", "my_eraser:Shift"], targets=["Sketch"], seeds=[188], steps=4, budget=40, finer=[],
+        sequential=[], robust=[], workers=1,
+    )  # fmt: skip
+    found = benchmark(config, tmp_path / "run")
+    assert found.metrics["shift.style.ua"] >= 0.75
+    assert (found.path / "edits" / "shift" / "Sketch" / "edit.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ["uze"]}, "methods: expected"),
+        ({"methods": []}, "methods: expected at least one eraser"),
+        ({"methods": ["uce", "uce"]}, "methods: expected different ones"),
+        ({"methods": ["nothing:Here"]}, "methods: expected module:attribute"),
+        ({"targets": ["Scetch"]}, "targets: expected a style or an object of mini .closest: Sketch"),
+        ({"targets": ["Cats", "cats"]}, "targets: expected each once"),
+        ({"targets": ["Seed_Images"]}, "targets: expected styles and objects that are unlearned"),
+        ({"settings": {"uce": {"lamb": 1}}}, "settings.uce: expected settings of uce: lam"),
+        ({"settings": {"spm": {"lr": 1}}}, "settings: expected names of"),
+        ({"budget": 5}, "budget: expected"),
+        ({"finer": ["Winter"]}, 'finer: expected "Style/Object"'),
+        ({"canvas": "unlearncanvas"}, "style_judge: expected a folder"),
+        ({"data": "nowhere"}, "data: expected a folder of pictures"),
+        ({"features": "os:getcwd"}, "feature_name: expected a name"),
+        ({"seeds": [1, 1]}, "seeds: expected each once"),
+    ],
+)
+def test_wrong_settings_are_told(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UnlearnCanvasConfig(**settings).resolved()
+
+
+def test_ranks_share_places_and_know_what_is_better():
+    values = np.array([[90.0, 5.0], [95.0, 7.0], [95.0, 5.0]])
+    found = ranks_of(values, ["style_ua", "fid"])
+    assert found.tolist() == [[3, 1.5], [1.5, 3], [1.5, 1.5]]
+
+
+def test_ranking_names_who_is_beaten(whole):
+    scores = [one for one in read_results(whole.path / "results.jsonl") if one.method != "base"]
+    ranked = rank_methods(scores)
+    assert {one.method for one in ranked} == {"uce", "seot"}
+    assert ranked[0].mean_rank <= ranked[1].mean_rank
+    assert all(one.interval[0] <= one.interval[1] for one in ranked)
+    with pytest.raises(ValueError, match="the same targets"):
+        rank_methods(scores[:3])
+
+
+@pytest.mark.slow
+def test_the_default_keeps_what_the_page_says(tmp_path):
+    config = UnlearnCanvasConfig().resolved()
+    found = benchmark(config, tmp_path / "run").metrics
+    assert found["base.style"] >= 0.97
+    assert found["base.object"] >= 0.93
+    for method in config.methods:
+        assert found[f"{method}.style.ua"] >= 0.85
+        assert found[f"{method}.object.ua"] >= 0.85
+    assert found["salun.style.ira"] >= 0.9
+    for key in ("style.ira", "style.cra", "object.ira", "object.cra"):
+        base = found["base.object" if key in ("style.cra", "object.ira") else "base.style"]
+        assert found[f"uce.{key}"] >= base - 0.05
+
+
+def test_the_config_is_written_whole(tmp_path):
+    folder = RunFolder.create("unlearncanvas", UnlearnCanvasConfig(**QUICK).resolved(), tmp_path / "run")
+    assert "feature_name: judge-192" in (folder.path / "config.yaml").read_text()
