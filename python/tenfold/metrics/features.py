@@ -106,7 +106,7 @@ def clip_mmd(x: Any, y: Any, *, sigma: float = 10.0, scale: float = 1000.0) -> A
 
     Args:
         x, y: embeddings [N, d] and [M, d], float32 or float64; brought to length one here.
-        sigma: the kernel is exp(-|a - b|^2 / (2 sigma^2)).
+        sigma: the kernel of a distance r is exp(-r^2 / (2 sigma^2)).
         scale: what the squared MMD is multiplied by.
 
     Returns:

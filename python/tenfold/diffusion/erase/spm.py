@@ -103,7 +103,7 @@ class SPM:
         """For a model of a few million weights that knows few words: all its prompts' states are alike, so
         tokens alone say what is near the concept."""
         own = cls(
-            lr=1e-2, iterations=60, warmup=5, cycles=1, batch=4, steps=6, anchor_strength=10.0,
+            lr=3e-2, iterations=100, warmup=5, cycles=1, batch=4, steps=6, anchor_strength=10.0,
             snr_gamma=5.0, transport="tokenuni",
         )  # fmt: skip
         return replace(own, **changes)
