@@ -89,7 +89,7 @@ def test_uce_edits_the_states_of_both_encoders(sdxl, tmp_path):
     """The cross attention reads both encoders' states side by side; the edit leads the whole of them over."""
     from tenfold.diffusion.erase import UCE, Concept, Edit
 
-    method = UCE(lam=0.1, erase_scale=1.0, templates=("{}",), keep=())
+    method = UCE(lam=0.1, erase_scale=1.0, templates=("{}",), keep=(), rows="last")
     edit = method.fit(sdxl, Concept("nudity", anchors=("a cat",)))
     width = sum(encoder.config.hidden_size for encoder in (sdxl.text_encoder, sdxl.text_encoder_2))
     assert edit.tensors["R"].shape[1] == width == 64

@@ -259,3 +259,50 @@ def test_joined_concepts_are_erased_together(bundle):
         joined(Concept("a", ("cat",), ("dog",)), Concept("b", ("dog",), ("cat",)))
     with pytest.raises(ValueError, match="concepts: expected one or more"):
         joined()
+
+
+def test_rows_are_those_of_the_words_that_differ():
+    from tenfold.diffusion.erase.uce import aligned_rows, last_rows
+
+    start, end, image, style, cats, sea, horses = 90, 91, 1, 2, 3, 4, 5
+    old = [start, cats, image, style, end, end, end, end]
+    assert aligned_rows(old, [start, horses, image, style, end, end, end, end], 3, 3) == (
+        [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]
+    )  # fmt: skip
+    # a concept of two words and an anchor of one: both words become it, what follows keeps its partner
+    ours, theirs = aligned_rows([start, cats, sea, image, style, end, end, end],
+                                [start, horses, image, style, end, end, end, end], 4, 3)  # fmt: skip
+    assert (ours, theirs) == ([1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 3, 4, 5, 6])
+    assert aligned_rows(old, old, 3, 3) == ([], [])
+    # the words in front that are common keep their states: attention is causal, they are the same
+    assert aligned_rows([start, image, cats, end, end], [start, image, sea, end, end], 2, 2)[0] == [2, 3, 4]
+    assert last_rows(old, old, 3, 3) == ([3, 4, 5, 6, 7], [3, 4, 5, 6, 7])
+
+
+def test_a_concept_in_front_is_erased_only_where_its_own_word_is():
+    pytest.importorskip("skimage")
+    from tenfold.diffusion.canvas import answer_set, judge_answers, score
+    from tenfold.diffusion.canvas.mini import MINI, mini_bundle, mini_judges
+    from tenfold.diffusion.erase import UCE, canvas_concept
+
+    bundle, judges = mini_bundle(), mini_judges()
+    concept = canvas_concept(MINI, "Horses")
+    found = []
+    for kind in ("aligned", "last"):
+        edit = UCE.small(rows=kind).fit(bundle, concept)
+        cells = [cell for cell in MINI.cells if cell[1] == "Horses" or cell[0] == "Winter"]
+        cells += [cell for cell in MINI.cells if cell[0] != "Winter" and cell[1] == "Coffee"]
+        rows = answer_set(
+            bundle, MINI, edit=edit, target="Horses", cells=list(dict.fromkeys(cells)), seeds=[188]
+        )
+        found.append(score(judge_answers(rows, *judges)).ua.value)
+    assert found[0] == 1.0
+    assert found[1] < 0.5
+
+
+def test_unknown_keywords_are_refused():
+    from tenfold.diffusion.erase import SEOT, UCE, Concept, NegativePrompt, SafeLatent
+
+    for eraser in (UCE(), SEOT(), NegativePrompt(), SafeLatent()):
+        with pytest.raises(TypeError, match="sead"):
+            eraser.fit(None, Concept("dog"), sead=1)

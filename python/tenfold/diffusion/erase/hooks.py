@@ -22,7 +22,7 @@ class NegativePrompt:
 
     name: ClassVar[str] = "negative"
 
-    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, **unused: Any) -> Edit:
+    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None) -> Edit:
         """An edit whose `options` have the negative prompt."""
         check_fit(bundle, concept, seed)
         text = ", ".join(concept.prompts)
@@ -44,7 +44,7 @@ class SafeLatent:
     def __post_init__(self) -> None:
         _checks.choice("strength", self.strength, STRENGTHS)
 
-    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, **unused: Any) -> Edit:
+    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None) -> Edit:
         """An edit whose `options` have the guidance."""
         check_fit(bundle, concept, seed)
         text = ", ".join(concept.prompts)

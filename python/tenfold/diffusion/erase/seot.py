@@ -61,7 +61,7 @@ class SEOT:
         del settings["template"]
         return SoftWeight(phrases, **settings)
 
-    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, **unused: Any) -> Edit:
+    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None) -> Edit:
         """An edit whose `options` take the concept out of prompts. Nothing is trained.
 
         Raises:

@@ -187,9 +187,7 @@ class UCE:
         """For a model of a few million weights."""
         return replace(cls(lam=0.1, erase_scale=1.0, retain_scale=0.1), **changes)
 
-    def fit(
-        self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None, **unused: Any
-    ) -> Edit:
+    def fit(self, bundle: Bundle, concept: Concept, *, seed: int = 0, progress: Any = None) -> Edit:
         """The edit of the UNet. There is nothing random and nothing to resume; `seed` is only noted.
 
         Raises:
