@@ -144,6 +144,37 @@ def test_ranking_names_who_is_beaten(whole):
         rank_methods(scores[:3])
 
 
+def test_a_leader_board_never_mixes_conventions(whole, tmp_path):
+    import shutil
+
+    from tenfold import cli
+    from tenfold.diffusion.unlearncanvas_board import boards
+
+    copies = {name: shutil.copytree(whole.path, tmp_path / name) for name in ("renamed", "excluded")}
+    for name, path in copies.items():
+        lines = (path / "results.jsonl").read_text().replace('"uce"', '"<script>alert(1)</script>"')
+        (path / "results.jsonl").write_text(lines.replace('"seot"', '"other"'))
+        document = json.loads((path / "metrics.json").read_text())
+        if name == "excluded":
+            document["config"]["seed_images"] = "exclude"
+        (path / "metrics.json").write_text(json.dumps(document))
+    found = boards([whole.path, *copies.values()])
+    assert [len(one.ranked) for one in found] == [4, 2]
+    assert [one.settings["seed_images"] for one in found] == ["include", "exclude"]
+    assert found[0].published == {}
+    out = tmp_path / "board.html"
+    runs = [str(whole.path), *map(str, copies.values())]
+    assert cli.main(["unlearncanvas", "board", *runs, "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "<script>alert" not in page
+    assert 'href="renamed/report.html"' in page
+    with pytest.raises(ValueError, match="each method once among runs scored alike"):
+        boards([whole.path, whole.path])
+    with pytest.raises(FileNotFoundError, match=r"a finished run with metrics\.json"):
+        boards([tmp_path])
+    assert cli.main(["unlearncanvas", "board", str(whole.path), "--out", str(tmp_path / "board.txt")]) == 2
+
+
 @pytest.mark.slow
 def test_the_default_keeps_what_the_page_says(tmp_path):
     config = UnlearnCanvasConfig().resolved()

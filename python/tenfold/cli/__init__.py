@@ -25,6 +25,7 @@ _COMMANDS = {
     "zolog": ("tenfold.cli.zolog:zolog", "logs of zeroth-order runs: info, replay, merge, undo"),
     "segrap": ("tenfold.cli.segrap:segrap", "scores of segmentations: rank teams by their tables"),
     "select": ("tenfold.cli.select:select", "choose rows of feature files: k-center, facility location, ..."),
+    "unlearncanvas": ("tenfold.cli.unlearncanvas:unlearncanvas", "leader board of several runs"),
     "dp4tl": ("tenfold.cli.dp4tl:dp4tl", "prune a source for a target: index files, single trainings"),
 }
 """Command -> (function of its arguments, one line of help)."""
@@ -39,6 +40,7 @@ _EXTRAS = {
     "zolog": "run",
     "segrap": "seg",
     "dp4tl": "selection",
+    "unlearncanvas": "diffusion",
 }
 """Command -> the extra that brings the packages it may miss."""
 
