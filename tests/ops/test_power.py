@@ -201,8 +201,13 @@ def solver_optimum(g: Tensor, s: Tensor, power: Tensor, noise: Tensor) -> float:
     costs = [cp.sum_squares(w[n]) / float(power[n]) for n in range(users)]
     cost = cp.sum_squares(received - s.numpy()) + float(noise) * cp.maximum(*costs)
     problem = cp.Problem(cp.Minimize(cost))
-    problem.solve(solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-    return float(problem.value)
+    for tolerance in (1e-11, 1e-9):  # on some processors it gives up before the first
+        try:
+            problem.solve(solver="CLARABEL", tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
+            return float(problem.value)
+        except cp.error.SolverError as error:  # noqa: PERF203
+            last = error
+    raise last
 
 
 @pytest.mark.parametrize("sparse", [0.0, 0.6])
