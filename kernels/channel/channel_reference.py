@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from tenfold.kernels.zo.zo_reference import _sqrt
 from torch import Tensor
 
 FADING_STREAM, NOISE_STREAM = 0, 1
@@ -82,7 +83,7 @@ def noise_of(given: Given, draw: Draw, at: int) -> Tensor:
     rows, _, carriers = given.transmit.shape
     first = (draw.first + at) * carriers
     re, im = normals(draw, NOISE_STREAM, first, (rows, carriers), given.transmit)
-    size = (given.noise * 0.5).sqrt()[:, None]
+    size = _sqrt(given.noise * 0.5)[:, None]
     return torch.complex(re * size, im * size)
 
 
@@ -108,7 +109,7 @@ def wanted(given: Given) -> Tensor:
     assert given.rho is not None
     re, im = torch.zeros_like(t[:, 0].real), torch.zeros_like(t[:, 0].real)
     for n in range(t.shape[1]):
-        c = given.rho[:, n, None].sqrt()
+        c = _sqrt(given.rho[:, n, None])
         re, im = re + c * t[:, n].real, im + c * t[:, n].imag
     return torch.complex(re, im)
 
@@ -117,7 +118,7 @@ def held(v: Tensor, t: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
     """v t scaled down to its budget where it exceeds it, and the factors [R, N]."""
     u = v * t
     energy, limit = u.abs().square().mean(-1), power
-    factor = torch.where(energy > limit, limit / torch.where(energy > limit, energy, 1.0), 1.0).sqrt()
+    factor = _sqrt(torch.where(energy > limit, limit / torch.where(energy > limit, energy, 1.0), 1.0))
     return u * factor[..., None], factor
 
 
@@ -134,7 +135,7 @@ def allocated(
         )
         return u, alpha, mu
     v, alpha, tau, _, _ = torch.ops.tenfold.ssdt_separable(
-        gains, given.power, given.noise, given.rho.sqrt(), None, 1e-6 if single else 1e-12, STEPS
+        gains, given.power, given.noise, _sqrt(given.rho), None, 1e-6 if single else 1e-12, STEPS
     )
     return held(v, given.transmit, given.power)[0], alpha, tau
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..zo.zo_reference import _sqrt
 from ..zo.zo_triton_tiles import _box_muller, _on, _philox
 from . import channel_device
 from .channel_reference import Draw, Given
@@ -163,7 +164,7 @@ def superpose(given: Given, draw: Draw, y: Tensor) -> None:
     """See channel_device.Kernels."""
     grid, named = _common(given, draw)
     u, g, alpha = given.transmit, given.gains, given.alpha
-    size = (given.noise * 0.5).sqrt()
+    size = _sqrt(given.noise * 0.5)
     with _on(u.device):
         _channel_kernel[grid](
             torch.view_as_real(u),
