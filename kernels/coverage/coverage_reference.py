@@ -111,7 +111,7 @@ class Values:
                 at = slice(int(indptr[j]), int(indptr[j + 1]))
                 out[row, indices[at]] = values[at].double()
             return out
-        dot = self.z[which] @ self.z.T
+        dot = _products(self.z[which], self.z)
         if s.kind in ("inner", "cosine01"):
             return dot
         if s.kind == "cosine2":
@@ -125,6 +125,21 @@ class Values:
     def similarity_of(self, value: Tensor) -> Tensor:
         """What users call the similarity: 0.5 + 0.5 cos for "cosine01", c - distance for distances."""
         return self.scale * (value - self.floor)
+
+
+_COLUMNS = 64
+"""Width up to which products are summed column by column."""
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T. Of few columns the sums are made in one order, so that equal rows have equal bits and ties stay
+    ties: a BLAS promises neither."""
+    if a.shape[1] > _COLUMNS:
+        return a @ b.T
+    out = torch.zeros(len(a), len(b), dtype=a.dtype, device=a.device)
+    for column in range(a.shape[1]):
+        out += a[:, column, None] * b[None, :, column]
+    return out
 
 
 # ---- facility location -----------------------------------------------------------------------------------
