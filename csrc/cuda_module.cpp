@@ -7,6 +7,7 @@
 #include <map>
 
 #include "args.hpp"
+#include "attack_cuda_door.hpp"
 #include "channel_cuda_door.hpp"
 #include "coverage_cuda_door.hpp"
 #include "distance_cuda_door.hpp"
@@ -409,4 +410,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_channel_cuda(m, on_device);
   bind_power_cuda(m, on_device);
   bind_erase_cuda(m, on_device);
+  bind_attack_cuda(m, on_device);
 }

@@ -68,6 +68,72 @@ TF_HD M sign_of(M g) {
   return g > M(0) ? M(1) : (g < M(0) ? M(-1) : g);  // NaN stays
 }
 
+// Of the numbers of a row above a limit: the sum of x - limit, and how many.
+struct Above {
+  double sum, count;
+};
+
+// The greatest T that is not above x, or a neighbour of it.
+template <class T>
+TF_HD T rounded_down(double x) {
+  T y = static_cast<T>(x);
+  if (static_cast<double>(y) > x) {
+    const T size = static_cast<T>(x < 0.0 ? -x : x);
+    y -= size * (sizeof(T) == 4 ? T(1.2e-7) : T(2.3e-16)) + (sizeof(T) == 4 ? T(1e-45) : T(5e-324));
+  }
+  return y;
+}
+
+// theta with sum max(x - theta, 0) = radius, which rises by Newton's method from the higher of two bounds below it: the largest number
+// alone takes part (of_one), or all do (of_all; a mean over -inf as well is a bound if it is not negative).
+template <class T, class Look>
+TF_HD T simplex_threshold(double of_all, double of_one, double radius, const Look& above) {
+  double theta = of_all >= 0.0 && of_all > of_one ? of_all : of_one;
+  double count = -1.0;
+  T limit = rounded_down<T>(theta);
+  for (int step = 0; step < 200; ++step) {
+    const Above found = above(limit);
+    if (found.count == 0.0) {  // the largest number itself was rounded away
+      theta = of_one;
+      break;
+    }
+    theta = static_cast<double>(limit) + (found.sum - radius) / found.count;
+    if (found.count == count) break;
+    count = found.count;
+    const T next = rounded_down<T>(theta);
+    if (!(next > limit)) break;
+    limit = next;
+  }
+  return static_cast<T>(theta);
+}
+
+constexpr float kNear = 1e-6f;  // scores this close to the best are compared again in double
+
+// The lowest score that is: `best` is a float's, and so may be off.
+TF_HD float near_bound(float best, bool cosine) {
+  const float size = best < 0.0f ? -best : best;
+  return best - kNear * (cosine || size < 1.0f ? 1.0f : size);
+}
+
+// What turns a product into a score: of the query, 1 / |q| or |q|^2 / 2; of the word likewise.
+struct Scale {
+  float query;
+  bool cosine;
+  TF_HD float operator()(float product, float word) const { return cosine ? product * word * query : product - word - query; }
+};
+TF_HD Scale scale_by(double square, bool cosine) {
+  return {static_cast<float>(cosine ? (square > 0.0 ? 1.0 / sqrt(square) : 0.0) : 0.5 * square), cosine};
+}
+// Of a word, from |w|^2.
+TF_HD float word_weight(float square, bool cosine) {
+  if (!cosine) return 0.5f * square;
+  return square > 0.0f ? 1.0f / sqrt(square) : 0.0f;
+}
+TF_HD double exact_score(double product, double own, double square, bool cosine) {
+  if (!cosine) return product - 0.5 * own - 0.5 * square;
+  return own > 0.0 && square > 0.0 ? product / sqrt(own) / sqrt(square) : 0.0;
+}
+
 // pred - (target - eta (other - target))
 template <class M>
 TF_HD M apart(M pred, M target, M other, M eta) {

@@ -61,10 +61,10 @@ def ste_adam_simplex_(
     step: int,
     banned: Tensor | None,
 ) -> None:
-    """See attack_reference.ste_adam_simplex_. Many rows take their products from torch's matrix product."""
+    """See attack_reference.ste_adam_simplex_. Many rows, and a GPU, take torch's matrix product."""
     if not len(p):
         return
-    ready = len(p) > _ROWS
+    ready = len(p) > _ROWS or _on_cuda(p)
     gradient = attack_reference.times_transposed(grad_embeds, table) if ready else grad_embeds.float()
     numbers = [lr, beta1, beta2, eps, weight_decay, 1 - beta1**step, math.sqrt(1 - beta2**step)]
     shape = (*p.shape, table.shape[1], DTYPE_CODES[table.dtype])
@@ -96,6 +96,12 @@ def nearest_token(
     out = [ids.data_ptr(), scores.data_ptr()]
     head = (len(q), len(table), table.shape[1], DTYPE_CODES[table.dtype])
     module, last = door(q)
+    if _on_cuda(q):
+        room = torch.empty(len(q), len(table), device=q.device)
+        weights = torch.empty(len(table) if inv_norm is None else 0, device=q.device)
+        rest = (room.data_ptr(), weights.data_ptr(), last)
+        module.nearest_token(inputs, head, metric == "cos", out, *rest)
+        return ids, scores
     if len(q) <= _FEW:
         module.nearest_token(inputs, head, metric == "cos", out, last)
         return ids, scores

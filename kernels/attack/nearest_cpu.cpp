@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kTokens = 64;
 constexpr int64_t kSlice = 2048;  // tokens of a piece of work
-constexpr float kNear = 1e-6f;
 const float kNothing = -__builtin_inff();
 
 inline void take(TokenFound& f, float score, int64_t at) {
@@ -35,30 +34,18 @@ inline TokenFound joined(const TokenFound& a, const TokenFound& b) {
   return {a.best, b.best > a.next ? b.best : a.next, a.at};
 }
 
-inline float root_inverse(float square) { return square > 0.0f ? 1.0f / sqrt(square) : 0.0f; }
-
 inline double wide_square(const float* q, int64_t width) {
   double sum = 0.0;
   for (int64_t d = 0; d < width; ++d) sum += static_cast<double>(q[d]) * static_cast<double>(q[d]);
   return sum;
 }
 
-// What turns a product into a score: of the query, 1 / |q| or |q|^2 / 2; of the word likewise.
-struct Scale {
-  float query;
-  bool cosine;
-  float operator()(float product, float word) const { return cosine ? product * word * query : product - word - query; }
-};
-
-inline Scale scale_of(const NearestArgs& a, int64_t r) {
-  const double square = wide_square(a.q + r * a.width, a.width);
-  return {static_cast<float>(a.cosine ? (square > 0.0 ? 1.0 / sqrt(square) : 0.0) : 0.5 * square), a.cosine};
-}
+inline Scale scale_of(const NearestArgs& a, int64_t r) { return scale_by(wide_square(a.q + r * a.width, a.width), a.cosine); }
 
 // weights[j] of `count` words from `first` on; squares are |w|^2 where they had to be made.
 inline void word_weights(const NearestArgs& a, int64_t first, int64_t count, const float* squares, float* weights) {
   for (int64_t j = 0; j < count; ++j) {
-    weights[j] = a.inv_norm != nullptr ? a.inv_norm[first + j] : (a.cosine ? root_inverse(squares[j]) : 0.5f * squares[j]);
+    weights[j] = a.inv_norm != nullptr ? a.inv_norm[first + j] : word_weight(squares[j], a.cosine);
   }
 }
 
@@ -105,7 +92,7 @@ void search(const NearestArgs& a, int64_t row, int64_t rows, const Scale* scales
 }
 
 template <class W>
-double exact_score(const NearestArgs& a, const float* q, double square, int64_t at) {
+double exact_of(const NearestArgs& a, const float* q, double square, int64_t at) {
   const W* const w = static_cast<const W*>(a.table) + at * a.width;
   double product = 0.0, own = 0.0;
   for (int64_t d = 0; d < a.width; ++d) {
@@ -113,8 +100,7 @@ double exact_score(const NearestArgs& a, const float* q, double square, int64_t 
     product += static_cast<double>(q[d]) * x;
     own += x * x;
   }
-  if (!a.cosine) return product - 0.5 * own - 0.5 * square;
-  return own > 0.0 && square > 0.0 ? product / sqrt(own) / sqrt(square) : 0.0;
+  return exact_score(product, own, square, a.cosine);
 }
 
 // All words whose float score is near the best, in double; scores are made anew, 64 words at a time.
@@ -134,7 +120,7 @@ void decide(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound& f, 
     word_weights(a, first, count, squares, weights);
     for (int64_t j = 0; j < count; ++j) {
       if ((a.mask != nullptr && a.mask[first + j] == 0) || !(scale(products[j], weights[j]) >= low)) continue;
-      const double exact = exact_score<W>(a, q, square, first + j);
+      const double exact = exact_of<W>(a, q, square, first + j);
       if (exact > best) {
         best = exact;
         at = first + j;
@@ -147,8 +133,7 @@ void decide(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound& f, 
 
 template <class W>
 void finish(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound f) {
-  const float size = f.best < 0.0f ? -f.best : f.best;
-  const float bound = f.best - kNear * (a.cosine || size < 1.0f ? 1.0f : size);
+  const float bound = near_bound(f.best, a.cosine);
   if (f.at >= 0 && f.next >= bound) decide<W>(a, r, scale, f, bound);
   a.ids[r] = f.at;
   a.scores[r] = f.at < 0 ? __builtin_nanf("") : f.best;

@@ -49,10 +49,6 @@ TF_HD void pieces_of_row(const T* x, int64_t n, T rest, const Visit& visit, cons
   }
 }
 
-struct Above {
-  double sum, count;
-};
-
 // Of the numbers above theta: the sum of x - theta, and how many.
 template <class T>
 Above above(const T* x, int64_t n, T theta) {
@@ -73,17 +69,6 @@ Above above(const T* x, int64_t n, T theta) {
         sum[0] = sum[1] = count[0] = count[1] = L{};
       });
   return found;
-}
-
-// The greatest T that is not above x.
-template <class T>
-T rounded_down(double x) {
-  T y = static_cast<T>(x);
-  if (static_cast<double>(y) > x) {
-    const T step = static_cast<T>(__builtin_fabs(x)) * (sizeof(T) == 4 ? T(1.2e-7) : T(2.3e-16)) + (sizeof(T) == 4 ? T(1e-45) : T(5e-324));
-    y -= step;
-  }
-  return y;
 }
 
 template <class T>
@@ -111,25 +96,8 @@ void project_row(const T* x, T* out, int64_t n, double radius) {
     for (int64_t k = 0; k < n; ++k) out[k] = static_cast<T>(__builtin_nan(""));
     return;
   }
-  // Two bounds below: the largest alone takes part, or all do (a mean over -inf as well is a bound if it is not negative).
-  const double of_all = (mass - radius) / static_cast<double>(n), of_one = static_cast<double>(most) - radius;
-  double theta = of_all >= 0.0 && of_all > of_one ? of_all : of_one;
-  double count = -1.0;
-  T limit = rounded_down<T>(theta);
-  for (int step = 0; step < 200; ++step) {
-    const Above found = above(x, n, limit);
-    if (found.count == 0.0) {  // the largest number itself was rounded away
-      theta = of_one;
-      break;
-    }
-    theta = static_cast<double>(limit) + (found.sum - radius) / found.count;
-    if (found.count == count) break;
-    count = found.count;
-    const T next = rounded_down<T>(theta);
-    if (!(next > limit)) break;
-    limit = next;
-  }
-  const T level = static_cast<T>(theta);
+  const T level = simplex_threshold<T>((mass - radius) / static_cast<double>(n), static_cast<double>(most) - radius, radius,
+                                       [&](T limit) { return above(x, n, limit); });
   const L limits = L{} + level;
   int64_t k = 0;
   for (; k + kWide <= n; k += kWide) {

@@ -34,6 +34,7 @@ FAMILIES = (
     "channel",
     "power",
     "erase",
+    "attack",
 )
 
 
