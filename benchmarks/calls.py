@@ -509,6 +509,62 @@ def _erase(name: str, device: torch.device, seed: int) -> Run:
     )
 
 
+# ---- attacks on diffusion models -------------------------------------------------------------------------
+
+
+def _tokens(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    table, q = x.normal(1301, 24), x.normal(11, 24)
+    p, u = ops.simplex_project(x.normal(3, 1301)), torch.linspace(0.1, 0.9, 3, dtype=torch.float64)
+    if name == "simplex":
+        return _with_gradient((x.normal(3, 1301), x.normal(3, 1301)), lambda a, b: ops.simplex_project(a) * b)
+    if name == "nearest":
+        return lambda: [*ops.nearest_token(q, table), *ops.nearest_token(q[:3], table, metric="l2")]
+    if name == "samples":
+        return lambda: [ops.sample_rows(p, u.to(device))]
+    if name == "signs":
+        steps = (x.normal(2, 1025), x.normal(2, 1025))
+
+        def step(pair: Sequence[Tensor]) -> None:
+            ops.sign_step_(pair[0], steps[0], lr=0.05, eps=0.1)
+            ops.sign_step_(pair[1], steps[1], lr=0.05, eps=0.5, norm="l2")
+
+        return _in_place([[x.normal(2, 1025), x.normal(2, 1025)]], step)
+    zeros = [torch.zeros_like(p), torch.zeros_like(p)]
+    return _in_place(
+        [[p, *zeros]],
+        lambda state: ops.ste_adam_simplex_(
+            state[0], state[1], state[2], q[:3], table, lr=0.01, step=1, weight_decay=0.1
+        ),
+    )
+
+
+def _guidance(name: str, device: torch.device, seed: int) -> Run:
+    from tenfold import ops
+
+    x = _Inputs(device, seed)
+    a, b, c, d = (x.normal(3, 4, 9, 31) for _ in range(4))
+    if name == "losses":
+        return _with_gradient(
+            (a, b, c), lambda a, b, c: ops.esd_mse(a, b, c, 0.7) + ops.eps_mse_rows(a, b, "l1").sum()
+        )
+    if name == "splice":
+        index = x.whole(13, 3, 9)
+        words = (x.normal(3, 9, 16), x.normal(3, 4, 16))
+        return _with_gradient(words, lambda e, v: ops.splice_embed(e, v, index).square())
+    t, abar = x.whole(50, 3), torch.linspace(0.999, 0.005, 50, dtype=torch.float64).to(device)
+
+    safe = partial(ops.sld_guidance, scale=5.0, threshold=0.01, momentum_scale=0.3, momentum_beta=0.4)
+
+    def stepped() -> list[Tensor]:
+        found = [ops.add_noise_rows(a, b, t, abar), *safe(a, b, c, d, 7.5)]
+        return [*found, ops.cfg_ddim_step(a, b, c, 7.5, abar[t], abar[t // 2], doubled=True)]
+
+    return stepped
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 _PASSES = (
     "perturb", "chain", "adam", "momentum", "sign", "hizoo_perturb", "hizoo_update", "restore_update",
@@ -693,6 +749,31 @@ CALLS: tuple[Call, ...] = (
     Call("erase.adam", partial(_erase, "adam"), covers=("masked_adam_", "saliency_accum_")),
     Call(
         "erase.columns", partial(_erase, "columns"), 2e-5, backends=("triton",), covers=("attn_column_norm",)
+    ),
+    *(
+        Call(
+            f"attack.{name}",
+            partial(_tokens, name),
+            near,
+            captures=name != "simplex",
+            backends=on,
+            covers=(op,),
+        )
+        for name, op, near, on in (
+            ("simplex", "simplex_project", 2e-5, ("cuda", "triton")),
+            ("adam", "ste_adam_simplex_", 1e-4, ("cuda", "triton")),
+            ("samples", "sample_rows", 0.0, ("cuda", "triton")),
+            ("nearest", "nearest_token", 1e-5, ("cuda",)),
+            ("signs", "sign_step_", 2e-6, ("cuda", "triton")),
+        )
+    ),
+    *(
+        Call(f"attack.{name}", partial(_guidance, name), 1e-5, covers=covers)
+        for name, covers in (
+            ("losses", ("esd_mse", "eps_mse_rows")),
+            ("latents", ("add_noise_rows", "cfg_ddim_step", "sld_guidance")),
+            ("splice", ("splice_embed",)),
+        )
     ),
     Call("channel.plain", partial(_channel, "plain"), captures=True, covers=("noma_channel",)),
     *(

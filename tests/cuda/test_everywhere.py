@@ -32,12 +32,9 @@ NO_KERNEL = {
     "gaussian_weights", "mirrored", "sliding_window", "sliding_window_slabs", "window_starts",
     "labels_of_owners", "owner_words", "surfels",  # plain PyTorch on any device
     "moderate_select", "new_dynamics", "stratified_budget", "topk_stable",
-    "add_noise_rows", "cfg_ddim_step", "eps_mse_rows", "esd_mse", "inverse_norms", "nearest_token",
-    "sample_rows", "sign_step_", "simplex_project", "sld_guidance", "splice_embed",
-    "ste_adam_simplex_",  # kernels on the CPU, plain PyTorch elsewhere
-    "adain_style_loss", "answer_counts", "channel_stats", "frechet_distance", "gram", "lowrank_apply_",
-    "mmd2_poly", "mmd2_rbf", "moments_merge", "moments_update", "resize_antialias", "uce_apply", "uce_apply_",
-    "uce_edit",  # PyTorch's products and solves on any device
+    "adain_style_loss", "answer_counts", "channel_stats", "frechet_distance", "gram", "inverse_norms",
+    "lowrank_apply_", "mmd2_poly", "mmd2_rbf", "moments_merge", "moments_update", "resize_antialias", "uce_apply",
+    "uce_apply_", "uce_edit",  # PyTorch's products and solves on any device
 }  # fmt: skip
 OF_OTHERS = {
     "craig", "fgrad_sqdist", "glister",

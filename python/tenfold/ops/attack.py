@@ -16,10 +16,10 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
-_BACKENDS = ("cpu", "cuda", "reference")
+_BACKENDS = ("cpu", "cuda", "triton", "reference")
 _OPS = ("simplex_project", "ste_adam_simplex_", "sample_rows", "nearest_token", "sign_step_")
 OPS |= dict.fromkeys(_OPS, _BACKENDS)
-OPS["simplex_project"] = ("cpu", "cuda", "triton", "reference")
+OPS["nearest_token"] = ("cpu", "cuda", "reference")
 
 METRICS = ("cos", "l2")
 NORMS = ("linf", "l2")

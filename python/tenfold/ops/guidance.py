@@ -15,7 +15,7 @@ from torch import Tensor
 from tenfold import _arrays, _checks
 from tenfold._backend import OPS, chosen_backend
 
-_BACKENDS = ("cpu", "cuda", "reference")
+_BACKENDS = ("cpu", "cuda", "triton", "reference")
 _OPS = ("esd_mse", "eps_mse_rows", "add_noise_rows", "cfg_ddim_step", "sld_guidance", "splice_embed")
 OPS |= dict.fromkeys(_OPS, _BACKENDS)
 
