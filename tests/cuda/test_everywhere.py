@@ -33,8 +33,8 @@ NO_KERNEL = {
     "labels_of_owners", "owner_words", "surfels",  # plain PyTorch on any device
     "moderate_select", "new_dynamics", "stratified_budget", "topk_stable",
     "adain_style_loss", "answer_counts", "channel_stats", "frechet_distance", "gram", "inverse_norms",
-    "lowrank_apply_", "mmd2_poly", "mmd2_rbf", "moments_merge", "moments_update", "resize_antialias", "uce_apply",
-    "uce_apply_", "uce_edit",  # PyTorch's products and solves on any device
+    "lowrank_apply_", "mmd2_poly", "mmd2_rbf", "moments_merge", "moments_update", "resize_antialias",
+    "uce_apply", "uce_apply_", "uce_edit",  # PyTorch's products and solves on any device
 }  # fmt: skip
 OF_OTHERS = {
     "craig", "fgrad_sqdist", "glister",
