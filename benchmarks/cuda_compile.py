@@ -262,6 +262,56 @@ def table(kernels: Sequence[Kernel]) -> str:
     return "\n".join(lines)
 
 
+PAGE = """# What the GPU compilers make of the kernels
+
+Every CUDA C++ kernel as nvcc compiles it, and every Triton kernel as Triton does, without a GPU:
+`python -m benchmarks.cuda_compile --nvcc-arch sm_80 sm_90 --page docs/compiled.md`. Registers are per thread;
+spills are bytes of local memory that a kernel writes and reads back; wide are kernels whose machine code loads
+or stores 128 bits at a time. A kernel that spills more than is known of it, or that promises its bits and
+holds an operation that rounds otherwise, fails the command.
+
+| family | compiler | for | kernels | registers | spills | wide |
+|---|---|---|--:|--:|--:|--:|
+"""
+
+
+def page(kernels: Sequence[Kernel], versions: str) -> str:
+    """The kernels family by family, as Markdown."""
+    groups: dict[tuple[str, str, str], list[Kernel]] = {}
+    for k in kernels:
+        groups.setdefault((k.family, k.compiler, k.arch), []).append(k)
+    lines = []
+    for (family, compiler, arch), found in sorted(groups.items()):
+        registers = [k.registers for k in found]
+        spills = sum(k.spill_stores + k.spill_loads for k in found)
+        wide = sum(bool(k.sass.get("load128") or k.sass.get("store128")) for k in found)
+        lines.append(
+            f"| `{family}` | {compiler} | {arch} | {len(found)} | {min(registers)} to {max(registers)} | "
+            f"{spills or ''} | {wide} |"
+        )
+    spilling = [k for k in kernels if k.spill_stores + k.spill_loads]
+    said = [
+        f"- `{k.family}` {k.name} ({k.compiler}, {k.arch}): {k.spill_stores} written, {k.spill_loads} read"
+        for k in spilling
+    ]
+    known = ["", "Kernels that spill (bytes a thread):", "", *said] if said else []
+    return PAGE + "\n".join([*lines, *known, "", f"Compiled with {versions}.", ""])
+
+
+def _versions() -> str:
+    """Of the compilers that are here."""
+    found = []
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        release = re.search(r"release [\d.]+, V([\d.]+)", _run((nvcc, "--version")).stdout)
+        found.append(f"nvcc {release[1]}" if release else "nvcc")
+    try:
+        found.append(f"Triton {import_module('triton').__version__}")
+    except ImportError:
+        pass
+    return " and ".join(found)
+
+
 def _cuda_kernels(arches: Sequence[str], folder: Path, missing: list[str]) -> list[Kernel]:
     nvcc = shutil.which("nvcc") or os.environ.get("CUDACXX")
     sources = sorted(KERNELS.glob("*/*_cuda.cu"))
@@ -297,6 +347,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--triton-arch", nargs="+", type=int, default=[80, 90], metavar="N", help="default: 80 90"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write a summary by families here (Markdown)"
+    )
     parser.add_argument("--require", action="store_true", help="a missing compiler is an error")
     options = parser.parse_args(argv)
     if os.environ.pop("TRITON_INTERPRET", "0") != "0" and "triton" in sys.modules:
@@ -315,6 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     if options.json:
         options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
+    if options.page and not faults and not missing:
+        options.page.write_text(page(kernels, _versions()))
     return 1 if faults or (missing and options.require) else 0
 
 

@@ -71,6 +71,18 @@ def test_spills_are_faults():
     assert "FAULT" in cuda_compile.table([kernel])
 
 
+def test_page_sums_up_families():
+    kernels = [
+        cuda_compile.Kernel("nvcc", "sm_90", "zo", "a", registers=32, sass={"load128": 4}),
+        cuda_compile.Kernel("nvcc", "sm_90", "zo", "b", registers=40, spill_stores=4, spill_loads=8),
+        cuda_compile.Kernel("triton", "sm_80", "mmd", "c", registers=80),
+    ]
+    text = cuda_compile.page(kernels, "nvcc 13")
+    assert "| `zo` | nvcc | sm_90 | 2 | 32 to 40 | 12 | 1 |" in text
+    assert "| `mmd` | triton | sm_80 | 1 | 80 to 80 |  | 0 |" in text
+    assert "- `zo` b (nvcc, sm_90): 4 written, 8 read" in text
+
+
 def _floating_operations(ptx: str) -> Counter[str]:
     """How many fma, mul, add (with sub), sqrt ... on float32; without moves, selections, conversions."""
     counts: Counter[str] = Counter()
