@@ -11,6 +11,7 @@ their bits) holds an operation that rounds differently.  What is not installed i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -266,8 +267,8 @@ PAGE = """# What the GPU compilers make of the kernels
 
 Every CUDA C++ kernel as nvcc compiles it, and every Triton kernel as Triton does, without a GPU:
 `python -m benchmarks.cuda_compile --nvcc-arch sm_80 sm_90 --page docs/compiled.md`. Registers are per thread;
-spills are bytes of local memory that a kernel writes and reads back; wide are kernels whose machine code loads
-or stores 128 bits at a time. A kernel that spills more than is known of it, or that promises its bits and
+spills are bytes of local memory that a kernel writes and reads back; wide are kernels whose machine code
+loads or stores 128 bits at a time. A kernel that spills more than is known of it, or that promises its bits and
 holds an operation that rounds otherwise, fails the command.
 
 | family | compiler | for | kernels | registers | spills | wide |
@@ -305,10 +306,8 @@ def _versions() -> str:
     if nvcc is not None:
         release = re.search(r"release [\d.]+, V([\d.]+)", _run((nvcc, "--version")).stdout)
         found.append(f"nvcc {release[1]}" if release else "nvcc")
-    try:
+    with contextlib.suppress(ImportError):
         found.append(f"Triton {import_module('triton').__version__}")
-    except ImportError:
-        pass
     return " and ".join(found)
 
 
