@@ -268,8 +268,8 @@ PAGE = """# What the GPU compilers make of the kernels
 Every CUDA C++ kernel as nvcc compiles it, and every Triton kernel as Triton does, without a GPU:
 `python -m benchmarks.cuda_compile --nvcc-arch sm_80 sm_90 --page docs/compiled.md`. Registers are per thread;
 spills are bytes of local memory that a kernel writes and reads back; wide are kernels whose machine code
-loads or stores 128 bits at a time. A kernel that spills more than is known of it, or that promises its bits and
-holds an operation that rounds otherwise, fails the command.
+loads or stores 128 bits at a time. A kernel that spills more than is known of it, or that promises its bits
+and holds an operation that rounds otherwise, fails the command.
 
 | family | compiler | for | kernels | registers | spills | wide |
 |---|---|---|--:|--:|--:|--:|
