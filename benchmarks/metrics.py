@@ -226,7 +226,7 @@ def _resize(filter: str, device: torch.device, tiny: bool) -> Workload:
             lambda: [resize_antialias(x, (sizes[1],) * 2, filter=filter)],
             version=_version(),
             kind="ours",
-            backend=lambda: "BLAS by torch",
+            backend=lambda: "torch",
         ),
         others=[
             Side(

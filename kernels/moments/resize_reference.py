@@ -19,6 +19,9 @@ FILTERS = ("bilinear", "bicubic")
 BITS = 22
 """Binary digits behind the point of Pillow's weights: 32 less 8 for the pixel and 2 for overshoot."""
 
+PIECE = 2**18
+"""Values of pictures that are worked on at a time on the CPU: their int32 sums stay in its caches."""
+
 Taps = tuple[tuple[int, tuple[float, ...]], ...]
 """For each place of the output: the first place of the input, and weights from there on."""
 
@@ -71,29 +74,42 @@ def whole(weight: float) -> int:
     return int(math.copysign(math.floor(abs(weight) * (1 << BITS) + 0.5), weight))
 
 
-@lru_cache(maxsize=16)
-def _matrix(old: int, new: int, filter: str, mode: str, quantize: bool) -> Tensor:
-    """[new, old] float64; with `quantize` of whole numbers, so that products with pixels are exact."""
-    out = torch.zeros(new, old, dtype=torch.float64)
-    for at, (first, weights) in enumerate(taps(old, new, filter, mode)):
-        row = [float(whole(w)) for w in weights] if quantize else list(weights)
-        out[at, first : first + len(row)] = torch.tensor(row, dtype=torch.float64)
-    return out
+@lru_cache(maxsize=64)
+def _columns(old: int, new: int, filter: str, mode: str, quantize: bool) -> tuple[Tensor, Tensor]:
+    """int64 [K, new], where the k-th weight of each place lies, and the weights [K, new], 0 behind the last:
+    int32 with `quantize`, else float64."""
+    found = taps(old, new, filter, mode)
+    most = max(len(weights) for _, weights in found)
+    at = torch.tensor([[min(first + k, old - 1) for first, _ in found] for k in range(most)])
+    rows = [[w[k] if k < len(w) else 0.0 for _, w in found] for k in range(most)]
+    if quantize:
+        return at, torch.tensor([[whole(w) for w in row] for row in rows], dtype=torch.int32)
+    return at, torch.tensor(rows, dtype=torch.float64)
+
+
+def _along(x: Tensor, new: int, filter: str, mode: str, quantize: bool) -> Tensor:
+    """x [old, ...] along its first axis: uint8, or float32 without `quantize`. Weights are added in order, in
+    int32, which holds 255 x 2^22 and the overshoot, or float64."""
+    at, weights = (t.to(x.device) for t in _columns(x.shape[0], new, filter, mode, quantize))
+    flat = x.reshape(x.shape[0], -1)
+    out = torch.zeros(new, flat.shape[1], dtype=weights.dtype, device=x.device)
+    if quantize:
+        out += 1 << (BITS - 1)
+    for places, row in zip(at, weights, strict=True):
+        out.addcmul_(flat.index_select(0, places).to(out.dtype), row[:, None])
+    out = (out >> BITS).clamp_(0, 255).to(torch.uint8) if quantize else out.float()
+    return out.view(new, *x.shape[1:])
 
 
 def resize(x: Tensor, size: tuple[int, int], filter: str, mode: str, quantize: bool) -> Tensor:
     """x: uint8 [B, H, W, C]. Returns float32 [B, C, h, w] in 0..255."""
-    planes = x.permute(0, 3, 1, 2).double()
-    across, down = (
-        _matrix(old, new, filter, mode, quantize).to(x.device)
-        for old, new in ((x.shape[2], size[1]), (x.shape[1], size[0]))
-    )
-    planes = _rounded(planes @ across.T, quantize)
-    return _rounded(down @ planes, quantize).float()
-
-
-def _rounded(values: Tensor, quantize: bool) -> Tensor:
-    """What an axis leaves: a byte, or a float32."""
-    if not quantize:
-        return values.float().double()
-    return values.add_(2.0 ** (BITS - 1)).mul_(2.0**-BITS).floor_().clamp_(0.0, 255.0)
+    height, width = size
+    out = x.new_empty((x.shape[0], x.shape[3], height, width), dtype=torch.float32)
+    pieces = max(1, PIECE // x.shape[1:].numel()) if x.device.type == "cpu" else len(x)
+    if not len(x):
+        return out
+    for given, found in zip(x.split(pieces), out.split(pieces), strict=True):
+        across = _along(given.permute(2, 1, 0, 3).contiguous(), width, filter, mode, quantize)  # [w, H, B, C]
+        down = _along(across.transpose(0, 1).contiguous(), height, filter, mode, quantize)  # [h, w, B, C]
+        found.copy_(down.permute(2, 3, 0, 1))
+    return out
