@@ -95,13 +95,17 @@ def _helpful(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> 
         message += did_you_mean(key[1], names)
     elif not message.startswith("Problems parsing config"):
         return message
-    return f"--config {_config_file(arguments)}: {message}"
+    return _config_file(arguments) + message
 
 
 def _config_file(arguments: Sequence[str]) -> str:
-    last = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] == "--config"][-1]
-    flag, joined, value = arguments[last].partition("=")
-    return value if joined else arguments[last + 1]
+    """'--config FILE: ' of the last such flag, or nothing."""
+    found = ""
+    for i, argument in enumerate(arguments):
+        flag, joined, value = argument.partition("=")
+        if flag == "--config":
+            found = f"--config {value if joined else arguments[i + 1]}: "
+    return found
 
 
 _ONE_TYPE = re.compile(r"(?P<name>[^\"]+)\": Expected an? (?P<kinds>.+?)\. Got value: (?P<value>.*)")
