@@ -213,11 +213,13 @@ def _mib(value: float | None) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The benchmark section: per run one row per comparison, and how it was measured."""
-    parts = []
+    parts: list[str] = []
     for number, (families, run, records) in enumerate(groups(result)):
+        again = bool(TABLES[families]) and TABLES[families] in parts
+        title = "The same families, from another run:" if again else TABLES[families]
         rows = ["| | compared with | times faster | time / floor | extra memory | theirs |"]
         rows += ["|---|---|--:|--:|--:|--:|", *(row for record in records for row in _rows(record))]
-        parts += [TABLES[families], "\n".join(rows), _how(families, run, records, first=number == 0)]
+        parts += [title, "\n".join(rows), _how(families, run, records, first=number == 0)]
     parts = [part for part in parts if part]
     return "\n\n".join([*parts, "The whole record is `docs/bench.json`."])
 

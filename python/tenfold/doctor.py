@@ -32,6 +32,10 @@ _WANTED = {
     "safetensors": "checkpoints of runs: in the checkout: pip install '.[run]'",
     "scipy": "EEG data in MATLAB files, features of raw EEG: in the checkout: pip install '.[eeg]'",
     "transformers": "language-model workflows: in the checkout: pip install '.[llm]'",
+    "diffusers": "diffusion workflows: in the checkout: pip install '.[diffusion]'",
+    "scikit-learn": "data selection, dp4tl and cwerm: in the checkout: pip install '.[selection]'",
+    "scikit-image": "pictures of ctsemcom: in the checkout: pip install '.[semcom]'",
+    "nibabel": "segmentations in NIfTI files: in the checkout: pip install '.[seg]'",
 }
 """Packages that parts of the library need -> for what, and how to get them."""
 
@@ -201,11 +205,27 @@ def _missing(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             use, _, command = help_text.partition(": ")
             yield _item(f"{package}, for {use}", command)
     yield from _missing_assets(found["versions"])
+    if why := _torchvision_fault(found["versions"]):
+        yield _item(
+            f"a torchvision that fits this torch: {why}; diffusers and transformers fail to import beside it",
+            "pip uninstall torchvision (nothing here needs it), or install the build that fits your torch",
+        )
     if len(found["threads"]["openmp"] or []) > 1:
         yield _item(
             f"one OpenMP runtime for all: {', '.join(found['threads']['openmp'])} compete for the cores",
             "set OMP_WAIT_POLICY=passive, or install packages that share one runtime",
         )
+
+
+def _torchvision_fault(versions: dict[str, str]) -> str:
+    """Why the torchvision that is installed does not load, or nothing."""
+    if "torchvision" not in versions:
+        return ""
+    try:
+        import_module("torchvision")
+    except _BROKEN as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
 
 
 def _missing_cuda(cuda: dict[str, Any], triton: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -39,6 +39,8 @@ def test_overview(call: Call, arguments: list[str]) -> None:
     assert code == 0
     for command in ("list", "run", "bench", "doctor", "report"):
         assert re.search(rf"^  {command} ", out, re.M)
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    assert len({re.match(r"  \S+ +", line).end() for line in lines}) == 1  # type: ignore[union-attr]
 
 
 def test_version(call: Call) -> None:
@@ -93,6 +95,16 @@ def test_run_of_what_is_not_ready(call: Call, monkeypatch: pytest.MonkeyPatch) -
     code, _, err = call("run", "toy")
     assert code == 2
     assert "toy is not ready in this version; ready: zo, soul" in one_line(err)
+
+
+def test_case_is_no_obstacle_to_a_suggestion(call: Call) -> None:
+    assert "got 'DP4TL' (did you mean 'dp4tl'?)" in one_line(call("run", "DP4TL")[2])
+
+
+def test_help_of_each_workflow_begins_with_a_sentence() -> None:
+    for workflow in WORKFLOWS.values():
+        first = (workflow.load_config().__doc__ or "").strip().splitlines()[0]
+        assert first.endswith((".", "?")), workflow.name
 
 
 def test_run_of_an_unknown_name(call: Call) -> None:
@@ -159,13 +171,18 @@ def test_config_file_and_flags_over_it(call: Call) -> None:
         (["--noisy", "maybe"], "--noisy: expected bool, got 'maybe'"),
         (["--pause", "long"], "--pause: expected float or null, got 'long'"),
         (["--pause", "-1"], "pause: expected a number >= 0, got -1"),
-        (["--stepz", "3"], "unrecognized arguments: --stepz 3"),
-        (["stray"], "unrecognized arguments: stray"),
+        (["--stepz", "3"], "unrecognized arguments: --stepz 3 (did you mean '--steps'?)"),
+        (["--zzz", "3"], "unrecognized arguments: --zzz 3\n"),
+        (["--stops", "1", "2"], "unrecognized arguments: 2 (a list is one word with commas: a,b)"),
+        (["--stops", "1,x"], "--stops: expected list[int] or null, got"),
         (["--steps"], "argument --steps: expected one argument"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--config", "absent.yaml"], "--config: File does not exist: "),
-        (["--config", "torn.yaml"], "Problems parsing config"),
-        (["--config", "other.yaml"], "'stepz' is not accepted"),
+        (["--config", "torn.yaml"], "--config torn.yaml: Problems parsing config"),
+        (
+            ["--config=other.yaml"],
+            "--config other.yaml: Option 'stepz' is not accepted (did you mean 'steps'?)",
+        ),
         (["--out", "occupied"], "out: expected a new or empty folder, got occupied"),
         (["--resume"], "out: expected an unfinished run in runs/toy-* to resume"),
         (["--resume", "--out", "absent"], "out: expected the folder of a run, got absent"),
@@ -182,6 +199,21 @@ def test_bad_input_is_one_line_and_writes_nothing(call: Call, arguments: list[st
     assert one_line(err).startswith("tenfold run: error: ")
     assert complaint in err
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("marks", ["a,b c", "[a,b c]", "[a, 'b c']"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_lists_need_no_brackets(call: Call, marks: str, joined: bool) -> None:
+    given = [f"--marks={marks}", "--stops=7"] if joined else ["--marks", marks, "--stops", "7"]
+    assert call("run", "toy", *given, "--steps", "1", "--out", "here")[0] == 0
+    config = json.loads(Path("here/metrics.json").read_text())["config"]
+    assert (config["marks"], config["stops"]) == (["a", "b c"], [7])
+
+
+def test_a_list_that_may_be_null_may_be_null(call: Call) -> None:
+    assert call("run", "toy", "--stops", "null", "--marks", "[]", "--steps", "1", "--out", "here")[0] == 0
+    config = json.loads(Path("here/metrics.json").read_text())["config"]
+    assert (config["marks"], config["stops"]) == ([], None)
 
 
 def test_failure_in_the_run_is_told_and_kept(call: Call) -> None:

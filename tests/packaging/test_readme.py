@@ -101,6 +101,11 @@ def test_figures_are_those_of_the_record(tree: Path) -> None:
     assert script.picture(result) == script.PICTURE.read_text(encoding="utf-8")
 
 
+def test_no_heading_of_the_tables_stands_twice(tree: Path) -> None:
+    headings = re.findall(r"^\*\*.+", (tree / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(headings) == len(set(headings))
+
+
 def test_figures_that_disagree_are_refused(tree: Path, tmp_path: Path) -> None:
     script = load_script(tree / "docs" / "update_readme.py")
     text = script.RECORD.read_text(encoding="utf-8")

@@ -89,8 +89,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' where one of `known` is close to `name`, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """' (did you mean ...?)' where one of `known` is close to `name`, whatever its case, else nothing."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -102,7 +102,8 @@ def _one_line(command: str, error: BaseException) -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<8} {line}" for name, (_, line) in _COMMANDS.items()]
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: tenfold COMMAND [arguments]",

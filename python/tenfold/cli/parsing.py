@@ -6,9 +6,11 @@ import dataclasses
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
+
+from tenfold.cli import did_you_mean
 
 __all__ = ["make_parser", "parse", "with_config"]
 
@@ -42,11 +44,68 @@ def with_config(parser: ArgumentParser, config: type[Any]) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings by name, nested dataclasses made. ValueError in one line for what does not fit."""
+    """The settings by name, nested dataclasses made. ValueError in one line for what does not fit.
+
+    A list may be given as its items with commas between: `--seeds 0,1` is `--seeds '[0,1]'`.
+    """
+    given = _with_brackets(arguments, _list_flags(parser))
     try:
-        return dict(parser.instantiate(parser.parse_args(list(arguments))).items())
+        return dict(parser.instantiate(parser.parse_args(given)).items())
     except ArgumentError as error:
-        raise ValueError(_plain_message(str(error))) from error
+        raise ValueError(_helpful(_plain_message(str(error)), parser, given)) from error
+
+
+def _list_flags(parser: ArgumentParser) -> set[str]:
+    """Flags whose value is a list, or a list or null; not those that may be a text or a number as well."""
+    actions = [action for action in parser._actions if _is_list(getattr(action, "_typehint", None))]
+    return {flag for action in actions for flag in action.option_strings if not flag.endswith("+")}
+
+
+def _is_list(hint: Any) -> bool:
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return get_origin(hint) is list or (len(kinds) == 1 and get_origin(kinds[0]) is list)
+
+
+def _with_brackets(arguments: Sequence[str], flags: set[str]) -> list[str]:
+    """`--name a,b` and `--name=a,b` as `--name [a,b]`, for these flags."""
+    given = list(arguments)
+    for i, argument in enumerate(given):
+        flag, joined, value = argument.partition("=")
+        if flag not in flags:
+            continue
+        if joined:
+            given[i] = f"{flag}={_bracketed(value)}"
+        elif i + 1 < len(given) and not given[i + 1].startswith("--"):
+            given[i + 1] = _bracketed(given[i + 1])
+    return given
+
+
+def _bracketed(value: str) -> str:
+    return value if value.lstrip().startswith("[") or value in ("null", "") else f"[{value}]"
+
+
+def _helpful(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """The message with what the user may have meant, and the file that is at fault."""
+    names = [flag.removeprefix("--") for action in parser._actions for flag in action.option_strings]
+    if flags := re.fullmatch(r"unrecognized arguments: --(\w+).*", message):
+        return message + did_you_mean(flags[1], names).replace("mean '", "mean '--")
+    if message.startswith("unrecognized arguments: ") and len(_list_flags(parser)) > 0:
+        return f"{message} (a list is one word with commas: a,b)"
+    if key := re.fullmatch(r"Option '(\w+)' is not accepted", message):
+        message += did_you_mean(key[1], names)
+    elif not message.startswith("Problems parsing config"):
+        return message
+    return _config_file(arguments) + message
+
+
+def _config_file(arguments: Sequence[str]) -> str:
+    """'--config FILE: ' of the last such flag, or nothing."""
+    found = ""
+    for i, argument in enumerate(arguments):
+        flag, joined, value = argument.partition("=")
+        if flag == "--config":
+            found = f"--config {value if joined else arguments[i + 1]}: "
+    return found
 
 
 _ONE_TYPE = re.compile(r"(?P<name>[^\"]+)\": Expected an? (?P<kinds>.+?)\. Got value: (?P<value>.*)")

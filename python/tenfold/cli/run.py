@@ -76,7 +76,9 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> dict[str, Any]:
     from tenfold.cli.parsing import make_parser, parse, with_config
     from tenfold.runs.report import command
 
-    about = f"{workflow.paper}." + (f" Embedded default: {workflow.default}." if workflow.default else "")
+    default = workflow.default.rstrip(".")
+    stop = "" if default.endswith("?") else "."
+    about = f"{workflow.paper}." + (f" Embedded default: {default}{stop}" if default else "")
     parser = make_parser(command(workflow.name), about)
     with_config(parser, workflow.load_config())
     parser.add_argument(

@@ -40,8 +40,7 @@ _PUBLISHED = {
 
 @dataclass
 class AdvUnlearnConfig:
-    """Erase a concept from a text-to-image model, with and without an attacker in training, and attack the
-    results.
+    """Erase a concept from a text-to-image model, with an attacker in training or without; attack the result.
 
     Settings that are left open (none) take the published values, or for the embedded digits model small ones.
     """

