@@ -291,7 +291,7 @@ def test_an_edit_of_a_pipeline_in_place(sdxl, tmp_path):
         expected = drawn(edit.apply(sdxl).to_pipeline(), latents)
         torch.testing.assert_close(drawn(pipe, latents), expected, rtol=0, atol=1e-5)
         assert not torch.allclose(expected, plain, rtol=0, atol=1e-4)
-        with pytest.raises(RuntimeError, match="applied to already|that it is applied to"):
+        with pytest.raises(RuntimeError, match="got one that it is applied to"):
             again.apply(pipe)
         again.undo(pipe)
         assert torch.equal(drawn(pipe, latents), plain)
@@ -322,20 +322,6 @@ def test_attacks_find_the_same_whatever_the_batch(sdxl, cases, attack):
     assert all(p.grad is None for module in erased.modules().values() for p in module.parameters())
     moved = {tuple(ids) for entries in together for _, ids in entries[1:]}
     assert len(moved) > 1
-
-
-def test_tokens_found_lower_the_loss(sdxl, cases):
-    """With a large learning rate P4D's loss at its last timestep falls below that of its first tokens."""
-    attack = P4D(k=2, timesteps=1, iterations=1, lr=1.0)
-    more = P4D(k=2, timesteps=1, iterations=40, lr=1.0)
-    target = Target(
-        ESD(train_method="text_encoder", **{**QUICK, "lr": 0.02}).fit(sdxl, CONCEPT).apply(sdxl), sdxl
-    )
-    search, _ = attack.begin(target, cases)
-    start = [one.loss for one in attack.propose(target, [search])[0]]
-    search, _ = more.begin(target, cases)
-    mean = [one.loss / 40 for one in more.propose(target, [search])[0]]
-    assert sum(mean) < sum(start)
 
 
 def test_two_vocabularies_are_refused_by_name(sdxl, cases):
