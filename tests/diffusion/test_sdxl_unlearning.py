@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tenfold.diffusion import Bundle, start_noise, tiny_bundle, tokenize
+from tenfold.diffusion import Bundle, apply_text_encoder, start_noise, tiny_bundle, tokenize
 from tenfold.diffusion.attack import P4D, Case, Sampling, Target, TextGrad, target_cases
 from tenfold.diffusion.attack.gradient import Text, loss_gradient
 from tenfold.diffusion.encode import (
@@ -273,6 +273,10 @@ def test_saved_encoders_load_in_a_stock_pipeline_in_a_fresh_process(sdxl, tmp_pa
         ours = drawn(edit.apply(sdxl).to_pipeline(), latents)
         torch.testing.assert_close(told, ours, rtol=0, atol=1e-5)
         assert not torch.allclose(told, plain, rtol=0, atol=1e-4)
+        for part in edit.parts:
+            place = tmp_path / name / part if len(edit.parts) == 2 else tmp_path / name
+            put = getattr(apply_text_encoder(sdxl, place), part)
+            assert digest(put) == digest(getattr(edit.apply(sdxl), part))
         again = Edit.load(tmp_path / name)
         assert again.component == edit.component
         assert again.tensors.keys() == edit.tensors.keys()
@@ -347,7 +351,7 @@ def test_two_vocabularies_are_refused_by_name(sdxl, cases):
                 P4D(k=1).run(target, cases, lambda images: [False] * len(images))
 
 
-def test_what_cannot_train_is_named(sdxl):
+def test_what_cannot_train_is_named(sdxl, tmp_path):
     with pytest.raises(ValueError, match="encoders: expected 'text_encoder' for a model with one"):
         AdvUnlearn(**{**vars(ADV), "encoders": "text_encoder_2"}).fit(tiny_bundle(0), CONCEPT)
     with pytest.raises(ValueError, match="encoders: expected one of"):
@@ -357,5 +361,13 @@ def test_what_cannot_train_is_named(sdxl):
     edit = AdvUnlearn(**{**vars(ADV), "train_method": "text_encoder_layer2", "encoders": "text_encoder_2"})
     after = edit.fit(sdxl, CONCEPT).apply(sdxl)
     assert all("encoder.layers.2." in name for name in changed(sdxl.text_encoder_2, after.text_encoder_2))
+    after.text_encoder_2.save_pretrained(tmp_path / "second")
+    alike = sdxl.replace(text_encoder=after.text_encoder_2)
+    with pytest.raises(ValueError, match="part: expected text_encoder or text_encoder_2, got None"):
+        apply_text_encoder(alike, tmp_path / "second")
+    assert (
+        apply_text_encoder(alike, tmp_path / "second", part="text_encoder_2").text_encoder
+        is alike.text_encoder
+    )
     with pytest.raises(TypeError, match="Bundle or pipeline with a text_encoder_2"):
         ADV.fit(sdxl, CONCEPT).apply(tiny_bundle(0))

@@ -192,7 +192,7 @@ class Bundle:
     ) -> Tensor:
         """What the UNet itself returns: noise, v or a clean sample (`prediction_type`)."""
         if isinstance(states, Condition):
-            states, pooled = states.states, states.pooled
+            pooled, states = states.pooled, states.states
         extra = {}
         if getattr(self.unet.config, "addition_embed_type", None) == "text_time":
             extra["added_cond_kwargs"] = self._sizes(z, pooled)
