@@ -148,7 +148,7 @@ print(read("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system tells no peak of memory")
 @pytest.mark.parametrize(("trains", "text"), [("none", False), ("attn2", False), ("none", True)])
 def test_the_plan_is_what_a_process_takes(trains, text):
-    """Resident memory of a UNet of 142 million parameters, within 10 %, where freed blocks go back at once."""
+    """Resident memory of 142 million parameters, within 10 %, where freed blocks go back at once."""
     with torch.device("meta"):
         unet = tiny_unet(**MIDDLE)
     for name, parameter in unet.named_parameters():
