@@ -340,6 +340,9 @@ def test_two_vocabularies_are_refused_by_name(sdxl, cases):
         (strange, "tokenizer_2: expected the vocab"),
         (longer, "text_encoder_2: expected a t"),
     ):
+        if bundle is longer:
+            with pytest.raises(ValueError, match=name):
+                word_table(bundle)
         for method in (ADV, ESD(**QUICK)):
             with pytest.raises(ValueError, match=name):
                 method.fit(bundle, CONCEPT)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenfold.diffusion.bundle import Bundle, load_bundle
+    from tenfold.diffusion.condition import Condition
     from tenfold.diffusion.encode import encode_embeds, encode_ids, inject, tokenize
     from tenfold.diffusion.judges import Judge, Verdict, verdict_of
     from tenfold.diffusion.judges.load import load_judge
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "bundle", "load_bundle": "bundle",
+    "Condition": "condition",
     "encode_embeds": "encode", "encode_ids": "encode", "inject": "encode",
     "tokenize": "encode",
     "Judge": "judges", "Verdict": "judges", "verdict_of": "judges",
@@ -46,6 +48,7 @@ _HOMES = {
 __all__ = [
     "SLD",
     "Bundle",
+    "Condition",
     "Judge",
     "SafeGuidance",
     "Schedule",

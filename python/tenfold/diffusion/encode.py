@@ -74,11 +74,15 @@ def word_table(bundle: Bundle) -> Tensor:
     """The table of word embeddings W [V, D] of the text encoder (the parameter itself).
 
     Of SDXL both encoders' tables side by side, [V, D1 + D2]: a token is one row of each. That is a copy
-    (404 MB for SDXL in float32), made once for as long as the tables stay as they are.
+    (405 MB for SDXL in float32), made once for as long as the tables stay as they are.
+
+    Raises:
+        ValueError: SDXL whose tables are not of one length.
     """
     first = _table(bundle.text_encoder)
     if not bundle.is_sdxl:
         return first
+    _check_lengths(bundle)
     second = _table(bundle.text_encoder_2)
     key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (first, second))
     owner = bundle.text_encoder.get_input_embeddings()
@@ -109,6 +113,10 @@ def check_shared_words(bundle: Bundle) -> None:
         expected = "the vocabulary of tokenizer"
         got = f"another ({len(differing)} entries differ, {word!r}: {number} among them)"
         _checks.fail(ValueError, "tokenizer_2", expected, got)
+    _check_lengths(bundle)
+
+
+def _check_lengths(bundle: Bundle) -> None:
     sizes = vocabulary_size(bundle), int(_table(bundle.text_encoder_2).shape[0])
     if sizes[0] != sizes[1]:
         _checks.fail(ValueError, "text_encoder_2", f"a table of {sizes[0]} words, as text_encoder", sizes[1])
@@ -261,7 +269,7 @@ def encode_embeds(
         end: int64 [B], positions of the end tokens (`end_positions`); the first of each row of ids if None.
 
     Raises:
-        RuntimeError: shapes do not fit. ValueError: SDXL whose encoders do not share a vocabulary.
+        RuntimeError: shapes do not fit.
     """
     found = _encoded(bundle, ids, embeds, pooled, end)
     return (found.states, found.pooled) if pooled else found.states
