@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenfold.diffusion.bundle import Bundle, load_bundle
+    from tenfold.diffusion.condition import Condition
     from tenfold.diffusion.encode import encode_embeds, encode_ids, inject, tokenize
     from tenfold.diffusion.judges import Judge, Verdict, verdict_of
     from tenfold.diffusion.judges.load import load_judge
     from tenfold.diffusion.keys import apply_text_encoder, apply_unet
-    from tenfold.diffusion.plan import plan_unet, stable_diffusion_unet
+    from tenfold.diffusion.plan import plan_memory, plan_unet, stable_diffusion_unet
     from tenfold.diffusion.prompts import read_prompts, read_retain, read_targets
     from tenfold.diffusion.sampling import generate, partial_ddim, start_noise
     from tenfold.diffusion.schedule import Schedule
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "bundle", "load_bundle": "bundle",
+    "Condition": "condition",
     "encode_embeds": "encode", "encode_ids": "encode", "inject": "encode",
     "tokenize": "encode",
     "Judge": "judges", "Verdict": "judges", "verdict_of": "judges",
     "load_judge": "judges.load",
     "apply_text_encoder": "keys", "apply_unet": "keys",
-    "plan_unet": "plan", "stable_diffusion_unet": "plan",
+    "plan_memory": "plan", "plan_unet": "plan", "stable_diffusion_unet": "plan",
     "read_prompts": "prompts", "read_retain": "prompts", "read_targets": "prompts",
     "generate": "sampling", "partial_ddim": "sampling", "start_noise": "sampling",
     "Schedule": "schedule",
@@ -46,6 +48,7 @@ _HOMES = {
 __all__ = [
     "SLD",
     "Bundle",
+    "Condition",
     "Judge",
     "SafeGuidance",
     "Schedule",
@@ -59,6 +62,7 @@ __all__ = [
     "load_bundle",
     "load_judge",
     "partial_ddim",
+    "plan_memory",
     "plan_unet",
     "read_prompts",
     "read_retain",

@@ -72,6 +72,9 @@ class AdvUnlearnConfig:
     train_method: str | None = None
     """Weights that train: text_encoder, text_encoder_layer0, xattn, noxattn, full, ..."""
 
+    encoders: str = "both"
+    """Which of SDXL's text encoders train: both, text_encoder or text_encoder_2."""
+
     lr: float | None = None
     """Learning rate of Adam."""
 
@@ -180,7 +183,7 @@ class AdvUnlearnConfig:
     def method(self, name: str) -> Any:
         """The eraser of a model."""
         common: dict[str, Any] = {
-            "train_method": self.train_method, "lr": self.lr, "batch": self.batch,
+            "train_method": self.train_method, "encoders": self.encoders, "lr": self.lr, "batch": self.batch,
             "bank_size": self.bank_size, "retain_batch": self.retain_batch,
             "retain_weight": 0.0 if name == "no-retain" else self.retain_weight,
             "steps": self.train_steps, "t_alignment": self.t_alignment, "compat": self.compat,

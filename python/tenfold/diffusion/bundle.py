@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold import _checks
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.schedule import Schedule
 
 __all__ = ["EMBEDDED", "Bundle", "load_bundle"]
@@ -176,17 +177,22 @@ class Bundle:
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return (self.vae.decode(z.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
-    def predict(self, z: Tensor, t: Any, states: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def predict(self, z: Tensor, t: Any, states: Tensor | Condition, pooled: Tensor | None = None) -> Tensor:
         """The noise prediction e(z, t, c), [B, C, h, w], whatever the UNet's output means.
 
         Args:
-            z: latents [B, C, h, w]. t: timestep, an int or [B]. states: text states [B, L, D].
+            z: latents [B, C, h, w]. t: timestep, an int or [B]. states: text states [B, L, D], or a
+                `Condition`, which has the pooled text too.
             pooled: pooled text [B, P], for SDXL only (`encode(..., pooled=True)`).
         """
         return self.schedule.to_noise(self.unet_output(z, t, states, pooled), z, t)
 
-    def unet_output(self, z: Tensor, t: Any, states: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def unet_output(
+        self, z: Tensor, t: Any, states: Tensor | Condition, pooled: Tensor | None = None
+    ) -> Tensor:
         """What the UNet itself returns: noise, v or a clean sample (`prediction_type`)."""
+        if isinstance(states, Condition):
+            pooled, states = states.pooled, states.states
         extra = {}
         if getattr(self.unet.config, "addition_embed_type", None) == "text_time":
             extra["added_cond_kwargs"] = self._sizes(z, pooled)

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from tenfold import _checks
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.splice import MODES, end_positions, splice, splice_ids, splice_plan
 
 if TYPE_CHECKING:
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODES",
+    "Condition",
     "Tokens",
+    "check_shared_words",
+    "condition",
+    "condition_embeds",
+    "condition_ids",
     "count_tokens",
     "embed_ids",
     "encode",
@@ -31,10 +38,12 @@ __all__ = [
     "end_positions",
     "flat",
     "inject",
+    "no_text",
     "splice",
     "splice_ids",
     "splice_plan",
     "tokenize",
+    "vocabulary_size",
     "word_table",
 ]
 
@@ -56,9 +65,61 @@ def flat(text_encoder: Any) -> Any:
     return getattr(text_encoder, "text_model", text_encoder)
 
 
+def vocabulary_size(bundle: Bundle) -> int:
+    """Rows of the text encoder's table of word embeddings."""
+    return int(_table(bundle.text_encoder).shape[0])
+
+
 def word_table(bundle: Bundle) -> Tensor:
-    """The table of word embeddings W [V, D] of the text encoder (the parameter itself)."""
-    return bundle.text_encoder.get_input_embeddings().weight
+    """The table of word embeddings W [V, D] of the text encoder (the parameter itself).
+
+    Of SDXL both encoders' tables side by side, [V, D1 + D2]: a token is one row of each. That is a copy
+    (405 MB for SDXL in float32), made once for as long as the tables stay as they are.
+
+    Raises:
+        ValueError: SDXL whose tables are not of one length.
+    """
+    first = _table(bundle.text_encoder)
+    if not bundle.is_sdxl:
+        return first
+    _check_lengths(bundle)
+    second = _table(bundle.text_encoder_2)
+    key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (first, second))
+    owner = bundle.text_encoder.get_input_embeddings()
+    with _lock:
+        kept = _side_by_side.get(owner)
+        if kept is None or kept[0] != key:
+            kept = _side_by_side[owner] = (key, torch.cat([first, second], dim=1).detach())
+        return kept[1]
+
+
+def _table(text_encoder: Any) -> Tensor:
+    table: Tensor = text_encoder.get_input_embeddings().weight
+    return table
+
+
+def check_shared_words(bundle: Bundle) -> None:
+    """Refuse two text encoders that do not read the same ids: one row of tokens is to be read by both.
+
+    Raises:
+        ValueError: the vocabularies of the tokenizers or the lengths of the tables differ.
+    """
+    if not bundle.is_sdxl:
+        return
+    words, others = bundle.tokenizer.get_vocab(), bundle.tokenizer_2.get_vocab()
+    if words != others:
+        differing = words.items() ^ others.items()
+        word, number = min(differing)
+        expected = "the vocabulary of tokenizer"
+        got = f"another ({len(differing)} entries differ, {word!r}: {number} among them)"
+        _checks.fail(ValueError, "tokenizer_2", expected, got)
+    _check_lengths(bundle)
+
+
+def _check_lengths(bundle: Bundle) -> None:
+    sizes = vocabulary_size(bundle), int(_table(bundle.text_encoder_2).shape[0])
+    if sizes[0] != sizes[1]:
+        _checks.fail(ValueError, "text_encoder_2", f"a table of {sizes[0]} words, as text_encoder", sizes[1])
 
 
 def count_tokens(bundle: Bundle, prompts: Sequence[str]) -> list[int]:
@@ -135,6 +196,7 @@ def _strings(name: str, prompts: Any) -> list[str]:
 
 _lock = threading.Lock()
 _busy: dict[int, int] = {}  # id of an embedding table -> the thread whose `inject` holds it
+_side_by_side: WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = WeakKeyDictionary()  # `word_table` of SDXL
 
 
 @contextmanager
@@ -187,22 +249,11 @@ def encode_ids(bundle: Bundle, ids: Tensor, *, pooled: bool = False, end: Tensor
     """Text states of ids [B, L]: [B, L, D], or with `pooled` also the pooled text [B, P].
 
     Args:
-        end: int64 [B], positions of the end tokens for the pooled text; the first of each row if None.
+        end: int64 [B], positions of the end tokens: the pooled text is that of them, and SDXL's second
+            tokenizer pads behind them; the first of each row if None.
     """
-    _rows_of_ids(bundle, ids)
-    first = _forward(bundle, bundle.text_encoder, ids, None)
-    if not bundle.is_sdxl:
-        states = first.last_hidden_state
-        return (
-            (states, _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end)) if pooled else states
-        )
-    other = _second_ids(bundle, ids)
-    second = _forward(bundle, bundle.text_encoder_2, other, None)
-    states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    if not pooled:
-        return states
-    last = second.last_hidden_state
-    return states, _pooled(bundle.text_encoder_2, bundle.tokenizer_2, last, other, end)
+    found = _encoded(bundle, ids, None, pooled, end)
+    return (found.states, found.pooled) if pooled else found.states
 
 
 def encode_embeds(
@@ -210,17 +261,39 @@ def encode_embeds(
 ) -> Any:
     """Text states from word embeddings [B, L, D] (`embed_ids`, `splice`); gradients flow to them.
 
+    Of SDXL embeddings are both encoders' side by side, [B, L, D1 + D2] (`word_table`). Behind the end token
+    its second encoder reads its own padding, whatever stands there.
+
     Args:
         ids: [B, L], the ids the embeddings stand for (`splice_ids`): where the end token is.
+        end: int64 [B], positions of the end tokens (`end_positions`); the first of each row of ids if None.
 
     Raises:
-        RuntimeError: shapes do not fit. ValueError: an SDXL bundle, whose encoders have two tables.
+        RuntimeError: shapes do not fit.
     """
-    if bundle.is_sdxl:
-        _checks.fail(ValueError, "bundle", "one text encoder", "two; use inject on each")
-    _rows_of_ids(bundle, ids)
-    states = _forward(bundle, bundle.text_encoder, ids, embeds).last_hidden_state
-    return (states, _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end)) if pooled else states
+    found = _encoded(bundle, ids, embeds, pooled, end)
+    return (found.states, found.pooled) if pooled else found.states
+
+
+def condition_ids(bundle: Bundle, ids: Tensor, *, end: Tensor | None = None) -> Condition:
+    """What the UNet reads of ids [B, L]; see `encode_ids`."""
+    return _encoded(bundle, ids, None, bundle.is_sdxl, end)
+
+
+def condition_embeds(bundle: Bundle, ids: Tensor, embeds: Tensor, *, end: Tensor | None = None) -> Condition:
+    """What the UNet reads of word embeddings [B, L, D]; see `encode_embeds`."""
+    return _encoded(bundle, ids, embeds, bundle.is_sdxl, end)
+
+
+def condition(bundle: Bundle, prompts: Sequence[str], *, overflow: str = "error") -> Condition:
+    """What the UNet reads of prompts."""
+    return condition_ids(bundle, tokenize(bundle, prompts, overflow=overflow).ids)
+
+
+def no_text(bundle: Bundle) -> Condition:
+    """What the UNet reads for no text, one row: the empty prompt, or SDXL's zeros, as its pipeline has it."""
+    empty = condition(bundle, [""])
+    return empty.zeros() if bundle.is_sdxl else empty
 
 
 def encode(bundle: Bundle, prompts: Sequence[str], *, pooled: bool = False, overflow: str = "error") -> Any:
@@ -229,8 +302,41 @@ def encode(bundle: Bundle, prompts: Sequence[str], *, pooled: bool = False, over
 
 
 def embed_ids(bundle: Bundle, ids: Tensor) -> Tensor:
-    """Word embeddings [..., D] of ids: rows of the table, looked up (not a product with one-hot rows)."""
-    return nn.functional.embedding(ids, word_table(bundle))
+    """Word embeddings [..., D] of ids: rows of the table, looked up (not a product with one-hot rows); of
+    SDXL the rows of both tables, one behind the other."""
+    encoders = [bundle.text_encoder, bundle.text_encoder_2] if bundle.is_sdxl else [bundle.text_encoder]
+    rows = [nn.functional.embedding(ids, _table(encoder)) for encoder in encoders]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
+
+
+def _encoded(
+    bundle: Bundle, ids: Tensor, embeds: Tensor | None, pooled: bool, end: Tensor | None
+) -> Condition:
+    _rows_of_ids(bundle, ids)
+    if not bundle.is_sdxl:
+        states = _forward(bundle, bundle.text_encoder, ids, embeds).last_hidden_state
+        of_end = _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end) if pooled else None
+        return Condition(states, of_end)
+    one, two = (None, None) if embeds is None else _parts(bundle, ids, embeds, end)
+    first = _forward(bundle, bundle.text_encoder, ids, one)
+    other = _second_ids(bundle, ids, end)
+    second = _forward(bundle, bundle.text_encoder_2, other, two)
+    states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    if not pooled:
+        return Condition(states)
+    last = second.last_hidden_state
+    return Condition(states, _pooled(bundle.text_encoder_2, bundle.tokenizer_2, last, other, end))
+
+
+def _parts(bundle: Bundle, ids: Tensor, embeds: Tensor, end: Tensor | None) -> list[Tensor]:
+    """Each encoder's embeddings; the second's are its padding behind the end."""
+    widths = [_table(encoder).shape[1] for encoder in (bundle.text_encoder, bundle.text_encoder_2)]
+    if embeds.shape != (*ids.shape, sum(widths)):
+        got = f"{tuple(embeds.shape)} for ids {tuple(ids.shape)} and widths {widths[0]} + {widths[1]}"
+        raise RuntimeError(f"embeds: expected the word embeddings of both encoders for each id, got {got}")
+    one, two = embeds.split(widths, dim=-1)
+    padding = _table(bundle.text_encoder_2)[int(bundle.tokenizer_2.pad_token_id)]
+    return [one, torch.where(_behind(bundle, ids, end)[:, :, None], padding.to(two), two)]
 
 
 def _forward(bundle: Bundle, text_encoder: Any, ids: Tensor, embeds: Tensor | None) -> Any:
@@ -259,11 +365,18 @@ def _pooled(text_encoder: Any, tokenizer: Any, states: Tensor, ids: Tensor, end:
     return taken if projection is None else projection(taken)
 
 
-def _second_ids(bundle: Bundle, ids: Tensor) -> Tensor:
+def _second_ids(bundle: Bundle, ids: Tensor, end: Tensor | None) -> Tensor:
     """SDXL's second tokenizer has the same vocabulary and pads with another token."""
-    end = bundle.tokenizer.eos_token_id
-    behind = (ids == end).int().cumsum(1) - (ids == end).int() > 0
-    return torch.where(behind, torch.full_like(ids, int(bundle.tokenizer_2.pad_token_id)), ids)
+    padding = torch.full_like(ids, int(bundle.tokenizer_2.pad_token_id))
+    return torch.where(_behind(bundle, ids, end), padding, ids)
+
+
+def _behind(bundle: Bundle, ids: Tensor, end: Tensor | None) -> Tensor:
+    """bool [B, L]: what stands behind the end token, the first of each row if `end` is None."""
+    if end is not None:
+        return torch.arange(ids.shape[1], device=ids.device) > end.to(ids.device)[:, None]
+    is_end = (ids == bundle.tokenizer.eos_token_id).int()
+    return is_end.cumsum(1) - is_end > 0
 
 
 def _rows_of_ids(bundle: Bundle, ids: Any) -> None:

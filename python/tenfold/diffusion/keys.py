@@ -28,6 +28,7 @@ __all__ = [
     "normalise_keys",
 ]
 
+_ENCODERS = ("text_encoder", "text_encoder_2")
 _NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 _COMPVIS_TEXT = "cond_stage_model.transformer."
@@ -187,18 +188,24 @@ def _shown(key: str) -> str:
     return key if key.isprintable() and len(key) <= 120 else repr(key[:120])
 
 
-def apply_text_encoder(target: Any, path: str | Path, *, allow_identical: bool = False) -> Any:
+def apply_text_encoder(
+    target: Any, path: str | Path, *, part: str | None = None, allow_identical: bool = False
+) -> Any:
     """Put an erased text encoder into a pipeline of diffusers (in place) or a bundle (a new one is returned).
 
         pipe = apply_text_encoder(StableDiffusionPipeline.from_pretrained(...), "erased/")
 
     Args:
         path: a safetensors file, or a folder as `save_pretrained` writes it.
+        part: "text_encoder" or "text_encoder_2"; None, of two the one that is as wide as the checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: as `load_strict`, `load_component_state`; shapes and words must fit.
+        ValueError, FileNotFoundError: as `load_strict`, `load_component_state`; shapes and words must fit;
+            `part` is needed.
     """
-    return _apply(target, path, "text_encoder", allow_identical)
+    if part is not None:
+        _checks.choice("part", part, _ENCODERS)
+    return _apply(target, path, "text_encoder", allow_identical, part)
 
 
 def apply_unet(target: Any, path: str | Path, *, allow_identical: bool = False) -> Any:
@@ -206,13 +213,14 @@ def apply_unet(target: Any, path: str | Path, *, allow_identical: bool = False) 
     return _apply(target, path, "unet", allow_identical)
 
 
-def _apply(target: Any, path: str | Path, part: str, allow_identical: bool) -> Any:
+def _apply(target: Any, path: str | Path, wanted: str, allow_identical: bool, part: str | None = None) -> Any:
     import copy
 
     state = load_component_state(path)
     kind = checkpoint_kind(state)
-    if kind != part:
-        _checks.fail(ValueError, "path", f"a checkpoint of a {part}", f"one of a {kind}: {path}")
+    if kind != wanted:
+        _checks.fail(ValueError, "path", f"a checkpoint of a {wanted}", f"one of a {kind}: {path}")
+    part = part or (_fitting(target, state) if kind == "text_encoder" else kind)
     module = getattr(target, part, None)
     if not isinstance(module, torch.nn.Module):
         _checks.fail(TypeError, "target", f"a pipeline or a Bundle with a {part}", type(target).__name__)
@@ -222,3 +230,15 @@ def _apply(target: Any, path: str | Path, part: str, allow_identical: bool) -> A
         return target.replace(**{part: module})
     load_strict(module, state, allow_identical=allow_identical)
     return target
+
+
+def _fitting(target: Any, state: dict[str, Tensor]) -> str:
+    """The text encoder that is as wide as a checkpoint's, of those a model has; if none is, the first."""
+    encoders: dict[str, Any] = {name: getattr(target, name, None) for name in _ENCODERS}
+    if not isinstance(encoders["text_encoder_2"], torch.nn.Module):
+        return "text_encoder"
+    width = next((t.shape[0] for key, t in state.items() if key.endswith("final_layer_norm.weight")), None)
+    fitting = [name for name, encoder in encoders.items() if encoder.config.hidden_size == width]
+    if len(fitting) == 2:
+        _checks.fail(ValueError, "part", " or ".join(_ENCODERS), f"None, and both are {width} wide")
+    return fitting[0] if fitting else "text_encoder"

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.encode import encode
 from tenfold.diffusion.schedule import SAMPLERS, Schedule
 from tenfold.diffusion.sld import SLD, SafeGuidance, SafeState, safe_guidance
@@ -44,8 +45,10 @@ __all__ = [
 ALIGNMENTS = ("exact", "reference")
 NOISES = ("torch", "philox")
 
-Predict = Callable[[Tensor, Any, Tensor], Tensor]
-"""(z [B, C, h, w], t, states [B, L, D]) -> noise prediction [B, C, h, w]; `Bundle.predict` is one."""
+Predict = Callable[[Tensor, Any, Any], Tensor]
+"""(z [B, C, h, w], t, text) -> noise prediction [B, C, h, w]; `Bundle.predict` is one. The text: states
+[B, L, D], or a `Condition`."""
+Text = TypeVar("Text", Tensor, Condition)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +89,22 @@ class SamplingHook(Protocol):
         ...
 
 
-def guided(predict: Predict, z: Tensor, t: Any, cond: Tensor, uncond: Tensor | None, guidance: Any) -> Tensor:
+def guided(predict: Predict, z: Tensor, t: Any, cond: Text, uncond: Text | None, guidance: Any) -> Tensor:
     """e = eu + guidance (ec - eu), both from one call on a batch of twice the size (Ho and Salimans, arXiv
     2207.12598). Without `uncond` it is ec, from one call."""
     if uncond is None:
         return predict(z, t, cond)
     times = torch.as_tensor(t)
     doubled = t if times.ndim == 0 else torch.cat([times, times])
-    eu, ec = predict(torch.cat([z, z]), doubled, torch.cat([uncond, cond])).chunk(2)
+    eu, ec = predict(torch.cat([z, z]), doubled, both(uncond, cond)).chunk(2)
     return eu + guidance * (ec - eu)
+
+
+def both(one: Text, other: Text) -> Text:
+    """One text's rows, then the other's."""
+    if isinstance(one, Condition):
+        return Condition.cat([one, other])
+    return torch.cat([one, other])
 
 
 def ddim_step(schedule: Schedule, z: Tensor, noise: Tensor, t: int, previous: int) -> Tensor:
@@ -112,8 +122,8 @@ def ddim_walk(
     schedule: Schedule,
     z: Tensor,
     times: Sequence[int],
-    cond: Tensor,
-    uncond: Tensor | None = None,
+    cond: Text,
+    uncond: Text | None = None,
     guidance: Any = 3.0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (t, z at level t) before each step of a walk through `times`, which fall; and the end.
@@ -171,8 +181,8 @@ def partial_ddim(
     schedule: Schedule,
     z: Tensor,
     t_enc: int,
-    cond: Tensor,
-    uncond: Tensor | None = None,
+    cond: Text,
+    uncond: Text | None = None,
     *,
     steps: int = 50,
     guidance: Any = 3.0,

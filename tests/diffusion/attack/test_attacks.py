@@ -279,7 +279,7 @@ def test_found_prompts_are_tried_on_another_model(target: Target, cases: list[Ca
 def test_p4d_reads_the_original_prompt_with_the_original_encoder(target: Target, cases: list[Case]) -> None:
     fixed, _ = P4D(k=2).begin(target, list(cases[:1]))
     reference, _ = P4D(k=2, compat="reference").begin(target, list(cases[:1]))
-    assert not torch.equal(fixed.states, reference.states)
+    assert not torch.equal(fixed.read.states, reference.read.states)
     with pytest.raises(ValueError, match="target: expected one with its original"):
         P4D(k=2).run(Target(target.bundle), cases, no)
 

@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from tenfold.diffusion import generate, tiny_bundle
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.encode import encode
 from tenfold.diffusion.erase import ERASERS, ESD, FMN, SEOT, SPM, UCE, AdvUnlearn, Concept, Edit
 from tenfold.diffusion.erase.edit import digest
@@ -150,8 +151,8 @@ def test_pgd_does_not_add_up_gradients_and_the_published_loop_does(bundle):
     from tenfold.diffusion.erase.soft_prompt import SoftPrompt, attack
 
     class Soft(SoftPrompt):
-        def states(self, bundle, tokens, delta):
-            return delta
+        def condition(self, bundle, tokens, delta):
+            return Condition(delta)
 
     class Linear:
         slopes = (1.0, -0.2)
@@ -164,7 +165,7 @@ def test_pgd_does_not_add_up_gradients_and_the_published_loop_does(bundle):
 
     def ended(compat, kind, start):
         model = Linear()
-        model.predict = lambda z, t, s: (2 + Linear.slopes[int(t[0])] * s.sum()).sqrt().view(1, 1)
+        model.predict = lambda z, t, s: (2 + Linear.slopes[int(t[0])] * s.states.sum()).sqrt().view(1, 1)
         soft = Soft(1, "prefix", "word_embd", compat)
         tokens = tokenize(bundle, ["cat"])
         found = attack(model, tokens, soft, start, draw, kind=kind, steps=2, lr=0.1, check=lambda *a: None)
@@ -193,7 +194,7 @@ def test_condition_embd_reaches_the_network(bundle):
     training = AdvUnlearn(**{**vars(ADV), "space": "condition_embd"}).training(bundle, CONCEPT, 0)
     training.iterate(), training.iterate()
     plain = encode(training.student, ["nudity"])
-    assert float((training.concept_states() - plain).detach().abs().max()) > 1e-3
+    assert float((training.concept_text().states - plain).detach().abs().max()) > 1e-3
     training = AdvUnlearn(**{**vars(ADV), "space": "condition_embd", "compat": "reference"}).training(
         bundle, CONCEPT, 0
     )

@@ -19,12 +19,15 @@ from tenfold.diffusion.attack.target import Case, CaseError, Target
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.encode import (
     MODES,
+    check_shared_words,
+    condition_embeds,
     count_tokens,
     embed_ids,
-    encode_embeds,
+    end_positions,
     splice,
     splice_ids,
     tokenize,
+    vocabulary_size,
 )
 
 __all__ = [
@@ -137,10 +140,7 @@ class GradientAttack:
 
     def check(self, target: Target, cases: Sequence[Case]) -> None:
         """See `base.Attack`."""
-        if target.bundle.is_sdxl:
-            _checks.fail(
-                ValueError, "target", "a model with one text encoder for attacks by gradient", "SDXL"
-            )
+        check_shared_words(target.bundle)
         check_room(self, target, cases)
         for case in cases:
             if case.image is None:
@@ -168,8 +168,7 @@ def allowed_tokens(bundle: Bundle, banned: Sequence[str]) -> Tensor | None:
     """bool [V], False for every token of the banned words; None if none is banned."""
     if not banned:
         return None
-    size = bundle.text_encoder.get_input_embeddings().weight.shape[0]
-    allowed = torch.ones(size, dtype=torch.bool, device=bundle.device)
+    allowed = torch.ones(vocabulary_size(bundle), dtype=torch.bool, device=bundle.device)
     tokens = tokenize(bundle, list(banned), overflow="truncate")
     for row, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True):
         allowed[row[1 : 1 + length]] = False
@@ -199,14 +198,16 @@ def loss_gradient(
     of sums over a picture and divided afterwards, so that half precision does not lose it.
 
     Args:
-        embeds: of the extra tokens, [n, k, D]. extra: their ids [n, k].
+        embeds: of the extra tokens, [n, k, D] (`embed_ids`; of SDXL both encoders' side by side). extra:
+            their ids [n, k].
         z: noisy latents [n, C, h, w]. t: timesteps [n]. wanted: what the prediction is held against.
     """
     leaf = embeds.detach().clone().requires_grad_()
     with torch.enable_grad():
         spliced = splice(text.embeds, leaf, text.lengths, mode)
-        states = encode_embeds(bundle, text.rows(extra, mode), spliced)
-        found = bundle.predict(z.to(bundle.dtype), t, states)
+        end = end_positions(torch.tensor(text.lengths, device=leaf.device), leaf.shape[1], mode)
+        read = condition_embeds(bundle, text.rows(extra, mode), spliced, end=end)
+        found = bundle.predict(z.to(bundle.dtype), t, read)
         wide = torch.promote_types(found.dtype, wanted.dtype)
         loss = eps_mse_rows(found.to(wide), wanted.to(wide), criterion)
         size = found[0].numel()

@@ -2,7 +2,7 @@
 
 The extra tokens are embeddings that move freely; in each step the nearest tokens stand in for them, and the
 gradient found there is applied to the embeddings. This is the form in which UnlearnDiffAtk's code compares
-with it.
+with it. With SDXL's two encoders an embedding is that of both side by side, and so is the nearest token's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tenfold.diffusion.attack.gradient import (
 from tenfold.diffusion.attack.steps import adam_, inverse_norms, nearest_token
 from tenfold.diffusion.attack.target import Case, Target, decode, survives
 from tenfold.diffusion.bundle import Bundle
-from tenfold.diffusion.encode import embed_ids, encode, word_table
+from tenfold.diffusion.condition import Condition
+from tenfold.diffusion.encode import check_shared_words, condition, embed_ids, word_table
 
 __all__ = ["P4D"]
 
@@ -49,6 +50,7 @@ class P4D(GradientAttack):
         """See `base.Attack`."""
         if target.original is None:
             _checks.fail(ValueError, "target", "one with its original model, which p4d imitates", "none")
+        check_shared_words(target.original)
         super().check(target, cases)
 
     def begin(self, target: Target, cases: list[Case]) -> tuple[P4DSearch, list[int]]:
@@ -62,7 +64,7 @@ class P4D(GradientAttack):
         text = Text.joined([s.text for s in searches])
         cases = [case for s in searches for case in s.cases]
         x0 = torch.cat([s.x0 for s in searches])
-        states = torch.cat([s.states for s in searches])
+        read = Condition.cat([s.read for s in searches])
         times = [s.time for s in searches for _ in s.cases]
         t = torch.tensor(times, device=x0.device)
         blocks = [s.noise() for s in searches]
@@ -71,7 +73,7 @@ class P4D(GradientAttack):
             noise = torch.cat([block[i] for block in blocks])
             z = target.bundle.schedule.add_noise(x0, noise, t)
             with torch.no_grad():
-                wanted = original.predict(z.to(original.dtype), t, states)
+                wanted = original.predict(z.to(original.dtype), t, read)
             extra = torch.cat([s.nearest() for s in searches])
             loss, gradient = loss_gradient(
                 target.bundle, text, embed_ids(target.bundle, extra), extra, self.mode, z, t, wanted,
@@ -108,7 +110,7 @@ class P4DSearch:
         self.streams = [case_stream(c.case_number) for c in cases]
         reader = _original(target) if attack.compat == "fixed" else target.bundle
         with torch.no_grad():
-            self.states = encode(reader, [c.prompt for c in cases], overflow="truncate")
+            self.read = condition(reader, [c.prompt for c in cases], overflow="truncate")
             self.e = self._start(target.bundle, device)
         self.m, self.v = torch.zeros_like(self.e), torch.zeros_like(self.e)
         self.block = 0
@@ -164,5 +166,5 @@ class P4DSearch:
         self.cases = [self.cases[i] for i in rows]
         self.streams = [self.streams[i] for i in rows]
         self.text.keep(rows)
-        self.x0, self.states = self.x0[rows], self.states[rows]
+        self.x0, self.read = self.x0[rows], self.read[rows]
         self.e, self.m, self.v = self.e[rows], self.m[rows], self.v[rows]

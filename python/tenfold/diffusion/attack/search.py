@@ -16,6 +16,7 @@ from tenfold.diffusion.attack.draws import case_stream, random_seeds, random_tok
 from tenfold.diffusion.attack.gradient import Text, allowed_tokens, check_room, check_words, known_modes
 from tenfold.diffusion.attack.logs import CaseLog, read_published
 from tenfold.diffusion.attack.target import Case, Target, decode, survives
+from tenfold.diffusion.encode import vocabulary_size
 
 __all__ = ["NoAttack", "RandomTokens", "SeedSearch", "Transfer"]
 
@@ -100,7 +101,7 @@ class RandomTokens(_Base):
         bundle = target.bundle
         text = Text.of(bundle, [case.prompt for case in cases], self.k, self.overflow)
         mask = allowed_tokens(bundle, self.banned)
-        size = bundle.text_encoder.get_input_embeddings().weight.shape[0]
+        size = vocabulary_size(bundle)
         allowed = torch.arange(size) if mask is None else mask.cpu().nonzero()[:, 0]
         drawn = [
             random_tokens(self.seed, case_stream(c.case_number), self.tries, self.k, allowed) for c in cases

@@ -3,7 +3,8 @@
 The unlearned model is its own classifier: tokens are good if it predicts well the noise that was put on a
 picture of the concept. Each extra token is a row of probabilities over the vocabulary; the forward pass reads
 one drawn token, the gradient goes straight through to the row, Adam moves it, and it is projected back on the
-simplex.
+simplex. SDXL's two encoders read the same tokens: a row's gradient is the sum of what comes through each
+encoder's table.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tenfold.diffusion.attack.gradient import (
 )
 from tenfold.diffusion.attack.steps import bisection_project, sample_rows, simplex_project, ste_adam_simplex_
 from tenfold.diffusion.attack.target import Case, Target, decode, survives, surviving
-from tenfold.diffusion.encode import word_table
+from tenfold.diffusion.encode import embed_ids, word_table
 
 __all__ = ["TextGrad"]
 
@@ -75,8 +76,8 @@ class TextGrad(GradientAttack):
             extra = torch.cat(ids)
             z = target.bundle.schedule.add_noise(x0, noise, t)
             loss, gradient = loss_gradient(
-                target.bundle, text, torch.nn.functional.embedding(extra, word_table(target.bundle)), extra,
-                self.mode, z, t, noise, self.criterion,
+                target.bundle, text, embed_ids(target.bundle, extra), extra, self.mode, z, t, noise,
+                self.criterion,
             )  # fmt: skip
             total += loss
             if x0.device.type == "cpu":  # elsewhere once a block, so that no step waits for the device

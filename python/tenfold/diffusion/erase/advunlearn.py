@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.encode import MODES
 from tenfold.diffusion.erase.bank import Draw, rng_of
 from tenfold.diffusion.erase.concept import Concept
@@ -103,11 +104,11 @@ class AdvTraining(Training):
             lr=m.attack_lr, check=self._check,
         )  # fmt: skip
 
-    def concept_states(self) -> Tensor:
+    def concept_text(self) -> Condition:
         """The concept with the soft prompt, which gets no gradient."""
         if self.adv is None:
-            return super().concept_states()
-        return self.soft.states(self.student, self.tokens[self.prompt], self.adv)
+            return super().concept_text()
+        return self.soft.condition(self.student, self.tokens[self.prompt], self.adv)
 
     def _draw(self, step: int) -> Draw:
         count = self.method.attack_batch or self.method.batch

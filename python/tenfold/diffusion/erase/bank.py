@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenfold.diffusion.encode import encode
-from tenfold.diffusion.sampling import ddim_walk, guided, partial_ddim, partial_times, timestep_range
+from tenfold.diffusion.condition import Condition
+from tenfold.diffusion.encode import condition, no_text
+from tenfold.diffusion.sampling import both, ddim_walk, guided, partial_ddim, partial_times, timestep_range
 
 if TYPE_CHECKING:
     from tenfold.diffusion.bundle import Bundle
@@ -61,22 +62,25 @@ def _noise(rng: np.random.Generator, count: int, walk: Walk, like: Tensor) -> Te
     return torch.from_numpy(rng.standard_normal((count, *walk.shape), dtype=np.float32)).to(like)
 
 
-def _teacher(original: Bundle, z: Tensor, t: Tensor, cond: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+def _teacher(
+    original: Bundle, z: Tensor, t: Tensor, cond: Condition, empty: Condition
+) -> tuple[Tensor, Tensor]:
     """(e0, ep), in one call."""
     with torch.no_grad():
-        both = original.predict(torch.cat([z, z]), torch.cat([t, t]), torch.cat([empty, cond]))
-    e0, ep = both.chunk(2)
+        found = original.predict(torch.cat([z, z]), torch.cat([t, t]), both(empty, cond))
+    e0, ep = found.chunk(2)
     return e0, ep
 
 
 class _Text:
-    """States of concept and retained prompts by the original text encoder."""
+    """Concept and retained prompts, read by the original text encoders. No text is what pictures are made
+    with: SDXL's zeros."""
 
     def __init__(self, original: Bundle, prompts: tuple[str, ...], retain: tuple[str, ...]):
         with torch.no_grad():
-            self.concept = encode(original, list(prompts))
-            self.empty = encode(original, [""])
-            self.retain = encode(original, list(retain)) if retain else self.concept[:0]
+            self.concept = condition(original, list(prompts))
+            self.empty = no_text(original)
+            self.retain = condition(original, list(retain)) if retain else self.concept[:0]
 
 
 class Live:
@@ -90,8 +94,8 @@ class Live:
 
     def concept(self, rng: np.random.Generator, prompt: int, count: int) -> Draw:
         """`count` latents of one concept prompt, at one timestep."""
-        cond = self.text.concept[prompt].expand(count, -1, -1)
-        empty = self.text.empty.expand(count, -1, -1)
+        cond = self.text.concept[prompt : prompt + 1].expand(count)
+        empty = self.text.empty.expand(count)
         segment = int(rng.integers(self.walk.steps))
         t = self._time(rng, segment)
         z = self._walked(rng, segment, cond, empty)
@@ -104,7 +108,7 @@ class Live:
         cond = self.text.retain[torch.as_tensor(rows)]
         segment = int(rng.integers(self.walk.steps)) if like is None else int(like.segment[0])
         t = self._time(rng, segment) if like is None else int(like.t[0])
-        z = self._walked(rng, segment, cond, self.text.empty.expand(len(cond), -1, -1))
+        z = self._walked(rng, segment, cond, self.text.empty.expand(len(cond)))
         times = torch.full((len(cond),), t, device=z.device)
         with torch.no_grad():
             ep = self.original.predict(z, times, cond)
@@ -117,8 +121,8 @@ class Live:
             )
         )
 
-    def _walked(self, rng: np.random.Generator, segment: int, cond: Tensor, empty: Tensor) -> Tensor:
-        noise = _noise(rng, len(cond), self.walk, cond)
+    def _walked(self, rng: np.random.Generator, segment: int, cond: Condition, empty: Condition) -> Tensor:
+        noise = _noise(rng, len(cond), self.walk, cond.states)
         return partial_ddim(
             self.walker.predict, self.walker.schedule, noise, segment, cond, empty, steps=self.walk.steps,
             guidance=self.walk.guidance, alignment=self.walk.alignment,
@@ -141,8 +145,8 @@ class Bank:
         states = _Text(original, *text)
         rng = rng_of(seed, 1 << 20)
         empty = states.empty
-        self._concept = self._walks(rng, states.concept.repeat_interleave(size, 0), empty, batch, True)
-        self._retain = self._walks(rng, states.retain.repeat_interleave(retain_size, 0), empty, batch, False)
+        self._concept = self._walks(rng, states.concept.repeat_interleave(size), empty, batch, True)
+        self._retain = self._walks(rng, states.retain.repeat_interleave(retain_size), empty, batch, False)
 
     @property
     def nbytes(self) -> int:
@@ -176,22 +180,22 @@ class Bank:
         )
 
     def _walks(
-        self, rng: np.random.Generator, cond: Tensor, empty: Tensor, batch: int, with_empty: bool
+        self, rng: np.random.Generator, cond: Condition, empty: Condition, batch: int, with_empty: bool
     ) -> Any:
         """(z [M, S, ...], t [M, S], e0 or None, ep): entry s of a walk belongs to segment s."""
         steps, schedule, predict = self.walk.steps, self.original.schedule, self.original.predict
         levels, at = _levels(schedule, self.walk)
-        noise = _noise(rng, len(cond), self.walk, cond)
+        noise = _noise(rng, len(cond), self.walk, cond.states)
         low, high = zip(
             *(timestep_range(schedule, s, steps, self.walk.alignment) for s in range(steps)), strict=True
         )
-        times = torch.from_numpy(rng.integers(low, high, size=(len(cond), steps))).to(cond.device)
+        times = torch.from_numpy(rng.integers(low, high, size=(len(cond), steps))).to(noise.device)
         if not len(cond):
             nothing = noise.new_empty((0, steps, *self.walk.shape))
             return nothing, times, None, nothing
         found: list[Tensor] = []
         for rows in torch.arange(len(cond)).split(batch):
-            text, none = cond[rows], empty.expand(len(rows), -1, -1)
+            text, none = cond[rows], empty.expand(len(rows))
             walked = [
                 z
                 for _, z in ddim_walk(predict, schedule, noise[rows], levels, text, none, self.walk.guidance)

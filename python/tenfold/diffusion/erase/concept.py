@@ -7,13 +7,13 @@ from typing import Any
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
-from tenfold.diffusion.encode import tokenize, word_table
+from tenfold.diffusion.encode import tokenize, vocabulary_size
 from tenfold.diffusion.erase.data import ConceptData
 
 __all__ = ["ONE_ENCODER", "Concept", "check_fit", "check_words", "joined", "words_of"]
 
-ONE_ENCODER = "a model with one text encoder (uce, negative and sld take two)"
-"""What trainings expect."""
+ONE_ENCODER = "a model with one text encoder (esd, advunlearn, uce, negative and sld take two)"
+"""What the other trainings expect."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def check_words(bundle: Bundle, prompts: tuple[str, ...], room: int = 0) -> None
         ValueError: either; the message names the prompt or the ids.
     """
     ids = tokenize(bundle, list(prompts), room=room).ids
-    size = word_table(bundle).shape[0]
+    size = vocabulary_size(bundle)
     if ids.numel() and int(ids.max()) >= size:
         _checks.fail(ValueError, "tokenizer", f"ids below {size}, the text encoder's table", int(ids.max()))
     expected, got = getattr(bundle.text_encoder.config, "eos_token_id", None), bundle.tokenizer.eos_token_id

@@ -4,6 +4,8 @@ edit = AdvUnlearn().fit(bundle, concept)
 edit.save("nudity_unlearned")
 Edit.load("nudity_unlearned").apply(pipe)                                  # a pipeline of diffusers, in place
 pipe.text_encoder = CLIPTextModel.from_pretrained("nudity_unlearned")      # or without this library
+
+Of SDXL's text encoders both may be in an edit; its folder then has `text_encoder` and `text_encoder_2`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ ABOUT = "edit.json"
 """What was done, beside the weights."""
 _ADV_ABOUT = "adv_unlearn.json"
 _KINDS = ("weights", "closed_form", "lowrank", "hook")
-_PARTS = ("unet", "text_encoder", "text_encoder_2", "sampling")
+_ENCODERS = ("text_encoder", "text_encoder_2")
+_BOTH = "text_encoders"
+_PARTS = ("unet", *_ENCODERS, _BOTH, "sampling")
 _OPTIONS = {"negative", "safe", "soft_weight"}
 _CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _SCHEMA = "tenfold.edit/1"
@@ -49,8 +53,9 @@ class Edit:
     `details["layers"]`; "lowrank" adds U D to each (`lowrank`), in the weights where `details["transport"]`
     is "merge", else beside them when pictures are made; "hook" has no weights and acts when pictures are made
     (`options`).
-    component: "unet" or "text_encoder" ("sampling" for hooks). tensors: name -> new value, R and D, or
-    lora_unet_... .
+    component: "unet", "text_encoder", "text_encoder_2", or "text_encoders" for SDXL's both, whose tensors
+    have the encoder's name in front ("sampling" for hooks).
+    tensors: name -> new value, R and D, or lora_unet_... .
     details: hyper-parameters, seed, versions, digest of the base: plain data.
     """
 
@@ -163,23 +168,28 @@ class Edit:
             if self.kind == "lowrank":
                 layers_of(target.unet, self.tensors)
             return target
-        module = getattr(target, self.component, None)
-        if not isinstance(module, nn.Module):
-            _checks.fail(
-                TypeError, "target", f"a Bundle or pipeline with a {self.component}", type(target).__name__
-            )
-        if module in self._before and not isinstance(target, Bundle):
-            raise RuntimeError("target: expected a pipeline without this edit, got one that it is applied to")
+        modules: dict[str, Any] = {part: getattr(target, part, None) for part in self.parts}
+        for part, module in modules.items():
+            if not isinstance(module, nn.Module):
+                _checks.fail(
+                    TypeError, "target", f"a Bundle or pipeline with a {part}", type(target).__name__
+                )
+            if module in self._before and not isinstance(target, Bundle):
+                raise RuntimeError(
+                    "target: expected a pipeline without this edit, got one that it is applied to"
+                )
         self._check_words(target)
-        values = self._values(module)
+        values = {part: self._values(part, module) for part, module in modules.items()}
         if isinstance(target, Bundle):
-            changed = copy.deepcopy(module).requires_grad_(False)
-            _write(changed, values)
-            self._before[changed] = module
-            return target.replace(**{self.component: changed})
-        before = dict(module.named_parameters())
-        self._before[module] = {name: before[name].detach().clone() for name in values}
-        _write(module, values)
+            changed = {part: copy.deepcopy(module).requires_grad_(False) for part, module in modules.items()}
+            for part, module in changed.items():
+                _write(module, values[part])
+                self._before[module] = modules[part]
+            return target.replace(**changed)
+        for part, module in modules.items():
+            before = dict(module.named_parameters())
+            self._before[module] = {name: before[name].detach().clone() for name in values[part]}
+            _write(module, values[part])
         return target
 
     def undo(self, target: Any) -> Any:
@@ -190,18 +200,20 @@ class Edit:
         """
         if self._acts_later:
             return target
-        module = getattr(target, self.component, None)
-        if not isinstance(module, nn.Module) or module not in self._before:
-            raise RuntimeError("target: expected a model that this edit was applied to, got another")
-        before = self._before.pop(module)
+        modules: dict[str, Any] = {part: getattr(target, part, None) for part in self.parts}
+        for module in modules.values():
+            if not isinstance(module, nn.Module) or module not in self._before:
+                raise RuntimeError("target: expected a model that this edit was applied to, got another")
+        before = {part: self._before.pop(module) for part, module in modules.items()}
         if isinstance(target, Bundle):
-            return target.replace(**{self.component: before})
-        _write(module, before)
+            return target.replace(**before)
+        for part, module in modules.items():
+            _write(module, before[part])
         return target
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), anything
-        else as edit.safetensors; and a JSON with the details.
+        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), of two each
+        in a folder of its name, anything else as edit.safetensors; and a JSON with the details.
 
         Raises:
             FileExistsError: there is something at `folder`.
@@ -213,8 +225,10 @@ class Edit:
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
             aside.mkdir()
-            if self._is_whole_text_encoder():
-                _text_encoder(self).save_pretrained(aside, safe_serialization=True)
+            if self._has_whole_encoders:
+                for part in self.parts:
+                    place = aside / part if self.component == _BOTH else aside
+                    _text_encoder(self, part).save_pretrained(place, safe_serialization=True)
             elif self.kind == "lowrank":
                 write_lowrank(aside / _FILE, self.tensors, self.details)
             elif self.tensors:
@@ -248,33 +262,40 @@ class Edit:
             raise FileNotFoundError(f"folder: expected one with {ABOUT} or {_ADV_ABOUT}, got {folder}")
         about = _read_about(found)
         kind, component, details = about["kind"], about["component"], about["details"]
-        whole = component == "text_encoder" and kind == "weights"
-        file = folder / ("model.safetensors" if whole else _FILE)
         if kind == "hook":
             return cls(kind, component, {}, details)
-        if not file.is_file():
-            raise FileNotFoundError(f"folder: expected {file.name} in {folder}, got none")
-        tensors = load_component_state(file)
-        if whole:
-            module = _new_text_encoder(details)
-            load_strict(module, tensors, allow_identical=True)
-            tensors = _parameters(module)
-        return cls(kind, component, tensors, details)
+        if kind == "weights" and component in (*_ENCODERS, _BOTH):
+            if component != _BOTH:
+                return cls(kind, component, _read_encoder(folder, details), details)
+            states = {part: _read_encoder(folder / part, _about_encoder(details, part)) for part in _ENCODERS}
+            return cls(kind, component, _named(states), details)
+        return cls(kind, component, load_component_state(_present(folder / _FILE)), details)
 
-    def _is_whole_text_encoder(self) -> bool:
-        return self.component == "text_encoder" and self.kind == "weights"
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components that it changes, by their names in diffusers' pipelines."""
+        return _ENCODERS if self.component == _BOTH else (self.component,)
 
-    def _values(self, module: nn.Module) -> dict[str, Tensor]:
+    @property
+    def _has_whole_encoders(self) -> bool:
+        return self.kind == "weights" and self.parts[0] in _ENCODERS
+
+    def _of(self, part: str) -> dict[str, Tensor]:
+        """Tensors of one component, by their names in it."""
+        if self.component != _BOTH:
+            return self.tensors
+        start = f"{part}."
+        return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
+
+    def _values(self, part: str, module: nn.Module) -> dict[str, Tensor]:
         """New value of each changed parameter, checked."""
         if self.kind == "lowrank":
             return merged_weights(module, self.tensors, 1.0)
-        parameters = dict(module.named_parameters())
-        names = self.details["layers"] if self.kind == "closed_form" else list(self.tensors)
+        parameters, tensors = dict(module.named_parameters()), self._of(part)
+        names = self.details["layers"] if self.kind == "closed_form" else list(tensors)
         missing = sorted(set(names) - set(parameters))
         if missing:
-            _checks.fail(
-                ValueError, self.component, f"a parameter {missing[0]}", f"none ({len(missing)} missing)"
-            )
+            _checks.fail(ValueError, part, f"a parameter {missing[0]}", f"none ({len(missing)} missing)")
         if self.kind == "closed_form":
             right, left = self.tensors["R"], self.tensors["D"]
             values = {}
@@ -284,20 +305,25 @@ class Edit:
                     _checks.fail(ValueError, name, f"{right.shape[1]} columns", w.shape[1])
                 values[name] = closed_value(w, right, left)
             return values
-        for name, value in self.tensors.items():
+        for name, value in tensors.items():
             if parameters[name].shape != value.shape:
                 _checks.fail(ValueError, name, str(list(parameters[name].shape)), list(value.shape))
-        return dict(self.tensors)
+        return dict(tensors)
 
     def _check_words(self, target: Any) -> None:
         """A text encoder is of use only with the tokenizer whose ids it was trained on."""
         expected = self.details.get("ids")
-        if self.component != "text_encoder" or not expected:
+        if not expected:
             return
-        for prompt, ids in expected.items():
-            got = target.tokenizer([prompt], padding=False, truncation=True)["input_ids"][0]
-            if list(got) != list(ids):
-                _checks.fail(ValueError, "tokenizer", f"the ids {ids} for {prompt!r}", list(got))
+        for part in self.parts:
+            if part not in _ENCODERS:
+                continue
+            name = part.replace("text_encoder", "tokenizer")
+            tokenizer = getattr(target, name)
+            for prompt, ids in expected.items():
+                got = tokenizer([prompt], padding=False, truncation=True)["input_ids"][0]
+                if list(got) != list(ids):
+                    _checks.fail(ValueError, name, f"the ids {ids} for {prompt!r}", list(got))
 
 
 def _read_about(file: Path) -> dict[str, Any]:
@@ -331,10 +357,38 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def _text_encoder(edit: Edit) -> Any:
+def _named(states: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of both encoders, the encoder's name in front."""
+    return {f"{part}.{name}": t for part, state in states.items() for name, t in state.items()}
+
+
+def _about_encoder(details: dict[str, Any], part: str) -> dict[str, Any]:
+    """Class and configuration of one of two encoders."""
+    both = details.get("encoders")
+    found = both.get(part) if isinstance(both, dict) else None
+    if not isinstance(found, dict):
+        _checks.fail(ValueError, "encoders", f"class and config of {part}", _checks.describe(found))
+    return found
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"folder: expected {file.name} in {file.parent}, got none")
+    return file
+
+
+def _read_encoder(folder: Path, about: dict[str, Any]) -> dict[str, Tensor]:
+    state = load_component_state(_present(folder / "model.safetensors"))
+    module = _new_text_encoder(about)
+    load_strict(module, state, allow_identical=True)
+    return _parameters(module)
+
+
+def _text_encoder(edit: Edit, part: str) -> Any:
     """The text encoder as a module of transformers."""
-    module = _new_text_encoder(edit.details)
-    _write(module, edit.tensors)
+    about = _about_encoder(edit.details, part) if edit.component == _BOTH else edit.details
+    module = _new_text_encoder(about)
+    _write(module, edit._of(part))
     return module.eval()
 
 
@@ -351,20 +405,34 @@ def _new_text_encoder(details: dict[str, Any]) -> Any:
 def weights_edit(module: nn.Module, component: str, names: list[str], details: dict[str, Any]) -> Edit:
     """An edit that holds a text encoder whole, or the named parameters of a UNet, on the CPU."""
     values = _parameters(module)
-    kept = values if component == "text_encoder" else {name: values[name] for name in names}
-    about = dict(details)
-    if component == "text_encoder":
-        config = module.config.to_dict()  # type: ignore[operator, union-attr]
-        about["config"] = json.loads(json.dumps(config, default=str))
-        about["class"] = type(module).__name__
-    about["versions"] = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    whole = component in _ENCODERS
+    kept = values if whole else {name: values[name] for name in names}
+    about = {**details, **(_encoder_about(module) if whole else {}), "versions": _versions()}
     return Edit("weights", component, {name: value.cpu() for name, value in kept.items()}, about)
 
 
-def digest(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a module's parameters."""
+def encoders_edit(modules: dict[str, nn.Module], details: dict[str, Any]) -> Edit:
+    """An edit that holds both text encoders of SDXL whole, on the CPU."""
+    encoders = {part: _encoder_about(module) for part, module in modules.items()}
+    values = _named({part: _parameters(module) for part, module in modules.items()})
+    about = {**details, "encoders": encoders, "versions": _versions()}
+    return Edit("weights", _BOTH, {name: value.cpu() for name, value in values.items()}, about)
+
+
+def _encoder_about(module: Any) -> dict[str, Any]:
+    config = json.loads(json.dumps(module.config.to_dict(), default=str))
+    return {"config": config, "class": type(module).__name__}
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+def digest(*modules: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of modules' parameters."""
     found = hashlib.sha256()
-    for name, p in sorted(module.named_parameters()):
-        found.update(f"{name} {list(p.shape)} {p.dtype}".encode())
-        found.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for module in modules:
+        for name, p in sorted(module.named_parameters()):
+            found.update(f"{name} {list(p.shape)} {p.dtype}".encode())
+            found.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -16,14 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tenfold.diffusion.condition import Condition
 from tenfold.diffusion.encode import (
     Tokens,
+    condition_embeds,
+    condition_ids,
     embed_ids,
-    encode_embeds,
     encode_ids,
+    end_positions,
     splice,
     splice_ids,
-    word_table,
+    vocabulary_size,
 )
 from tenfold.diffusion.erase.target import mse
 
@@ -41,8 +44,8 @@ SPACES = ("word_embd", "condition_embd")
 @dataclass(frozen=True)
 class SoftPrompt:
     """How extra embeddings get into a prompt. k, mode: as `splice` has them; space: "word_embd", k
-    embeddings spliced
-    in, or "condition_embd", a delta on the text encoder's whole output [L, D]. compat: see `AdvUnlearn`."""
+    embeddings spliced in (of SDXL both encoders', side by side), or "condition_embd", a delta on the text
+    states [L, D] (SDXL's pooled text stays). compat: see `AdvUnlearn`."""
 
     k: int
     mode: str
@@ -58,17 +61,19 @@ class SoftPrompt:
         if self.space == "condition_embd":
             with torch.no_grad():
                 return torch.zeros_like(encode_ids(bundle, tokens.ids))
-        table = word_table(bundle)
-        ids = torch.from_numpy(rng.integers(table.shape[0], size=(1, self.size(tokens)))).to(table.device)
-        return embed_ids(bundle, ids).detach().clone()
+        ids = torch.from_numpy(rng.integers(vocabulary_size(bundle), size=(1, self.size(tokens))))
+        return embed_ids(bundle, ids.to(bundle.device)).detach().clone()
 
-    def states(self, bundle: Bundle, tokens: Tokens, delta: Tensor) -> Tensor:
-        """Text states [1, L, D] of the prompt with `delta` in it."""
+    def condition(self, bundle: Bundle, tokens: Tokens, delta: Tensor) -> Condition:
+        """What the UNet reads of the prompt with `delta` in it, one row."""
         if self.space == "condition_embd":
-            return encode_ids(bundle, tokens.ids) + delta
-        end = torch.full((1, delta.shape[1]), int(bundle.tokenizer.unk_token_id or 0), device=delta.device)
-        ids = splice_ids(tokens.ids, end, tokens.lengths, self.mode, compat=self.compat)
-        return encode_embeds(bundle, ids, self.spliced(bundle, tokens, delta))
+            plain = condition_ids(bundle, tokens.ids)
+            return Condition(plain.states + delta, plain.pooled)
+        size = delta.shape[1]
+        extra = torch.full((1, size), int(bundle.tokenizer.unk_token_id or 0), device=delta.device)
+        ids = splice_ids(tokens.ids, extra, tokens.lengths, self.mode, compat=self.compat)
+        end = end_positions(tokens.lengths, size, self.mode)
+        return condition_embeds(bundle, ids, self.spliced(bundle, tokens, delta), end=end)
 
     def spliced(self, bundle: Bundle, tokens: Tokens, delta: Tensor) -> Tensor:
         """Word embeddings [1, L, D] of the prompt with `delta` in it."""
@@ -106,8 +111,8 @@ def attack(
     optimizer = torch.optim.Adam([delta], lr=lr)
     for step in range(steps):
         drawn = draw(step)
-        states = soft.states(bundle, tokens, delta).expand(len(drawn.z), -1, -1)
-        loss = mse(bundle.predict(drawn.z, drawn.t, states), drawn.ep)
+        text = soft.condition(bundle, tokens, delta).expand(len(drawn.z))
+        loss = mse(bundle.predict(drawn.z, drawn.t, text), drawn.ep)
         check(loss, drawn, step)
         (gradient,) = torch.autograd.grad(loss, delta)
         if soft.compat == "reference":

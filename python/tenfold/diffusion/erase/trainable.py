@@ -5,18 +5,27 @@ ablation), "selfattn", "noxattn" all but cross attention, output and time embedd
 and "xlayer", "selflayer": the layers of two blocks only.
 Text encoder: "text_encoder" (all layers and the final norm) or "text_encoder_layer0", "..._layer01",
 "..._layer0_11": layers by number, written one behind the other. Embeddings never train.
+
+SDXL's UNet reads both encoders' states before their last layer, and of the second also the pooled text. So
+the first one's last layer and final norm have no say and do not train.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from tenfold import _checks
 from tenfold.diffusion.encode import flat
 
-__all__ = ["COMPONENTS", "UNET_METHODS", "component_of", "layer_numbers", "trainable"]
+if TYPE_CHECKING:
+    from tenfold.diffusion.bundle import Bundle
+
+__all__ = ["COMPONENTS", "ENCODERS", "UNET_METHODS", "component_of", "layer_numbers", "parts_of", "trainable"]
+
+ENCODERS = ("both", "text_encoder", "text_encoder_2")
+"""Which of SDXL's text encoders train."""
 
 COMPONENTS = ("all", "ffn", "attn")
 """Parts of the text encoder's layers: everything, the feed-forward part, the attention."""
@@ -57,6 +66,22 @@ def component_of(method: str) -> str:
     return _checks.choice("train_method", method, known)
 
 
+def parts_of(bundle: Bundle, method: str, encoders: str) -> tuple[str, ...]:
+    """The components that train: the UNet, the text encoder, or of SDXL's `encoders`.
+
+    Raises:
+        ValueError: the second of a model with one text encoder.
+    """
+    _checks.choice("encoders", encoders, ENCODERS)
+    if component_of(method) == "unet":
+        return ("unet",)
+    if not bundle.is_sdxl:
+        if encoders == "text_encoder_2":
+            _checks.fail(ValueError, "encoders", "'text_encoder' for a model with one", repr(encoders))
+        return (_TEXT,)
+    return (_TEXT, "text_encoder_2") if encoders == "both" else (encoders,)
+
+
 def layer_numbers(method: str) -> list[int] | None:
     """Numbers in "text_encoder_layer01_1011": [0, 1, 10, 11]; None for all layers.
 
@@ -90,7 +115,13 @@ def _rising(digits: str) -> list[int] | None:
 
 
 def trainable(
-    module: nn.Module, method: str, *, component: str = "all", norm_layer: bool = False, compat: str = "fixed"
+    module: nn.Module,
+    method: str,
+    *,
+    component: str = "all",
+    norm_layer: bool = False,
+    compat: str = "fixed",
+    last: bool = True,
 ) -> dict[str, nn.Parameter]:
     """Name in `module` -> parameter, of those that `method` trains.
 
@@ -99,6 +130,7 @@ def trainable(
         norm_layer: train the final norm beside single layers too; with all layers it always trains.
         compat: "reference" picks layers by the beginning of a name, as AdvUnlearn's published code does:
             layer 1 then also takes 10 and 11.
+        last: whether the last layer and the final norm of a text encoder are read (not of SDXL's first).
 
     Raises:
         ValueError: nothing in `module` belongs to the choice, or it has no such layer.
@@ -108,29 +140,36 @@ def trainable(
     if component_of(method) == "unet":
         chosen = {n: p for n, p in module.named_parameters() if UNET_METHODS[method](n)}
     else:
-        chosen = _of_text_encoder(module, method, component, norm_layer, compat)
+        chosen = _of_text_encoder(module, method, component, norm_layer, compat, last)
     if not chosen:
         _checks.fail(ValueError, "train_method", "a choice that this model has weights for", repr(method))
     return chosen
 
 
 def _of_text_encoder(
-    module: Any, method: str, component: str, norm_layer: bool, compat: str
+    module: Any, method: str, component: str, norm_layer: bool, compat: str, last: bool
 ) -> dict[str, nn.Parameter]:
     inner = flat(module)
     numbers = layer_numbers(method)
-    count = len(inner.encoder.layers)
+    count = len(inner.encoder.layers) - (not last)
     for number in numbers or ():
         if number >= count:
-            _checks.fail(ValueError, "train_method", f"layers below {count}", repr(method))
+            expected = f"layers below {count}" + (
+                "" if last else ", which the UNet reads of the first encoder"
+            )
+            _checks.fail(ValueError, "train_method", expected, repr(method))
     wanted = range(count) if numbers is None else numbers
     end = "" if compat == "reference" else "."
     starts = tuple(f"encoder.layers.{number}{end}" for number in wanted)
     part = {"all": "", "ffn": ".mlp.", "attn": ".self_attn."}[component]
     prefix = "" if inner is module else "text_model."
+    unread = () if last else (f"encoder.layers.{count}.", "final_layer_norm.")
     return {
         prefix + name: parameter
         for name, parameter in inner.named_parameters()
-        if (name.startswith(starts) and part in name)
-        or (name.startswith("final_layer_norm.") and (numbers is None or norm_layer))
+        if not name.startswith(unread)
+        and (
+            (name.startswith(starts) and part in name)
+            or (name.startswith("final_layer_norm.") and (numbers is None or norm_layer))
+        )
     }

@@ -1,4 +1,5 @@
-"""The loop that ESD and AdvUnlearn share: a copy of one component is trained against the original model."""
+"""The loop that ESD and AdvUnlearn share: a copy of a component (of SDXL's text encoders both) is trained
+against the original model."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
-from tenfold.diffusion.encode import encode_ids, tokenize
+from tenfold.diffusion.condition import Condition
+from tenfold.diffusion.encode import check_shared_words, condition_ids, tokenize
 from tenfold.diffusion.erase.bank import Bank, Draw, Live, Walk, rng_of
-from tenfold.diffusion.erase.concept import ONE_ENCODER, Concept, check_fit, check_words
-from tenfold.diffusion.erase.edit import Edit, digest, weights_edit
+from tenfold.diffusion.erase.concept import Concept, check_fit, check_words
+from tenfold.diffusion.erase.edit import Edit, digest, encoders_edit, weights_edit
 from tenfold.diffusion.erase.target import esd_loss, esd_target, mse, snr_weight, weighted_mse
-from tenfold.diffusion.erase.trainable import COMPONENTS, component_of, trainable
+from tenfold.diffusion.erase.trainable import COMPONENTS, ENCODERS, component_of, parts_of, trainable
 from tenfold.diffusion.sampling import ALIGNMENTS
 
 __all__ = ["ESD", "RETAIN_TRAIN", "Progress", "Training"]
@@ -36,7 +38,8 @@ class ESD:
     from it.
 
     train_method: which weights (`trainable`): "xattn" is ESD-x, "noxattn" ESD-u, "text_encoder" ESD-TE.
-    component, norm_layer: see `trainable`.
+    component, norm_layer: see `trainable`. encoders: which of SDXL's two text encoders train: "both",
+        "text_encoder" or "text_encoder_2".
     lr, iterations: of Adam, without decay or schedule.
     eta: how far the target leads away. start_guidance, steps: of the walks that latents come from.
     batch: latents in a step (published: 1). size: side of the pictures in pixels; None, the model's own.
@@ -58,6 +61,7 @@ class ESD:
     train_method: str = "xattn"
     component: str = "all"
     norm_layer: bool = False
+    encoders: str = "both"
     lr: float = 1e-5
     iterations: int = 1000
     eta: float = 1.0
@@ -81,6 +85,7 @@ class ESD:
     def __post_init__(self) -> None:
         component_of(self.train_method)
         _checks.choice("component", self.component, COMPONENTS)
+        _checks.choice("encoders", self.encoders, ENCODERS)
         _checks.choice("retain_train", self.retain_train, RETAIN_TRAIN)
         _checks.choice("t_alignment", self.t_alignment, ALIGNMENTS)
         _checks.choice("compat", self.compat, ("fixed", "reference"))
@@ -134,7 +139,8 @@ class ESD:
 
         Raises:
             ValueError: the concept does not fit the context; the tokenizer is not the text encoder's;
-                retained prompts are missing; weights are not float32; the model has two text encoders.
+                retained prompts are missing; weights are not float32; two text encoders do not share their
+                words.
             RuntimeError: a loss is not finite (names iteration, concept and timestep).
         """
         check_fit(bundle, concept, seed)
@@ -154,20 +160,24 @@ class ESD:
 
 
 class Training:
-    """The state of a training. AdvUnlearn overrides `choose` and `concept_states`."""
+    """The state of a training. AdvUnlearn overrides `choose` and `concept_text`."""
 
     def __init__(self, method: Any, bundle: Bundle, concept: Concept, seed: int):
         self.method, self.concept, self.seed = method, concept, seed
         self.original = bundle
         _check(method, bundle, concept)
-        self.part = component_of(method.train_method)
-        module = copy.deepcopy(getattr(bundle, self.part)).eval().requires_grad_(False)
-        self.student = bundle.replace(**{self.part: module})
-        self.module = module
-        self.chosen = trainable(
-            module, method.train_method, component=method.component, norm_layer=method.norm_layer,
-            compat=method.compat,
-        )  # fmt: skip
+        self.parts = parts_of(bundle, method.train_method, method.encoders)
+        copies = {p: copy.deepcopy(getattr(bundle, p)).eval().requires_grad_(False) for p in self.parts}
+        self.modules: dict[str, Any] = copies
+        self.student = bundle.replace(**copies)
+        self.chosen = {
+            name if len(self.parts) == 1 else f"{part}.{name}": parameter
+            for part, module in copies.items()
+            for name, parameter in trainable(
+                module, method.train_method, component=method.component, norm_layer=method.norm_layer,
+                compat=method.compat, last=not (bundle.is_sdxl and part == "text_encoder"),
+            ).items()
+        }  # fmt: skip
         for other in bundle.modules().values():
             other.requires_grad_(False)
         for parameter in self.chosen.values():
@@ -197,8 +207,8 @@ class Training:
 
     @cached_property
     def base_sha256(self) -> str:
-        """Of the component before it was trained."""
-        return digest(getattr(self.original, self.part))
+        """Of what trains, before it was trained."""
+        return digest(*(getattr(self.original, part) for part in self.parts))
 
     def iterate(self) -> dict[str, float]:
         """One iteration."""
@@ -206,8 +216,8 @@ class Training:
         self._refresh()
         self.choose(i)
         drawn = self.source.concept(rng_of(self.seed, i, DRAW), self.prompt, m.batch)
-        states = self.concept_states().expand(len(drawn.z), -1, -1)
-        loss = self._away(self.student.predict(drawn.z, drawn.t, states), drawn)
+        text = self.concept_text().expand(len(drawn.z))
+        loss = self._away(self.student.predict(drawn.z, drawn.t, text), drawn)
         self.finite(loss, drawn, "loss")
         numbers = {"loss": float(loss.detach())}
         if self.retains and m.retain_train == "reg":
@@ -228,9 +238,9 @@ class Training:
         """The concept prompt of this iteration."""
         self.prompt = int(rng_of(self.seed, iteration, CONCEPT).integers(len(self.tokens)))
 
-    def concept_states(self) -> Tensor:
-        """Text states [1, L, D] of the concept prompt, as the student reads it."""
-        return encode_ids(self.student, self.tokens[self.prompt].ids)
+    def concept_text(self) -> Condition:
+        """The concept prompt as the student reads it, one row."""
+        return condition_ids(self.student, self.tokens[self.prompt].ids)
 
     def finite(self, loss: Tensor, drawn: Draw, name: str) -> None:
         """Stop at a loss that is NaN or infinite."""
@@ -255,8 +265,8 @@ class Training:
         count = len(self.retain_ids)
         rows = rng.choice(count, min(self.method.retain_batch, count), replace=False)
         drawn = self.source.retain(rng, rows, like)
-        states = encode_ids(self.student, self.retain_ids[torch.from_numpy(rows)])
-        found = self.student.predict(drawn.z, drawn.t, states)
+        text = condition_ids(self.student, self.retain_ids[torch.from_numpy(rows)])
+        found = self.student.predict(drawn.z, drawn.t, text)
         weight = snr_weight(self.original, drawn.t, found, self.method.snr_gamma)
         kept = mse(found, drawn.ep) if weight is None else weighted_mse(found, drawn.ep, weight)
         self.finite(kept, drawn, "retain loss")
@@ -272,7 +282,7 @@ class Training:
         m = self.method
         if not m.bank_size:
             if self.source is None:
-                walker = self.student if self.part == "unet" else self.original
+                walker = self.student if self.parts == ("unet",) else self.original
                 self.source = Live(self.original, walker, self.texts, self.walk)
             return
         number = self.done // m.bank_refresh_every if m.bank_refresh_every else 0
@@ -338,13 +348,16 @@ class Training:
             "ids": {p: tokenizer([p], padding=False, truncation=True)["input_ids"][0] for p in
             self.concept.prompts}, "trained": len(self.chosen), "losses": self.losses,
         }  # fmt: skip
-        self.module.requires_grad_(False)
-        return weights_edit(self.module, self.part, list(self.chosen), details)
+        for module in self.modules.values():
+            module.requires_grad_(False)
+        if len(self.parts) == 2:
+            return encoders_edit(self.modules, details)
+        (part,) = self.parts
+        return weights_edit(self.modules[part], part, list(self.chosen), details)
 
 
 def _check(method: Any, bundle: Bundle, concept: Concept) -> None:
-    if bundle.is_sdxl:
-        _checks.fail(ValueError, "bundle", ONE_ENCODER, "one with two (SDXL)")
+    check_shared_words(bundle)
     for name, module in bundle.modules().items():
         kinds = {p.dtype for p in module.parameters()}
         if name != "vae" and kinds != {torch.float32}:
