@@ -1,19 +1,55 @@
-"""accelerate: a character model of English text, trained by Sophia, and what knowing the curvature gives.
+"""accelerate: a small Llama learns to spell from Python's own manual, trained by Sophia.
 
-The text is what scikit-learn says of its data sets. `mode="sign"` is Sophia without curvature.
+Sophia divides momentum by a diagonal of curvature, which is estimated anew in every tenth step.
 """
+
+from pydoc_data.topics import topics
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tenfold.optim import Sophia
 
-sources = load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
-text = "".join(load().DESCR for load in sources)
+text = "\n".join(topics.values()).lower()
 letters = sorted(set(text))
-ids = torch.tensor([letters.index(letter) for letter in text])
-pieces = ids[: len(ids) // 64 * 64].view(-1, 64)
+place = {letter: i for i, letter in enumerate(letters)}
+ids = torch.tensor([place[letter] for letter in text])
+rows = ids[: len(ids) // 64 * 64].view(-1, 64)  # of 64 characters
+test, train = rows[:100], rows[100:]
+
+set_seed(0)
+model = LlamaForCausalLM(
+    LlamaConfig(
+        vocab_size=len(letters), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+)
+optimizer = Sophia(model.parameters(), lr=3e-3, rho="auto", target_win_rate=0.1)
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=240)
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+loader = DataLoader(train, batch_size=8, shuffle=True, drop_last=True)
+model, prepared, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+
+
+@torch.no_grad()
+def say():
+    loss = model(input_ids=test, labels=test).loss.item()
+    share = f", {optimizer.win_rate:.2f} of the weights not clipped" if optimizer.num_updates else ""
+    print(f"step {optimizer.num_updates}: {loss:.2f} nats a character{share}")
+
+
+say()
+for number, batch in enumerate(loader, 1):
+    if optimizer.hessian_due:  # before the first micro-batch of a step; `prepared` wraps this optimizer
+        optimizer.estimate_hessian(model, [{"input_ids": batch, "labels": batch}])
+    with accelerator.accumulate(model):
+        accelerator.backward(model(input_ids=batch, labels=batch).loss)
+        prepared.step()
+        schedule.step()
+        prepared.zero_grad()
+    if number % 120 == 0:
+        say()
+    if number == 480:
+        break

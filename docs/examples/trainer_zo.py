@@ -42,16 +42,16 @@ def say(what, found):
 set_seed(0)
 model = ViTForImageClassification(
     ViTConfig(
-        image_size=8, patch_size=2, num_channels=1, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_labels=10, hidden_dropout_prob=0.0,
+        image_size=8, patch_size=4, num_channels=1, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_labels=10, hidden_dropout_prob=0.0, initializer_range=0.15,
     )
 )  # fmt: skip
 first = trainer(pixels, 250, torch.optim.AdamW(model.parameters(), lr=5e-3))
 first.train()
 say("white paper", first.evaluate())
 
-optimizer = ZOSGD(model.named_parameters(), lr=1e-3, eps=1e-3, streams=model)
-second = trainer(0.5 * pixels + 0.4, 500, optimizer)
+optimizer = ZOSGD(model.named_parameters(), lr=3e-4, eps=1e-3, streams=model)
+second = trainer(0.5 * pixels + 0.4, 400, optimizer)
 say("grey paper", second.evaluate())
 with optimizer.attach(model):
     second.train()
