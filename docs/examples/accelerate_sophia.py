@@ -49,7 +49,7 @@ for number, batch in enumerate(loader, 1):
         prepared.step()
         schedule.step()
         prepared.zero_grad()
-    if number % 120 == 0:
+    if number % 240 == 0:
         say()
     if number == 480:
         break
