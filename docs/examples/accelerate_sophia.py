@@ -21,11 +21,8 @@ rows = ids[: len(ids) // 64 * 64].view(-1, 64)  # of 64 characters
 test, train = rows[:100], rows[100:]
 
 set_seed(0)
-model = LlamaForCausalLM(
-    LlamaConfig(
-        vocab_size=len(letters), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
-    )
-)
+size = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(letters), **size))
 optimizer = Sophia(model.parameters(), lr=3e-3, rho="auto", target_win_rate=0.1)
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=240)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)

@@ -18,7 +18,8 @@ pixels = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)
 
 def rows(images):
     """Data sets of 1,297 digits to train on and 500 to test with."""
-    found = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+    pairs = zip(images, labels, strict=True)
+    found = [{"pixel_values": image, "labels": int(label)} for image, label in pairs]
     return found[:1297], found[1297:]
 
 
