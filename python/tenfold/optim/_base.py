@@ -335,8 +335,8 @@ class ZerothOrder(Saving):
         closure: returns the loss as a real one-element tensor or a number.  It is called without gradients,
             two times per query, or once more than there are queries when one-sided, and must see the same
             batch each time, with dropout off (that of an attached model is).  A batch too large for one
-            forward pass may be fed in pieces:
-            a closure that returns the sum (or mean) of their losses is the same objective.
+            forward pass may be fed in pieces: a closure that returns the sum (or mean) of their losses is the
+            same objective.
 
         Returns the mean of all losses of the step, a float64 scalar on the CPU.
 
@@ -367,9 +367,8 @@ class ZerothOrder(Saving):
             self._parallel.agree(self)
         # In a closure a call of an attached model is no call of a loop: it must not probe once more.
         plain = nullcontext() if closure is None or self._attached is None else self._attached.evaluation()
-        bare = (
-            [] if self._told_of_backward or self._tail else [p for p in self._trainable() if p.grad is None]
-        )
+        told = self._told_of_backward or bool(self._tail)
+        bare = [] if told else [p for p in self._trainable() if p.grad is None]
         with plain:
             try:
                 loss = self._step(closure, attached)
