@@ -117,6 +117,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """The scripts of docs/examples, with the libraries that they show."""
+    install_project(session, "examples")
+    install(session, "pytest")
+    session.run("pytest", "--slow", *(session.posargs or ("tests/examples",)))
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """`tenfold bench`, into runs/bench/."""
     install_project(session, "bench")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from zolog_cases import OPTIMIZERS, batch, network, optimizer, same_bits, same_state
 
+from tenfold import PerformanceWarning
 from tenfold.optim import ZOSGD, Blocks, ForwardGrad, zolog
 
 
@@ -233,6 +235,36 @@ def test_a_closure_still_works_while_attached() -> None:
         opt.step(closure(model, step))
         other_opt.step(closure(other, step))
     assert same_bits(model, other)
+
+
+@pytest.mark.parametrize("restore", ["exact", "arithmetic"])
+def test_a_closure_that_calls_the_attached_model_and_backward(restore: str) -> None:
+    """What Lightning's automatic optimization gives an optimizer: gradients are on in its closure."""
+    (model, opt), (other, other_opt) = make(restore=restore), make(restore=restore)
+    opt.attach(model)
+    model.train()
+
+    def automatic(step: int) -> Any:
+        x, y = batch(step)
+
+        def evaluate() -> Tensor:
+            with torch.enable_grad():
+                opt.zero_grad()
+                loss = model(x, y)["loss"]
+                loss.backward()
+            return loss.detach()
+
+        return evaluate
+
+    with pytest.warns(PerformanceWarning, match="the closure calls backward"):
+        opt.step(automatic(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step(automatic(1))  # said once
+        for step in range(2):
+            other_opt.step(closure(other, step))
+    assert same_bits(model, other)  # probes at the right places, dropout off
+    assert model.dropout.training
 
 
 def test_a_log_of_a_loop_replays(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ class Attached:
     def _evaluated(self, calls: list[_Call]) -> Tensor:
         """The sum of the scaled losses of these micro-batches, with whatever weights there are."""
         total: Tensor | None = None
-        with self._evaluation():
+        with self.evaluation():
             for scale, args, kwargs in calls:
                 value = self._loss_of(self._forward(*args, **kwargs)).double() * scale
                 total = value if total is None else total + value
@@ -282,7 +282,7 @@ class Attached:
             found[:] = [self._forward(*args, **kwargs)]
             return self._loss_of(found[0]).detach()
 
-        with torch.no_grad(), self._evaluation():
+        with torch.no_grad(), self.evaluation():
             if self._evaluates_again:
                 value, sink = closure(), self._keep(args, kwargs)
             else:
@@ -343,7 +343,7 @@ class Attached:
         self._check_unchanged()
 
     @contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
         """The whole model in evaluation mode, its calls not those of a loop."""
         training = [module for module in self.model.modules() if module.training]
         busy, self.busy = self.busy, True

@@ -129,6 +129,7 @@ class ZerothOrder(Saving):
         self._reached: bool = False  # whether a dual probe was seen to reach the parameters
         self._copy_always = False  # what "auto" found out
         self._told_of_copies = False
+        self._told_of_backward = False
         self._tail: set[Tensor] = set()
         self._sharded = False
         self._layout: _blocks.Layout | None = None
@@ -333,8 +334,9 @@ class ZerothOrder(Saving):
 
         closure: returns the loss as a real one-element tensor or a number.  It is called without gradients,
             two times per query, or once more than there are queries when one-sided, and must see the same
-            batch each time, with dropout off.  A batch too large for one forward pass may be fed in pieces:
-            a closure that returns the sum (or mean) of their losses is the same objective.
+            batch each time, with dropout off (that of an attached model is).  A batch too large for one
+            forward pass may be fed in pieces: a closure that returns the sum (or mean) of their losses is the
+            same objective.
 
         Returns the mean of all losses of the step, a float64 scalar on the CPU.
 
@@ -363,11 +365,28 @@ class ZerothOrder(Saving):
             self._check_no_gradients()
         if self._parallel is not None:
             self._parallel.agree(self)
-        try:
-            return self._step(closure, attached)
-        except _Restart:
-            self._copy_always = True
-            return self._step(closure, attached)
+        # In a closure a call of an attached model is no call of a loop: it must not probe once more.
+        plain = nullcontext() if closure is None or self._attached is None else self._attached.evaluation()
+        told = self._told_of_backward or bool(self._tail)
+        bare = [] if told else [p for p in self._trainable() if p.grad is None]
+        with plain:
+            try:
+                loss = self._step(closure, attached)
+            except _Restart:
+                self._copy_always = True
+                loss = self._step(closure, attached)
+        if any(p.grad is not None for p in bare):
+            self._tell_of_backward()
+        return loss
+
+    def _tell_of_backward(self) -> None:
+        self._told_of_backward = True
+        warnings.warn(
+            "step: the closure calls backward(), at every probe and to no use; let it return the loss alone. "
+            "In Lightning: automatic_optimization = False, self.optimizers().step(closure) in training_step",
+            PerformanceWarning,
+            stacklevel=3,
+        )
 
     def _check_no_gradients(self) -> None:
         """A term that a loop adds to the loss of an attached model would be lost: it leaves gradients."""
