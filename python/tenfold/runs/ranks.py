@@ -143,9 +143,8 @@ class Ranks:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Around what all ranks do in step; if it raises, rank 0 has nothing more to tell."""
-        self._working = True
-        yield
-        self._working = False
+        with self._together():
+            yield
 
     def close(self) -> None:
         """Rank 0 tells the others that there is nothing more to do; then leave."""
@@ -161,11 +160,18 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if str(error).startswith("ranks:"):
+            if not _is_of_torch(error):
                 raise
-            said = str(error).splitlines()[0]
+            said = " ".join(str(error).split())[:200]
             raise RuntimeError(
-                f"ranks: expected {self.size} processes, but one has gone ({said}); --resume goes on from "
-                "the last saved state"
+                f"ranks: expected {self.size} processes, but one has gone; --resume goes on from the last "
+                f"saved state ({said})"
             ) from error
         self._working = working
+
+
+def _is_of_torch(error: RuntimeError) -> bool:
+    """Whether an exchange failed; gloo raises plain RuntimeErrors that name its file."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -71,7 +71,7 @@ def follow(group: Ranks) -> None:
 
 
 def send(group: Ranks, subject: Subject, job: Job, saved: Any) -> None:
-    """What rank 0 sends before a run: the job, rows that the others lack, weights, the state to go on from."""
+    """What rank 0 sends before a run: job, rows that the others lack, weights, the state to go on from."""
     sets = {name: known for name, known in subject.known().items() if _SENT.get(name) is not known[0]}
     rows = {name: known[0] for name, known in sets.items()}
     group.tell({"job": dataclasses.asdict(job), "sets": rows})
