@@ -1,14 +1,13 @@
 """The memory plan against measured steps: docs/memory.json, docs/_static/memory.svg, the tables of scale.md.
 
-    python docs/memory_points.py --measure    takes every step again (a few minutes), then the rest
-    python docs/memory_points.py              plans, draws and writes from docs/memory.json
+python docs/memory_points.py --measure    takes every step again (a few minutes), then the rest
+python docs/memory_points.py              plans, draws and writes from docs/memory.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +80,30 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def measured_table(rows: list[dict[str, Any]]) -> str:
-    head = "| parameters | method | batch | plan, MiB | measured, MiB | plan is off by |\n|---|---|---|---|---|---|"
-    return "\n".join([head, *map(_line, rows)])
+    """Every measured step beside its plan."""
+    columns = ("parameters", "method", "batch", "plan, MiB", "measured, MiB", "plan is off by")
+    return "\n".join([*_head(columns), *map(_line, rows)])
+
+
+def _head(columns: tuple[str, ...]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def paper_table() -> str:
     """7 and 70 billion parameters, one row of 2,048 tokens per rank."""
-    head = (
-        "| model | ranks | method | weights | gradients | states | activations | gathered | peak | "
-        "with checkpointing |\n|---|---|---|---|---|---|---|---|---|---|"
+    columns = ("model", "ranks", "method", "weights", "gradients", "states", "activations", "gathered")
+    return "\n".join(
+        [
+            *_head((*columns, "peak", "with checkpointing")),
+            *(
+                _paper_line(name, shape, ranks, method)
+                for name, shape in (("Llama-2-7B", LLAMA_2_7B), ("Llama-2-70B", LLAMA_2_70B))
+                for ranks in (1, 8, 32)
+                for method in METHODS
+                if ranks == 1 or method not in WHOLE
+            ),
+        ]
     )
-    lines = [head]
-    for name, shape in (("Llama-2-7B", LLAMA_2_7B), ("Llama-2-70B", LLAMA_2_70B)):
-        for ranks in (1, 8, 32):
-            for method in METHODS:
-                if ranks == 1 or method not in WHOLE:
-                    lines.append(_paper_line(name, shape, ranks, method))
-    return "\n".join(lines)
 
 
 def _paper_line(name: str, shape: Shape, ranks: int, method: str) -> str:
@@ -141,12 +147,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     """The tables of scale.md."""
     page = PAGE.read_text()
     for name, table in (("paper", paper_table()), ("measured", measured_table(rows))):
-        begin, end = f"<!-- {name}:begin (docs/memory_points.py) -->", f"<!-- {name}:end -->"
-        page, count = re.subn(
-            re.escape(begin) + ".*?" + re.escape(end), lambda _, t=table: f"{begin}\n{t}\n{end}", page,
-            flags=re.DOTALL,
-        )  # fmt: skip
-        assert count == 1, f"scale.md has no place for the table {name}"
+        begin, end = f"<!-- {name}:begin (docs/memory_points.py) -->\n", f"<!-- {name}:end -->"
+        before, _, rest = page.partition(begin)
+        page = before + begin + table + "\n" + end + rest.partition(end)[2]
     PAGE.write_text(page)
 
 

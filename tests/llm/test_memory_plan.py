@@ -36,7 +36,8 @@ def test_parameters_are_those_of_the_models() -> None:
 @pytest.mark.parametrize(
     ("method", "dtype", "per"),
     [
-        ("zo-sgd", "float32", 4), ("zo-sgd", "bfloat16", 2), ("zo-adam", "float32", 12), ("lozo", "float32", 4),
+        ("zo-sgd", "float32", 4), ("zo-sgd", "bfloat16", 2), ("zo-adam", "float32", 12),
+        ("lozo", "float32", 4),
         ("adamw", "float32", 16), ("adamw", "bfloat16", 8), ("sophia", "float32", 16),
         ("sophia", "bfloat16", 12), ("sophia-8bit", "float32", 10.03125),
     ],
@@ -104,5 +105,5 @@ def test_steps_take_what_is_planned() -> None:
 
 
 def test_a_failed_step_is_told_with_its_words() -> None:
-    with pytest.raises(RuntimeError, match="memory probe: .*hidden"):
+    with pytest.raises(RuntimeError, match=r"memory probe: .*hidden"):
         next(measure([{"shape": [64, 30, 1, 4, 4, 64, False], "batch": 1, "length": 4, "method": "adamw"}]))

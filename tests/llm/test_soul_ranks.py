@@ -128,6 +128,19 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_goes_on(
     assert_same(tmp_path / "one", out)
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_the_first_evaluates_is_noticed(byte_model: Path, tmp_path: Path) -> None:
+    config = make_config(tmp_path, byte_model, limit=None, max_new_tokens=400)
+    out = tmp_path / "two"
+    process = start(*arguments(config, tmp_path), "--out", str(out))
+    log = out / "log.txt"
+    kill_rank(process, 1, lambda: log.exists() and "evaluating before" in log.read_text())
+    code, _, err = finish(process, 60)
+    assert code != 0
+    assert "this one was told to end" in err
+    assert "--resume goes on from the last saved state" in err
+
+
 def _state(path: Path) -> Any:
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["state"])
@@ -140,14 +153,6 @@ def test_what_cannot_run_on_two_processes_is_said_once(byte_model: Path, tmp_pat
     assert code != 0
     assert err.count("accumulation: expected at least 2 micro-batches in a step for 2 processes, got 1") == 1
     assert not (tmp_path / "two").exists()
-
-
-@pytest.mark.slow
-def test_workflows_of_one_process_refuse(tmp_path: Path) -> None:
-    code, _, err = finish(start("run", "segrap", "--out", str(tmp_path / "run")), 60)
-    assert code != 0
-    assert "torchrun: expected one of zo, soul, got segrap, which runs in one process" in err
-    assert not (tmp_path / "run").exists()
 
 
 # -- in one process ------------------------------------------------------------------------------------------

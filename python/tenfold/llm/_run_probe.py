@@ -161,9 +161,7 @@ def answer(
     return found
 
 
-def _explained(
-    request: dict[str, Any], probe: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
+def _explained(request: dict[str, Any], probe: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     try:
         return probe(request)
     except Exception as error:  # told to the parent, which raises it

@@ -4,8 +4,8 @@
     print(plan.table())
 
 For decoders of the LLaMA kind (rotary positions, RMSNorm, gated MLP) as transformers computes them, with
-PyTorch's fused attention and the loss of all positions. Lower bounds of nothing: what is counted is what these
-programs keep. ``tests/llm/test_memory_plan.py`` holds the plan against the peak of real steps.
+PyTorch's fused attention and the loss of all positions. What is counted is what these programs keep;
+``tests/llm/test_memory_plan.py`` holds the plan against the peak of real steps.
 """
 
 from __future__ import annotations

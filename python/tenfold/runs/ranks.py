@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,8 @@ class Ranks:
         import torch.distributed as dist
 
         if self.rank == 0 and not self._working:
-            self.tell(None)
+            with suppress(RuntimeError):  # who has gone needs no word
+                self.tell(None)
         dist.destroy_process_group()
 
     @contextmanager
