@@ -20,7 +20,8 @@ class Workflow:
     where the target finishes `folder`, a `tenfold.runs.RunFolder`, and `result.metrics` are its numbers. If
     the dataclass has a method `resolved()`, the command calls it before a folder is made: it fills what was
     left open, refuses what is wrong (ValueError or TypeError naming the field), returns the config to run.
-    Both are empty as long as `ready` is false.
+    Both are empty as long as `ready` is false. `follower` is `follow(ranks)`, what the other processes do
+    under torchrun (`tenfold.runs.ranks`), or empty where a workflow runs in one process.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workflow:
     config: str = ""
     target: str = ""
     ready: bool = False
+    follower: str = ""
 
     def load_config(self) -> Any:
         """The config dataclass (imports the module that holds it)."""
@@ -42,6 +44,10 @@ class Workflow:
     def load_target(self) -> Any:
         """The function `target(config, folder)` (imports the workflow)."""
         return _load(self.target)
+
+    def load_follower(self) -> Any:
+        """The function `follow(ranks)`."""
+        return _load(self.follower)
 
 
 def _load(reference: str) -> Any:
@@ -59,6 +65,7 @@ _ALL = (
         config="tenfold.llm.zo_config:ZOConfig",
         target="tenfold.llm.zo:run",
         ready=True,
+        follower="tenfold.llm.zo_ranks:follow",
     ),
     Workflow(
         name="soul",
@@ -68,6 +75,7 @@ _ALL = (
         config="tenfold.llm.unlearn.soul_config:SoulConfig",
         target="tenfold.llm.unlearn.soul:run",
         ready=True,
+        follower="tenfold.llm.unlearn.soul_ranks:follow",
     ),
     Workflow(
         name="advunlearn",

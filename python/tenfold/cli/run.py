@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.cli import EXPLAINED, did_you_mean
+from tenfold.runs import ranks
 from tenfold.workflows import WORKFLOWS, Workflow
 
 __all__ = ["run", "run_workflow"]
@@ -31,14 +32,28 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] == "all":
         from tenfold.cli.run_all import run_all
 
+        _expect_one_process("all")
         return run_all(arguments[1:])
     return run_workflow(_workflow(arguments[0]), arguments[1:])
 
 
 def run_workflow(workflow: Workflow, arguments: Sequence[str]) -> int:
-    """Exit code of one workflow, called with `arguments`."""
-    settings, out, resume = _settings(workflow, arguments)
-    return _run(workflow, settings, out, resume)
+    """Exit code of one workflow, called with `arguments`; under torchrun one of its processes."""
+    if not ranks.started():
+        return _run(workflow, *_settings(workflow, arguments))
+    if not workflow.follower:
+        _expect_one_process(workflow.name)
+    with ranks.joined() as group:
+        if group.rank:
+            workflow.load_follower()(group)
+            return 0
+        return _run(workflow, *_settings(workflow, arguments))
+
+
+def _expect_one_process(name: str) -> None:
+    if ranks.started():
+        known = ", ".join(name for name, workflow in WORKFLOWS.items() if workflow.follower)
+        raise ValueError(f"torchrun: expected one of {known}, got {name}, which runs in one process")
 
 
 def _ready() -> list[str]:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -133,8 +134,10 @@ def _first_order(
     return {"forward": forward, "backward": backward, "passes": passes, "rest": 0.0, "forwards": 1}
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """:func:`probe` in a child process (in this one where the system cannot fork)."""
+def answer(
+    request: dict[str, Any], probe: Callable[[dict[str, Any]], dict[str, Any]] = probe
+) -> dict[str, Any]:
+    """:func:`probe`, or another, in a child process (in this one where the system cannot fork)."""
     if not hasattr(os, "fork"):
         return probe(request)
     reading, writing = os.pipe()
@@ -144,7 +147,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
             os.close(reading)
             with os.fdopen(writing, "w") as pipe:
-                json.dump(_explained(request), pipe)
+                json.dump(_explained(request, probe), pipe)
             code = 0
         finally:
             os._exit(code)
@@ -158,7 +161,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _explained(request: dict[str, Any]) -> dict[str, Any]:
+def _explained(request: dict[str, Any], probe: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     try:
         return probe(request)
     except Exception as error:  # told to the parent, which raises it

@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.llm import linear_probe, methods, models, schemes, tasks
+from tenfold.llm import linear_probe, methods, models, schemes, tasks, zo_ranks
 from tenfold.llm._memory_probe import DeviceMemory, HostMemory
 from tenfold.llm.objective import Batch, Objective
 from tenfold.llm.training import batch_of_step, pack, unpack
 from tenfold.runs import RunFolder
+from tenfold.runs.ranks import current
 
 __all__ = ["History", "Job", "check", "run_job", "save_weights"]
 
@@ -337,6 +338,8 @@ def _run(
     if kind == "probe":
         return _probe(running)
     if not job.offload:
+        if (group := current()) is not None:
+            zo_ranks.send_job(group, job, running, saved)
         _start(running, folder, saved)
     if not running.history.dev:
         _look(running)
@@ -367,14 +370,18 @@ def _way(kind: str, job: Job, adapted: schemes.Adapted, objective: Objective) ->
         yield
 
 
-def _start(running: Running, folder: RunFolder, saved: Any) -> None:
+def _start(running: Running, folder: RunFolder | None, saved: Any) -> None:
     """Give it an optimizer, and the state of an interrupted run if there is one."""
-    job, adapted = running.job, running.adapted
+    job, adapted, group = running.job, running.adapted, current()
+    extra = dict(job.extra)
+    if group is not None:
+        queries = job.num_queries or methods.find(job.optimizer).queries
+        extra["parallel"] = zo_ranks.way(group, job.restore, queries)
     if methods.find(job.optimizer).kind != "none":
         running.optimizer = methods.make(
             job.optimizer, adapted.parameters, adapted.model, lr=job.lr, eps=job.eps,
             num_queries=job.num_queries, weight_decay=job.weight_decay, seed=job.seed, restore=job.restore,
-            extra=job.extra,
+            extra=extra,
         )  # fmt: skip
     if saved is not None:
         state, tensors = saved
@@ -382,14 +389,15 @@ def _start(running: Running, folder: RunFolder, saved: Any) -> None:
         running.best = _part(tensors, "best")
         running.history = History(**state["history"])
         running.optimizer.load_state_dict(unpack(state["optimizer"], tensors))
-    if job.log and running.optimizer is not None and methods.find(job.optimizer).kind != "first-order":
+    logged = job.log and running.optimizer is not None and methods.find(job.optimizer).kind != "first-order"
+    if folder is not None and logged:
         running.log = _open_log(folder.path / "logs" / f"{job.key}.zolog", running)
 
 
 def _train(
     running: Running, folder: RunFolder, save_seconds: float, deadline: float | None, label: str
 ) -> None:
-    job, history = running.job, running.history
+    job, history, group = running.job, running.history, current()
     total = job.steps if job.steps is not None else int(job.forwards or 0)
     last_save = time.monotonic()
     with folder.progress(total, label, done=min(total, _done(running))) as progress:
@@ -398,7 +406,7 @@ def _train(
                 history.stopped_early = True
                 break
             was = _done(running)
-            shown = _step(running)
+            shown = zo_ranks.told(group, lambda: _step(running))
             now = min(total, _done(running))
             if now * job.looks // total > was * job.looks // total:
                 _look(running)
@@ -407,6 +415,7 @@ def _train(
             if time.monotonic() - last_save > save_seconds:
                 _save(running, folder)
                 last_save = time.monotonic()
+    zo_ranks.done(group)
     if history.dev[-1]["step"] != len(history.steps):
         _look(running)
 
@@ -420,6 +429,7 @@ def _step(running: Running) -> dict[str, float]:
     job, objective, history = running.job, running.objective, running.history
     number = len(history.steps)
     chosen = batch_of_step(len(objective), job.batch_size, job.seed, number)
+    chosen = zo_ranks.part(running.optimizer, chosen)
     started = time.perf_counter()
     batch = objective.batch("train", chosen)
     zo = methods.find(job.optimizer).kind != "first-order"

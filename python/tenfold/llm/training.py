@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold import optim
+from tenfold.llm import zo_ranks
 from tenfold.llm.prompts import Encoded
 from tenfold.llm.scorer import Scorer
 from tenfold.runs import RunFolder
+from tenfold.runs.ranks import Ranks, current
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,11 @@ class Task:
             parameter.copy_(weights[name])
 
 
-def make_optimizer(phase: Phase, task: Task) -> Any:
-    """The optimizer of a phase over the task's parameters; bfloat16 weights are rounded stochastically."""
+def make_optimizer(phase: Phase, task: Task, group: Ranks | None = None) -> Any:
+    """The optimizer of a phase over the task's parameters; bfloat16 weights are rounded stochastically.
+
+    ``group``: the processes that share its steps, or None.
+    """
     kinds = {"fzoo": optim.FZOO, "zo-sgd": optim.ZOSGD, "zo-adam": optim.ZOAdam}
     half = next(iter(task.parameters.values())).dtype != torch.float32
     return kinds[phase.optimizer](
@@ -119,6 +125,7 @@ def make_optimizer(phase: Phase, task: Task) -> Any:
         rounding="sr" if half else "rne",
         seed=phase.seed,
         streams=task.scorer.model,
+        parallel=None if group is None else zo_ranks.way(group, phase.restore, phase.num_queries),
     )
 
 
@@ -139,6 +146,8 @@ def train(
     The chosen weights are left in the model. State is kept in ``folder`` under ``phase.key``; when it holds a
     finished phase, nothing is computed again (and the weights come back only where the phase selects).
 
+    Under torchrun all processes share the steps: see :mod:`tenfold.llm.zo_ranks`.
+
     Args:
         deadline: value of ``time.monotonic()`` past which no further step begins, or None.
     """
@@ -148,7 +157,10 @@ def train(
         if phase.select:
             task.put(_part(tensors, "theta"))
         return Trained(History(**state["history"]), tensors["test_logits"])
-    history, best, optimizer = _start(task, phase, saved)
+    group = current()
+    if group is not None:
+        zo_ranks.send(group, task, phase, saved)
+    history, best, optimizer = _start(task, phase, saved, group)
     last_save = time.monotonic()
     first = len(history.steps)
     with folder.progress(phase.steps, phase.label, done=first) as progress:
@@ -156,7 +168,7 @@ def train(
             if deadline is not None and time.monotonic() > deadline:
                 history.stopped_early = True
                 break
-            shown = _step(task, phase, optimizer, history, step)
+            shown = zo_ranks.told(group, partial(_step, task, phase, optimizer, history, step))
             if phase.select and ((step + 1) % phase.eval_every == 0 or step + 1 == phase.steps):
                 best = _look(task, history, step + 1, best)
                 shown["dev loss"] = history.dev[-1]["loss"]
@@ -164,6 +176,7 @@ def train(
             if time.monotonic() - last_save > save_seconds:
                 _save(folder, phase.key, task, history, best, optimizer)
                 last_save = time.monotonic()
+    zo_ranks.done(group)
     if phase.select:
         task.put(best)
     else:
@@ -175,8 +188,10 @@ def train(
     return Trained(history, logits)
 
 
-def _start(task: Task, phase: Phase, saved: Any) -> tuple[History, dict[str, Tensor], Any]:
-    optimizer = make_optimizer(phase, task)
+def _start(
+    task: Task, phase: Phase, saved: Any, group: Ranks | None
+) -> tuple[History, dict[str, Tensor], Any]:
+    optimizer = make_optimizer(phase, task, group)
     if saved is None:
         history = History()
         return history, (_look(task, history, 0, {}) if phase.select else {}), optimizer
@@ -187,9 +202,11 @@ def _start(task: Task, phase: Phase, saved: Any) -> tuple[History, dict[str, Ten
 
 
 def _step(task: Task, phase: Phase, optimizer: Any, history: History, step: int) -> dict[str, float]:
+    """A step, of which this process evaluates its part."""
     started = time.perf_counter()
     train_data = task.data["train"]
     chosen = batch_of_step(len(train_data), phase.batch_size, phase.seed, step)
+    chosen = zo_ranks.part(optimizer, chosen)
     batch = task.scorer.batch(train_data, chosen, task.kept.get("train"))
     mean = float(optimizer.step(lambda: task.scorer.loss(batch)))
     seconds = time.perf_counter() - started

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tenfold.llm import data, memory, models, prompts
+from tenfold.llm import data, memory, models, prompts, zo_ranks
 from tenfold.llm.scorer import Scorer, find_blocks, trainable_depth, trainable_parameters
 from tenfold.llm.training import Phase, Task, Trained, train
 from tenfold.llm.zo_config import ZOConfig
@@ -92,6 +92,7 @@ def run(config: ZOConfig, folder: RunFolder) -> Result:
         it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    zo_ranks.check(config)
     if config.mode == "tables":
         from tenfold.llm import benchmark
 
@@ -116,6 +117,7 @@ def run(config: ZOConfig, folder: RunFolder) -> Result:
     }
     folder.log(f"loading {config.model}")
     model = models.load_model(config.model, dtype=getattr(torch, config.dtype)).to(config.device)
+    zo_ranks.introduce(config, words.pad_id, words.options)
     outcome, task = _prepare(config, folder, splits, encoded, model, words)
     deadline = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     _train_seeds(outcome, task, folder, deadline)

@@ -127,8 +127,8 @@ def refresh(
     if name in ("sophia-h", "empirical-fisher"):
         second = name == "sophia-h"
         count: int = optimizer.estimate_hessian(
-            subject.model, batches, loss=lambda _, batch: mean_loss(subject, batch, second)
-        )
+            subject.model, batches, loss=lambda _, batch: mean_loss(subject, batch, second), group=None
+        )  # of several processes each takes all of the estimate: it is the one process's, bit for bit
         return count
     kept = {key: p.grad for key, p in subject.parameters.items()}
     optimizer.zero_grad(set_to_none=True)

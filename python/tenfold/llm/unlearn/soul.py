@@ -30,7 +30,7 @@ from torch import Tensor
 
 from tenfold.llm import models
 from tenfold.llm.unlearn import data as rows_of
-from tenfold.llm.unlearn import methods, teach, tuning
+from tenfold.llm.unlearn import methods, soul_ranks, teach, tuning
 from tenfold.llm.unlearn.evaluate import TofuResult, evaluate_tofu
 from tenfold.llm.unlearn.kept_scores import KeptScores
 from tenfold.llm.unlearn.rows import check_rows
@@ -106,6 +106,7 @@ def run(config: SoulConfig, folder: RunFolder) -> Result:
             it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    soul_ranks.check(config)
     if config.evaluate or config.task:
         from tenfold.llm.unlearn import soul_task
 
@@ -125,6 +126,7 @@ def _demo(config: SoulConfig, folder: RunFolder) -> Outcome:
     folder.log(f"loading {config.model}")
     model = models.load_model(config.model, dtype=getattr(torch, config.dtype)).to(config.device)
     subject = Subject(model, tokenizer.pad_token_id, str(config.trainable))
+    soul_ranks.introduce(config, subject)
     encoded = encode_sets(tokenizer, data, config)
     untaught = subject.weights()
     with folder.progress(sum(map(len, encoded.values())), "frozen blocks, once per row") as progress:

@@ -21,7 +21,7 @@ import torch
 
 from tenfold.llm import models, schemes
 from tenfold.llm.unlearn import data as rows_of
-from tenfold.llm.unlearn import formats, methods
+from tenfold.llm.unlearn import formats, methods, soul_ranks
 from tenfold.llm.unlearn.curvature import ESTIMATED
 from tenfold.llm.unlearn.evaluate import (
     evaluate_copyright,
@@ -68,6 +68,7 @@ def run(config: SoulConfig, folder: RunFolder) -> dict[str, float | int]:
         found = {"model": _scored(folder, "model", loaded, model, tokenizer)}
         return _finish(config, folder, loaded, found, {})
     subject = Subject(model, tokenizer.pad_token_id, str(config.trainable), seed=(config.seeds or [0])[0])
+    soul_ranks.introduce(config, subject, (config.seeds or [0])[0])
     lengths: dict[str, int] = {}
     encoded = encode_sets(tokenizer, loaded.data, config, lengths)
     for name, count in lengths.items():

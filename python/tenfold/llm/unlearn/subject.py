@@ -118,6 +118,17 @@ class Subject:
             into[width - len(row.ids) :] = known[tuple(row.ids)]
         return kept
 
+    def known(self) -> dict[str, tuple[Sequence[EncodedRow], Tensor | None]]:
+        """Rows of every set, and what enters the trained blocks for them where it is kept."""
+        return {name: (rows, self._kept.get(name)) for name, rows in self._sets.items()}
+
+    def take(self, name: str, rows: Sequence[EncodedRow], kept: Tensor | None) -> None:
+        """A set as the :meth:`known` of another process has it."""
+        self._sets[name] = rows
+        self._kept.pop(name, None)
+        if kept is not None:
+            self._kept[name] = kept.to(self.device)
+
     def exchange(self, prefix: str) -> None:
         """Every set ``prefix + name`` changes places with the set ``name``; a second time undoes it."""
         for key in [key for key in self._sets if key.startswith(prefix)]:

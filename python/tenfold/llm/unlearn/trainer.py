@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from tenfold.llm.training import pack, unpack
-from tenfold.llm.unlearn import curvature, methods, one_shot
+from tenfold.llm.unlearn import curvature, methods, one_shot, soul_ranks
 from tenfold.llm.unlearn.objective import Objective
 from tenfold.llm.unlearn.pairs import epoch_pairs
 from tenfold.llm.unlearn.subject import Subject
-from tenfold.runs import RunFolder
+from tenfold.runs import RunFolder, ranks
 
 __all__ = ["History", "Job", "check", "learning_rate", "steps_of", "train"]
 
@@ -176,7 +176,11 @@ def train(
     Args:
         subject: holds the sets ``forget`` and ``retain``, and those that the method needs.
         folder: keeps the state under ``job.key`` and shows progress; a state that is there is gone on with.
-        deadline: value of ``time.monotonic()`` past which no further step begins, or None.
+        deadline: value of ``time.monotonic()`` past which no further step begins, or None; not for several
+            processes.
+
+    Under torchrun (:mod:`tenfold.runs.ranks`) the micro-batches of a step are dealt out to the processes, if
+    there are enough for all; see :mod:`tenfold.llm.unlearn.soul_ranks`.
 
     Raises:
         ValueError: a setting is wrong, a set is missing, or the saved state is of another job.
@@ -185,6 +189,24 @@ def train(
     check(job)
     if job.method == "iu":
         return _one_step(subject, job, folder, label)
+    saved = None if folder is None else folder.load_state(job.key)
+    group = ranks.current()
+    if group is None or job.accumulation < group.size or (saved is not None and saved[0]["done"]):
+        return _train(subject, job, folder, label, save_seconds, deadline, saved, None)
+    if deadline is not None:
+        raise ValueError(f"deadline: expected None on {group.size} processes, got {deadline!r}")
+    with group.working():
+        if group.rank == 0:
+            soul_ranks.send(group, subject, job, saved)
+        else:
+            saved = soul_ranks.receive_state(group)
+        return _train(subject, job, folder, label, save_seconds, None, saved, group)
+
+
+def _train(
+    subject: Subject, job: Job, folder: RunFolder | None, label: str, save_seconds: float,
+    deadline: float | None, saved: Any, group: ranks.Ranks | None,
+) -> History:  # fmt: skip
     objective = Objective(
         subject, job.method, gamma=job.gamma, forget_weight=job.forget_weight, retain_loss=job.retain_loss,
         options=job.options, seed=job.seed, topk=job.topk, topk_file=_topk_file(folder, job),
@@ -194,8 +216,7 @@ def train(
         every=job.every, rounding=job.rounding, master=job.master, seed=job.seed,
         state_dtype=job.state_dtype if job.state_dtype == "8bit" else getattr(torch, job.state_dtype),
     )  # fmt: skip
-    running = Running(subject, job, objective, optimizer, History())
-    saved = None if folder is None else folder.load_state(job.key)
+    running = Running(subject, job, objective, optimizer, History(), group)
     if saved is not None:
         _restore(running, *saved)
         if saved[0]["done"]:
@@ -242,6 +263,7 @@ class Running:
     objective: Objective
     optimizer: Any
     history: History
+    group: ranks.Ranks | None = None
 
 
 def _done(running: Running) -> int:
@@ -299,15 +321,30 @@ def _step(running: Running, steps: int) -> dict[str, float]:
 
 def _backward(running: Running, number: int) -> dict[str, float]:
     """Gradients of the micro-batches of a step, averaged; the losses, averaged likewise."""
-    job = running.job
+    job, group = running.job, running.group
+    if group is None:
+        return _averaged([_micro_batch(running, number, micro) for micro in range(job.accumulation)])
+    return _averaged(
+        soul_ranks.in_turn(
+            group, running.subject, job.accumulation, lambda micro: _micro_batch(running, number, micro)
+        )
+    )
+
+
+def _micro_batch(running: Running, number: int, micro: int) -> dict[str, float]:
+    """Add the gradient of a micro-batch, over the number of them, to ``.grad``; its losses."""
+    count = running.job.accumulation
+    forget, retain = rows_of(running, number * count + micro)
+    loss, parts = running.objective.loss(forget, retain, _ramped(running, number))
+    (loss / count).backward()
+    return {"loss": float(loss.detach()), **parts}
+
+
+def _averaged(found: list[dict[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = {"loss": 0.0}
-    for micro in range(job.accumulation):
-        forget, retain = rows_of(running, number * job.accumulation + micro)
-        gamma = _ramped(running, number)
-        loss, parts = running.objective.loss(forget, retain, gamma)
-        (loss / job.accumulation).backward()
-        for name, value in {"loss": float(loss.detach()), **parts}.items():
-            sums[name] = sums.get(name, 0.0) + value / job.accumulation
+    for parts in found:
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value / len(found)
     return sums
 
 
