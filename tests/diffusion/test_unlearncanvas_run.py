@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("skimage")
 
 from tenfold.diffusion.canvas.files import read_matrix, read_results
+from tenfold.diffusion.canvas.keys import budget_keys
 from tenfold.diffusion.canvas.ranking import rank_methods, ranks_of
+from tenfold.diffusion.unlearncanvas_checks import check_cells
 from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
 from tenfold.diffusion.unlearncanvas_run import benchmark, one
 from tenfold.runs import RunFolder
@@ -114,18 +118,90 @@ def test_an_eraser_of_ones_own(tmp_path, monkeypatch):
         ({"targets": ["Cats", "cats"]}, "targets: expected each once"),
         ({"targets": ["Seed_Images"]}, "targets: expected styles and objects that are unlearned"),
         ({"settings": {"uce": {"lamb": 1}}}, "settings.uce: expected settings of uce: lam"),
-        ({"settings": {"spm": {"lr": 1}}}, "settings: expected names of"),
+        ({"settings": {"shs": {"lr": 1}}}, "settings: expected names of"),
         ({"budget": 5}, "budget: expected"),
         ({"finer": ["Winter"]}, 'finer: expected "Style/Object"'),
         ({"canvas": "unlearncanvas"}, "style_judge: expected a folder"),
         ({"data": "nowhere"}, "data: expected a folder of pictures"),
         ({"features": "os:getcwd"}, "feature_name: expected a name"),
         ({"seeds": [1, 1]}, "seeds: expected each once"),
+        ({"steps": 0}, "steps: expected an integer in"),
+        ({"guidance": float("nan")}, "guidance: expected a finite number"),
+        ({"sampling": "reference", "steps": 5}, "steps: expected None beside sampling=reference"),
+        ({"per_cell": 49}, "per_cell: expected at most 48"),
+        ({"finer": ["Seed_Images/Cats"]}, "finer: expected a style that can become photographs"),
+        ({"finer": ["Winter/Cats", "winter/cats"]}, "finer: expected each once"),
+        ({"style_judge": "nowhere"}, "style_judge: expected a folder"),
+        ({"feature_name": " "}, "feature_name: expected a text of one line"),
+        ({"model": ""}, "model: expected canvas, a folder"),
+        ({"transfer": {"adain": "."}}, "data: expected the data set"),
     ],
 )
 def test_wrong_settings_are_told(settings, message):
     with pytest.raises(ValueError, match=message):
         UnlearnCanvasConfig(**settings).resolved()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": "uce"}, "methods: expected a list of names, got str"),
+        ({"targets": [3]}, "targets: expected a list of names, got int 3"),
+        ({"seeds": 3}, "seeds: expected a list of integers"),
+        ({"settings": {"uce": 3}}, "settings.uce: expected {setting: value}"),
+        ({"steps": "x"}, "steps: expected an integer"),
+        ({"budget": True}, "budget: expected an integer"),
+    ],
+)
+def test_settings_of_other_types_are_told(settings, message):
+    with pytest.raises(TypeError, match=message):
+        UnlearnCanvasConfig(**settings).resolved()
+
+
+def test_what_cannot_be_scored_is_told_before_the_hours_it_takes():
+    """Each of these ended a run when all models were made."""
+    alone = {"finer": [], "sequential": [], "robust": []}
+    with pytest.raises(ValueError, match="budget: expected enough for pictures of every style, got 16: none"):
+        UnlearnCanvasConfig(targets=["Sketch"], budget=16, **alone).resolved()
+    grid = UnlearnCanvasConfig().grid()
+    only = next(f"{k.style}/{k.object}" for k in budget_keys(grid, 9, seeds=[188]) if k.style == "Winter")
+    asked = SimpleNamespace(targets=[], sequential=[], finer=[only], budget=9, seeds=[188], cra="all")
+    with pytest.raises(
+        ValueError, match=f"budget: expected enough for pictures of its style, got 9: .*{only}"
+    ):
+        check_cells(asked, grid)
+    objects = list(grid.objects)
+    with pytest.raises(ValueError, match="sequential: expected an object that is kept"):
+        UnlearnCanvasConfig(sequential=objects).resolved()
+    kept = UnlearnCanvasConfig(targets=["Sketch", "Cats"], budget=40, seeds=[188]).resolved()
+    assert kept.budget == 40
+
+
+class Mine:
+    """An eraser with settings that are called as presets are."""
+
+    def __init__(self, style="a"):
+        self.style = style
+
+    style = "a"
+    fit = staticmethod(lambda bundle, concept, *, seed=0: None)
+
+
+UCE = type("UCE", (Mine,), {})
+Löscher = type("Löscher", (Mine,), {})
+
+
+def test_erasers_of_ones_own_have_names_of_their_own(monkeypatch):
+    here = __name__
+    monkeypatch.setitem(sys.modules, here, sys.modules[__name__])
+    made = UnlearnCanvasConfig(methods=[f"{here}:Mine"], preset="published")
+    assert isinstance(made.method(f"{here}:Mine", "style", "Winter"), Mine)
+    with pytest.raises(ValueError, match="robust_methods: expected one eraser of the name 'uce'"):
+        UnlearnCanvasConfig(methods=["uce"], robust_methods=[f"{here}:UCE"])
+    with pytest.raises(ValueError, match="methods: expected a class named in ASCII letters"):
+        UnlearnCanvasConfig(methods=[f"{here}:Löscher"])
+    only_elsewhere = UnlearnCanvasConfig(methods=["sa"], settings={"uce": {"lam": 0.5}})
+    assert only_elsewhere.resolved().method("uce", "style", "Winter").lam == 0.5
 
 
 def test_ranks_share_places_and_know_what_is_better():
