@@ -164,6 +164,8 @@ def _check_transfer(config: UnlearnCanvasConfig) -> None:
                          ("transfer_features", "module:function, pictures to feature maps")):  # fmt: skip
         if not getattr(config, name):
             _checks.fail(ValueError, name, needed, "nothing, beside transfer")
+    if len({str(name).lower() for name in config.transfer}) != len(config.transfer):
+        _checks.fail(ValueError, "transfer", "names that differ by more than case", [*config.transfer])
     for name, folder in config.transfer.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             _checks.fail(ValueError, "transfer", "names of letters, digits, '_' and '-'", repr(name))

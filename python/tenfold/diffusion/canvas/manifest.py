@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.logs import from_png, to_pil
+from tenfold.diffusion.attack.logs import from_pil, from_png, to_pil
 from tenfold.diffusion.canvas.keys import Key, file_stem
 from tenfold.runs.files import read_json, replacing, write_json
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tenfold.diffusion.canvas.vocabulary import Canvas
 
 __all__ = [
-    "ENDINGS", "MANIFEST", "begin", "join", "match", "read_manifest", "read_pictures", "settings_of",
-    "verify", "write_manifest", "write_picture",
+    "ENDINGS", "MANIFEST", "begin", "fitted", "join", "match", "read_manifest", "read_pictures",
+    "settings_of", "verify", "write_manifest", "write_picture",
 ]  # fmt: skip
 
 ENDINGS = ("png", "jpg")
@@ -250,3 +250,23 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
     if not found:
         _checks.fail(ValueError, "paths", "at least one picture", "none")
     return torch.stack(found)
+
+
+def fitted(picture: Tensor, size: tuple[int, int], *, crop: bool = True) -> Tensor:
+    """uint8 [3, *size] of a picture [c, H, W] of any shape, by Lanczos.
+
+    crop: the largest part of that shape from the middle; without, the shape is not kept.
+    """
+    from PIL import Image
+
+    rows, columns = size
+    if picture.shape[1:] == torch.Size(size):
+        return picture.expand(3, -1, -1)
+    image = to_pil(picture.expand(3, -1, -1).contiguous())
+    high, wide = float(image.height), float(image.width)
+    if crop:
+        scale = min(high / rows, wide / columns)
+        high, wide = rows * scale, columns * scale
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return from_pil(image.resize((columns, rows), Image.Resampling.LANCZOS, box=box))
