@@ -227,7 +227,10 @@ def test_a_leader_board_never_mixes_conventions(whole, tmp_path):
     copies = {name: shutil.copytree(whole.path, tmp_path / name) for name in ("renamed", "excluded")}
     for name, path in copies.items():
         lines = (path / "results.jsonl").read_text().replace('"uce"', '"<script>alert(1)</script>"')
-        (path / "results.jsonl").write_text(lines.replace('"seot"', '"other"'))
+        lines = lines.replace('"seot"', '"other"')
+        if name == "excluded":
+            lines = lines.replace('"seed_images": "include"', '"seed_images": "exclude"')
+        (path / "results.jsonl").write_text(lines)
         document = json.loads((path / "metrics.json").read_text())
         if name == "excluded":
             document["config"]["seed_images"] = "exclude"
@@ -247,6 +250,94 @@ def test_a_leader_board_never_mixes_conventions(whole, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a finished run with metrics\.json"):
         boards([tmp_path])
     assert cli.main(["unlearncanvas", "board", str(whole.path), "--out", str(tmp_path / "board.txt")]) == 2
+
+
+def test_a_board_refuses_what_is_no_run_and_says_where(whole, tmp_path):
+    import shutil
+
+    from tenfold.diffusion.unlearncanvas_board import boards, leader_board
+
+    folder = shutil.copytree(whole.path, tmp_path / "50 % #1?é")
+    page = leader_board([folder], tmp_path / "board.html").read_text()
+    assert 'href="50%20%25%20%231%3F%C3%A9/report.html"' in page
+    kept = {name: (folder / name).read_text() for name in ("metrics.json", "results.jsonl")}
+    document = json.loads(kept["metrics.json"])
+    for change, message in (
+        ({"config": None}, r"metrics\.json: expected the numbers of a run"),
+        ({"metrics": {}}, r"metrics\.json: expected the numbers of a run"),
+        ({"name": "zo"}, "expected a run of unlearncanvas, got 'zo'"),
+        ({"config": document["config"] | {"cra": "exclude_target"}}, "expected the conventions of the run"),
+    ):
+        (folder / "metrics.json").write_text(json.dumps(document | change))
+        with pytest.raises(ValueError, match=message):
+            boards([folder])
+    (folder / "metrics.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected a run of unlearncanvas, got None"):
+        boards([folder])
+    (folder / "metrics.json").write_text(kept["metrics.json"])
+    (folder / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match="expected scores of edited models, got none"):
+        boards([folder])
+    other = json.loads(kept["metrics.json"])
+    other["config"]["targets"].reverse()
+    (folder / "metrics.json").write_text(json.dumps(other))
+    lines = kept["results.jsonl"].replace('"uce"', '"mine"').replace('"seot"', '"yours"').splitlines()
+    (folder / "results.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert [len(one.ranked) for one in boards([whole.path, folder])] == [4]  # the order says nothing
+
+
+def test_pictures_of_any_shape_style_transfer_and_one_method(tmp_path, monkeypatch):
+    """A data set of oblong pictures, some grey; results of a method that does nothing, and of the truth."""
+    from PIL import Image
+
+    from tenfold.diffusion.canvas.dataset import SPLITS
+    from tenfold.diffusion.canvas.mini import MINI, cell_pictures
+
+    monkeypatch.setitem(SPLITS, "train", (1, 2))
+    data, numbers = tmp_path / "data", (1, 2, 3, 4, 5, 19, 20)
+    for style, thing in MINI.cells:
+        (data / style / thing).mkdir(parents=True)
+        for number, picture in zip(numbers, cell_pictures(style, thing, list(numbers)), strict=True):
+            image = Image.fromarray(picture).resize((48, 40) if number % 2 else (32, 56))
+            image = image.convert("L") if thing == "Coins" and style == "Sketch" else image
+            image.save(data / style / thing / f"{number}.jpg")
+    for method, source in (("nothing", "Seed_Images"), ("Truth", None)):
+        for style in MINI.styles[:-1]:
+            (tmp_path / method / style).mkdir(parents=True)
+            for thing in MINI.objects:
+                for number in (19, 20):
+                    for reference in (1, 2):
+                        name = f"{thing}_test{number}_ref{reference}.jpg"
+                        target = tmp_path / method / style / name
+                        target.symlink_to(data / (source or style) / thing / f"{number}.jpg")
+    settings = {
+        "methods": ["salun"], "settings": {"salun": {"iterations": 2}}, "targets": ["Sketch"], "seeds": [188],
+        "steps": 2, "budget": 20, "finer": [], "sequential": [], "robust": [], "workers": 1,
+        "data": str(data), "per_cell": 1, "transfer_kind": "gram", "transfer_features": f"{__name__}:maps",
+        "transfer": {m: str(tmp_path / m) for m in ("nothing", "Truth")},
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    found = benchmark(UnlearnCanvasConfig(**settings), tmp_path / "run")
+    assert found.metrics["transfer.Truth.gram"] == 0
+    assert found.metrics["transfer.nothing.gram"] > 1e-6
+    assert {"fid.salun.style", "kid.salun.style", "cmmd.salun.style", "cmmd.base"} <= set(found.metrics)
+    page = (found.path / "report.html").read_text()
+    assert "One way to unlearn 1 concept" in page
+    assert "Style transfer" in page
+    assert "CMMD[judge-192]" in page
+    rows = (found.path / "tables" / "transfer_concepts.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * (8 + 8)
+    (data / "Winter" / "Cats" / "3.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected the picture .*Winter/Cats/3.jpg"):
+        benchmark(UnlearnCanvasConfig(**settings), tmp_path / "again")
+    (tmp_path / "Truth" / "Winter" / "Cats_test20_ref2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected the result .*Cats_test20_ref2.jpg"):
+        benchmark(UnlearnCanvasConfig(**settings | {"features": ""}), tmp_path / "third")
+
+
+def maps(pictures):
+    """Feature maps for losses of style transfer: the picture and its half."""
+    return [pictures, pictures[:, :, ::2, ::2]]
 
 
 @pytest.mark.slow
