@@ -45,6 +45,7 @@ def check_settings(config: UnlearnCanvasConfig) -> None:
     _checks.choice("seed_images", config.seed_images, SEED_IMAGES)
     _checks.choice("cra", config.cra, CRA)
     _checks.choice("retain", config.retain, ("others", "all", "anchors"))
+    _checks.choice("on_error", config.on_error, ("stop", "record"))
     _checks.choice("transfer_kind", config.transfer_kind, TRANSFER_KINDS)
     if not config.model:
         _checks.fail(ValueError, "model", "canvas, a folder or a hub id", "nothing")

@@ -135,6 +135,10 @@ class UnlearnCanvasConfig:
     transfer_kind: str = "vgg"
     """Its losses: vgg (content and style), vit or gram."""
 
+    on_error: str = "stop"
+    """What becomes of a run when a model cannot be made: stop, or record: it goes on, and says what is not
+    there."""
+
     workers: int = 0
     """Processes; 0 for one on each usable core. On a GPU one."""
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.diffusion.canvas.files import COLUMNS, reference_results, table_rows
-from tenfold.diffusion.canvas.manifest import read_pictures
+from tenfold.diffusion.canvas.keys import Key, file_stem
+from tenfold.diffusion.canvas.manifest import ENDINGS, fitted, read_pictures
 from tenfold.diffusion.canvas.ranking import BETTER_HIGH, Ranked
 from tenfold.diffusion.canvas.scores import Score, summarise
 from tenfold.diffusion.unlearncanvas_run import Outcome, Single
@@ -96,7 +97,7 @@ def _heat(groups: dict[str, list[Score]], name: str, less: Score | None = None) 
         values = np.array([_shares(one) for one in own]) - (0 if less is None else np.array(_shares(less)))
         image = axis.imshow(values, cmap=SHADES if less is None else _CHANGES, vmin=0 if less is None else -1,
                             vmax=1, aspect="auto", interpolation="nearest")  # fmt: skip
-        _grid_of(axis, len(first.style))
+        _grid_of(axis, len(first.style), figures.INK if less is None else ON_LIGHT)
         for row, one in enumerate(own if method != "base" else ()):
             _frame(axis, concepts.index(one.target), row, 1.2 if many else 2)
         if not many:
@@ -108,7 +109,7 @@ def _heat(groups: dict[str, list[Score]], name: str, less: Score | None = None) 
         axis.set_xticks(
             np.arange(len(concepts)), [words(c) for c in concepts] if last else [], rotation=90, fontsize=7.5
         )
-    said = "share drawn as asked" if less is None else "change of the share drawn as asked"
+    said = "share drawn as asked" if less is None else "change of share"
     fig.colorbar(image, ax=list(axes[:, 0]), shrink=0.6, pad=0.01, fraction=0.03, aspect=30, label=said)
     return Picture(fig, _heat_caption(less is not None),
                    f"A heat map of shares, {name}; rows are targets, columns concepts.")  # fmt: skip
@@ -131,9 +132,9 @@ def _heat_caption(change: bool) -> str:
     )
 
 
-def _grid_of(axis: Any, styles: int) -> None:
+def _grid_of(axis: Any, styles: int, shade: str) -> None:
     """No lines but the one between styles and objects."""
-    axis.axvline(styles - 0.5, color=figures.INK, lw=1.5)
+    axis.axvline(styles - 0.5, color=shade, lw=1.5)
     axis.grid(False)
     axis.tick_params(length=0)
     for spine in axis.spines.values():
@@ -302,48 +303,62 @@ def _unit(most: float) -> tuple[str, float]:
 
 
 def pictures(outcome: Outcome) -> dict[str, Picture]:
-    """name -> what base and edited models draw, for the first target of each domain."""
+    """name -> what base and edited models draw, and how far it moved, for the first target of each domain."""
     found = {}
     for domain in ("style", "object"):
         names = [t for t in outcome.config.targets if outcome.canvas.find(t)[0] == domain]
-        if names:
-            found[f"drawn-{domain}"] = _drawn(outcome, domain, names[0])
+        if names and outcome.singles:
+            found[f"drawn-{domain}"] = _drawn(outcome, domain, names[0], change=False)
+            found[f"changed-{domain}"] = _drawn(outcome, domain, names[0], change=True)
     return found
 
 
-def _drawn(outcome: Outcome, domain: str, target: str) -> Picture:
-    canvas, base = outcome.canvas, outcome.base
+def _shown_keys(outcome: Outcome, rows: Sequence[Single], place: int, target: str) -> list[Key]:
+    """Half of the target, half of the rest; pictures that every model has drawn, where there are such."""
+    sets = [set(one.predictions.keys) for one in rows]
+    order = {cell: i for i, cell in enumerate(outcome.canvas.cells)}
+    every = sorted(set.intersection(*sets) or sets[-1], key=lambda k: (order[k.style, k.object], k.seed))
+    first = list({(k.style, k.object): k for k in reversed(every)}.values())[::-1]  # a cell once
+    mine = [key for key in first if key[place] == target]
+    rest = [key for key in first if key[place] != target]
+    half = COLUMNS_SHOWN // 2
+    return [*mine[:: max(1, len(mine) // half)][:half], *rest[:: len(rest) // half + 1][:half]]
+
+
+def _drawn(outcome: Outcome, domain: str, target: str, *, change: bool) -> Picture:
+    base, place = outcome.base, 0 if domain == "style" else 1
     assert base is not None
-    own = outcome.canvas.cells
-    place = 0 if domain == "style" else 1
-    mine = [cell for cell in own if cell[place] == target][: COLUMNS_SHOWN // 2]
-    rest = [cell for cell in own if cell[place] != target]
-    step = max(1, len(rest) // (COLUMNS_SHOWN // 2) + 1)
-    cells = [*mine, *rest[::step][: COLUMNS_SHOWN - len(mine)]]
-    seed = outcome.config.seeds[0]
-    rows: list[tuple[str, Single]] = [("base", base)]
-    rows += [(one.method, one) for one in outcome.singles if one.target == target]
-    fig, axes = figures.figure(9.6, 0.98 * len(rows) + 0.7, nrows=len(rows), ncols=len(cells), squeeze=False)
-    for line, (label, single) in zip(axes, rows, strict=True):
-        for axis, cell in zip(line, cells, strict=True):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.grid(False)
-            path = next(single.answers.glob(f"{cell[0]}_{cell[1]}_seed{seed}.*"), None)
-            if path is None:
-                axis.set_visible(False)
+    edited = [one for one in outcome.singles if one.target == target]
+    keys = _shown_keys(outcome, [base, *edited], place, target)
+    rows = edited if change else [base, *edited]
+    fig, axes = figures.figure(9.6, 0.98 * len(rows) + 0.7, nrows=len(rows), ncols=len(keys), squeeze=False)
+    for line, single in zip(axes, rows, strict=True):
+        for axis, key in zip(line, keys, strict=True):
+            _blank(axis)
+            picture = _picture(single, key)
+            before = _picture(base, key) if change else picture
+            if picture is None or before is None:
                 continue
-            picture = read_pictures([path])[0].permute(1, 2, 0).numpy()
-            axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], interpolation="nearest")
-            seen = _seen(single, domain, (*cell, seed)) == target
+            if change:
+                axis.imshow(abs(picture - before).mean(2), cmap="Greys", vmin=0, vmax=1)
+                continue
+            axis.imshow(picture, interpolation="nearest")
             for spine in axis.spines.values():
-                spine.set_visible(seen)
+                spine.set_visible(_seen(single, domain, key) == target)
                 spine.set_color(figures.SERIES[1])
                 spine.set_linewidth(3)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        line[0].set_visible(True)
-    for axis, cell in zip(axes[0], cells, strict=True):
-        axis.set_title("\n".join(words(canvas.words(part)) for part in cell), fontsize=8, fontweight="normal")
+        line[0].set_ylabel("base" if single is base else single.method, rotation=0, ha="right", va="center",
+                           fontsize=9)  # fmt: skip
+    for axis, key in zip(axes[0], keys, strict=True):
+        names = (words(outcome.canvas.words(part)) for part in key[:2])
+        axis.set_title("\n".join(names), fontsize=8, fontweight="normal")
+    if change:
+        return Picture(
+            fig,
+            f"How far the pictures moved when “{words(target)}” was unlearned, from white (not at all) to "
+            "black: the left half, whose prompts ask for it, should be dark, the right half white.",
+            "A grid of differences of pictures to the base model's, one row per method.",
+        )
     return Picture(
         fig,
         f"The same prompts and noise before and after “{words(target)}” was unlearned. A frame marks "
@@ -353,9 +368,30 @@ def _drawn(outcome: Outcome, domain: str, target: str) -> Picture:
     )
 
 
-def _seen(single: Single, domain: str, key: tuple[str, str, int]) -> str:
+def _blank(axis: Any) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _picture(single: Single, key: Key) -> NDArray[np.float64] | None:
+    """[H, W, 3] in 0..1, or None where it was not drawn; at most 128 pixels wide, as a page shows it."""
+    path = next((p for p in (single.answers / f"{file_stem(key)}.{e}" for e in ENDINGS) if p.is_file()), None)
+    if path is None:
+        return None
+    picture = read_pictures([path])[0]
+    wide = max(picture.shape[1:])
+    if wide > 128:
+        rows, columns = (max(1, round(128 * n / wide)) for n in picture.shape[1:])
+        picture = fitted(picture, (rows, columns), crop=False)
+    return np.asarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy() / 255.0)
+
+
+def _seen(single: Single, domain: str, key: Key) -> str:
     found = single.predictions
-    index = next((i for i, one in enumerate(found.keys) if tuple(one) == key), None)
+    index = next((i for i, one in enumerate(found.keys) if one == key), None)
     return "" if index is None else found.classes(domain)[int(found.said(domain)[index])]
 
 

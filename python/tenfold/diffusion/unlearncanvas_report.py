@@ -110,6 +110,7 @@ def _write_tables(
             for method, row in reference_results().items()
         ],
         "settings": _setting_rows(outcome),
+        "failures": [{"what": what, "why": why} for what, why in outcome.failures],
         "transfer": [
             {"method": method, "results": next(iter(losses["overall"].values()))["n"],
              **_spread(losses["overall"])}
@@ -285,6 +286,7 @@ def numbers(
         f"{BASE}.style": base.predictions.accuracy("style"),
         f"{BASE}.object": base.predictions.accuracy("object"),
         "doubts": len(outcome.doubts),
+        "failures": len(outcome.failures),
     }
     for key, value in base.distances.items():
         found[f"{key}.{BASE}"] = value["value"]
@@ -337,7 +339,15 @@ def _report(
     photos = "counts" if config.seed_images == "include" else "does not count"
     pictures = "all pictures" if config.cra == "all" else "pictures without the target"
     fid = next((one.fid["name"] for one in summaries if one.fid is not None), "")
-    sections = [
+    sections = [] if not outcome.failures else [
+        Section(
+            "What was not made",
+            "A method one of whose models was not made is left out of all that follows: means over other "
+            "targets are no numbers to compare. The log has more; --resume tries again.",
+            [], ["failures"],
+        )
+    ]  # fmt: skip
+    sections += [
         Section("What the models draw", _warning(outcome), drawn["drawn"]),
         Section(
             "What is gone and what stays",
@@ -352,7 +362,8 @@ def _report(
         Section(
             "Methods against each other",
             "The mean rank is over all metrics of the table that tell the methods apart, each with the same "
-            "weight. It is a summary of ours; who cares for one metric should read that one.",
+            "weight. It is a summary of ours; who cares for one metric should read that one. A method that "
+            "erases nothing keeps everything and costs little: read UA first.",
             [*drawn["ranking"], *drawn["methods"]], ["ranks"],
         ),
         Section("What is drawn instead", "", drawn["confusion"]),
@@ -454,7 +465,7 @@ def _lead(outcome: Outcome, ranked: Sequence[Ranked]) -> str:
         f"{', '.join(dict.fromkeys(one.method for one in outcome.singles))}; every edited model then drew "
         f"{len(said)} pictures, {_asked(config)}, and two judges said what they see. Before, they "
         f"named the style of {100 * said.accuracy('style'):.1f} % and the object of "
-        f"{100 * said.accuracy('object'):.1f} %. First by mean rank: {ranked[0].method}."
+        f"{100 * said.accuracy('object'):.1f} %. First by mean rank over all metrics: {ranked[0].method}."
     )
 
 

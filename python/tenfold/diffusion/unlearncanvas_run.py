@@ -87,7 +87,8 @@ class Single:
 class Outcome:
     """Everything that the report is written from. singles: of every method and target, in the order of the
     config. robust: (method, target, score, prompts that brought it back). transfer: method -> "styles",
-    "objects" and "overall" losses of style transfer."""
+    "objects" and "overall" losses of style transfer. failures: (what was not made, why); a method is among
+    the singles only with all of its targets."""
 
     config: UnlearnCanvasConfig
     canvas: Canvas
@@ -99,6 +100,7 @@ class Outcome:
     robust: list[tuple[str, str, RobustScore, list[str]]] = field(default_factory=list)
     transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
 
     def scores(self) -> list[Score]:
         """UA, IRA and CRA of every edited model, with what changed against the base model."""
@@ -155,8 +157,11 @@ def run(config: UnlearnCanvasConfig, folder: RunFolder) -> Result:
     with folder.progress(count, "models", done=len(states)) as progress:
         for jobs in rounds:  # an attack needs the model that the round before has made
             todo = [job for job in jobs if job not in states]
-            for job, state in run_jobs(partial(one, config, str(folder.path)), todo, workers=workers):
-                folder.save_state(_key(job), state)
+            for job, state in run_jobs(partial(tried, config, str(folder.path)), todo, workers=workers):
+                if "error" in state:  # not kept: a resumed run tries again
+                    folder.log(f"{_said(job)}: {state['error']}")
+                else:
+                    folder.save_state(_key(job), state)
                 states[job] = state
                 progress.advance()
     outcome = gathered(config, folder.path, states)
@@ -188,7 +193,27 @@ def _key(job: Job) -> str:
     return "-".join(part for part in (kind, label_of(method), target.replace("/", "__")) if part)
 
 
+def _said(job: Job) -> str:
+    """A job in words."""
+    kind, method, target = job
+    named = {"base": "the base model", "single": ""}.get(kind, kind)
+    return ", ".join(part for part in (named, "" if kind == "base" else method, target) if part)
+
+
 # ---- one job, in a process of its own --------------------------------------------------------------------
+
+
+def tried(config: UnlearnCanvasConfig, out: str, job: Job) -> tuple[Job, dict[str, Any]]:
+    """`one`, whose errors say which model they are of, or are recorded: without the base model's pictures
+    nothing can be said, so that one never is."""
+    try:
+        return one(config, out, job)
+    except Exception as error:
+        if config.on_error == "record" and job[0] != "base":
+            return job, {"error": f"{type(error).__name__}: {error}"}
+        if job[0] != "base" and type(error) in (ValueError, TypeError, RuntimeError):
+            raise type(error)(f"{_said(job)}: {error}") from error
+        raise
 
 
 def one(config: UnlearnCanvasConfig, out: str, job: Job) -> tuple[Job, dict[str, Any]]:
@@ -416,14 +441,23 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
 
     outcome.base = single(BASE, "", states["base", BASE, ""])
     outcome.doubts = outcome.base.predictions.doubts()
-    for method in config.methods:
+    outcome.failures = [(_said(job), state["error"]) for job, state in states.items() if "error" in state]
+    failed = {job for job, state in states.items() if "error" in state}
+    whole = [m for m in config.methods if not any(("single", m, t) in failed for t in config.targets)]
+    if not whole:
+        raise RuntimeError(f"methods: expected one that made all models, got none ({outcome.failures[0][1]})")
+    for method in whole:
         for target in config.targets:
             outcome.singles.append(single(method, target, states["single", method, target]))
     for method in config.finer_methods:
         for pair in config.finer or ():
+            if ("finer", method, pair) in failed:
+                continue
             judged = Place(config, canvas, path, label_of(method)).judged(pair)
             outcome.finer.append(finer_scores(read_answers_json(judged), *pair.split("/")))
     for method in config.sequential_methods if config.sequential else ():
+        if ("sequential", method, "") in failed:
+            continue
         place = Place(config, canvas, path, label_of(method))
         steps = [
             read_answers_json(place.judged(f"sequential-{n}-{target}"))
@@ -433,10 +467,14 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
         outcome.sequential[place.label] = found
     for method in config.robust_methods:
         for target in config.robust or ():
+            if ("robust", method, target) in failed:
+                continue
             state = states["robust", method, target]
             pre, post, held = (Rate(*state[name]) for name in ("pre", "post", "held"))
             unlearned = Rate(post.n - post.successes, post.n)
             rates = RobustScore(pre, post, unlearned, held, state["errors"], state["seconds"])
             outcome.robust.append((label_of(method), target, rates, state["prompts"]))
-    outcome.transfer = {name: states["transfer", name, ""] for name in config.transfer}
+    outcome.transfer = {
+        name: states["transfer", name, ""] for name in config.transfer if ("transfer", name, "") not in failed
+    }
     return outcome

@@ -117,6 +117,7 @@ def transfer(outcome: Outcome) -> Picture:
                       color=color(i), ecolor=figures.MUTED, capsize=3)  # fmt: skip
         axis.set_yticks(at, names)
         axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_xlim(left=0)
         axis.set_xlabel(f"{loss} loss, less is nearer to the truth")
     told = "; ".join(
         f"{name}: " + ", ".join(f"{loss} {found[name]['overall'][loss]['mean']:.3g}" for loss in losses)
