@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("skimage")
 from tenfold.diffusion.canvas.files import read_matrix, read_results
 from tenfold.diffusion.canvas.keys import budget_keys
 from tenfold.diffusion.canvas.ranking import rank_methods, ranks_of
+from tenfold.diffusion.erase import Edit
 from tenfold.diffusion.unlearncanvas_checks import check_cells
 from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
 from tenfold.diffusion.unlearncanvas_run import benchmark, one
@@ -333,6 +335,60 @@ def test_pictures_of_any_shape_style_transfer_and_one_method(tmp_path, monkeypat
     (tmp_path / "Truth" / "Winter" / "Cats_test20_ref2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected the result .*Cats_test20_ref2.jpg"):
         benchmark(UnlearnCanvasConfig(**settings | {"features": ""}), tmp_path / "third")
+
+
+class Fails:
+    """Diverges on Cats until it is mended."""
+
+    mended = False
+
+    def fit(self, bundle, concept, *, seed=0):
+        weight = bundle.unet.state_dict()["conv_out.bias"].clone()
+        if concept.name == "Cats" and not Fails.mended:
+            weight[0] = float("nan")
+        return Edit("weights", "unet", {"conv_out.bias": weight})
+
+
+def test_a_model_that_fails_stops_the_run_or_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(Fails, "mended", False)
+    settings = {
+        "methods": ["uce", f"{__name__}:Fails"], "targets": ["Sketch", "Cats"], "seeds": [188], "steps": 2,
+        "budget": 24, "finer": [], "sequential": ["Cats"], "sequential_methods": [f"{__name__}:Fails"],
+        "robust": [], "workers": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"sequential, .*:Fails: conv_out.bias: expected finite values"):
+        benchmark(UnlearnCanvasConfig(**settings), tmp_path / "stop")
+    config = UnlearnCanvasConfig(**settings, on_error="record")
+    found = benchmark(config, tmp_path / "record")
+    assert found.metrics["failures"] == 2
+    assert "uce.style.ua" in found.metrics
+    assert not [name for name in found.metrics if name.startswith(("fails.", "sequential."))]
+    page = (found.path / "report.html").read_text()
+    assert "What was not made" in page
+    assert "ValueError: conv_out.bias: expected finite values" in page
+    monkeypatch.setattr(Fails, "mended", True)
+    again = benchmark(config, tmp_path / "record", resume=True)
+    assert again.metrics["failures"] == 0
+    assert again.metrics["fails.object.ua"] < 0.5  # it changed nothing
+    assert "sequential.fails.rebound" in again.metrics
+    assert "What was not made" not in (found.path / "report.html").read_text()
+    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
+        benchmark(config, tmp_path / "record")
+    with pytest.raises(ValueError, match=r"config: expected the settings of the run .*got steps=3"):
+        benchmark(dataclasses.replace(config, steps=3), tmp_path / "record", resume=True)
+
+
+def test_a_run_in_which_nothing_was_made_has_no_numbers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(Fails, "mended", False)
+    config = UnlearnCanvasConfig(
+        methods=[f"{__name__}:Fails"], targets=["Cats"], seeds=[188], steps=1, budget=24, finer=[],
+        sequential=[], robust=[], workers=1, on_error="record",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="methods: expected one that made all models, got none"):
+        benchmark(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def maps(pictures):
