@@ -126,6 +126,8 @@ def _write_tables(
     for name, rows in tables.items():
         if rows:
             folder.write_table(name, rows)
+        else:  # of a run before, that was resumed
+            (folder.path / "tables" / f"{name}.csv").unlink(missing_ok=True)
     return [name for name, rows in tables.items() if rows]
 
 

@@ -165,6 +165,31 @@ def test_a_published_file_in_its_own_types(tmp_path):
         read_published_result(tmp_path / "a.pth", CANVAS, "object")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v["misclassified"]["Cats"].update(Dogs=-3),
+        lambda v: v["misclassified"]["Cats"].update(Dogs=0.5),  # was cut to 0
+        lambda v: v["misclassified"]["Cats"].update(Dogs="x"),
+        lambda v: v["misclassified"].update(Cats=[1]),
+        lambda v: v["misclassified"].update(Cats={}),
+        lambda v: v["pred_loss"].update(Cats=float("nan")),  # these two passed
+        lambda v: v["acc"].update(Cats=float("nan")),
+        lambda v: v["acc"].update(Cats=None),
+    ],
+)
+def test_numbers_that_no_judge_writes(tmp_path, change):
+    import torch
+
+    path = tmp_path / "a.pth"
+    write_published_result(path, concept_table(predictions(), "object"))
+    value = torch.load(path, weights_only=True)
+    change(value)
+    torch.save(value, path)
+    with pytest.raises(ValueError, match=r"a.pth"):
+        read_published_result(path, CANVAS, "object")
+
+
 def test_summaries_tables_and_files(tmp_path):
     costs = Costs(10.0, 2 * 10**9, 3 * 10**6)
     fid = {"name": "FID[judge-192]", "value": 5.0, "n": 100}

@@ -293,26 +293,40 @@ def read_published_result(path: str | Path, canvas: Canvas, domain: str) -> Conc
     keys = ("loss", "acc", "pred_loss", "misclassified")
     if not isinstance(data, dict) or any(not isinstance(data.get(key), dict) for key in keys):
         _checks.fail(ValueError, str(path), f"a dictionary with {', '.join(keys)}", type(data).__name__)
-    counts = data["misclassified"]
     missing = [n for n in names if any(n not in data[key] for key in keys)]
     if missing:
         _checks.fail(
             ValueError, str(path), f"all {len(names)} {domain}s", f"none of {', '.join(missing[:4])}"
         )
+    try:
+        return _published_table(path, data, names, domain)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: expected counts and numbers, got others ({error})") from error
+
+
+def _published_table(
+    path: str | Path, data: dict[str, Any], names: tuple[str, ...], domain: str
+) -> ConceptTable:
+    counts = data["misclassified"]
     seen = [c for name in names for c in counts[name]]
     classes = (*names, *dict.fromkeys(c for c in seen if c not in names))
     confusion = np.zeros((len(names), len(classes)), np.int64)
     for i, name in enumerate(names):
         for label, count in counts[name].items():
-            confusion[i, classes.index(label)] = int(count)
-    table = ConceptTable(
-        domain, names, classes, confusion,
-        np.array([float(data["pred_loss"][n]) for n in names]),
-        np.array([float(data["loss"][n]) for n in names]),
-    )  # fmt: skip
-    for name, share in zip(names, table.shares, strict=True):
-        if abs(float(data["acc"][name]) - share) > 1e-5:
-            got = f"{float(data['acc'][name]):.6f} for {name}"
+            exact = float(count)
+            if not exact.is_integer() or exact < 0:
+                _checks.fail(ValueError, f"{path}: {name}", "counts of pictures", f"{exact:g} of {label}")
+            confusion[i, classes.index(label)] = int(exact)
+    numbers = {
+        key: np.array([_checks.real(f"{path}: {key} of {n}", float(data[key][n])) for n in names])
+        for key in ("pred_loss", "loss", "acc")
+    }
+    table = ConceptTable(domain, names, classes, confusion, numbers["pred_loss"], numbers["loss"])
+    for name, share, said in zip(names, table.shares, numbers["acc"], strict=True):
+        if abs(said - share) > 1e-5:
+            got = f"{said:.6f} for {name}"
             _checks.fail(ValueError, str(path), f"accuracies of its counts ({share:.6f})", got)
     return table
 
