@@ -10,18 +10,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("skimage")
 
+from tenfold.diffusion.canvas.answers import AnswerSet
 from tenfold.diffusion.canvas.files import read_matrix, read_results
-from tenfold.diffusion.canvas.keys import budget_keys
+from tenfold.diffusion.canvas.keys import answer_keys, budget_keys
+from tenfold.diffusion.canvas.mini import MINI, cell_tensors
 from tenfold.diffusion.canvas.ranking import rank_methods, ranks_of
 from tenfold.diffusion.erase import Edit
 from tenfold.diffusion.unlearncanvas_checks import check_cells
 from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
 from tenfold.diffusion.unlearncanvas_run import benchmark, one
+from tenfold.diffusion.unlearncanvas_sources import distances_of
+from tenfold.metrics.features import clip_mmd, frechet_distance
 from tenfold.runs import RunFolder
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -335,6 +340,46 @@ def test_pictures_of_any_shape_style_transfer_and_one_method(tmp_path, monkeypat
     (tmp_path / "Truth" / "Winter" / "Cats_test20_ref2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected the result .*Cats_test20_ref2.jpg"):
         benchmark(UnlearnCanvasConfig(**settings | {"features": ""}), tmp_path / "third")
+
+
+FEATURES = {
+    "good": lambda x: x.flatten(1)[:, ::97], "half": lambda x: x.flatten(1)[:, ::97].half(),
+    "zero": lambda x: torch.zeros(len(x), 4), "nan": lambda x: torch.full((len(x), 4), float("nan")),
+    "bytes": lambda x: torch.zeros(len(x), 4, dtype=torch.uint8), "few": lambda x: torch.zeros(1, 4),
+    "none": lambda x: None, "maps": lambda x: x,
+}  # fmt: skip
+
+
+def test_distances_of_features(monkeypatch):
+    """Grey pictures too; what are no features is refused, not averaged away."""
+    for name, function in FEATURES.items():
+        monkeypatch.setattr(sys.modules[__name__], f"features_{name}", function, raising=False)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    keys = answer_keys(MINI, seeds=[1])
+    draw = torch.Generator().manual_seed(0)
+    grey = torch.randint(0, 256, (72, 1, 32, 32), dtype=torch.uint8, generator=draw)
+    answers = AnswerSet(MINI, keys, images=grey)
+
+    def distances(name):
+        config = UnlearnCanvasConfig(features=f"{__name__}:features_{name}", feature_name="mine")
+        return distances_of(config, MINI, answers, "Sketch")
+
+    found = distances("good")
+    assert {key: (one["name"], one["n"]) for key, one in found.items()} == {
+        "fid": ("FID[mine]", 64), "kid": ("KID[mine]", 64), "cmmd": ("CMMD[mine]", 64)
+    }  # fmt: skip
+    chosen = torch.cat([cell_tensors(*cell, 5, first=49) for cell in MINI.cells if cell[0] != "Sketch"])
+    rows = [i for i, key in enumerate(keys) if key.style != "Sketch"]
+    pair = FEATURES["good"](chosen), FEATURES["good"](grey[rows].expand(-1, 3, -1, -1) / 255)
+    assert found["cmmd"]["value"] == pytest.approx(float(clip_mmd(*pair)), rel=1e-6)
+    assert found["fid"]["value"] == pytest.approx(float(frechet_distance(*pair)), rel=1e-6)
+    assert distances("half")["fid"]["value"] == pytest.approx(found["fid"]["value"], rel=1e-3)
+    assert set(distances("zero")) == {"fid", "kid"}  # zeros have no direction
+    with pytest.raises(ValueError, match=r"features: .*:features_nan: expected finite features"):
+        distances("nan")
+    for name in ("bytes", "few", "none", "maps"):
+        with pytest.raises(TypeError, match=r"expected floating-point \[64, D\]"):
+            distances(name)
 
 
 class Fails:

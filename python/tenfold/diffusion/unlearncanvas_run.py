@@ -407,6 +407,8 @@ def _attacked(place: Place, base: Bundle, method: str, target: str) -> dict[str,
     )  # fmt: skip
     logs = attack.run(model, target_cases(base, cases, sampling), shows, sampling=sampling, batch=20,
                       on_error="record")  # fmt: skip
+    if all(log.error for log in logs):
+        raise RuntimeError(f"expected at least one attack that finished, got none ({logs[0].error})")
     found = robust_scores(logs)
     return {
         **{
