@@ -456,6 +456,21 @@ def test_the_default_keeps_what_the_page_says(tmp_path):
         assert found[f"uce.{key}"] >= base - 0.05
 
 
+@pytest.mark.slow
+def test_uce_over_all_styles_and_objects(tmp_path):
+    """The mini canvas' sixteen targets, 72 pictures a model."""
+    config = UnlearnCanvasConfig(
+        methods=["uce"], targets=["all"], seeds=[188], finer=[], sequential=[], robust=[], features=""
+    )
+    found = benchmark(config, tmp_path / "run").metrics
+    assert found["targets"] == 16
+    assert found["uce.style.ua"] >= 0.95
+    assert found["uce.object.ua"] >= 0.90
+    for key in ("style.ira", "style.cra", "object.ira", "object.cra"):
+        base = found["base.object" if key in ("style.cra", "object.ira") else "base.style"]
+        assert found[f"uce.{key}"] >= base - 0.05
+
+
 def test_the_config_is_written_whole(tmp_path):
     folder = RunFolder.create("unlearncanvas", UnlearnCanvasConfig(**QUICK).resolved(), tmp_path / "run")
     assert "feature_name: judge-192" in (folder.path / "config.yaml").read_text()
