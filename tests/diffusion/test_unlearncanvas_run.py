@@ -17,10 +17,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("skimage")
 
 from tenfold.diffusion.canvas.answers import AnswerSet
-from tenfold.diffusion.canvas.files import read_matrix, read_results
+from tenfold.diffusion.canvas.files import read_matrix, read_published_result, read_results
 from tenfold.diffusion.canvas.keys import answer_keys, budget_keys
 from tenfold.diffusion.canvas.mini import MINI, cell_tensors
 from tenfold.diffusion.canvas.ranking import rank_methods, ranks_of
+from tenfold.diffusion.canvas.scores import score_tables
 from tenfold.diffusion.erase import Edit
 from tenfold.diffusion.unlearncanvas_checks import check_cells
 from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
@@ -54,6 +55,13 @@ def test_a_run_leaves_its_numbers_and_files(whole):
         assert whole.metrics[f"{found.method}.{found.domain}.ua"] == found.ua.value  # one target a domain
         assert found.fid["name"] == "FID[judge-192]"
         assert found.delta["ua"] == pytest.approx(found.ua.value - (1 - whole_share(whole, found)))
+    for found in scores:
+        files = [
+            whole.path / "published" / found.method / d / f"{found.target}.pth" for d in ("style", "object")
+        ]
+        tables = [read_published_result(f, MINI, d) for f, d in zip(files, ("style", "object"), strict=True)]
+        same = score_tables(MINI, *tables, found.target)
+        assert (same.ua, same.ira, same.cra) == (found.ua, found.ira, found.cra)
     matrix = read_matrix(whole.path / "matrix_uce.npz")
     assert matrix["shares"].shape == (2, 17)
     assert list(matrix["targets"]) == ["Sketch", "Cats"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tenfold.diffusion import unlearncanvas_figures as figures
@@ -12,11 +13,12 @@ from tenfold.diffusion.canvas.files import (
     reference_results,
     table_rows,
     write_matrix,
+    write_published_result,
     write_results,
     write_table,
 )
 from tenfold.diffusion.canvas.ranking import Ranked, rank_methods
-from tenfold.diffusion.canvas.scores import Score, Summary, summarise
+from tenfold.diffusion.canvas.scores import Score, Summary, concept_table, summarise
 from tenfold.diffusion.canvas.tasks import FINER_FORMULA
 from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
 from tenfold.diffusion.unlearncanvas_figures import words
@@ -43,6 +45,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     write_results(path / "results.jsonl", [*outcome.base_scores(), *scores])
     for method in dict.fromkeys(one.method for one in scores):
         write_matrix(path / f"matrix_{method}.npz", [one for one in scores if one.method == method])
+    _write_published(outcome, path)
     for ending in ("csv", "md", "tex"):
         write_table(path / f"table.{ending}", summaries)
     write_json(path / "summaries.json", [_plain_summary(one, ranked) for one in summaries])
@@ -51,6 +54,17 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     values = numbers(outcome, scores, summaries, ranked)
     folder.finish(values, _report(outcome, scores, summaries, ranked, drawn, names))
     return values
+
+
+def _write_published(outcome: Outcome, path: Path) -> None:
+    """Both judges' counts in the published layout, `published/{method}/{style|object}/{Target}.pth`."""
+    for one in outcome.singles:
+        for domain in ("style", "object"):
+            write_published_result(
+                path / "published" / one.method / domain / f"{one.target}.pth",
+                concept_table(one.predictions, domain), target=one.target,
+                input_dir=one.answers.relative_to(path).as_posix(),
+            )  # fmt: skip
 
 
 def _plain_summary(one: Summary, ranked: Sequence[Ranked]) -> dict[str, Any]:
@@ -531,5 +545,6 @@ def _measured(outcome: Outcome) -> str:
         f"Erasers were made with seed {config.fit_seed}; sampling: {config.sampling}. Each edited model is "
         "in "
         "`edits/`, its pictures in `answers/`, what the judges said in `judged/`; `results.jsonl`, "
-        "`matrix_*.npz` and `table.csv|md|tex` hold the scores in the published layout."
+        "`matrix_*.npz` and `table.csv|md|tex` hold the scores, `published/` the judges' "
+        "counts as the paper's code writes them."
     )
