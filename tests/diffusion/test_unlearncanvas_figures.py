@@ -50,9 +50,10 @@ def scores():
 
 @pytest.fixture(scope="module")
 def outcome():
-    base = made_up("base", 0, "style", "Monet", np.random.default_rng(1))
+    draw = np.random.default_rng(1)
+    base = [made_up("base", 0, *one, draw) for one in UNLEARNCANVAS.targets]
     config = SimpleNamespace(targets=[t for _, t in UNLEARNCANVAS.targets], canvas="unlearncanvas")
-    return SimpleNamespace(config=config, canvas=UNLEARNCANVAS, base_scores=lambda: [base])
+    return SimpleNamespace(config=config, canvas=UNLEARNCANVAS, base_scores=lambda: base)
 
 
 def drawn(picture):

@@ -67,22 +67,23 @@ def color(i: int) -> str:
 def heat(outcome: Outcome, scores: Sequence[Score]) -> dict[str, Picture]:
     """name -> targets x concepts, one map a method; all in one figure where there are few targets. The same
     again less the base model's."""
-    base = outcome.base_scores()[0]
+    before = {one.target: one for one in outcome.base_scores()}
+    base = next(iter(before.values()))
     methods = _by_method(scores)
     if len(outcome.config.targets) <= SHARED:
         return {
             "matrix": _heat({"base": [base], **methods}, "matrix"),
-            "matrix-change": _heat(methods, "change against the base model", base),
+            "matrix-change": _heat(methods, "change against the base model", before),
         }
     found = {}
     for method, own in methods.items():
         found[f"matrix-{method}"] = _heat({"base": [base], method: own}, method)
-        found[f"matrix-{method}-change"] = _heat({method: own}, f"{method}, change", base)
+        found[f"matrix-{method}-change"] = _heat({method: own}, f"{method}, change", before)
     return found
 
 
-def _heat(groups: dict[str, list[Score]], name: str, less: Score | None = None) -> Picture:
-    """less: what is taken from every row."""
+def _heat(groups: dict[str, list[Score]], name: str, less: dict[str, Score] | None = None) -> Picture:
+    """less: what is taken from the row of each target."""
     first = next(iter(groups.values()))[0]
     concepts = [*first.style, *first.object]
     many = len(concepts) > 24
@@ -94,7 +95,9 @@ def _heat(groups: dict[str, list[Score]], name: str, less: Score | None = None) 
     )
     image: Any = None
     for i, (axis, (method, own)) in enumerate(zip(axes[:, 0], groups.items(), strict=True)):
-        values = np.array([_shares(one) for one in own]) - (0 if less is None else np.array(_shares(less)))
+        values = np.array([_shares(one) for one in own])
+        if less is not None:
+            values = values - np.array([_shares(less[one.target]) for one in own])
         image = axis.imshow(values, cmap=SHADES if less is None else _CHANGES, vmin=0 if less is None else -1,
                             vmax=1, aspect="auto", interpolation="nearest")  # fmt: skip
         _grid_of(axis, len(first.style), figures.INK if less is None else ON_LIGHT)
