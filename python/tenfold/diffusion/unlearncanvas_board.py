@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tenfold import _checks
 from tenfold.diffusion.canvas.files import COLUMNS, read_results, reference_results, table_rows
@@ -22,7 +23,7 @@ __all__ = ["Board", "boards", "leader_board"]
 
 _ALIKE = (
     "model", "canvas", "targets", "seeds", "budget", "sampling", "sampler", "steps", "guidance",
-    "style_judge", "object_judge", "seed_images", "cra", "feature_name",
+    "style_judge", "object_judge", "data", "seed_images", "cra", "feature_name",
 )  # fmt: skip
 """Settings in which two runs must agree for their methods to be ranked together."""
 _HEADS = {
@@ -76,11 +77,27 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Score]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folders: expected a finished run with {name}, got {folder}")
     document = read_json(folder / "metrics.json")
-    if document.get("name") != "unlearncanvas":
-        _checks.fail(ValueError, str(folder), "a run of unlearncanvas", repr(document.get("name")))
-    settings = {name: document["config"].get(name) for name in _ALIKE}
-    settings["base"] = {k: document["metrics"][f"base.{k}"] for k in ("style", "object")}
-    return settings, [one for one in read_results(folder / "results.jsonl") if one.method != "base"]
+    workflow = document.get("name") if isinstance(document, dict) else None
+    if workflow != "unlearncanvas":
+        _checks.fail(ValueError, str(folder), "a run of unlearncanvas", repr(workflow))
+    try:
+        settings = {name: document["config"].get(name) for name in _ALIKE}
+        settings["base"] = {k: document["metrics"][f"base.{k}"] for k in ("style", "object")}
+    except (KeyError, TypeError, AttributeError) as error:
+        file = folder / "metrics.json"
+        raise ValueError(f"{file}: expected the numbers of a run, got others ({error!r})") from error
+    for name in ("targets", "seeds"):  # their order changes nothing
+        if isinstance(settings[name], list):
+            settings[name] = sorted(settings[name], key=str)
+    scores = [one for one in read_results(folder / "results.jsonl") if one.method != "base"]
+    if not scores:
+        _checks.fail(ValueError, str(folder / "results.jsonl"), "scores of edited models", "none")
+    for one in scores:
+        if (one.seed_images, one.cra_over) != (settings["seed_images"], settings["cra"]):
+            got = f"{one.seed_images}, {one.cra_over} for {one.method}, {one.target}"
+            expected = f"the conventions of the run, {settings['seed_images']}, {settings['cra']}"
+            _checks.fail(ValueError, str(folder / "results.jsonl"), expected, got)
+    return settings, scores
 
 
 def leader_board(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -111,7 +128,7 @@ def leader_board(folders: Sequence[str | Path], out: str | Path) -> Path:
 def _table(board: Board, beside: Path) -> dict[str, Any]:
     lines = []
     for place, one in enumerate(board.ranked, 1):
-        report = os.path.relpath(board.runs[one.method] / "report.html", beside)
+        report = quote(os.path.relpath(board.runs[one.method] / "report.html", beside))
         note = f"{one.mean_rank:.2f} ({one.interval[0]:.2f} to {one.interval[1]:.2f})"
         lines.append(
             {"place": place, "method": one.method, "link": report, "rank": note, "sort": one.mean_rank,

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import _checks
-from tenfold.diffusion.canvas.scores import CRA, SEED_IMAGES
 from tenfold.diffusion.canvas.vocabulary import UNLEARNCANVAS, Canvas
-from tenfold.diffusion.sampling import SAMPLERS
+from tenfold.diffusion.unlearncanvas_checks import check_cells, check_settings, found_names, found_pair
 
-__all__ = ["CANVASES", "METHODS", "UnlearnCanvasConfig"]
+__all__ = ["METHODS", "UnlearnCanvasConfig"]
 
 METHODS = ("esd", "fmn", "uce", "ca", "salun", "seot", "spm", "ediff", "shs", "sa", "advunlearn")
 """The nine of the paper, Selective Amnesia that its code has beside them, and AdvUnlearn."""
-CANVASES = ("mini", "unlearncanvas")
-SAMPLING = ("uniform", "reference")
-PRESETS = ("auto", "small", "published")
 _MINI = {
     "targets": ["Sketch", "Mosaic", "Cats", "Human"],
     "finer": ["Winter/Horses"],
@@ -130,6 +126,19 @@ class UnlearnCanvasConfig:
     robust_iterations: int = 10
     """Iterations at each."""
 
+    transfer: dict[str, str] = field(default_factory=dict)
+    """Results of style transfer to be scored, {method: folder}; their truth is in `data`."""
+
+    transfer_features: str = ""
+    """What makes feature maps for its losses: module:function, pictures to a list of maps."""
+
+    transfer_kind: str = "vgg"
+    """Its losses: vgg (content and style), vit or gram."""
+
+    on_error: str = "stop"
+    """What becomes of a run when a model cannot be made: stop, or record: it goes on, and says what is not
+    there."""
+
     workers: int = 0
     """Processes; 0 for one on each usable core. On a GPU one."""
 
@@ -137,7 +146,7 @@ class UnlearnCanvasConfig:
     """cpu or cuda."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_settings(self)
 
     def resolved(self) -> UnlearnCanvasConfig:
         """With open settings filled, names as the canvas spells them, and every eraser made once."""
@@ -154,10 +163,10 @@ class UnlearnCanvasConfig:
             for name in ("finer", "sequential", "robust")
         }
         spelled: dict[str, Any] = {
-            "targets": _found(canvas, "targets", targets),
-            "sequential": _found(canvas, "sequential", tasks["sequential"]),
-            "robust": _found(canvas, "robust", tasks["robust"]),
-            "finer": ["/".join(self._pair(canvas, pair)) for pair in tasks["finer"]],
+            "targets": found_names(canvas, "targets", targets),
+            "sequential": found_names(canvas, "sequential", tasks["sequential"]),
+            "robust": found_names(canvas, "robust", tasks["robust"]),
+            "finer": [found_pair(canvas, pair) for pair in tasks["finer"]],
             "seeds": list(self.seeds or canvas.seeds),
         }
         made = dataclasses.replace(self, **spelled)
@@ -167,11 +176,9 @@ class UnlearnCanvasConfig:
             )
         for name in made.every_method():
             made.method(name, *canvas.find(made.targets[0]))
-        if made.budget is not None:
-            from tenfold.diffusion.canvas.keys import budget_keys
-
-            for target in made.targets:
-                budget_keys(canvas, made.budget, seeds=made.seeds, target=target)
+        if len(set(made.finer or ())) != len(made.finer or ()):
+            _checks.fail(ValueError, "finer", "each once", made.finer)
+        check_cells(made, canvas)
         return made
 
     def grid(self) -> Canvas:
@@ -201,18 +208,14 @@ class UnlearnCanvasConfig:
         own = dict(self.settings.get(name, {}))
         small = self.preset == "small" or (self.preset == "auto" and self.model == "canvas")
         preset = getattr(kind, "small" if small else domain, kind)
+        if not callable(preset):  # a setting of that name
+            preset = kind
         known = inspect.signature(kind).parameters
         for setting in own:
             if setting not in known:
                 expected = f"settings of {name}: {', '.join(known)}"
                 _checks.fail(ValueError, f"settings.{name}", expected, repr(setting))
         return preset(**own)
-
-    def _pair(self, canvas: Canvas, pair: str) -> tuple[str, str]:
-        if pair.count("/") != 1:
-            _checks.fail(ValueError, "finer", '"Style/Object"', repr(pair))
-        style, thing = pair.split("/")
-        return canvas.style(style), canvas.object(thing)
 
 
 def label_of(name: str) -> str:
@@ -248,65 +251,3 @@ def attribute(argument: str, reference: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{argument}: expected module:attribute, got {reference!r} ({error})") from error
-
-
-def _found(canvas: Canvas, argument: str, names: list[str]) -> list[str]:
-    try:
-        found = [canvas.find(name)[1] for name in names]
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{argument}: {str(error).removeprefix('name: ')}") from error
-    if len(set(found)) != len(found):
-        _checks.fail(ValueError, argument, "each once", found)
-    if canvas.photo in found:
-        _checks.fail(ValueError, argument, "styles and objects that are unlearned", canvas.photo)
-    return found
-
-
-def _check(config: UnlearnCanvasConfig) -> None:
-    _checks.choice("canvas", config.canvas, CANVASES)
-    _checks.choice("preset", config.preset, PRESETS)
-    _checks.choice("sampling", config.sampling, SAMPLING)
-    _checks.choice("seed_images", config.seed_images, SEED_IMAGES)
-    _checks.choice("cra", config.cra, CRA)
-    _checks.choice("retain", config.retain, ("others", "all", "anchors"))
-    if not config.methods:
-        _checks.fail(ValueError, "methods", "at least one eraser", "none")
-    for argument in ("methods", "finer_methods", "sequential_methods", "robust_methods"):
-        names = getattr(config, argument)
-        labels = [label_of(name) for name in names]
-        if len(set(labels)) != len(labels):
-            _checks.fail(ValueError, argument, "different ones", names)
-        for name in names:
-            eraser_class(name)
-            if label_of(name) == "base":
-                _checks.fail(ValueError, argument, "a name that is not the base model's", name)
-    for name in config.settings:
-        if name not in config.every_method():
-            _checks.fail(ValueError, "settings", f"names of {', '.join(config.every_method())}", repr(name))
-    if config.sampler is not None:
-        _checks.choice("sampler", config.sampler, SAMPLERS)
-    for name, low, high in (
-        ("fit_seed", 0, 2**32 - 1), ("per_cell", 1, 10**6), ("workers", 0, 4096), ("robust_k", 1, 2**16),
-        ("robust_prompts", 1, 10**6), ("robust_timesteps", 1, 1000), ("robust_iterations", 1, 10**6),
-    ):  # fmt: skip
-        _checks.integer(name, getattr(config, name), low, high)
-    for seed in config.seeds:
-        _checks.integer("seeds", seed, 0, 2**32 - 1)
-    if len(set(config.seeds)) != len(config.seeds):
-        _checks.fail(ValueError, "seeds", "each once", config.seeds)
-    if config.canvas != "mini":
-        for name in ("style_judge", "object_judge", "data"):
-            if not getattr(config, name):
-                _checks.fail(ValueError, name, "a folder, as the canvas is not mini", "nothing")
-        if config.model == "canvas":
-            expected = "a pipeline that draws the canvas, as that is not mini"
-            _checks.fail(ValueError, "model", expected, repr(config.model))
-    if config.data and not Path(config.data).is_dir():
-        _checks.fail(ValueError, "data", "a folder of pictures", config.data)
-    if config.features not in ("", "judge") and not config.feature_name:
-        _checks.fail(ValueError, "feature_name", f"a name for the features of {config.features}", "none")
-    if config.device != "cpu":
-        import torch
-
-        if not config.device.startswith("cuda") or not torch.cuda.is_available():
-            _checks.fail(ValueError, "device", "cpu, or cuda where there is one", repr(config.device))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tenfold.diffusion import unlearncanvas_figures as figures
+from tenfold.diffusion import unlearncanvas_task_figures as tasks
 from tenfold.diffusion.canvas.files import (
     reference_results,
     table_rows,
     write_matrix,
+    write_published_result,
     write_results,
     write_table,
 )
 from tenfold.diffusion.canvas.ranking import Ranked, rank_methods
-from tenfold.diffusion.canvas.scores import Score, Summary, summarise
+from tenfold.diffusion.canvas.scores import Score, Summary, concept_table, summarise
 from tenfold.diffusion.canvas.tasks import FINER_FORMULA
+from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig
 from tenfold.diffusion.unlearncanvas_figures import words
-from tenfold.diffusion.unlearncanvas_run import BASE, Outcome
+from tenfold.diffusion.unlearncanvas_run import BASE, Outcome, Single
+from tenfold.diffusion.unlearncanvas_sources import REFERENCES
 from tenfold.runs import Claim, Headline, Report, RunFolder, Section, style
 from tenfold.runs.files import write_json
 
@@ -40,6 +45,7 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     write_results(path / "results.jsonl", [*outcome.base_scores(), *scores])
     for method in dict.fromkeys(one.method for one in scores):
         write_matrix(path / f"matrix_{method}.npz", [one for one in scores if one.method == method])
+    _write_published(outcome, path)
     for ending in ("csv", "md", "tex"):
         write_table(path / f"table.{ending}", summaries)
     write_json(path / "summaries.json", [_plain_summary(one, ranked) for one in summaries])
@@ -48,6 +54,17 @@ def write(outcome: Outcome, folder: RunFolder) -> dict[str, float | int]:
     values = numbers(outcome, scores, summaries, ranked)
     folder.finish(values, _report(outcome, scores, summaries, ranked, drawn, names))
     return values
+
+
+def _write_published(outcome: Outcome, path: Path) -> None:
+    """Both judges' counts in the published layout, `published/{method}/{style|object}/{Target}.pth`."""
+    for one in outcome.singles:
+        for domain in ("style", "object"):
+            write_published_result(
+                path / "published" / one.method / domain / f"{one.target}.pth",
+                concept_table(one.predictions, domain), target=one.target,
+                input_dir=one.answers.relative_to(path).as_posix(),
+            )  # fmt: skip
 
 
 def _plain_summary(one: Summary, ranked: Sequence[Ranked]) -> dict[str, Any]:
@@ -73,7 +90,7 @@ def _write_tables(
     ranked: Sequence[Ranked],
 ) -> list[str]:
     tables: dict[str, list[dict[str, Any]]] = {
-        "methods": _methods(summaries, ranked),
+        "methods": _methods(outcome, summaries, ranked),
         "targets": [_target_row(outcome, one) for one in scores],
         "ranks": [
             {"method": one.method, "mean rank": round(one.mean_rank, 2),
@@ -107,14 +124,39 @@ def _write_tables(
             for method, row in reference_results().items()
         ],
         "settings": _setting_rows(outcome),
+        "failures": [{"what": what, "why": why} for what, why in outcome.failures],
+        "transfer": [
+            {"method": method, "results": next(iter(losses["overall"].values()))["n"],
+             **_spread(losses["overall"])}
+            for method, losses in outcome.transfer.items()
+        ],
+        "transfer_concepts": [
+            {"method": method, "of": part.removesuffix("s"), "name": words(name), **_spread(rows)}
+            for method, losses in outcome.transfer.items()
+            for part in ("styles", "objects")
+            for name, rows in losses[part].items()
+        ],
     }  # fmt: skip
     for name, rows in tables.items():
         if rows:
             folder.write_table(name, rows)
+        else:  # of a run before, that was resumed
+            (folder.path / "tables" / f"{name}.csv").unlink(missing_ok=True)
     return [name for name, rows in tables.items() if rows]
 
 
-def _methods(summaries: Sequence[Summary], ranked: Sequence[Ranked]) -> list[dict[str, Any]]:
+def _spread(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Mean and deviation of each loss."""
+    found = {}
+    for loss, value in losses.items():
+        found[f"{loss} loss"] = float(f"{value['mean']:.5g}")
+        found[f"{loss} loss, deviation"] = float(f"{value['std']:.5g}")
+    return found
+
+
+def _methods(
+    outcome: Outcome, summaries: Sequence[Summary], ranked: Sequence[Ranked]
+) -> list[dict[str, Any]]:
     place = {one.method: one.mean_rank for one in ranked}
     found = []
     for method, row in table_rows(summaries).items():
@@ -126,12 +168,26 @@ def _methods(summaries: Sequence[Summary], ranked: Sequence[Ranked]) -> list[dic
         fid = next((one.fid["name"] for one in summaries if one.fid is not None), "")
         if row["fid"] is not None:
             line[fid] = round(row["fid"], 2)
+        own = [one for one in outcome.singles if one.method == method]
+        line |= {name: float(f"{value:.4g}") for name, value in mean_distances(own, ("kid", "cmmd")).values()}
         if row["seconds"] is not None:
             line["time s"] = round(row["seconds"], 2)
             line["kept KiB"] = round((row["storage_gb"] or 0) * 1e9 / 1024, 1)
         line["mean rank"] = round(place[method], 2)
         found.append(line)
     return sorted(found, key=lambda line: line["mean rank"])
+
+
+def mean_distances(
+    singles: Sequence[Single], kinds: Sequence[str] = ("fid", "kid", "cmmd")
+) -> dict[str, tuple[str, float]]:
+    """kind -> (its name, its mean over the models), of the kinds that all of them have."""
+    found = {}
+    for kind in kinds:
+        rows = [one.distances[kind] for one in singles if kind in one.distances]
+        if rows and len(rows) == len(singles):
+            found[kind] = (rows[0]["name"], sum(row["value"] for row in rows) / len(rows))
+    return found
 
 
 def _target_row(outcome: Outcome, one: Score) -> dict[str, Any]:
@@ -145,9 +201,8 @@ def _target_row(outcome: Outcome, one: Score) -> dict[str, Any]:
         "IRA against base": f"{delta.get('ira', 0):+.3f}", "CRA against base": f"{delta.get('cra', 0):+.3f}",
         "chance of target": f"{one.chance:.3f}",
     }  # fmt: skip
-    for key in ("fid", "kid"):
-        if key in single.distances:
-            row[single.distances[key]["name"]] = round(single.distances[key]["value"], 2)
+    for found in single.distances.values():
+        row[found["name"]] = float(f"{found['value']:.4g}")
     if one.costs is not None:
         row |= {"time s": one.costs.seconds, "CPU s": single.cpu_seconds}
     return row
@@ -219,11 +274,13 @@ def _write_figures(
             "costs": {"costs": figures.costs(scores)},
         }
         if outcome.finer:
-            found["finer"] = {"finer": figures.finer(outcome)}
+            found["finer"] = {"finer": tasks.finer(outcome)}
         if outcome.sequential:
-            found["sequential"] = {"sequential": figures.sequential(outcome)}
+            found["sequential"] = {"sequential": tasks.sequential(outcome)}
         if outcome.robust:
-            found["robust"] = {"robust": figures.robust(outcome)}
+            found["robust"] = {"robust": tasks.robust(outcome)}
+        if outcome.transfer:
+            found["transfer"] = {"transfer": tasks.transfer(outcome)}
         for pictures in found.values():
             for name, picture in pictures.items():
                 folder.write_figure(name, *picture)
@@ -245,14 +302,19 @@ def numbers(
         f"{BASE}.style": base.predictions.accuracy("style"),
         f"{BASE}.object": base.predictions.accuracy("object"),
         "doubts": len(outcome.doubts),
+        "failures": len(outcome.failures),
     }
     for key, value in base.distances.items():
         found[f"{key}.{BASE}"] = value["value"]
     for one in summaries:
         for key in ("ua", "ira", "cra"):
             found[f"{one.method}.{one.domain}.{key}"] = getattr(one, key)
-        if one.fid is not None:
-            found[f"fid.{one.method}.{one.domain}"] = one.fid["value"]
+        own = [
+            s for s in outcome.singles
+            if s.method == one.method and outcome.canvas.find(s.target)[0] == one.domain
+        ]  # fmt: skip
+        for kind, (_, mean) in mean_distances(own).items():
+            found[f"{kind}.{one.method}.{one.domain}"] = mean
         if one.costs is not None:
             found[f"{one.method}.{one.domain}.seconds"] = one.costs.seconds
             found[f"{one.method}.{one.domain}.storage_bytes"] = one.costs.storage_bytes
@@ -271,6 +333,10 @@ def numbers(
     for method, target, rates, _ in outcome.robust:
         found[f"robust.{method}.{target}.pre"] = rates.pre.value
         found[f"robust.{method}.{target}.post"] = rates.post.value
+    for method, losses in outcome.transfer.items():
+        for loss, statistics in losses["overall"].items():
+            found[f"transfer.{method}.{loss}"] = statistics["mean"]
+            found[f"transfer.{method}.{loss}_std"] = statistics["std"]
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
@@ -289,7 +355,15 @@ def _report(
     photos = "counts" if config.seed_images == "include" else "does not count"
     pictures = "all pictures" if config.cra == "all" else "pictures without the target"
     fid = next((one.fid["name"] for one in summaries if one.fid is not None), "")
-    sections = [
+    sections = [] if not outcome.failures else [
+        Section(
+            "What was not made",
+            "A method one of whose models was not made is left out of all that follows: means over other "
+            "targets are no numbers to compare. The log has more; --resume tries again.",
+            [], ["failures"],
+        )
+    ]  # fmt: skip
+    sections += [
         Section("What the models draw", _warning(outcome), drawn["drawn"]),
         Section(
             "What is gone and what stays",
@@ -304,7 +378,8 @@ def _report(
         Section(
             "Methods against each other",
             "The mean rank is over all metrics of the table that tell the methods apart, each with the same "
-            "weight. It is a summary of ours; who cares for one metric should read that one.",
+            "weight. It is a summary of ours; who cares for one metric should read that one. A method that "
+            "erases nothing keeps everything and costs little: read UA first.",
             [*drawn["ranking"], *drawn["methods"]], ["ranks"],
         ),
         Section("What is drawn instead", "", drawn["confusion"]),
@@ -312,8 +387,10 @@ def _report(
             "What it costs",
             "Time is wall time of making one edited model, with other models being made beside it; memory is "
             "that of a GPU, and not measured on a CPU. Storage is what is kept beyond the base model."
-            + (f"\n\n{fid} is the Frechet distance by features of the judge, to {5} pictures of each cell, "
-               "those of the target left out on both sides. It is not the published FID." if fid else ""),
+            + (f"\n\n{fid} is the Frechet distance by features of {_featured(config)}, to {REFERENCES} "
+               "pictures of each cell, those of the target left out on both sides; KID and CMMD, which do "
+               "not take features for normal, are of the same ones. They are not the published FID."
+               if fid else ""),
             drawn["costs"],
         ),
     ]  # fmt: skip
@@ -336,6 +413,16 @@ def _report(
         body = "Tokens that UnlearnDiffAtk finds are put before the target's own prompts."
         more = ["robust"] + (["prompts"] if "prompts" in tables else [])
         sections.append(Section("Under attack", body, drawn["robust"], more))
+    if outcome.transfer:
+        sections.append(
+            Section(
+                "Style transfer",
+                "Stylised photographs against the data set's own stylisation of them, by feature maps of "
+                f"`{config.transfer_features}`, pictures squeezed to {outcome.canvas.resolution} pixels. "
+                "Losses say nothing without the network that made the features.",
+                drawn["transfer"], ["transfer", "transfer_concepts"],
+            )
+        )  # fmt: skip
     sections.append(Section("The judges", "\n\n".join(outcome.doubts) or _validity(outcome), [], ["judges"]))
     if "settings" in tables:
         sections.append(Section("The erasers' settings", "", [], ["settings"]))
@@ -353,15 +440,21 @@ def _report(
     )  # fmt: skip
 
 
+def _featured(config: UnlearnCanvasConfig) -> str:
+    return "the style judge" if config.features == "judge" else f"`{config.features}`"
+
+
 def _title(outcome: Outcome) -> str:
     methods = len({one.method for one in outcome.singles})
     targets = len(outcome.config.targets)
+    ways = "One way" if methods == 1 else f"{methods} ways"
     plural = "s" if targets > 1 else ""
-    return f"{methods} ways to unlearn {targets} concept{plural}, {outcome.canvas.name} canvas"
+    return f"{ways} to unlearn {targets} concept{plural}, {outcome.canvas.name} canvas"
 
 
 def _warning(outcome: Outcome) -> str:
-    return _NOT_SD if outcome.config.canvas == "mini" else ""
+    config = outcome.config
+    return _NOT_SD if (config.canvas, config.model) == ("mini", "canvas") else ""
 
 
 def _validity(outcome: Outcome) -> str:
@@ -370,6 +463,11 @@ def _validity(outcome: Outcome) -> str:
     if known:
         text += f" They are valid for pictures like {known[0]}, and for no others."
     return text
+
+
+def _asked(config: UnlearnCanvasConfig) -> str:
+    whole = "each style with each object"
+    return whole if config.budget is None else "spread evenly over styles and objects"
 
 
 def _lead(outcome: Outcome, ranked: Sequence[Ranked]) -> str:
@@ -381,9 +479,9 @@ def _lead(outcome: Outcome, ranked: Sequence[Ranked]) -> str:
     return (
         f"Each of {listed}{more} was unlearned from {config.model} with each of "
         f"{', '.join(dict.fromkeys(one.method for one in outcome.singles))}; every edited model then drew "
-        f"{len(said)} pictures, each style with each object, and two judges said what they see. Before, they "
+        f"{len(said)} pictures, {_asked(config)}, and two judges said what they see. Before, they "
         f"named the style of {100 * said.accuracy('style'):.1f} % and the object of "
-        f"{100 * said.accuracy('object'):.1f} %. First by mean rank: {ranked[0].method}."
+        f"{100 * said.accuracy('object'):.1f} %. First by mean rank over all metrics: {ranked[0].method}."
     )
 
 
@@ -447,5 +545,6 @@ def _measured(outcome: Outcome) -> str:
         f"Erasers were made with seed {config.fit_seed}; sampling: {config.sampling}. Each edited model is "
         "in "
         "`edits/`, its pictures in `answers/`, what the judges said in `judged/`; `results.jsonl`, "
-        "`matrix_*.npz` and `table.csv|md|tex` hold the scores in the published layout."
+        "`matrix_*.npz` and `table.csv|md|tex` hold the scores, `published/` the judges' "
+        "counts as the paper's code writes them."
     )

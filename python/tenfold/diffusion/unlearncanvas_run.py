@@ -15,7 +15,6 @@ Paper: arXiv 2402.11846.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,20 +40,25 @@ from tenfold.diffusion.canvas.tasks import (
 )
 from tenfold.diffusion.canvas.vocabulary import Canvas
 from tenfold.diffusion.erase import Concept, Edit, canvas_concept, pair_concept
-from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig, attribute, label_of
+from tenfold.diffusion.unlearncanvas_config import UnlearnCanvasConfig, label_of
+from tenfold.diffusion.unlearncanvas_sources import (
+    check_data,
+    check_judges,
+    distances_of,
+    features_of,
+    judges_of,
+    pairs_of,
+    pictures_of,
+    transfer_features_of,
+)
 from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 
 __all__ = ["BASE", "Outcome", "Result", "Single", "UnlearnCanvasConfig", "benchmark", "run"]
 
 BASE = "base"
-REFERENCES = 5
-"""Pictures of each cell that drawn ones are compared with, as published."""
-_HELD_OUT = 49
-"""First picture of a cell of the mini canvas that nothing was trained on."""
-
 Job = tuple[str, str, str]
-"""("base" | "single" | "finer" | "sequential" | "robust", method, target)."""
+"""("base" | "single" | "finer" | "sequential" | "robust" | "transfer", method, target)."""
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Result:
 
 @dataclass
 class Single:
-    """One edited model. costs: of making it. distances: "fid" and "kid" as {"name", "value", "n"}."""
+    """One edited model. costs: of making it. distances: "fid", "kid" and "cmmd" as {"name", "value", "n"}."""
 
     method: str
     target: str
@@ -82,7 +86,9 @@ class Single:
 @dataclass
 class Outcome:
     """Everything that the report is written from. singles: of every method and target, in the order of the
-    config. robust: (method, target, score, prompts that brought it back)."""
+    config. robust: (method, target, score, prompts that brought it back). transfer: method -> "styles",
+    "objects" and "overall" losses of style transfer. failures: (what was not made, why); a method is among
+    the singles only with all of its targets."""
 
     config: UnlearnCanvasConfig
     canvas: Canvas
@@ -92,7 +98,9 @@ class Outcome:
     finer: list[FinerScore] = field(default_factory=list)
     sequential: dict[str, SequentialScore] = field(default_factory=dict)
     robust: list[tuple[str, str, RobustScore, list[str]]] = field(default_factory=list)
+    transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
 
     def scores(self) -> list[Score]:
         """UA, IRA and CRA of every edited model, with what changed against the base model."""
@@ -132,7 +140,11 @@ def run(config: UnlearnCanvasConfig, folder: RunFolder) -> Result:
     """
     config = config.resolved()
     require("diffusers", "transformers", "sklearn", "skimage", "joblib")
-    judges_of(config), pictures_of(config), features_of(config)
+    check_judges(config)
+    features_of(config)
+    check_data(config)
+    if config.transfer:
+        transfer_features_of(config)
     workers = config.workers if config.device == "cpu" else config.workers or 1
     states: dict[Job, dict[str, Any]] = {}
     rounds = jobs_of(config)
@@ -145,8 +157,11 @@ def run(config: UnlearnCanvasConfig, folder: RunFolder) -> Result:
     with folder.progress(count, "models", done=len(states)) as progress:
         for jobs in rounds:  # an attack needs the model that the round before has made
             todo = [job for job in jobs if job not in states]
-            for job, state in run_jobs(partial(one, config, str(folder.path)), todo, workers=workers):
-                folder.save_state(_key(job), state)
+            for job, state in run_jobs(partial(tried, config, str(folder.path)), todo, workers=workers):
+                if "error" in state:  # not kept: a resumed run tries again
+                    folder.log(f"{_said(job)}: {state['error']}")
+                else:
+                    folder.save_state(_key(job), state)
                 states[job] = state
                 progress.advance()
     outcome = gathered(config, folder.path, states)
@@ -166,6 +181,7 @@ def jobs_of(config: UnlearnCanvasConfig) -> list[list[Job]]:
     slow = sorted(config.methods, key=lambda name: name in ("uce", "seot"))
     first += [("single", method, target) for method in slow for target in config.targets]
     first += [("finer", method, pair) for method in config.finer_methods for pair in config.finer or ()]
+    first += [("transfer", name, "") for name in config.transfer]
     second: list[Job] = [
         ("robust", m, target) for m in config.robust_methods for target in config.robust or ()
     ]
@@ -177,18 +193,40 @@ def _key(job: Job) -> str:
     return "-".join(part for part in (kind, label_of(method), target.replace("/", "__")) if part)
 
 
+def _said(job: Job) -> str:
+    """A job in words."""
+    kind, method, target = job
+    named = {"base": "the base model", "single": ""}.get(kind, kind)
+    return ", ".join(part for part in (named, "" if kind == "base" else method, target) if part)
+
+
 # ---- one job, in a process of its own --------------------------------------------------------------------
+
+
+def tried(config: UnlearnCanvasConfig, out: str, job: Job) -> tuple[Job, dict[str, Any]]:
+    """`one`, whose errors say which model they are of, or are recorded: without the base model's pictures
+    nothing can be said, so that one never is."""
+    try:
+        return one(config, out, job)
+    except Exception as error:
+        if config.on_error == "record" and job[0] != "base":
+            return job, {"error": f"{type(error).__name__}: {error}"}
+        if job[0] != "base" and type(error) in (ValueError, TypeError, RuntimeError):
+            raise type(error)(f"{_said(job)}: {error}") from error
+        raise
 
 
 def one(config: UnlearnCanvasConfig, out: str, job: Job) -> tuple[Job, dict[str, Any]]:
     """Do one job; what is read from files later is left out of the state."""
     kind, method, target = job
+    if kind == "transfer":
+        return job, _transferred(config, method)
     base = load_bundle(config.model, device=config.device)
     place = Place(config, config.grid(), Path(out), label_of(method))
     if kind == "base":
         answers = place.draw(base, None, "")
         place.judge(answers, "")
-        return job, {"distances": _distances(config, place.canvas, answers, "")}
+        return job, {"distances": distances_of(config, place.canvas, answers, "")}
     if kind == "sequential":
         return job, _sequence(place, base, method)
     if kind == "robust":
@@ -198,7 +236,7 @@ def one(config: UnlearnCanvasConfig, out: str, job: Job) -> tuple[Job, dict[str,
     place.judge(answers, target)
     state: dict[str, Any] = {"costs": edit.details["costs"]}
     if kind == "single":
-        state["distances"] = _distances(config, place.canvas, answers, target)
+        state["distances"] = distances_of(config, place.canvas, answers, target)
         state["details"] = {k: v for k, v in edit.details.items() if k not in ("costs", "losses", "concept")}
     return job, state
 
@@ -234,7 +272,7 @@ class Place:
         if cuda:
             torch.cuda.reset_peak_memory_stats(bundle.device)
         start, cpu = time.perf_counter(), time.process_time()
-        edit: Edit = eraser.fit(bundle, self.concept(target), seed=self.config.fit_seed)
+        edit: Edit = eraser.fit(bundle, self.concept(bundle, target), seed=self.config.fit_seed)
         if not isinstance(edit, Edit):
             _checks.fail(TypeError, f"methods: {method}", "an Edit from fit", _checks.describe(edit))
         if cuda:
@@ -248,10 +286,11 @@ class Place:
         edit.save(path)
         return edit
 
-    def concept(self, target: str) -> Concept:
-        """The target as the canvas words it, with pictures."""
+    def concept(self, bundle: Bundle, target: str) -> Concept:
+        """The target as the canvas words it, with pictures of the model's size."""
+        size = bundle.picture_shape()[1:]
         options: dict[str, Any] = {
-            "images": pictures_of(self.config), "per_cell": self.config.per_cell,
+            "images": pictures_of(self.config, size), "per_cell": self.config.per_cell,
             "retain": self.config.retain, "seed": self.config.fit_seed,
         }  # fmt: skip
         if "/" in target:
@@ -295,6 +334,23 @@ class Place:
             found = judge_answers(answers, *judges_of(self.config))
         write_answers_json(path, found)
         return found
+
+
+def _transferred(config: UnlearnCanvasConfig, name: str) -> dict[str, Any]:
+    """Losses of one method's stylised photographs; pictures are squeezed to the canvas' square."""
+    from dataclasses import asdict
+
+    from tenfold.diffusion.canvas.transfer import transfer_scores
+
+    side = config.grid().resolution
+    found = transfer_scores(
+        pairs_of(config, name), transfer_features_of(config), kind=config.transfer_kind, size=side
+    )
+    plain = {"overall": {loss: asdict(value) for loss, value in found["overall"].items()}}
+    for part in ("styles", "objects"):
+        rows = found[part].items()
+        plain[part] = {one: {loss: asdict(v) for loss, v in losses.items()} for one, losses in rows}
+    return plain
 
 
 def _sequence(place: Place, base: Bundle, method: str) -> dict[str, Any]:
@@ -351,6 +407,8 @@ def _attacked(place: Place, base: Bundle, method: str, target: str) -> dict[str,
     )  # fmt: skip
     logs = attack.run(model, target_cases(base, cases, sampling), shows, sampling=sampling, batch=20,
                       on_error="record")  # fmt: skip
+    if all(log.error for log in logs):
+        raise RuntimeError(f"expected at least one attack that finished, got none ({logs[0].error})")
     found = robust_scores(logs)
     return {
         **{
@@ -360,105 +418,6 @@ def _attacked(place: Place, base: Bundle, method: str, target: str) -> dict[str,
         "seconds": found.seconds,
         "prompts": [log.found.prompt for log in logs if log.found is not None],
     }
-
-
-def _distances(
-    config: UnlearnCanvasConfig, canvas: Canvas, answers: AnswerSet, target: str
-) -> dict[str, dict[str, Any]]:
-    """Frechet and kernel distance to pictures of the data, those of the target left out on both sides."""
-    features = features_of(config)
-    if features is None:
-        return {}
-    from tenfold.metrics.features import frechet_distance, kernel_distance, score_label
-
-    domain, name = canvas.find(target) if target else ("", "")
-    place = {"style": 0, "object": 1}.get(domain, 0)
-    rows = [i for i, key in enumerate(answers.keys) if not name or key[place] != name]
-    drawn = torch.cat([features(answers.pictures(part).float() / 255) for part in _parts(rows)])
-    cells = [cell for cell in canvas.cells if not name or cell[place] != name]
-    real = torch.cat([features(references_of(config, *cell)) for cell in cells])
-    value = float(frechet_distance(real, drawn))
-    size = min(len(real), len(drawn), 1000)
-    kid, _ = kernel_distance(real, drawn, subsets=20, subset_size=max(2, size // 2))
-    found = {"fid": ("FID", value), "kid": ("KID", float(kid))}
-    return {
-        key: {"name": score_label(kind, config.feature_name), "value": number, "n": len(drawn)}
-        for key, (kind, number) in found.items()
-    }
-
-
-def _parts(rows: list[int]) -> list[list[int]]:
-    return [rows[i : i + 64] for i in range(0, len(rows), 64)]
-
-
-# ---- what the settings name ------------------------------------------------------------------------------
-
-
-def judges_of(config: UnlearnCanvasConfig) -> tuple[Any, Any]:
-    """(judge of styles, judge of objects)."""
-    given = (config.style_judge, config.object_judge)
-    own: tuple[Any, ...] = (None, None)
-    if not all(given):
-        from tenfold.diffusion.canvas.mini import mini_judges
-
-        own = mini_judges()
-    found = [
-        _judge(argument, spec, config.device) if spec else judge
-        for argument, spec, judge in zip(("style_judge", "object_judge"), given, own, strict=True)
-    ]
-    return found[0], found[1]
-
-
-def _judge(argument: str, spec: str, device: str) -> Any:
-    if Path(spec).is_dir():
-        from tenfold.diffusion.canvas.judging import ViTJudge
-
-        return ViTJudge(spec, device=device)
-    if ":" not in spec:
-        _checks.fail(ValueError, argument, "a folder of an image classifier, or module:object", repr(spec))
-    found = attribute(argument, spec)
-    return found() if isinstance(found, type) else found
-
-
-def pictures_of(config: UnlearnCanvasConfig) -> Callable[[str, str, int], Tensor]:
-    """(style, object, n) -> float32 [n, 3, H, W] of a cell, for erasers that learn from pictures."""
-    if config.data:
-        from tenfold.diffusion.canvas.dataset import CanvasData
-
-        return CanvasData(Path(config.data), config.grid()).cell_pictures
-    from tenfold.diffusion.canvas.mini import cell_tensors
-
-    return cell_tensors
-
-
-def references_of(config: UnlearnCanvasConfig, style: str, object: str) -> Tensor:
-    """float32 [5, 3, H, W] of a cell, to compare drawn pictures with."""
-    if config.data:
-        from tenfold.diffusion.canvas.dataset import CanvasData
-
-        data = CanvasData(Path(config.data), config.grid())
-        return data.images(style, object, "all", REFERENCES).float() / 255
-    from tenfold.diffusion.canvas.mini import cell_tensors
-
-    return cell_tensors(style, object, REFERENCES, first=_HELD_OUT)
-
-
-def features_of(config: UnlearnCanvasConfig) -> Callable[[Tensor], Tensor] | None:
-    """Pictures to features, or None.
-
-    Raises:
-        ValueError: the judge has no features.
-    """
-    if not config.features:
-        return None
-    if config.features != "judge":
-        found = attribute("features", config.features)
-        return found() if isinstance(found, type) else found
-    features = getattr(judges_of(config)[0], "features", None)
-    if not callable(features):
-        expected = 'module:function, or "" for no distances, as the style judge has no features'
-        _checks.fail(ValueError, "features", expected, "judge")
-    return features
 
 
 # ---- all jobs together -----------------------------------------------------------------------------------
@@ -484,14 +443,23 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
 
     outcome.base = single(BASE, "", states["base", BASE, ""])
     outcome.doubts = outcome.base.predictions.doubts()
-    for method in config.methods:
+    outcome.failures = [(_said(job), state["error"]) for job, state in states.items() if "error" in state]
+    failed = {job for job, state in states.items() if "error" in state}
+    whole = [m for m in config.methods if not any(("single", m, t) in failed for t in config.targets)]
+    if not whole:
+        raise RuntimeError(f"methods: expected one that made all models, got none ({outcome.failures[0][1]})")
+    for method in whole:
         for target in config.targets:
             outcome.singles.append(single(method, target, states["single", method, target]))
     for method in config.finer_methods:
         for pair in config.finer or ():
+            if ("finer", method, pair) in failed:
+                continue
             judged = Place(config, canvas, path, label_of(method)).judged(pair)
             outcome.finer.append(finer_scores(read_answers_json(judged), *pair.split("/")))
     for method in config.sequential_methods if config.sequential else ():
+        if ("sequential", method, "") in failed:
+            continue
         place = Place(config, canvas, path, label_of(method))
         steps = [
             read_answers_json(place.judged(f"sequential-{n}-{target}"))
@@ -501,9 +469,14 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
         outcome.sequential[place.label] = found
     for method in config.robust_methods:
         for target in config.robust or ():
+            if ("robust", method, target) in failed:
+                continue
             state = states["robust", method, target]
             pre, post, held = (Rate(*state[name]) for name in ("pre", "post", "held"))
             unlearned = Rate(post.n - post.successes, post.n)
             rates = RobustScore(pre, post, unlearned, held, state["errors"], state["seconds"])
             outcome.robust.append((label_of(method), target, rates, state["prompts"]))
+    outcome.transfer = {
+        name: states["transfer", name, ""] for name in config.transfer if ("transfer", name, "") not in failed
+    }
     return outcome

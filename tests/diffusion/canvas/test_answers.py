@@ -110,6 +110,49 @@ def test_manifest(tiny, tmp_path):
         read_answers(tmp_path, UNLEARNCANVAS)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("keys"), "manifest.json: keys: expected"),
+        (lambda m: m["keys"].append(["Winter", "Cats"]), "expected the canvas and keys of a manifest"),
+        (lambda m: m["keys"].append(3), "expected the canvas and keys of a manifest"),
+        (lambda m: m["keys"].append(["../..", "Cats", 1]), "cells of small"),
+        (lambda m: m["keys"].append(["Winter", "Cats", -1]), "seed: expected an integer"),
+        (lambda m: m["keys"].append(m["keys"][0]), "keys: expected each once"),
+        (lambda m: m.pop("sha1"), "manifest.json: sha1: expected"),
+        (lambda m: m["sha1"].update({"../../other.png": "x"}), "sha1: expected files of this folder"),
+        (lambda m: m.update(canvas=[]), "manifest.json: canvas: expected"),
+        (lambda m: m["canvas"].pop("seeds"), "canvas: expected that of the manifest"),
+        (lambda m: m.update(settings=None), "manifest.json: settings: expected"),
+        (lambda m: m.update(seconds="long"), "manifest.json: seconds: expected"),
+        (lambda m: m.update(schema="other"), "a manifest of schema"),
+    ],
+)
+def test_other_json_is_no_manifest(whole, tmp_path, change, message):
+    whole.write(tmp_path)
+    held = json.loads((tmp_path / "manifest.json").read_text())
+    change(held)
+    (tmp_path / "manifest.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=message):
+        read_answers(tmp_path, CANVAS, verify=True)
+
+
+def test_parts_that_are_none(whole, tmp_path):
+    whole.write(tmp_path)
+    held = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest-0of2.json").write_text(json.dumps(held | {"keys": held["keys"][::2]}))
+    for other, message in (
+        ("[]", "manifest-1of2.json: expected a manifest of schema"),
+        (json.dumps({"schema": held["schema"], "complete": True}), "manifest-1of2.json: settings: expected"),
+        (json.dumps({k: v for k, v in held.items() if k != "keys"}), "manifest-1of2.json: keys: expected"),
+        (json.dumps(held), "keys: expected each once"),
+    ):
+        (tmp_path / "manifest-1of2.json").write_text(other)
+        with pytest.raises(ValueError, match=message):
+            merge_answers(tmp_path, CANVAS)
+
+
 def test_an_edit_is_applied(tiny, whole):
     weight = "conv_out.bias"
     edit = Edit("weights", "unet", {weight: tiny.unet.state_dict()[weight] + 1})

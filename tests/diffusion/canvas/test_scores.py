@@ -1,5 +1,7 @@
 """UA, IRA, CRA and the other tasks' numbers against sums written out."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -163,6 +165,31 @@ def test_a_published_file_in_its_own_types(tmp_path):
         read_published_result(tmp_path / "a.pth", CANVAS, "object")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v["misclassified"]["Cats"].update(Dogs=-3),
+        lambda v: v["misclassified"]["Cats"].update(Dogs=0.5),  # was cut to 0
+        lambda v: v["misclassified"]["Cats"].update(Dogs="x"),
+        lambda v: v["misclassified"].update(Cats=[1]),
+        lambda v: v["misclassified"].update(Cats={}),
+        lambda v: v["pred_loss"].update(Cats=float("nan")),  # these two passed
+        lambda v: v["acc"].update(Cats=float("nan")),
+        lambda v: v["acc"].update(Cats=None),
+    ],
+)
+def test_numbers_that_no_judge_writes(tmp_path, change):
+    import torch
+
+    path = tmp_path / "a.pth"
+    write_published_result(path, concept_table(predictions(), "object"))
+    value = torch.load(path, weights_only=True)
+    change(value)
+    torch.save(value, path)
+    with pytest.raises(ValueError, match=r"a.pth"):
+        read_published_result(path, CANVAS, "object")
+
+
 def test_summaries_tables_and_files(tmp_path):
     costs = Costs(10.0, 2 * 10**9, 3 * 10**6)
     fid = {"name": "FID[judge-192]", "value": 5.0, "n": 100}
@@ -203,6 +230,65 @@ def test_judged_answers_as_json(tmp_path):
     (tmp_path / "answers.json").write_text("{}")
     with pytest.raises(ValueError, match="expected judged answers"):
         read_answers_json(tmp_path / "answers.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("answers"), "got some without 'answers'"),
+        (lambda d: d["answers"][3].pop("seed"), "got some without 'seed'"),
+        (lambda d: d["answers"][3].update(style="Wintr"), "closest: Winter"),
+        (lambda d: d["answers"][3].update(seed=-1), "seed: expected an integer"),
+        (lambda d: d["answers"][3].update(style_log=[0.0]), "got others"),
+        (lambda d: d["answers"][3].update(object_log="abcd"), "got others"),
+        (lambda d: d["answers"].append(d["answers"][0]), "each picture once"),
+        (lambda d: d["answers"].clear(), "at least one"),
+        (lambda d: d["style_classes"].reverse(), "classes in the canvas' order"),
+        (lambda d: d["canvas"].update(seeds=[]), "seeds: expected at least one"),
+        (lambda d: d["canvas"].update(more=1), "got others"),
+        (lambda d: d.update(judges=[]), "got others"),
+        (lambda d: d["answers"][0]["object_log"].__setitem__(0, float("nan")), "log-probabilities"),
+    ],
+)
+def test_other_json_is_no_judged_answers(tmp_path, change, message):
+    path = tmp_path / "answers.json"
+    write_answers_json(path, predictions())
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message) as error:
+        read_answers_json(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ira": float("nan")}, {"cra": 1.5}, {"ira": "high"}, {"domain": "colour"}, {"target": "Cats"},
+        {"method": None}, {"ua": {"successes": 9, "n": 3}}, {"ua": {"successes": 0, "n": 0}}, {"ua": 0.5},
+        {"style": {}}, {"fid": {"name": "FID[x]", "value": float("inf")}}, {"extra": 1},
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_scores(tmp_path, change):
+    path = tmp_path / "results.jsonl"
+    write_results(path, [score(predictions())])
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | change) + "\n")
+    with pytest.raises(ValueError, match=r"results.jsonl, line 2: expected a score"):
+        read_results(path)
+
+
+def test_tables_of_strange_names(tmp_path):
+    fid = {"name": r"FID[a|b\c~d^e_f]", "value": 5.0, "n": 100}
+    rows = summarise([score(predictions(), fid=fid)])
+    for name in ("a.md", "a.tex"):
+        write_table(tmp_path / name, rows)
+    heads = (tmp_path / "a.md").read_text().splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in heads}) == 1
+    assert (
+        r"FID[a|b\textbackslash{}c\textasciitilde{}d\textasciicircum{}e\_f]"
+        in (tmp_path / "a.tex").read_text()
+    )
 
 
 def test_the_published_table():

@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from tenfold.diffusion import tiny_bundle
+from tenfold.diffusion.encode import encode
 from tenfold.diffusion.erase import (
     AdvUnlearn,
     Bank,
@@ -38,6 +39,30 @@ def test_target_by_hand():
     assert float(esd_loss(torch.tensor([0.0, 0.0]), e0, ep, 1.0)) == 5.0
     with pytest.raises(ValueError, match="target: expected"):
         esd_loss(torch.zeros(3), e0, ep)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_the_target_is_the_same_whatever_the_model_predicts(kind):
+    """A combination whose weights sum to 1, of the same noise prediction behind another parametrisation."""
+    model = tiny_bundle().to(dtype=torch.float64)
+    other = tiny_bundle(prediction_type=kind).to(dtype=torch.float64)
+
+    class Wrapped(torch.nn.Module):
+        config = model.unet.config
+
+        def forward(self, z, t, **options):
+            return (other.schedule.from_noise(model.unet(z, t, **options)[0], z, t),)
+
+    z = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([31, 400, 958])
+    cond, empty = (encode(model, [text]).expand(3, -1, -1) for text in ("van gogh style", ""))
+    with torch.no_grad():
+        targets = [
+            esd_target(one.predict(z, t, empty), one.predict(z, t, cond), 1.5)
+            for one in (model, other.replace(unet=Wrapped()))
+        ]
+    assert torch.allclose(targets[1], targets[0], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(targets[0], model.predict(z, t, cond), atol=1e-3)
 
 
 @pytest.mark.parametrize(

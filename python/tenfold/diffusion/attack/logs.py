@@ -266,12 +266,17 @@ def to_pil(picture: Tensor) -> Any:
 
 def from_png(path: Path) -> Tensor:
     """uint8 [c, H, W] of a file."""
-    import numpy as np
     from PIL import Image
 
     with Image.open(path) as file:
-        kept = file if file.mode == "L" else file.convert("RGB")
-        array = np.array(kept)
+        return from_pil(file)
+
+
+def from_pil(picture: Any) -> Tensor:
+    """uint8 [c, H, W] of a picture of Pillow: one channel of a grey one, else three."""
+    import numpy as np
+
+    array = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 

@@ -316,7 +316,7 @@ def read_answers(
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of answers, got {folder}")
     about = files.read_manifest(folder)
-    if about and about["canvas"] != canvas.to_plain() | {"seeds": about["canvas"]["seeds"]}:
+    if about and about["canvas"] != canvas.to_plain() | {"seeds": about["canvas"].get("seeds")}:
         _checks.fail(
             ValueError, "canvas", f"that of the manifest, {about['canvas']['name']!r}", repr(canvas.name)
         )

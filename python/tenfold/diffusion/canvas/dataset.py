@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.canvas.manifest import read_pictures, write_picture
+from tenfold.diffusion.canvas.manifest import fitted, read_pictures, write_picture
 from tenfold.diffusion.canvas.vocabulary import Canvas
 from tenfold.runs.files import write_text
 
@@ -62,7 +62,8 @@ def parse_caption(canvas: Canvas, text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class CanvasData:
-    """A tree of pictures. root: its folder. canvas: whose styles and objects are looked for.
+    """A tree of pictures. root: its folder. canvas: whose styles and objects are looked for. size: (H, W) to
+    which pictures are brought, their middle kept; None, as they are.
 
     Raises:
         FileNotFoundError: `root` is no folder, or a style has none in it.
@@ -70,6 +71,7 @@ class CanvasData:
 
     root: Path
     canvas: Canvas
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
@@ -104,11 +106,20 @@ class CanvasData:
         """uint8 [n, 3, H, W] of a cell; all of the split if `n` is None.
 
         Raises:
-            ValueError: more than the split has; a file that cannot be read.
+            ValueError: more than the split has; a file that cannot be read, or one of another shape than the
+                first, without a `size`.
         """
         numbers = self.numbers(split)
         count = len(numbers) if n is None else _checks.integer("n", n, 1, len(numbers))
-        return read_pictures([self.path(style, object, i) for i in numbers[:count]])
+        paths = [self.path(style, object, i) for i in numbers[:count]]
+        rows = [read_pictures([path])[0].expand(3, -1, -1) for path in paths]
+        if self.size is not None:
+            return torch.stack([fitted(row, self.size) for row in rows])
+        for path, row in zip(paths, rows, strict=True):
+            if row.shape != rows[0].shape:
+                expected = f"{list(rows[0].shape)}, or a `size`"
+                _checks.fail(ValueError, str(path), expected, list(row.shape))
+        return torch.stack(rows)
 
     def cell_pictures(self, style: str, object: str, n: int) -> Tensor:
         """float32 [n, 3, H, W] in 0..1 of a cell's training pictures: the form in which erasers that learn

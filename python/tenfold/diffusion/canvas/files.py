@@ -77,12 +77,35 @@ def read_results(path: str | Path) -> list[Score]:
                 data[name] = tuple(data[name])
             data["ua"] = Rate(**data["ua"])
             data["costs"] = Costs(**data["costs"]) if data["costs"] else None
-            found.append(Score(**data))
+            found.append(_checked(Score(**data)))
         except (ValueError, TypeError, KeyError) as error:  # noqa: PERF203
             raise ValueError(
                 f"{path}, line {number}: expected a score, got another line ({error})"
             ) from error
     return found
+
+
+def _checked(one: Score) -> Score:
+    """A score as `score` makes them.
+
+    Raises:
+        ValueError, TypeError, KeyError: names or numbers that are none.
+    """
+    for name in ("method", "target"):
+        if not isinstance(getattr(one, name), str):
+            _checks.fail(TypeError, name, "a name", _checks.describe(getattr(one, name)))
+    _checks.choice("domain", one.domain, ("style", "object"))
+    if one.target not in getattr(one, one.domain):
+        _checks.fail(ValueError, "target", f"one of the {one.domain}s", repr(one.target))
+    _checks.integer("ua: n", one.ua.n, 1, 2**62)
+    _checks.integer("ua: successes", one.ua.successes, 0, one.ua.n)
+    shares = {"ira": one.ira, "cra": one.cra, "chance": one.chance, **one.style, **one.object}
+    for name, value in shares.items():
+        if not 0 <= _checks.real(name, value) <= 1:
+            _checks.fail(ValueError, name, "a share in [0, 1]", value)
+    if one.fid is not None:
+        _checks.real(str(one.fid["name"]), one.fid["value"])
+    return one
 
 
 def write_answers_json(path: str | Path, predictions: Predictions) -> None:
@@ -114,12 +137,27 @@ def read_answers_json(path: str | Path) -> Predictions:
     data = read_json(Path(path))
     if not isinstance(data, dict) or data.get("schema") != "tenfold.judged/1":
         _checks.fail(ValueError, str(path), "judged answers (tenfold.judged/1)", str(data)[:60])
-    rows = data["answers"]
+    try:
+        return _predictions(data)
+    except KeyError as error:
+        raise ValueError(f"{path}: expected judged answers, got some without {error}") from error
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: expected judged answers, got others ({error})") from error
+
+
+def _predictions(data: dict[str, Any]) -> Predictions:
+    canvas, rows = Canvas(**data["canvas"]), data["answers"]
     logs = [np.array([row[name] for row in rows], np.float64) for name in ("style_log", "object_log")]
+    keys = tuple(
+        Key(canvas.style(r["style"]), canvas.object(r["object"]),
+            _checks.integer("seed", r["seed"], 0, 2**32 - 1))
+        for r in rows
+    )  # fmt: skip
+    if not keys or len(set(keys)) != len(keys):
+        _checks.fail(ValueError, "answers", "at least one, each picture once", f"{len(keys)}")
     return Predictions(
-        Canvas(**data["canvas"]), tuple(Key(r["style"], r["object"], r["seed"]) for r in rows),
-        tuple(data["style_classes"]), tuple(data["object_classes"]), logs[0], logs[1], data["method"],
-        data["target"], (data["judges"][0], data["judges"][1]),
+        canvas, keys, tuple(data["style_classes"]), tuple(data["object_classes"]), logs[0], logs[1],
+        data["method"], data["target"], (data["judges"][0], data["judges"][1]),
     )  # fmt: skip
 
 
@@ -205,6 +243,7 @@ def _shown(rows: dict[str, dict[str, float | None]], fid: str, *, latex: bool) -
     heads = ["Method", *(fid if head == "FID" else head for head in _HEADS)]
     cells = [[method, *(_number(column, row[column]) for column in COLUMNS)] for method, row in rows.items()]
     if not latex:
+        heads, *cells = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *cells)]
         lines = [heads, ["---", *["---:"] * len(COLUMNS)], *cells]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
     body = "".join(f"{' & '.join(map(_escaped, line))} \\\\\n" for line in cells)
@@ -222,7 +261,8 @@ def _number(column: str, value: float | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+    words = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return "".join(words.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def reference_results() -> dict[str, dict[str, Any]]:
@@ -253,26 +293,40 @@ def read_published_result(path: str | Path, canvas: Canvas, domain: str) -> Conc
     keys = ("loss", "acc", "pred_loss", "misclassified")
     if not isinstance(data, dict) or any(not isinstance(data.get(key), dict) for key in keys):
         _checks.fail(ValueError, str(path), f"a dictionary with {', '.join(keys)}", type(data).__name__)
-    counts = data["misclassified"]
     missing = [n for n in names if any(n not in data[key] for key in keys)]
     if missing:
         _checks.fail(
             ValueError, str(path), f"all {len(names)} {domain}s", f"none of {', '.join(missing[:4])}"
         )
+    try:
+        return _published_table(path, data, names, domain)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: expected counts and numbers, got others ({error})") from error
+
+
+def _published_table(
+    path: str | Path, data: dict[str, Any], names: tuple[str, ...], domain: str
+) -> ConceptTable:
+    counts = data["misclassified"]
     seen = [c for name in names for c in counts[name]]
     classes = (*names, *dict.fromkeys(c for c in seen if c not in names))
     confusion = np.zeros((len(names), len(classes)), np.int64)
     for i, name in enumerate(names):
         for label, count in counts[name].items():
-            confusion[i, classes.index(label)] = int(count)
-    table = ConceptTable(
-        domain, names, classes, confusion,
-        np.array([float(data["pred_loss"][n]) for n in names]),
-        np.array([float(data["loss"][n]) for n in names]),
-    )  # fmt: skip
-    for name, share in zip(names, table.shares, strict=True):
-        if abs(float(data["acc"][name]) - share) > 1e-5:
-            got = f"{float(data['acc'][name]):.6f} for {name}"
+            exact = float(count)
+            if not exact.is_integer() or exact < 0:
+                _checks.fail(ValueError, f"{path}: {name}", "counts of pictures", f"{exact:g} of {label}")
+            confusion[i, classes.index(label)] = int(exact)
+    numbers = {
+        key: np.array([_checks.real(f"{path}: {key} of {n}", float(data[key][n])) for n in names])
+        for key in ("pred_loss", "loss", "acc")
+    }
+    table = ConceptTable(domain, names, classes, confusion, numbers["pred_loss"], numbers["loss"])
+    for name, share, said in zip(names, table.shares, numbers["acc"], strict=True):
+        if abs(said - share) > 1e-5:
+            got = f"{said:.6f} for {name}"
             _checks.fail(ValueError, str(path), f"accuracies of its counts ({share:.6f})", got)
     return table
 

@@ -242,7 +242,7 @@ def judge_answers(
     canvas = answers.canvas
     judges = (style_judge, object_judge)
     orders = [
-        _class_order(f"{domain}_judge", judge, canvas.names(domain))
+        class_order(f"{domain}_judge", judge, canvas.names(domain))
         for domain, judge in zip(("style", "object"), judges, strict=True)
     ]
     found: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
@@ -264,7 +264,7 @@ def judge_answers(
     return result
 
 
-def _class_order(what: str, judge: Any, names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+def class_order(what: str, judge: Any, names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """The judge's class numbers, the canvas' first, and the names in that order."""
     if not callable(judge) or not hasattr(judge, "classes") or not hasattr(judge, "name"):
         _checks.fail(TypeError, what, "a callable with `name` and `classes`", _checks.describe(judge))

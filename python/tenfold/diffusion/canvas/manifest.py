@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.diffusion.attack.logs import from_png, to_pil
+from tenfold.diffusion.attack.logs import from_pil, from_png, to_pil
 from tenfold.diffusion.canvas.keys import Key, file_stem
 from tenfold.runs.files import read_json, replacing, write_json
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tenfold.diffusion.canvas.vocabulary import Canvas
 
 __all__ = [
-    "ENDINGS", "MANIFEST", "begin", "join", "match", "read_manifest", "read_pictures", "settings_of",
-    "verify", "write_manifest", "write_picture",
+    "ENDINGS", "MANIFEST", "begin", "fitted", "join", "match", "read_manifest", "read_pictures",
+    "settings_of", "verify", "write_manifest", "write_picture",
 ]  # fmt: skip
 
 ENDINGS = ("png", "jpg")
@@ -81,7 +81,7 @@ def begin(folder: Path, about: dict[str, Any], shard: tuple[int, int] | None, re
     kept = [folder / MANIFEST, *folder.glob("manifest-*of*.json")] if folder.is_dir() else []
     kept = [path for path in kept if path.is_file()]
     for path in kept:
-        there = read_json(path).get("settings", {}).get("settings_sha256")
+        there = _read(path)["settings"].get("settings_sha256")
         if there != about["settings_sha256"]:
             _checks.fail(ValueError, "out", "a folder without answers of other settings", path)
     mine = folder / _manifest_name(shard)
@@ -125,14 +125,52 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if parts:
             _checks.fail(ValueError, "folder", "one manifest (merge_answers)", ", ".join(parts))
         return {}
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        _checks.fail(ValueError, str(path), f"a manifest of schema {SCHEMA}", str(value)[:60])
+    value = _read(path)
     if not value.get("complete"):
         _checks.fail(
             ValueError, str(path), "a finished answer set", "one that was begun; resume=True goes on"
         )
+    _check_whole(path, value)
     return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest with settings.
+
+    Raises:
+        ValueError: another file.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        _checks.fail(ValueError, str(path), f"a manifest of schema {SCHEMA}", str(value)[:60])
+    _entry(path, value, "settings", dict)
+    return value
+
+
+def _entry(path: Path, value: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    found = value.get(name)
+    if not isinstance(found, kind) or isinstance(found, bool):
+        _checks.fail(ValueError, f"{path}: {name}", "what a manifest has", _checks.describe(found))
+    return found
+
+
+def _check_whole(path: Path, value: dict[str, Any]) -> None:
+    """Refuse a finished manifest whose parts are not what `write_manifest` writes."""
+    from tenfold.diffusion.canvas.vocabulary import Canvas
+
+    for name, kind in (("keys", list), ("sha1", dict), ("canvas", dict), ("seconds", (int, float)),
+                       ("peak_bytes", int), ("method", str), ("target", str)):  # fmt: skip
+        _entry(path, value, name, kind)
+    try:
+        canvas = Canvas(**value["canvas"])
+        cells = set(canvas.cells)
+        for style, thing, seed in value["keys"]:
+            if (style, thing) not in cells:
+                _checks.fail(ValueError, "keys", f"cells of {canvas.name}", f"{style}, {thing}")
+            _checks.integer("seed", seed, 0, 2**32 - 1)
+    except (TypeError, ValueError) as error:
+        expected = "the canvas and keys of a manifest"
+        raise ValueError(f"{path}: expected {expected}, got others ({error})") from error
 
 
 def join(folder: Path) -> None:
@@ -147,7 +185,7 @@ def join(folder: Path) -> None:
     for path in folder.glob("manifest-*of*.json"):
         found = _PART.fullmatch(path.name)
         if found:
-            parts[int(found[1]), int(found[2])] = (path, read_json(path))
+            parts[int(found[1]), int(found[2])] = (path, _read(path))
     if not parts:
         raise FileNotFoundError(f"folder: expected manifests of parts, got none in {folder}")
     totals = {n for _, n in parts}
@@ -159,7 +197,8 @@ def join(folder: Path) -> None:
     for path, value in rows:
         if not value.get("complete"):
             _checks.fail(ValueError, str(path), "a finished part", "one that was begun")
-        if value["settings"]["settings_sha256"] != rows[0][1]["settings"]["settings_sha256"]:
+        _check_whole(path, value)
+        if value["settings"].get("settings_sha256") != rows[0][1]["settings"].get("settings_sha256"):
             _checks.fail(ValueError, str(path), "the settings of the other parts", "others")
     whole = {**rows[0][1]}
     keys = [key for _, value in rows for key in value["keys"]]
@@ -217,6 +256,8 @@ def verify(folder: Path, about: dict[str, Any]) -> None:
     if not about:
         _checks.fail(ValueError, "folder", "a manifest to verify by", f"none in {folder}")
     for name, wanted in about["sha1"].items():
+        if Path(name).name != name or not (folder / name).is_file():
+            _checks.fail(ValueError, f"{folder / MANIFEST}: sha1", "files of this folder", repr(name))
         got = hashlib.sha1((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
         if got != wanted:
             _checks.fail(ValueError, str(folder / name), f"SHA-1 {wanted}", got)
@@ -250,3 +291,23 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
     if not found:
         _checks.fail(ValueError, "paths", "at least one picture", "none")
     return torch.stack(found)
+
+
+def fitted(picture: Tensor, size: tuple[int, int], *, crop: bool = True) -> Tensor:
+    """uint8 [3, *size] of a picture [c, H, W] of any shape, by Lanczos.
+
+    crop: the largest part of that shape from the middle; without, the shape is not kept.
+    """
+    from PIL import Image
+
+    rows, columns = size
+    if picture.shape[1:] == torch.Size(size):
+        return picture.expand(3, -1, -1)
+    image = to_pil(picture.expand(3, -1, -1).contiguous())
+    high, wide = float(image.height), float(image.width)
+    if crop:
+        scale = min(high / rows, wide / columns)
+        high, wide = rows * scale, columns * scale
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return from_pil(image.resize((columns, rows), Image.Resampling.LANCZOS, box=box))

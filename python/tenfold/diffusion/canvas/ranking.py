@@ -49,6 +49,8 @@ def rank_methods(scores: Sequence[Score], *, seed: int = 0) -> list[Ranked]:
         by_method.setdefault(one.method, []).append(one)
     if not by_method:
         _checks.fail(ValueError, "scores", "at least one", "none")
+    for own in by_method.values():
+        own.sort(key=lambda one: (one.domain, one.target))  # the methods' rows stand beside each other
     targets = [(one.domain, one.target) for one in next(iter(by_method.values()))]
     for method, own in by_method.items():
         if [(one.domain, one.target) for one in own] != targets:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold.diffusion.canvas.dataset import SPLITS, CanvasData
-from tenfold.diffusion.canvas.manifest import read_pictures
+from tenfold.diffusion.canvas.manifest import fitted, read_pictures
 
 __all__ = [
     "VIT_BLOCKS", "Statistics", "TransferPair", "art_fid", "channel_stats", "gram_loss", "transfer_pairs",
@@ -134,21 +134,34 @@ class TransferPair:
     truth: Path
 
 
-def transfer_pairs(root: str | Path, data: CanvasData, *, ending: str = "jpg") -> Iterator[TransferPair]:
+def transfer_pairs(
+    root: str | Path, data: CanvasData, *, ending: str | None = "jpg"
+) -> Iterator[TransferPair]:
     """All pairs, style by style (without the photographs), in one order.
 
+    Args:
+        ending: of the results; None, that of each file, jpg or png.
+
     Raises:
-        FileNotFoundError: a result or a truth is missing (it is named).
+        FileNotFoundError: a result or a truth is missing (it is named). ValueError: a result has two files.
     """
     for style in (one for one in data.canvas.styles if one != data.canvas.photo):
         for thing in data.canvas.objects:
             for number in SPLITS["test"]:
                 truth = data.path(style, thing, number)
                 for reference in SPLITS["train"]:
-                    result = Path(root) / style / f"{thing}_test{number}_ref{reference}.{ending}"
-                    if not result.is_file():
-                        raise FileNotFoundError(f"root: expected the result {result}, got no such file")
-                    yield TransferPair(style, thing, number, reference, result, truth)
+                    stem = Path(root) / style / f"{thing}_test{number}_ref{reference}"
+                    yield TransferPair(style, thing, number, reference, _result(stem, ending), truth)
+
+
+def _result(stem: Path, ending: str | None) -> Path:
+    tried = [Path(f"{stem}.{one}") for one in ((ending,) if ending else ("jpg", "png"))]
+    there = [path for path in tried if path.is_file()]
+    if len(there) > 1:
+        _checks.fail(ValueError, "root", f"one file for the result {stem}", "two")
+    if not there:
+        raise FileNotFoundError(f"root: expected the result {tried[0]}, got no such file")
+    return there[0]
 
 
 @dataclass(frozen=True)
@@ -172,13 +185,16 @@ def transfer_scores(
     features: Features,
     *,
     kind: str = "vgg",
+    size: int | None = None,
     batch: int = 16,
 ) -> dict[str, Any]:
     """Losses of results against truths.
 
     Args:
         pairs: of `transfer_pairs`. features: see `Features`. kind: "vgg" (content and style), "vit" or
-        "gram".
+            "gram".
+        size: results and truths are squeezed to a square of this side, so that pictures of different shapes
+            can be compared; None, they must have one shape.
 
     Returns:
         {"styles": {style: {loss: Statistics}}, "objects": ..., "overall": {loss: Statistics}}; losses are
@@ -189,15 +205,19 @@ def transfer_scores(
     """
     _checks.choice("kind", kind, ("vgg", "vit", "gram"))
     batch = _checks.integer("batch", batch, 1, 2**16)
+    if size is not None:
+        _checks.integer("size", size, 1, 2**16)
     if not pairs:
         _checks.fail(ValueError, "pairs", "at least one", "none")
     rows: list[dict[str, float]] = []
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         with torch.no_grad():
-            result = features(_unit([p.result for p in part]))
-            truth = features(_unit([p.truth for p in part]))
-            rows += _losses(kind, result, truth)
+            result, truth = _unit([p.result for p in part], size), _unit([p.truth for p in part], size)
+            if result.shape != truth.shape:
+                got = f"{list(truth.shape[2:])} and {list(result.shape[2:])}"
+                _checks.fail(ValueError, "size", f"a side, as {part[0].truth} and its result differ", got)
+            rows += _losses(kind, features(result), features(truth))
     found: dict[str, Any] = {"styles": {}, "objects": {}, "overall": _statistics(rows)}
     for name, of in (("styles", "style"), ("objects", "object")):
         for value in dict.fromkeys(getattr(p, of) for p in pairs):
@@ -206,8 +226,12 @@ def transfer_scores(
     return found
 
 
-def _unit(paths: Sequence[Path]) -> Tensor:
-    return read_pictures(paths).expand(-1, 3, -1, -1).float() / 255
+def _unit(paths: Sequence[Path], size: int | None) -> Tensor:
+    """float32 [B, 3, H, W]."""
+    if size is None:
+        return read_pictures(paths).expand(-1, 3, -1, -1).float() / 255
+    rows = [fitted(read_pictures([path])[0], (size, size), crop=False) for path in paths]
+    return torch.stack(rows).float() / 255
 
 
 def _losses(kind: str, result: Sequence[Tensor], truth: Sequence[Tensor]) -> list[dict[str, float]]:
