@@ -135,11 +135,11 @@ class Draw:
     def _spoilt_tensor(self, t: Tensor) -> Any:
         how = self.one("special", "dtype", "shorter", "axis", "flat", "empty", "kind", "sparse", "grad", "out")
         if how == "special" and t.is_floating_point() and t.numel():
-            t = t.clone()
+            t = t.contiguous().clone()
             t.view(-1)[self.rng.integers(t.numel())] = self.one(*SPECIALS)
             return t
         if how == "out" and not t.is_floating_point() and not t.is_complex() and t.numel():
-            t = t.clone()
+            t = t.contiguous().clone()
             t.view(-1)[self.rng.integers(t.numel())] = self.one(-1, -100, 127)
             return t
         if how == "dtype":

@@ -22,7 +22,7 @@ def _head(d: Draw, low: int = 1) -> tuple[dict[str, Any], int, int]:
 
 
 def _targets(d: Draw, *shape: int, v: int, ignored: bool = True) -> Tensor:
-    t = d.ints(*shape, low=0, high=v).clone()
+    t = d.ints(*shape, low=0, high=v).contiguous().clone()
     if ignored and t.numel():
         t.view(-1)[0] = d.one(-100, 0)
     return t
