@@ -122,7 +122,7 @@ class Draw:
             field = self.one(*value._fields)
             return value._replace(**{field: self.spoilt(getattr(value, field))})
         if isinstance(value, bool):
-            return self.one(not value, None, "text", 7)
+            return self.one(not value, None, 0, 1)
         if isinstance(value, int):
             return self.one(-1, 0, 1, 2**70, -(2**70), 1.5, float("nan"), "text", None, True, torch.ones(2))
         if isinstance(value, float):

@@ -316,7 +316,7 @@ def edt(
     batch, own = shape[: data.ndim - ndim], shape[data.ndim - ndim :]
     boxes = data.reshape(-1 if data.numel() else _product(batch), *[1] * (3 - ndim), *own)
     out, index = torch.ops.tenfold.edt(
-        boxes, sizes, squared, wide, return_indices, _volumes.threads(num_threads)
+        boxes, sizes, bool(squared), wide, bool(return_indices), _volumes.threads(num_threads)
     )
     back = _arrays.kind_of(features)
     out = out.reshape(shape)
