@@ -171,7 +171,7 @@ def _ignored(file: Path, count: int) -> list[int]:
         return []
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected a list of row positions, got no JSON ({error})") from error
     good = isinstance(value, list) and all(type(i) is int and 0 <= i < count for i in value)
     if not good:

@@ -50,5 +50,5 @@ def read_json(path: Path) -> Any:
     """The value in `path`; ValueError names the file if it holds no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got text that does not parse ({error})") from error

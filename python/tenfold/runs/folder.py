@@ -183,8 +183,8 @@ class RunFolder:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                return json.loads(file.metadata()["state"]), tensors
-        except SafetensorError as error:
+                return json.loads((file.metadata() or {})["state"]), tensors
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected a saved state, got a broken file ({error})") from error
 
     def finish(self, numbers: Mapping[str, Any], report: Report) -> Path:
