@@ -7,7 +7,6 @@ of the input that wants this direction, and multiplied by the library's own matr
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 

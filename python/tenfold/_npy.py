@@ -1,7 +1,7 @@
 """NumPy files whose header is believed only as far as their bytes go.
 
-`numpy.load` makes an array of the size that a header claims and then reads into it, so that a damaged file of a
-hundred bytes asks for a terabyte. Pickled objects are refused.
+`numpy.load` makes an array of the size that a header claims and then reads into it, so that a damaged file
+of a hundred bytes asks for a terabyte. Pickled objects are refused.
 """
 
 from __future__ import annotations
@@ -59,5 +59,7 @@ def _array(data: bytes, where: str) -> NDArray[Any]:
     count = math.prod(shape)
     if any(n < 0 for n in shape) or count * dtype.itemsize > len(data) - file.tell():
         raise ValueError(f"{where}: expected {list(shape)} of {dtype}, got {len(data) - file.tell()} bytes")
-    found = np.frombuffer(data, dtype, count, file.tell()) if dtype.itemsize * count else np.empty(count, dtype)
+    if not count * dtype.itemsize:
+        return np.empty(shape, dtype)
+    found = np.frombuffer(data, dtype, count, file.tell())
     return found.reshape(shape, order="F" if fortran else "C").copy()

@@ -1,4 +1,4 @@
-"""Fuzzing and failure injection. `TENFOLD_FUZZ_EXAMPLES=500 pytest tests/robustness` looks longer than CI does."""
+"""Fuzzing and failure injection. With TENFOLD_FUZZ_EXAMPLES=500 in the environment it looks longer."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Draw:
         written: bool = False,
         tame: bool = False,
     ) -> Tensor:
-        """Normal numbers (or their absolute values); now and then with special ones or of an extreme scale."""
+        """Normal numbers (or their absolute values), now and then with special ones among them."""
         values = self.rng.standard_normal(shape)
         values = np.abs(values) if positive else values
         values = values * (self.often(1.0, 1e-3, 30.0) if scale is None else scale)
@@ -105,10 +105,10 @@ class Draw:
         flat[1:] = t.reshape(-1)
         return flat[1:].view(t.shape)
 
-    def spoil(self, arguments: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    def spoil(self, arguments: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         """The arguments with one of them made wrong, or merely odd."""
-        name = self.one(*names)
-        return {**arguments, name: self.spoilt(arguments.get(name))}
+        name = self.one(*defaults)
+        return {**arguments, name: self.spoilt(arguments.get(name, defaults[name]))}
 
     def spoilt(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -133,7 +133,9 @@ class Draw:
         return self.one(-1, 0, 1.5, float("nan"), "text", [], {}, torch.ones(2), torch.ones(0), object())
 
     def _spoilt_tensor(self, t: Tensor) -> Any:
-        how = self.one("special", "dtype", "shorter", "axis", "flat", "empty", "kind", "sparse", "grad", "out")
+        how = self.one(
+            "special", "dtype", "shorter", "axis", "flat", "empty", "kind", "sparse", "grad", "out"
+        )
         if how == "special" and t.is_floating_point() and t.numel():
             t = t.contiguous().clone()
             t.view(-1)[self.rng.integers(t.numel())] = self.one(*SPECIALS)

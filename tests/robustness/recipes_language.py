@@ -226,7 +226,11 @@ def splice_embed(d: Draw) -> dict[str, Any]:
     b, long, k, width = d.size(), d.size(1), d.size(1), d.size()
     kind = d.dtype()
     index = d.ints(b, long, low=0, high=long + k)
-    return {"embeds": d.floats(b, long, width, dtype=kind), "adv": d.floats(b, k, width, dtype=kind), "index": index}
+    return {
+        "embeds": d.floats(b, long, width, dtype=kind),
+        "adv": d.floats(b, k, width, dtype=kind),
+        "index": index,
+    }
 
 
 def abs_quantile(d: Draw) -> dict[str, Any]:
@@ -274,7 +278,12 @@ def lowrank_apply_(d: Draw) -> dict[str, Any]:
     kind = d.dtype()
     w = [d.floats(*s, dtype=kind, written=True) for s in shapes]
     downs = [d.floats(r, s[1], dtype=kind) for s in shapes]
-    return {"weights": w, "downs": downs, "ups": [d.floats(s[0], r, dtype=kind) for s in shapes], "scale": 0.5}
+    return {
+        "weights": w,
+        "downs": downs,
+        "ups": [d.floats(s[0], r, dtype=kind) for s in shapes],
+        "scale": 0.5,
+    }
 
 
 def _uce(d: Draw) -> tuple[Any, int]:

@@ -197,12 +197,23 @@ def answer_counts(d: Draw) -> dict[str, Any]:
     n, s, o = d.size(), d.size(1, 4), d.size(1, 4)
     style, thing = d.floats(n, s, dtype=d.dtype()), d.floats(n, o, dtype=d.dtype())
     names = d.one(None, [f"p{i}" for i in range(n)])
-    return {"style_logits": style, "object_logits": thing, "cells": d.ints(n, 2, low=0, high=min(s, o)), "names": names}
+    return {
+        "style_logits": style,
+        "object_logits": thing,
+        "cells": d.ints(n, 2, low=0, high=min(s, o)),
+        "names": names,
+    }
 
 
 def resize_antialias(d: Draw) -> dict[str, Any]:
-    x = d.ints(*d.sizes(d.integer(0, 1), 1, 3), *d.sizes(2, 1), d.one(1, 3), low=0, high=256, dtype=torch.uint8)
-    rest = {"filter": d.one("bilinear", "bicubic"), "mode": d.often("pil", "cv2", "tf1"), "quantize": d.flag()}
+    x = d.ints(
+        *d.sizes(d.integer(0, 1), 1, 3), *d.sizes(2, 1), d.one(1, 3), low=0, high=256, dtype=torch.uint8
+    )
+    rest = {
+        "filter": d.one("bilinear", "bicubic"),
+        "mode": d.often("pil", "cv2", "tf1"),
+        "quantize": d.flag(),
+    }
     return {"x": x, "size": d.sizes(2, 1), **rest}
 
 
@@ -213,7 +224,12 @@ def _pictures(d: Draw, low: int, high: int) -> dict[str, Any]:
         a, b = (d.ints(*shape, low=0, high=256, dtype=kind) for _ in range(2))
     else:
         a, b = (d.floats(*shape, dtype=kind, scale=1.0, positive=True) for _ in range(2))
-    return {"preds": a, "target": b, "data_range": d.one(1.0, 255.0), "reduction": d.one("mean", "sum", "none")}
+    return {
+        "preds": a,
+        "target": b,
+        "data_range": d.one(1.0, 255.0),
+        "reduction": d.one("mean", "sum", "none"),
+    }
 
 
 def psnr(d: Draw) -> dict[str, Any]:

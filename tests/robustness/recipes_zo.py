@@ -46,9 +46,7 @@ def _mask(d: Draw, params: list[Tensor]) -> Any:
     if kind == "magnitude":
         return ops.MagnitudeMask(d.one(0.5, 0.0, [1.0] * len(params)))
     if kind == "bits":
-        return ops.BitMask(
-            [torch.randint(0, 256, (-(-p.numel() // 8),), dtype=torch.uint8) for p in params]
-        )
+        return ops.BitMask([torch.randint(0, 256, (-(-p.numel() // 8),), dtype=torch.uint8) for p in params])
     return None
 
 
@@ -82,7 +80,12 @@ def zo_chain_(d: Draw) -> dict[str, Any]:
 
 def zo_perturb_(d: Draw) -> dict[str, Any]:
     w = _params(d)
-    step = {"seed": d.seed(), "query": d.one(0, 2**24 - 1), "c": d.one(1e-3, 0.0, -2.5), "dist": d.one(*DISTS)}
+    step = {
+        "seed": d.seed(),
+        "query": d.one(0, 2**24 - 1),
+        "c": d.one(1e-3, 0.0, -2.5),
+        "dist": d.one(*DISTS),
+    }
     return {"params": w, "streams": _streams(d, w), **step, **_passes(d, w, True)}
 
 
@@ -109,7 +112,14 @@ def random_words(d: Draw) -> dict[str, Any]:
 
 def stochastic_round(d: Draw) -> dict[str, Any]:
     x = d.floats(*d.sizes(d.integer(0, 3)), dtype=d.dtype())
-    return {"x": x, "dtype": d.dtype(), "seed": d.seed(), "stream": 0, "query": 0, "first": d.one(0, 7, 2**40)}
+    return {
+        "x": x,
+        "dtype": d.dtype(),
+        "seed": d.seed(),
+        "stream": 0,
+        "query": 0,
+        "first": d.one(0, 7, 2**40),
+    }
 
 
 def _step(d: Draw) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every public op on drawn and on spoilt arguments: the backends agree, or all refuse in the same words' form.
+"""Every public op on drawn and on spoilt arguments: the backends agree, or all of them refuse by name.
 
 Never a crash, another exception, a write into what is only read, or a half-done write on refusal.
 """
@@ -139,7 +139,10 @@ def check_equal(name: str, ours: Outcome, reference: Outcome, arguments: dict[st
     loosest = max((TOLERANCE[k] for k in kinds), default=2e-5)
     for a, b in zip(leaves(ours.value), leaves(reference.value), strict=True):
         if name in NEAR_TIES:
-            a, b = (x[:1] if isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 1 else None for x in (a, b))
+            a, b = (
+                x[:1] if isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 1 else None
+                for x in (a, b)
+            )
         close(name, a, b, loosest)
     for a, b in zip(leaves(ours.arguments), leaves(reference.arguments), strict=True):
         close(name, a, b, loosest)
@@ -193,16 +196,20 @@ def test_op(name: str, spoil: bool) -> None:
     def run(data: st.DataObject) -> None:
         d = Draw(data)
         arguments = RECIPES[name](d)
-        parameters = [p for p in inspect.signature(getattr(ops, name)).parameters if p not in HARMLESS]
         if spoil:
-            arguments = d.spoil(arguments, parameters)
+            arguments = d.spoil(arguments, defaults(name))
         check(name, arguments)
 
     run()
 
 
 HARMLESS = {"device", "generator", "group", "predict", "check"}
-"""Arguments that PyTorch itself reads; and `check`, without which values that are not finite are undefined."""
+"""Arguments that PyTorch itself reads, and `check`, without which NaN and infinity are undefined."""
+
+
+def defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(getattr(ops, name)).parameters
+    return {key: p.default for key, p in parameters.items() if key not in HARMLESS}
 
 
 def check(name: str, arguments: dict[str, Any]) -> None:
@@ -214,7 +221,9 @@ def check(name: str, arguments: dict[str, Any]) -> None:
         for key, value in arguments.items():
             late = name == "ste_adam_simplex_" and str(outcome.error).startswith("p[")  # documented
             if (outcome.error is not None and not late) or not in_place or key not in WRITTEN:
-                assert same_bits(value, outcome.arguments[key]), f"{name} wrote into {key} ({outcome.error!r})"
+                assert same_bits(value, outcome.arguments[key]), (
+                    f"{name} wrote into {key} ({outcome.error!r})"
+                )
     if ours.error is not None or reference.error is not None:
         kinds = [type(o.error).__name__ for o in (ours, reference)]
         assert kinds[0] == kinds[1], f"{name}: native {ours.error!r}, reference {reference.error!r}"

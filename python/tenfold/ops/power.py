@@ -127,7 +127,7 @@ def ssdt_joint(
     _checks.choice("alpha_scope", alpha_scope, ("symbol", "codeword"))
     _checks.choice("statistics", statistics, ("exact", "csi"))
     most = _checks.integer("max_iterations", max_iterations, 1, 10_000)
-    lead, users, carriers = g.shape[:-2], g.shape[-2], g.shape[-1]
+    lead, users = g.shape[:-2], g.shape[-2]
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
     reference = _ones(budget) if rho is None else _spread("rho", rho, (*lead, users), g.device, real)
@@ -193,7 +193,7 @@ def ssdt_separable(
     if g.ndim < 2 or g.shape[-2] < 1:
         _checks.fail(ValueError, "gains", "shape [..., N, K] with N >= 1", tuple(g.shape))
     most = _checks.integer("max_iterations", max_iterations, 1, 10_000)
-    lead, users, carriers = g.shape[:-2], g.shape[-2], g.shape[-1]
+    lead, users = g.shape[:-2], g.shape[-2]
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
     noise = _spread("noise_power", noise_power, lead, g.device, real)
@@ -297,10 +297,9 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
     s = _expanded("weights", s, a.shape)
     total = _spread("power", power, a.shape[:-1], a.device, a.dtype)
     _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
-    carriers = a.shape[-1]
-    p, _ = torch.ops.tenfold.mse_water_filling(
-        _flat(a, 1), _flat(s, 1), total.reshape(-1)
-    )
+    if not a.numel():
+        return kind(torch.zeros_like(a))
+    p, _ = torch.ops.tenfold.mse_water_filling(_flat(a, 1), _flat(s, 1), total.reshape(-1))
     return kind(p.view(a.shape))
 
 
@@ -325,9 +324,7 @@ def power_normalize(x: Any, power: Any, *, mode: str = "mean") -> Any:
         "power", power, wide.shape[:-1], wide.device, wide.real.dtype if wide.is_complex() else wide.dtype
     )
     _refuse(None, power=(total, False))
-    flat = torch.ops.tenfold.power_normalize(
-        _flat(wide, 1), total.reshape(-1), mode == "mean"
-    )
+    flat = torch.ops.tenfold.power_normalize(_flat(wide, 1), total.reshape(-1), mode == "mean")
     return kind(flat.view(wide.shape).to(values.dtype))
 
 

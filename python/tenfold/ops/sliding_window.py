@@ -11,6 +11,7 @@ at most 1: in float16 a Gaussian's corners vanish, and 0 / 0 is no label.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -192,11 +193,13 @@ def sliding_window_slabs(
     _checks.tensor("image", image)
     if image.ndim != 4 or 0 in image.shape:
         _checks.fail(ValueError, "image", "shape [channels, z, y, x], not empty", tuple(image.shape))
-    shape = tuple(_checks.integer("patch", n, 1, 2**31 - 1) for n in patch)
+    shape = tuple(_sizes("patch", patch))
     _checks.length("patch", shape, 3, "the spatial axes")
     _checks.dtype("dtype", dtype)
     where = image.device if device is None else torch.device(device)
-    step = (0.5 if profile == "nnunet" else 1.0) if step is None else step
+    step = (0.5 if profile == "nnunet" else 1.0) if step is None else _checks.real("step", step, positive=True)
+    if step > 1:
+        _checks.fail(ValueError, "step", "a number in (0, 1]", step)
     size = image.shape[1:]
     starts = window_starts(size, shape, step=step) if profile == "nnunet" else _strided(size, shape, step)
     weights = gaussian_weights(shape, sigma_scale=sigma_scale, device=where).to(dtype)

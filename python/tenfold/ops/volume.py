@@ -232,7 +232,10 @@ def _classes(classes: Sequence[int] | None, volume: Tensor) -> list[int] | None:
     """Values as the kernels see them."""
     if classes is None:
         return None
-    chosen = [_checks.integer("classes", c, -(2**63), 2**63 - 1) for c in _checks.sequence("classes", classes, "integers")]
+    chosen = [
+        _checks.integer("classes", c, -(2**63), 2**63 - 1)
+        for c in _checks.sequence("classes", classes, "integers")
+    ]
     return [c - 256 if c > 127 else c for c in chosen] if volume.dtype == torch.uint8 else chosen
 
 

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from tenfold import _checks
+from tenfold._npy import read_npy, read_npz
 from tenfold.selection.result import Selection, checked_indices
 
 __all__ = [
@@ -110,15 +111,15 @@ def _save_npz(selection: Selection, path: Path) -> None:
 
 
 def _load_npz(path: Path) -> Selection:
-    with np.load(path, allow_pickle=False) as found:
-        info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
-        if not isinstance(info, dict):
-            _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
-        schema = info.pop("schema", None)
-        if schema != SCHEMA:
-            _checks.fail(ValueError, "schema", str(SCHEMA), schema)
-        parts = {name: found[name] for name in ("weights", "scores", "gains") if name in found}
-        return Selection(found["indices"], info=info, **parts)
+    found = read_npz(path)
+    info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
+    if not isinstance(info, dict):
+        _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
+    schema = info.pop("schema", None)
+    if schema != SCHEMA:
+        _checks.fail(ValueError, "schema", str(SCHEMA), schema)
+    parts = {name: found[name] for name in ("weights", "scores", "gains") if name in found}
+    return Selection(found["indices"], info=info, **parts)
 
 
 def _plain(value: Any) -> Any:
@@ -244,7 +245,7 @@ def _save_npy(selection: Selection, path: Path) -> None:
 
 
 def _load_npy(path: Path) -> Selection:
-    return Selection(checked_indices("indices", np.load(path, allow_pickle=False)))
+    return Selection(checked_indices("indices", read_npy(path)))
 
 
 def _save_txt(selection: Selection, path: Path) -> None:
@@ -399,11 +400,7 @@ def _scores_in(path: Path, suffix: str) -> NDArray[Any]:
         tensor = load_tensor(path)
         values: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return values
-    found = np.load(path, allow_pickle=False)
-    if suffix == ".npy":
-        return np.asarray(found)
-    with found:
-        return np.asarray(found["scores"])
+    return read_npy(path) if suffix == ".npy" else read_npz(path)["scores"]
 
 
 def _scores_of_csv(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.diffusion.attack.asr import Rate
 from tenfold.diffusion.canvas.judging import Predictions
 from tenfold.diffusion.canvas.keys import Key
