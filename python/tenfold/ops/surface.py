@@ -346,6 +346,9 @@ def signed_distance(masks: Any, spacing: Any = 1.0, *, num_threads: int | None =
         TypeError, ValueError: as `edt`.
     """
     m = _volumes.volume("masks", masks)
+    axes = m.data.ndim if isinstance(spacing, (int, float)) else len(_list("spacing", spacing))
+    if not 1 <= axes <= 3 or m.data.ndim < axes:
+        _checks.fail(ValueError, "masks", "1 to 3 axes with a spacing each", tuple(m.data.shape))
     data = (m.data.flip(m.flips) if m.flips else m.data) != 0
     outside = edt(data, spacing, num_threads=num_threads)
     inside = edt(~data, spacing, num_threads=num_threads)
