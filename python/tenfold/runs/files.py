@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_name", "read_json", "replacing", "write_json", "write_text"]
+__all__ = ["check_name", "read_json", "replacing", "save_torch", "write_json", "write_text"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -44,6 +44,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON: NaN and infinities are refused, keys keep their order."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """As torch.save, but a disk that is full is an OSError and not PyTorch's RuntimeError about positions."""
+    import io
+
+    import torch
+
+    held = io.BytesIO()
+    torch.save(value, held)
+    path.write_bytes(held.getbuffer())
 
 
 def read_json(path: Path) -> Any:

@@ -53,7 +53,7 @@ def save(selection: Selection, path: Path) -> Path:
         ImportError: .parquet without pyarrow.
     """
     write = _by_suffix(path, _WRITERS)
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     with replacing(path) as aside:
         write(selection, aside)
@@ -190,7 +190,7 @@ def _load_parquet(path: Path) -> Selection:
 
 
 def _save_torch(selection: Selection, path: Path) -> None:
-    torch.save(torch.from_numpy(selection.indices.copy()), path)
+    save_torch(torch.from_numpy(selection.indices.copy()), path)
 
 
 def _load_torch(path: Path) -> Selection:
@@ -303,10 +303,10 @@ def write_labels(labels: ArrayLike, path: str | Path) -> None:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         _checks.fail(ValueError, "labels", "integers [N]", f"{array.dtype} {list(array.shape)}")
     pairs = np.stack([array.astype(np.int64), np.arange(len(array))], axis=1)
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     with replacing(Path(path)) as aside:
-        torch.save(torch.from_numpy(pairs), aside)
+        save_torch(torch.from_numpy(pairs), aside)
 
 
 def read_dropped(path: str | Path, n: int) -> Selection:
@@ -324,7 +324,7 @@ def write_dropped(selection: Selection, path: str | Path, n: int | None = None) 
     """The rows that `selection` leaves out, as Moderate-DS lists them: a pickled list of integers."""
     import pickle
 
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     dropped = selection.dropped(n).tolist()
     with replacing(Path(path)) as aside:

@@ -21,7 +21,7 @@ from tenfold.diffusion.canvas.judging import Predictions
 from tenfold.diffusion.canvas.keys import Key
 from tenfold.diffusion.canvas.scores import ConceptTable, Costs, Score, Summary, score_matrix
 from tenfold.diffusion.canvas.vocabulary import Canvas
-from tenfold.runs.files import read_json, replacing, write_json, write_text
+from tenfold.runs.files import read_json, replacing, save_torch, write_json, write_text
 
 __all__ = [
     "COLUMNS",
@@ -314,4 +314,4 @@ def write_published_result(
         },
     }
     with replacing(Path(path)) as aside:
-        torch.save(value, aside)
+        save_torch(value, aside)
