@@ -48,7 +48,7 @@ OPTIONAL = ("sionna", "cupy", "distributed", "nudenet", "profanity_check", "pyar
 
 
 def import_all() -> None:
-    import tenfold
+    import tenfold.ops  # loads PyTorch's OpenMP, without which _cpu cannot be imported
 
     for module in pkgutil.walk_packages(tenfold.__path__, "tenfold."):
         if module.name.endswith("__main__"):

@@ -190,6 +190,8 @@ def _load_parquet(path: Path) -> Selection:
 
 
 def _save_torch(selection: Selection, path: Path) -> None:
+    from tenfold.runs.files import save_torch
+
     save_torch(torch.from_numpy(selection.indices.copy()), path)
 
 
