@@ -77,12 +77,12 @@ def adam_(
 
 def sample_rows(p: Tensor, u: Tensor) -> Tensor:
     """int64 [R]: the smallest j whose running sum exceeds u times the row's sum, in float64; -1 if that is
-    not > 0."""
+    not > 0 and finite."""
     running = p.double().cumsum(1)
     total = running[:, -1:].contiguous()
     found = torch.searchsorted(running, u.double()[:, None] * total, right=True)
     last = torch.searchsorted(running, total)  # where the sum is reached: the last one with p > 0
-    return torch.where(total > 0, torch.minimum(found, last), -1)[:, 0]
+    return torch.where((total > 0) & total.isfinite(), torch.minimum(found, last), -1)[:, 0]
 
 
 def nearest_token(
@@ -137,7 +137,7 @@ def sign_step_(
         if norm == "linf":
             apart = apart.clamp(-eps, eps)
         else:
-            size = torch.linalg.vector_norm(apart.flatten(1).double(), dim=1)
+            size = torch.linalg.vector_norm(apart[:, None].flatten(1).double(), dim=1)
             factor = torch.where(size > eps, eps / size, torch.ones_like(size)).to(wide)
             apart = apart * factor.view(-1, *[1] * (apart.ndim - 1))
         moved = centre + apart

@@ -210,14 +210,10 @@ struct Search {
     const float* raw = block.raw(r, row, row_buffer.data());
     const double scale = centers.cosine ? inverse_length(raw, x.d) : 1.0;
     const float bound = limit(r);
-    const bool all = have[r] < 0;
-    const int64_t count = all ? centers.count : have[r];
     int found = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (!all && values[r * room + i] > bound) continue;
-      const int32_t column = all ? static_cast<int32_t>(i) : candidates[r * room + i];
+    const auto measure = [&](int32_t column) {
       const float value = exact_distance(raw, scale, centers.raw + column * x.d, centers.scale[column], x.d, centers.cosine);
-      if (found == k && !(value < nearest[k - 1])) continue;
+      if (found == k && !(value < nearest[k - 1])) return;
       int at = found < k ? found++ : k - 1;
       for (; at > 0 && nearest[at - 1] > value; --at) {
         nearest[at] = nearest[at - 1];
@@ -225,6 +221,14 @@ struct Search {
       }
       nearest[at] = value;
       index[at] = column;
+    };
+    for (int32_t i = 0; i < have[r]; ++i) {
+      if (!(values[r * room + i] > bound)) measure(candidates[r * room + i]);
+    }
+    // Too many candidates to keep, or too few: bounds beyond the range of float32 exclude centres that the k nearest need.
+    if (have[r] < 0 || (found < k && found < centers.count)) {
+      found = 0;
+      for (int32_t column = 0; column < centers.count; ++column) measure(column);
     }
     for (; found < k; ++found) {
       nearest[found] = kInfinity;
@@ -278,6 +282,7 @@ int64_t assign(const AssignArgs& a) {
 // Adds columns [from, to) of rows [first, last) to their clusters, in the order of rows.
 void add_rows(const RowShards& x, int64_t first, int64_t last, int64_t from, int64_t to, const int32_t* labels, double* sums) {
   for (int64_t i = first; i < last; ++i) {
+    if (labels[i] < 0) continue;  // every distance beyond the range of float32, or NaN
     double* sum = sums + labels[i] * x.d;
     with_row(x, i, [&](auto row) {
       for (int64_t k = from; k < to; ++k) sum[k] += static_cast<double>(to_math(row[k]));
@@ -308,7 +313,9 @@ void lloyd(const LloydArgs& a) {
     });
   }
   for (int64_t j = 0; j < a.m; ++j) a.counts[j] = 0;
-  for (int64_t i = 0; i < a.x.rows; ++i) ++a.counts[a.labels[i]];
+  for (int64_t i = 0; i < a.x.rows; ++i) {
+    if (a.labels[i] >= 0) ++a.counts[a.labels[i]];
+  }
 }
 
 // ---- distances to a few candidates ------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ def lloyd(backend: Any, shards: Shards, centers: Tensor, iterations: int, tol: f
     while True:
         before = labels
         labels, distances, sums, counts = backend.lloyd(shards, centers, state)
+        if bool(torch.isinf(distances).any()):
+            raise ValueError(f"x: expected squared distances that {distances.dtype} holds, got infinity")
         settled = before is not None and torch.equal(labels, before)
         if updates >= iterations or settled:
             return Found(centers, labels, distances, counts, updates, moved)

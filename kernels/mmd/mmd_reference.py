@@ -222,7 +222,7 @@ def median_distance(x: Tensor) -> Tensor:
                 d = squared_distances(points[first : first + max(1, STRIP // n)], points)
                 inner = torch.arange(len(d), device=z.device)
                 d[inner, inner + first] = 0.0
-                pattern = d.view(integers).to(torch.int64).flatten()
+                pattern = d.abs().view(integers).to(torch.int64).flatten()  # a NaN may have its sign set
                 if left < bits:
                     pattern = pattern[pattern >> left == prefix]
                 counts += torch.bincount((pattern >> (left - step)) & ((1 << step) - 1), minlength=1 << step)

@@ -87,7 +87,8 @@ def glister(
     bias: bool,
 ) -> tuple[Tensor, Tensor]:
     """k samples whose gradients lie along the validation set's, in rounds; indices and gains."""
-    e, h, z, hv = (t.to(fgrad.math_dtype(t)) for t in (e, h, val_logits, val_hidden))
+    wide = fgrad.math_dtype(e, h, val_logits, val_hidden)
+    e, h, z, hv = (t.to(wide) for t in (e, h, val_logits, val_hidden))
     lead = torch.ones(hv.shape[0], int(bias), dtype=hv.dtype, device=hv.device)
     inputs = torch.cat([lead, hv], 1)
     taken = torch.zeros(e.shape[0], dtype=torch.bool, device=e.device)

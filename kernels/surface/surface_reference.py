@@ -182,7 +182,7 @@ def edt(
         at = torch.arange(n, device=out.device)
         steps = ((at[:, None] - at).double() * spacing[axis]).square().to(dtype)  # [q, v]
         lines = out.movedim(axis + 1, -1)
-        flat = lines.reshape(-1, n)
+        flat = lines.reshape(lines.numel() // max(n, 1), n)
         best = torch.empty_like(flat)
         which = torch.empty(flat.shape, dtype=torch.int64, device=out.device)
         for start in range(0, len(flat), max(1, PAIRS // max(1, n * n))):

@@ -171,7 +171,7 @@ def _ignored(file: Path, count: int) -> list[int]:
         return []
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected a list of row positions, got no JSON ({error})") from error
     good = isinstance(value, list) and all(type(i) is int and 0 <= i < count for i in value)
     if not good:
@@ -190,8 +190,13 @@ def read_picture(path: Path) -> Tensor:
     import torch
     from PIL import Image
 
-    with Image.open(path) as image:
-        array = np.array(image if image.mode == "L" else image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            array = np.array(image if image.mode == "L" else image.convert("RGB"))
+    except OSError:
+        raise
+    except Exception as error:  # a broken picture raises SyntaxError, ValueError, or that it is a bomb
+        raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
     picture = torch.from_numpy(array).float().div_(255)
     return (picture[None] if picture.ndim == 2 else picture.permute(2, 0, 1))[None].contiguous()
 

@@ -13,7 +13,9 @@ that out.
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from tenfold import _checks
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -42,14 +46,25 @@ class GGUFFile:
     """Metadata and tensors of one file. ``meta`` maps keys to Python values, ``tensors`` names to positions.
 
     Raises:
-        ValueError: not a GGUF file of version 2 or 3.
+        ValueError: not a whole GGUF file of version 2 or 3.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError(f"path: expected a GGUF file, got {path}, which is empty")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._at = 0
+        try:
+            self._parse()
+        except (struct.error, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            told = str(error) if str(error).startswith("path: ") else None
+            raise ValueError(
+                told or f"path: expected a whole GGUF file, got {path}, which is damaged ({error})"
+            ) from error
+
+    def _parse(self) -> None:
+        path, self._at = self.path, 0
         magic, version = self._bytes[:4], struct.unpack_from("<I", self._bytes, 4)[0]
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(
@@ -63,6 +78,8 @@ class GGUFFile:
             self.meta[key] = self._value(self._scalar("I"))
         self.tensors = {self._string(): self._tensor_info() for _ in range(tensor_count)}
         align = int(self.meta.get("general.alignment", 32))
+        if align < 1:
+            raise ValueError(f"alignment {align}")
         self._data = -(-self._at // align) * align
 
     def _scalar(self, code: str) -> Any:
@@ -72,6 +89,8 @@ class GGUFFile:
 
     def _string(self) -> str:
         length = self._scalar("Q")
+        if length > len(self._bytes) - self._at:
+            raise ValueError(f"a text of {length} bytes at byte {self._at}")
         self._at += length
         return self._bytes[self._at - length : self._at].decode("utf-8")
 
@@ -95,7 +114,10 @@ class GGUFFile:
             ValueError: a type other than F32, Q4_1 and Q8_0.
         """
         info = self.tensors[name]
-        count, start = int(np.prod(info.shape)), self._data + info.offset
+        count, start = math.prod(info.shape), self._data + info.offset
+        stored = {_F32: 4 * count, _Q8_0: count // _BLOCK * 34, _Q4_1: count // _BLOCK * 20}.get(info.kind, 0)
+        if stored > len(self._bytes) - start or (info.kind != _F32 and count % _BLOCK):
+            _checks.fail(ValueError, str(self.path), f"{stored} bytes of {name}", len(self._bytes) - start)
         if info.kind == _F32:
             values = np.frombuffer(self._bytes, "<f4", count, start).copy()
         elif info.kind == _Q8_0:

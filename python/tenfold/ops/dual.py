@@ -407,6 +407,7 @@ def _probes(
 def _two_sided(query: int | Sequence[int], eps: float) -> tuple[list[int], list[float]]:
     eps = _checks.real("eps", eps, positive=True)
     each: list[Any] = list(query) if isinstance(query, (list, tuple)) else [query]
+    each = [_checks.query("query", q) for q in each]
     return [q for q in each for _ in range(2)], [eps, -eps] * len(each)
 
 

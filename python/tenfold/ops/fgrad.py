@@ -316,8 +316,8 @@ def _factors(
 
 def _target(name: str, value: Any, e: Tensor, h: Tensor, bias: bool) -> Tensor:
     found = _select.matrix(name, value, "[C, d + 1]")
-    if found.shape != (e.shape[1], h.shape[1] + int(bias)):
-        _checks.fail(ValueError, name, f"shape {(e.shape[1], h.shape[1] + int(bias))}", tuple(found.shape))
+    if found.shape != (e.shape[1], h.shape[1] + bool(bias)):
+        _checks.fail(ValueError, name, f"shape {(e.shape[1], h.shape[1] + bool(bias))}", tuple(found.shape))
     if found.device != e.device:
         _checks.fail(ValueError, name, f"a tensor on {e.device} like errors", found.device)
     return found

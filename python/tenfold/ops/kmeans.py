@@ -75,7 +75,8 @@ def kmeans(
         centre, if there is one that is not on its centre.
 
     Raises:
-        TypeError, ValueError: wrong kinds or shapes, K > N, a row that is not finite.
+        TypeError, ValueError: wrong kinds or shapes, K > N, a row that is not finite, a squared distance
+            beyond the range of its type.
     """
     data = features("x", x)
     clusters = _checks.integer("num_clusters", num_clusters, 1, data.rows)

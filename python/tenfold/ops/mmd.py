@@ -102,17 +102,17 @@ def _traced(value: Tensor) -> bool:
     return compiling or value.is_meta or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _given_base(bandwidth: Any, like: Tensor) -> Tensor:
+def _given_base(bandwidth: Any, like: Tensor, name: str = "bandwidth") -> Tensor:
     if isinstance(bandwidth, Tensor):
-        base = _checks.tensor("bandwidth", bandwidth).detach().to(like.device, torch.float64)
+        base = _checks.tensor(name, bandwidth).detach().to(like.device, torch.float64)
     else:
-        value = _checks.real("bandwidth", bandwidth, positive=True)
+        value = _checks.real(name, bandwidth, positive=True)
         base = torch.tensor(value, dtype=torch.float64, device=like.device)
     if base.ndim > 1 or (base.ndim == 1 and base.shape[0] != like.shape[0]):
         expected = f"a number or one for each of {like.shape[0]} problems"
-        _checks.fail(ValueError, "bandwidth", expected, f"shape {tuple(base.shape)}")
+        _checks.fail(ValueError, name, expected, f"shape {tuple(base.shape)}")
     if not _traced(base) and bool((base <= 0).any()):  # NaN goes on, to a value of NaN
-        _checks.fail(ValueError, "bandwidth", "widths > 0", float(base.min()))
+        _checks.fail(ValueError, name, "widths > 0", float(base.min()))
     return base.expand(like.shape[0])
 
 
@@ -409,7 +409,7 @@ def weighted_mmd(
         given = None
         _checks.choice("base", base, ("mean",))
     else:
-        given = _given_base(base, points)
+        given = _given_base(base, points, "base")
     empty = points[:, :0]
     value, _ = _value(points, empty, w, given, (factors, floor, False, False, _watched(points)))
     return _arrays.kind_of(z)(value[0] if single else value)

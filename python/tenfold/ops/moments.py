@@ -113,11 +113,19 @@ def _finite(name: str, values: Tensor) -> Tensor:
 def _moments(name: str, value: Any) -> None:
     if not isinstance(value, Moments):
         _checks.fail(TypeError, name, "Moments, as moments_update returns them", type(value).__name__)
+    _checks.integer(f"{name}.n", value.n, 0, 2**63 - 1)
+    for part in ("mean", "scatter"):
+        _checks.tensor(f"{name}.{part}", getattr(value, part), (torch.float64,))
+    width = value.mean.shape[:1]
+    if value.mean.ndim != 1 or value.scatter.shape != width + width:
+        got = f"{tuple(value.mean.shape)} and {tuple(value.scatter.shape)}"
+        _checks.fail(ValueError, name, "mean [D] and scatter [D, D]", got)
 
 
 def _given(name: str, value: Any) -> Given:
     """Features as they are, and everything else as mean and covariance in float64."""
     if isinstance(value, Moments):
+        _moments(name, value)
         if value.n < 2:
             _checks.fail(ValueError, name, "moments of at least 2 rows", value.n)
         return _finite(name, value.mean), _finite(name, value.covariance)
@@ -126,7 +134,8 @@ def _given(name: str, value: Any) -> Given:
     if len(value) != 2:
         _checks.fail(ValueError, name, "a pair (mean, covariance)", f"{len(value)} entries")
     mean, covariance = (
-        _arrays.as_tensor(f"{name}[{i}]", v, write=False).detach() for i, v in enumerate(value)
+        _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", v, write=False)).detach()
+        for i, v in enumerate(value)
     )
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         got = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"

@@ -246,6 +246,10 @@ def pack_bits(masks: Any, *, num_threads: int | None = None) -> Any:
     return _arrays.kind_of(masks)(packed)
 
 
+def _sizes(shape: Any) -> Any:
+    return shape.tolist() if hasattr(shape, "tolist") else _checks.sequence("shape", shape, "integers")
+
+
 def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> Any:
     """The masks, bool [C, ...] with the axes of `shape`, that `pack_bits` packed.
 
@@ -253,7 +257,7 @@ def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> An
         TypeError, ValueError: words that are not int64 [C, ceil(N / 64)].
     """
     data = _words("words", words, None)
-    sizes = [_checks.integer(f"shape[{i}]", n, 0, 2**40) for i, n in enumerate(shape)]
+    sizes = [_checks.integer(f"shape[{i}]", n, 0, 2**40) for i, n in enumerate(_sizes(shape))]
     count = 1
     for size in sizes:
         count *= size

@@ -154,7 +154,7 @@ def answer_counts(
     if at.ndim != 2 or at.shape[1] != 2:
         _checks.fail(ValueError, "cells", "shape [N, 2]", tuple(at.shape))
     if names is not None:
-        _checks.length("names", names, n, "the pictures")
+        _checks.length("names", _checks.sequence("names", names, "texts"), n, "the pictures")
     wide = (style.shape[1], objects.shape[1])
     if n and (int(at.min()) < 0 or bool((at >= at.new_tensor(wide)).any())):
         _checks.fail(ValueError, "cells", f"styles below {wide[0]}, objects below {wide[1]}", at.tolist()[:8])

@@ -127,7 +127,7 @@ def ssdt_joint(
     _checks.choice("alpha_scope", alpha_scope, ("symbol", "codeword"))
     _checks.choice("statistics", statistics, ("exact", "csi"))
     most = _checks.integer("max_iterations", max_iterations, 1, 10_000)
-    lead, users, carriers = g.shape[:-2], g.shape[-2], g.shape[-1]
+    lead, users = g.shape[:-2], g.shape[-2]
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
     reference = _ones(budget) if rho is None else _spread("rho", rho, (*lead, users), g.device, real)
@@ -144,8 +144,8 @@ def ssdt_joint(
     if alpha_scope == "codeword":
         found = _codeword(g, s, budget, noise, expected, limit, most)
     else:
-        flat = (g.reshape(-1, users, carriers), s.reshape(-1, carriers), budget.reshape(-1, users))
-        extra = None if expected is None else expected.reshape(-1, carriers)
+        flat = (_flat(g, 2), _flat(s, 1), _flat(budget, 1))
+        extra = None if expected is None else _flat(expected, 1)
         u, alpha, mu, objective, steps = torch.ops.tenfold.ssdt_joint(
             *flat, noise.reshape(-1), extra, limit, most
         )
@@ -193,7 +193,7 @@ def ssdt_separable(
     if g.ndim < 2 or g.shape[-2] < 1:
         _checks.fail(ValueError, "gains", "shape [..., N, K] with N >= 1", tuple(g.shape))
     most = _checks.integer("max_iterations", max_iterations, 1, 10_000)
-    lead, users, carriers = g.shape[:-2], g.shape[-2], g.shape[-1]
+    lead, users = g.shape[:-2], g.shape[-2]
     real = g.real.dtype
     budget = _spread("power", power, (*lead, users), g.device, real)
     noise = _spread("noise_power", noise_power, lead, g.device, real)
@@ -208,11 +208,11 @@ def ssdt_separable(
     )
     limit = _tolerance(tolerance, real, 1e-12, 1e-6)
     v, alpha, tau, objective, steps = torch.ops.tenfold.ssdt_separable(
-        g.reshape(-1, users, carriers),
-        budget.reshape(-1, users),
+        _flat(g, 2),
+        _flat(budget, 1),
         noise.reshape(-1),
-        wanted.reshape(-1, users),
-        None if load is None else load.reshape(-1, users, carriers),
+        _flat(wanted, 1),
+        None if load is None else _flat(load, 2),
         limit,
         most,
     )
@@ -248,7 +248,7 @@ def water_filling(gains: Any, power: Any, *, mask: Any = None) -> WaterFilling:
         g = torch.where(_expanded("mask", allowed, g.shape), g, 0.0)
     mass = _spread("power", power, g.shape[:-1], g.device, g.dtype)
     _refuse(None, power=(mass, False))
-    p, theta = torch.ops.tenfold.water_filling(g.reshape(-1, g.shape[-1]), mass.reshape(-1), True)
+    p, theta = torch.ops.tenfold.water_filling(_flat(g, 1), mass.reshape(-1), True)
     return WaterFilling(kind(p.view(g.shape)), kind(-theta.view(g.shape[:-1])), kind(g))
 
 
@@ -268,7 +268,7 @@ def project_simplex(x: Any, mass: Any = 1.0) -> Any:
     values = _real("x", x)
     total = _spread("mass", mass, values.shape[:-1], values.device, values.dtype)
     _refuse(None, mass=(total, False))
-    p, _ = torch.ops.tenfold.water_filling(values.reshape(-1, values.shape[-1]), total.reshape(-1), False)
+    p, _ = torch.ops.tenfold.water_filling(_flat(values, 1), total.reshape(-1), False)
     return kind(p.view(values.shape))
 
 
@@ -292,15 +292,14 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
     if s.ndim == a.ndim - 1 and a.ndim >= 2 and s.shape == (*a.shape[:-2], a.shape[-1]):
         total = _spread("power", power, s.shape[:-1], a.device, a.dtype)
         _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
-        flat = (a.reshape(-1, *a.shape[-2:]), s.reshape(-1, s.shape[-1]), total.reshape(-1))
+        flat = (_flat(a, 2), _flat(s, 1), total.reshape(-1))
         return kind(downlink(*flat).view(s.shape))
     s = _expanded("weights", s, a.shape)
     total = _spread("power", power, a.shape[:-1], a.device, a.dtype)
     _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
-    carriers = a.shape[-1]
-    p, _ = torch.ops.tenfold.mse_water_filling(
-        a.reshape(-1, carriers), s.reshape(-1, carriers), total.reshape(-1)
-    )
+    if not a.numel():
+        return kind(torch.zeros_like(a))
+    p, _ = torch.ops.tenfold.mse_water_filling(_flat(a, 1), _flat(s, 1), total.reshape(-1))
     return kind(p.view(a.shape))
 
 
@@ -325,9 +324,7 @@ def power_normalize(x: Any, power: Any, *, mode: str = "mean") -> Any:
         "power", power, wide.shape[:-1], wide.device, wide.real.dtype if wide.is_complex() else wide.dtype
     )
     _refuse(None, power=(total, False))
-    flat = torch.ops.tenfold.power_normalize(
-        wide.reshape(-1, wide.shape[-1]), total.reshape(-1), mode == "mean"
-    )
+    flat = torch.ops.tenfold.power_normalize(_flat(wide, 1), total.reshape(-1), mode == "mean")
     return kind(flat.view(wide.shape).to(values.dtype))
 
 
@@ -344,7 +341,13 @@ def _complex(name: str, value: Any) -> Tensor:
             ValueError, name, "complex values, or real ones with a last axis of 2", tuple(found.shape)
         )
     wide = found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
-    return torch.view_as_complex(wide if wide.stride(-1) == 1 else wide.contiguous())
+    return torch.view_as_complex(_paired(wide))
+
+
+def _paired(t: Tensor) -> Tensor:
+    """With strides that complex numbers can have, which those of an empty tensor need not be."""
+    fits = t.stride(-1) == 1 and t.storage_offset() % 2 == 0 and all(n % 2 == 0 for n in t.stride()[:-1])
+    return t if fits else t.clone(memory_format=torch.contiguous_format)
 
 
 def _real(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -355,12 +358,21 @@ def _real(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
     return wide if dtype is None else wide.to(dtype)
 
 
+def _flat(t: Tensor, axes: int) -> Tensor:
+    """[rows, ...] with the last `axes` axes; -1 would be ambiguous where one of them is empty."""
+    lead = t.shape[: t.ndim - axes]
+    return t.reshape(math.prod(lead), *t.shape[t.ndim - axes :])
+
+
 def _spread(
     name: str, value: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """A number, or an array whose shape can be expanded to `shape`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
+        try:
+            return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
+        except (OverflowError, RuntimeError):
+            _checks.fail(ValueError, name, f"a number within the range of {dtype}", value)
     if isinstance(value, (list, tuple)):
         try:
             value = torch.tensor(value, dtype=dtype, device=device)

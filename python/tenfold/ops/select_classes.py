@@ -204,6 +204,7 @@ def topk_stable(scores: Any, k: int, largest: bool = True) -> Any:
     if values.is_floating_point() and bool(values.isnan().any()):
         row = int(values.isnan().to(torch.uint8).argmax())
         _checks.fail(ValueError, "scores", "numbers", f"nan at index {row}")
+    largest = bool(largest)
     limit = values.topk(k, largest=largest).values[-1]
     near = (values >= limit if largest else values <= limit).nonzero()[:, 0]
     order = values[near].sort(descending=largest, stable=True).indices[:k]

@@ -11,6 +11,7 @@ at most 1: in float16 a Gaussian's corners vanish, and 0 / 0 is no label.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -35,11 +36,10 @@ def window_starts(size: Sequence[int], patch: Sequence[int], *, step: float = 0.
     step = _checks.real("step", step, positive=True)
     if step > 1:
         _checks.fail(ValueError, "step", "a number in (0, 1]", step)
+    size, patch = _sizes("size", size), _sizes("patch", patch)
     _checks.length("patch", patch, len(size), "the axes of size")
     starts = []
     for n, p in zip(size, patch, strict=True):
-        if p < 1 or n < 1:
-            _checks.fail(ValueError, "patch", "positive sizes", tuple(patch))
         room = max(0, n - p)
         count = -(-room // (p * step)) + 1
         apart = room / (count - 1) if count > 1 else 0.0
@@ -55,6 +55,7 @@ def gaussian_weights(
     Entries that are zero get the smallest that is not, so that every voxel has a weight.
     """
     scale = _checks.real("sigma_scale", sigma_scale, positive=True)
+    patch = _sizes("patch", patch)
     weights = torch.ones([1] * len(patch), dtype=torch.float64)
     for axis, n in enumerate(patch):
         at = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
@@ -83,8 +84,8 @@ def mirrored(
         left_right_axis: the one among them whose mirroring exchanges the sides.
         swap: pairs of classes that are left and right of each other.
     """
-    chosen = [_checks.integer("axes", a, 0, 9) for a in axes]
-    pairs = [(int(a), int(b)) for a, b in swap]
+    chosen = [_checks.integer("axes", a, 0, 9) for a in _checks.sequence("axes", axes, "integers")]
+    pairs = [_pair(pair) for pair in _checks.sequence("swap", swap, "pairs of classes")]
     if pairs and left_right_axis is None:
         _checks.fail(ValueError, "left_right_axis", "an axis, as there are pairs to swap", None)
 
@@ -102,6 +103,17 @@ def mirrored(
         return total / len(flips)
 
     return run
+
+
+def _pair(pair: Any) -> tuple[int, int]:
+    _checks.length("swap", _checks.sequence("swap", pair, "two classes"), 2, "the sides")
+    first, second = (_checks.integer("swap", c, 0, 2**31 - 1) for c in pair)
+    return first, second
+
+
+def _sizes(name: str, sizes: Any) -> list[int]:
+    """Positive integers, one for each axis."""
+    return [_checks.integer(name, n, 1, 2**31 - 1) for n in _checks.sequence(name, sizes, "integers")]
 
 
 def _exchanged(classes: int, pairs: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
@@ -181,11 +193,13 @@ def sliding_window_slabs(
     _checks.tensor("image", image)
     if image.ndim != 4 or 0 in image.shape:
         _checks.fail(ValueError, "image", "shape [channels, z, y, x], not empty", tuple(image.shape))
-    shape = tuple(_checks.integer("patch", n, 1, 2**31 - 1) for n in patch)
+    shape = tuple(_sizes("patch", patch))
     _checks.length("patch", shape, 3, "the spatial axes")
     _checks.dtype("dtype", dtype)
     where = image.device if device is None else torch.device(device)
-    step = (0.5 if profile == "nnunet" else 1.0) if step is None else step
+    step = (0.5 if profile == "nnunet" else 1.0) if step is None else _checks.real("step", step, positive=True)
+    if step > 1:
+        _checks.fail(ValueError, "step", "a number in (0, 1]", step)
     size = image.shape[1:]
     starts = window_starts(size, shape, step=step) if profile == "nnunet" else _strided(size, shape, step)
     weights = gaussian_weights(shape, sigma_scale=sigma_scale, device=where).to(dtype)

@@ -162,6 +162,8 @@ def tversky_loss(
     tp, p, y = (
         _pooled(v, include_background, batch) for v in (sums.intersection, sums.prediction, sums.target)
     )
+    _smooth(smooth_nr, smooth_dr)
+    alpha, beta = _checks.real("alpha", alpha), _checks.real("beta", beta)
     loss = 1 - (tp + smooth_nr) / (tp + alpha * (p - tp) + beta * (y - tp) + smooth_dr)
     return _out(reduce(loss, reduction), logits)
 
@@ -217,6 +219,7 @@ def dice_of(
     batch: bool,
 ) -> Tensor:
     """The loss of each batch item and class, [B, C] or [1, C]."""
+    _smooth(smooth_nr, smooth_dr)
     p = sums.prediction_squared if squared_pred else sums.prediction
     y = sums.target_squared if squared_pred else sums.target
     tp, p, y = (_pooled(v, include_background, batch) for v in (sums.intersection, p, y))
@@ -228,6 +231,7 @@ def generalized_of(
     sums: SoftOverlap, include_background: bool, w_type: str, smooth_nr: float, smooth_dr: float, batch: bool
 ) -> Tensor:
     """[B, 1], or [1, C] -> [1] with batch=True."""
+    _smooth(smooth_nr, smooth_dr)
     tp, p, y = (
         _pooled(v, include_background, batch) for v in (sums.intersection, sums.prediction, sums.target)
     )
@@ -273,11 +277,19 @@ def _pooled(value: Tensor, include_background: bool, batch: bool) -> Tensor:
     return value if include_background or value.shape[1] == 1 else value[:, 1:]
 
 
+def _smooth(smooth_nr: float, smooth_dr: float) -> None:
+    _checks.real("smooth_nr", smooth_nr)
+    _checks.real("smooth_dr", smooth_dr)
+
+
 def class_weights(weight: Weight, classes: int, like: Tensor) -> Tensor | None:
     """float64 [C]; a number counts for every class."""
     if weight is None:
         return None
-    w = torch.as_tensor(weight, dtype=torch.float64, device=like.device)
+    try:
+        w = torch.as_tensor(weight, dtype=torch.float64, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        _checks.fail(TypeError, "weight", "a number or numbers", _checks.describe(weight))
     if w.ndim > 1 or (w.ndim == 1 and w.numel() not in (1, classes)):
         _checks.fail(ValueError, "weight", f"a number or one for each of {classes} classes", tuple(w.shape))
     if not torch.compiler.is_compiling() and w.device.type == "cpu" and bool((w < 0).any()):

@@ -384,6 +384,7 @@ def hutchinson_probe(
         dist: "rademacher" (-1 or +1) or "gaussian".
     """
     like = zo._tensors("like", like, write=False)
+    index = _checks.integer("index", index, 0, 2**24 - 1, "an integer in [0, 2^24)")
     given = zo._streams(range(len(like)) if streams is None else streams, like)
     _checks.choice("dist", dist, ("rademacher", "gaussian"))
     return [

@@ -316,7 +316,7 @@ def edt(
     batch, own = shape[: data.ndim - ndim], shape[data.ndim - ndim :]
     boxes = data.reshape(-1 if data.numel() else _product(batch), *[1] * (3 - ndim), *own)
     out, index = torch.ops.tenfold.edt(
-        boxes, sizes, squared, wide, return_indices, _volumes.threads(num_threads)
+        boxes, sizes, bool(squared), wide, bool(return_indices), _volumes.threads(num_threads)
     )
     back = _arrays.kind_of(features)
     out = out.reshape(shape)
@@ -346,6 +346,9 @@ def signed_distance(masks: Any, spacing: Any = 1.0, *, num_threads: int | None =
         TypeError, ValueError: as `edt`.
     """
     m = _volumes.volume("masks", masks)
+    axes = m.data.ndim if isinstance(spacing, (int, float)) else len(_list("spacing", spacing))
+    if not 1 <= axes <= 3 or m.data.ndim < axes:
+        _checks.fail(ValueError, "masks", "1 to 3 axes with a spacing each", tuple(m.data.shape))
     data = (m.data.flip(m.flips) if m.flips else m.data) != 0
     outside = edt(data, spacing, num_threads=num_threads)
     inside = edt(~data, spacing, num_threads=num_threads)

@@ -279,6 +279,11 @@ def _blocks(block_ptr: Sequence[int] | None, rows: int) -> tuple[int, ...]:
 def _matrices(weights: Sequence[Any], edit: UceEdit) -> list[Tensor]:
     if not isinstance(edit, UceEdit):
         _checks.fail(TypeError, "edit", "a UceEdit", _checks.describe(edit))
+    for name in ("right", "left", *(["old"] if edit.old is not None else [])):
+        part = _checks.tensor(f"edit.{name}", getattr(edit, name))
+        if part.ndim != 2 or part.shape != edit.right.shape:
+            _checks.fail(ValueError, f"edit.{name}", "rows [m, d] as edit.right", tuple(part.shape))
+    _checks.sequence("edit.blocks", edit.blocks, "integers")
     found = _params("weights", weights)
     width = edit.right.shape[1]
     for i, w in enumerate(found):

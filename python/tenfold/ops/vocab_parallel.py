@@ -50,6 +50,12 @@ def merge_vocab_shards(shard: VocabShard, group: Any = None) -> tuple[Tensor, Te
     Raises:
         RuntimeError: a row's target lies in no part, or in several; on all ranks.
     """
+    if not isinstance(shard, VocabShard):
+        _checks.fail(TypeError, "shard", "a VocabShard", _checks.describe(shard))
+    for name, part in zip(shard._fields, shard, strict=True):
+        _checks.tensor(f"shard.{name}", part)
+        if part.ndim != 1 or part.shape != shard.largest.shape:
+            _checks.fail(ValueError, f"shard.{name}", "shape [N] as shard.largest", tuple(part.shape))
     largest, sums, target_logit, inside = (t.double() for t in shard)
     together = dist.is_available() and dist.is_initialized()
     top = largest.clone()

@@ -176,7 +176,7 @@ def body_box(ct: Any, threshold: float = -500, *, connectivity: int = 26) -> tup
     ct = _checks.tensor(
         "ct", _arrays.as_tensor("ct", ct, write=False), (*INTEGERS[:-1], *_checks.FLOAT_DTYPES)
     )
-    above, connectivity = _volume(ct > _checks.real("threshold", threshold), connectivity)
+    above, connectivity = _volume(ct > _checks.real("threshold", threshold), connectivity, "ct")
     table = _table(above, connectivity, False, None)
     if not len(table):
         return tuple(slice(0, n) for n in ct.shape)
@@ -188,16 +188,16 @@ def body_box(ct: Any, threshold: float = -500, *, connectivity: int = 26) -> tup
 # ---- checks ----------------------------------------------------------------------------------------------
 
 
-def _volume(volume: Any, connectivity: int | None) -> tuple[Tensor, int]:
-    data, flips = _volumes.volume("volume", volume, floats=True)
-    volume = _checks.tensor("volume", data.to(WIDER[data.dtype]) if data.dtype in WIDER else data, INTEGERS)
+def _volume(volume: Any, connectivity: int | None, name: str = "volume") -> tuple[Tensor, int]:
+    data, flips = _volumes.volume(name, volume, floats=True)
+    volume = _checks.tensor(name, data.to(WIDER[data.dtype]) if data.dtype in WIDER else data, INTEGERS)
     volume = volume.flip(flips) if flips else volume
     if volume.ndim not in (2, 3):
-        _checks.fail(ValueError, "volume", "shape [z, y, x] or [y, x]", tuple(volume.shape))
+        _checks.fail(ValueError, name, "shape [z, y, x] or [y, x]", tuple(volume.shape))
     if volume.device.type != "cpu":
-        _checks.fail(ValueError, "volume", "a tensor on the CPU", volume.device)
+        _checks.fail(ValueError, name, "a tensor on the CPU", volume.device)
     if volume.shape[-1] >= 2**31:
-        _checks.fail(ValueError, "volume", "fewer than 2^31 voxels along x", volume.shape[-1])
+        _checks.fail(ValueError, name, "fewer than 2^31 voxels along x", volume.shape[-1])
     allowed = CONNECTIVITIES[volume.ndim] if volume.ndim == 3 else (4, 8, 6, 26)
     if connectivity is None:
         return volume, 6
@@ -232,7 +232,10 @@ def _classes(classes: Sequence[int] | None, volume: Tensor) -> list[int] | None:
     """Values as the kernels see them."""
     if classes is None:
         return None
-    chosen = [_checks.integer("classes", c, -(2**63), 2**63 - 1) for c in classes]
+    chosen = [
+        _checks.integer("classes", c, -(2**63), 2**63 - 1)
+        for c in _checks.sequence("classes", classes, "integers")
+    ]
     return [c - 256 if c > 127 else c for c in chosen] if volume.dtype == torch.uint8 else chosen
 
 

@@ -324,8 +324,10 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
         header = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ZOLogError(f"{path}: expected a header in JSON, got {str(error)[:80]}") from error
-    if header["version"] != VERSION:
-        raise ZOLogError(f"{path}: expected version {VERSION}, got {header['version']!r:.40}")
+    if not isinstance(header, dict):
+        raise ZOLogError(f"{path}: expected a header with fields, got {header!r:.40}")
+    if header.get("version") != VERSION:
+        raise ZOLogError(f"{path}: expected version {VERSION}, got {header.get('version')!r:.40}")
     _check_fields(path, header)
     return dict(header)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_name", "read_json", "replacing", "write_json", "write_text"]
+__all__ = ["check_name", "read_json", "replacing", "save_torch", "write_json", "write_text"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -46,9 +46,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def save_torch(value: Any, path: Path) -> None:
+    """As torch.save, but a disk that is full is an OSError and not PyTorch's RuntimeError about positions."""
+    import io
+
+    import torch
+
+    held = io.BytesIO()
+    torch.save(value, held)
+    path.write_bytes(held.getbuffer())
+
+
 def read_json(path: Path) -> Any:
     """The value in `path`; ValueError names the file if it holds no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got text that does not parse ({error})") from error

@@ -183,8 +183,8 @@ class RunFolder:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                return json.loads(file.metadata()["state"]), tensors
-        except SafetensorError as error:
+                return json.loads((file.metadata() or {})["state"]), tensors
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected a saved state, got a broken file ({error})") from error
 
     def finish(self, numbers: Mapping[str, Any], report: Report) -> Path:
@@ -302,7 +302,12 @@ def _check_same_run(path: Path, name: str, settings: dict[str, Any]) -> None:
     marker = path / "state" / "run.json"
     if marker.exists() and read_json(marker)["name"] != name:
         raise ValueError(f"name: expected {read_json(marker)['name']!r}, the run in {path}, got {name!r}")
-    then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    try:
+        then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{config}: expected YAML, got text that does not parse ({error})") from error
+    if not isinstance(then, dict):
+        raise ValueError(f"{config}: expected settings by name, got {then!r:.60}")
     now = yaml.safe_load(_yaml(settings)) or {}
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     if differing:

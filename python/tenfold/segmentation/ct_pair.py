@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import tarfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from tenfold import ops
 from tenfold.runs import RunFolder, figure, style
+from tenfold.runs.files import replacing
 from tenfold.segmentation.files import Place, Volume, read_labels, read_volume, write_nifti
 from tenfold.segmentation.labels import Task
 from tenfold.segmentation.layouts import CaseFiles, Submission
@@ -52,11 +54,12 @@ def extract(archive: Path, folder: Path) -> dict[str, Path]:
                 if f"{member}.nii.gz" not in names:
                     raise ValueError(f"{archive}: expected tests/reference_files/{member}.nii.gz, got none")
                 content = tar.extractfile(names[f"{member}.nii.gz"])
-                assert content is not None
+                if content is None:
+                    raise ValueError(f"{archive}: expected {member}.nii.gz as a file, got something else")
                 found[member] = folder / f"{member}.nii.gz"
-                folder.mkdir(parents=True, exist_ok=True)
-                found[member].write_bytes(content.read())
-    except tarfile.TarError as error:
+                with replacing(found[member]) as aside:
+                    aside.write_bytes(content.read())
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
         raise ValueError(f"{archive}: expected a tar archive, got another file ({error})") from error
     return found
 

@@ -234,7 +234,7 @@ def _open_nifti(stream: Stream) -> Header:
         affine = np.asarray(found.get_best_affine(), float)
         slope, inter = found.get_slope_inter()
         offset = int(found.get_data_offset())
-    except (HeaderDataError, ValueError, KeyError) as error:
+    except (HeaderDataError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"{stream.place}: expected a NIfTI header, got a damaged one ({error})") from error
     if offset < len(block):
         raise ValueError(f"{stream.place}: expected voxels behind the header, got offset {offset}")

@@ -75,9 +75,14 @@ def _entries(root: Path) -> Iterator[Entry]:
     if root.is_file():
         if not zipfile.is_zipfile(root):
             raise ValueError(f"{root}: expected a folder or a zip archive, got another file")
-        with zipfile.ZipFile(root) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        try:
+            with zipfile.ZipFile(root) as archive:
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise ValueError(f"{root}: expected a whole zip archive, got a damaged one ({error})") from error
         for name in names:
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise ValueError(f"{root}: expected names inside the archive, got {name!r}")
             parts = tuple(part for part in name.split("/") if part not in ("", "."))
             if _wanted(parts):
                 yield parts, Place(root, name)

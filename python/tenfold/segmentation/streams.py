@@ -55,9 +55,11 @@ class Place:
         """The bytes from the beginning."""
         if not self.member:
             return self.path.open("rb")
-        archive = zipfile.ZipFile(self.path)
-        file: Any = archive.open(self.member)  # keeps the archive open until it is closed itself
-        archive.close()
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                file: Any = archive.open(self.member)  # keeps the archive open until it is closed itself
+        except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self}: expected a readable member of a zip archive, got {error}") from error
         return file
 
     def stamp(self) -> list[int]:
@@ -129,7 +131,7 @@ class Stream:
     def _raw(self) -> bytes:
         try:
             piece = self._file.read(PIECE)
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(
                 f"{self.place}: expected a readable member of a zip archive, got {error}"
             ) from error

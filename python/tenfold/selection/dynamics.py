@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.ops import Dynamics, dynamics_update, new_dynamics
 from tenfold.selection.files import reading
 
@@ -193,8 +194,8 @@ class Recorder:
     @staticmethod
     def load(path: str | Path) -> Recorder:
         """What `save` wrote."""
-        with reading(path, "the records of a Recorder"), np.load(path, allow_pickle=False) as found:
-            state = {name: torch.from_numpy(found[name]) for name in found.files}
+        with reading(path, "the records of a Recorder"):
+            state = {name: torch.from_numpy(found) for name, found in read_npz(path).items()}
         if "seen" not in state:
             _checks.fail(ValueError, str(path), "the records of a Recorder", sorted(state))
         recorder = Recorder(len(state["seen"]))

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from tenfold import _checks
+from tenfold._npy import read_npy, read_npz
 from tenfold.selection.result import Selection, checked_indices
 
 __all__ = [
@@ -52,7 +53,7 @@ def save(selection: Selection, path: Path) -> Path:
         ImportError: .parquet without pyarrow.
     """
     write = _by_suffix(path, _WRITERS)
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     with replacing(path) as aside:
         write(selection, aside)
@@ -110,15 +111,15 @@ def _save_npz(selection: Selection, path: Path) -> None:
 
 
 def _load_npz(path: Path) -> Selection:
-    with np.load(path, allow_pickle=False) as found:
-        info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
-        if not isinstance(info, dict):
-            _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
-        schema = info.pop("schema", None)
-        if schema != SCHEMA:
-            _checks.fail(ValueError, "schema", str(SCHEMA), schema)
-        parts = {name: found[name] for name in ("weights", "scores", "gains") if name in found}
-        return Selection(found["indices"], info=info, **parts)
+    found = read_npz(path)
+    info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
+    if not isinstance(info, dict):
+        _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
+    schema = info.pop("schema", None)
+    if schema != SCHEMA:
+        _checks.fail(ValueError, "schema", str(SCHEMA), schema)
+    parts = {name: found[name] for name in ("weights", "scores", "gains") if name in found}
+    return Selection(found["indices"], info=info, **parts)
 
 
 def _plain(value: Any) -> Any:
@@ -189,7 +190,9 @@ def _load_parquet(path: Path) -> Selection:
 
 
 def _save_torch(selection: Selection, path: Path) -> None:
-    torch.save(torch.from_numpy(selection.indices.copy()), path)
+    from tenfold.runs.files import save_torch
+
+    save_torch(torch.from_numpy(selection.indices.copy()), path)
 
 
 def _load_torch(path: Path) -> Selection:
@@ -244,7 +247,7 @@ def _save_npy(selection: Selection, path: Path) -> None:
 
 
 def _load_npy(path: Path) -> Selection:
-    return Selection(checked_indices("indices", np.load(path, allow_pickle=False)))
+    return Selection(checked_indices("indices", read_npy(path)))
 
 
 def _save_txt(selection: Selection, path: Path) -> None:
@@ -302,10 +305,10 @@ def write_labels(labels: ArrayLike, path: str | Path) -> None:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         _checks.fail(ValueError, "labels", "integers [N]", f"{array.dtype} {list(array.shape)}")
     pairs = np.stack([array.astype(np.int64), np.arange(len(array))], axis=1)
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     with replacing(Path(path)) as aside:
-        torch.save(torch.from_numpy(pairs), aside)
+        save_torch(torch.from_numpy(pairs), aside)
 
 
 def read_dropped(path: str | Path, n: int) -> Selection:
@@ -323,7 +326,7 @@ def write_dropped(selection: Selection, path: str | Path, n: int | None = None) 
     """The rows that `selection` leaves out, as Moderate-DS lists them: a pickled list of integers."""
     import pickle
 
-    from tenfold.runs.files import replacing
+    from tenfold.runs.files import replacing, save_torch
 
     dropped = selection.dropped(n).tolist()
     with replacing(Path(path)) as aside:
@@ -399,11 +402,7 @@ def _scores_in(path: Path, suffix: str) -> NDArray[Any]:
         tensor = load_tensor(path)
         values: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return values
-    found = np.load(path, allow_pickle=False)
-    if suffix == ".npy":
-        return np.asarray(found)
-    with found:
-        return np.asarray(found["scores"])
+    return read_npy(path) if suffix == ".npy" else read_npz(path)["scores"]
 
 
 def _scores_of_csv(

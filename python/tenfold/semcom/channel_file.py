@@ -5,7 +5,6 @@ Row b L + l is OFDM symbol l of codeword b. A sweep multiplies by the square roo
 
 from __future__ import annotations
 
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.runs.files import replacing
 
 __all__ = ["read_channels", "write_channels"]
@@ -43,9 +43,8 @@ def read_channels(path: str | Path, users: int, carriers: int) -> Tensor:
 def _read(path: Path, _changed: int, users: int, carriers: int) -> Tensor:
     expected = f"g in {path.name}, finite complex64 [R, {users}, {carriers}]"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            gains = file["g"]
-    except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile) as error:
+        gains = read_npz(path)["g"]
+    except (ValueError, KeyError, OSError) as error:
         _checks.fail(ValueError, "channels", expected, f"{type(error).__name__}: {error}")
     if gains.dtype != np.complex64 or gains.ndim != 3 or gains.shape[1:] != (users, carriers):
         _checks.fail(ValueError, "channels", expected, f"{gains.dtype} {list(gains.shape)}")

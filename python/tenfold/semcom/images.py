@@ -76,8 +76,13 @@ def _photographs() -> PictureSet:
 def _read(path: Path) -> Tensor:
     from PIL import Image
 
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except OSError:
+        raise
+    except Exception as error:  # a broken picture raises SyntaxError, ValueError, or that it is a bomb
+        raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
 
 
 def _cifar(folder: Path) -> PictureSet:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.diffusion.attack.asr import Rate
 from tenfold.diffusion.canvas.judging import Predictions
 from tenfold.diffusion.canvas.keys import Key
 from tenfold.diffusion.canvas.scores import ConceptTable, Costs, Score, Summary, score_matrix
 from tenfold.diffusion.canvas.vocabulary import Canvas
-from tenfold.runs.files import read_json, replacing, write_json, write_text
+from tenfold.runs.files import read_json, replacing, save_torch, write_json, write_text
 
 __all__ = [
     "COLUMNS",
@@ -69,16 +70,16 @@ def read_results(path: str | Path) -> list[Score]:
         ValueError: a line is no score (it is named).
     """
     found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            data = json.loads(line)
+            data = json.loads(line.decode("utf-8"))
             data = {k: v for k, v in data.items() if k not in ("UA", "UA_interval")}
             for name in ("ira_interval", "cra_interval"):
                 data[name] = tuple(data[name])
             data["ua"] = Rate(**data["ua"])
             data["costs"] = Costs(**data["costs"]) if data["costs"] else None
             found.append(_checked(Score(**data)))
-        except (ValueError, TypeError, KeyError) as error:  # noqa: PERF203
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # noqa: PERF203
             raise ValueError(
                 f"{path}, line {number}: expected a score, got another line ({error})"
             ) from error
@@ -141,8 +142,8 @@ def read_answers_json(path: str | Path) -> Predictions:
         return _predictions(data)
     except KeyError as error:
         raise ValueError(f"{path}: expected judged answers, got some without {error}") from error
-    except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: expected judged answers, got others ({error})") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: expected judged answers, got others ({error!r})"[:300]) from error
 
 
 def _predictions(data: dict[str, Any]) -> Predictions:
@@ -173,9 +174,12 @@ def write_matrix(path: str | Path, scores: Sequence[Score]) -> None:
 
 
 def read_matrix(path: str | Path) -> dict[str, Any]:
-    """{"shares", "targets", "concepts", "methods"}."""
-    with np.load(Path(path), allow_pickle=False) as held:
-        return {name: held[name] for name in ("shares", "targets", "concepts", "methods")}
+    """{"shares", "targets", "concepts", "methods"}; ValueError: it is another file."""
+    held = read_npz(Path(path))
+    for name in ("shares", "targets", "concepts", "methods"):
+        if name not in held:
+            _checks.fail(ValueError, str(path), f"an array {name}", ", ".join(held))
+    return {name: held[name] for name in ("shares", "targets", "concepts", "methods")}
 
 
 def table_rows(summaries: Sequence[Summary]) -> dict[str, dict[str, float | None]]:
@@ -283,12 +287,12 @@ def read_published_result(path: str | Path, canvas: Canvas, domain: str) -> Conc
     Raises:
         ValueError: it is no such file; names are missing; its accuracies do not follow from its counts.
     """
-    import pickle
-
     names = canvas.names(domain)
     try:
         data = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # broken and hostile pickles raise what their bytes happen to lead to
         raise ValueError(f"{path}: expected a result file, got one that cannot be read ({error})") from error
     keys = ("loss", "acc", "pred_loss", "misclassified")
     if not isinstance(data, dict) or any(not isinstance(data.get(key), dict) for key in keys):
@@ -357,4 +361,4 @@ def write_published_result(
         },
     }
     with replacing(Path(path)) as aside:
-        torch.save(value, aside)
+        save_torch(value, aside)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.eeg.corpus import Corpus, Domain
 from tenfold.runs.files import replacing
 
@@ -66,8 +66,7 @@ def load_saved(path: str | os.PathLike[str]) -> Corpus:
     """
     source = Path(path).expanduser()
     try:
-        with np.load(source, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+        arrays: dict[str, Any] = dict(read_npz(source))
         header = json.loads(arrays["header"].tobytes())
         if header["schema"] != _SCHEMA:
             _checks.fail(ValueError, "schema", _SCHEMA, header["schema"])
@@ -84,5 +83,5 @@ def load_saved(path: str | os.PathLike[str]) -> Corpus:
         )
         parts = {key: tuple(header[key]) for key in ("classes", "channels", "bands")}
         return Corpus(header["name"], domains, metadata=header["metadata"], **parts)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{source}: expected a saved corpus, got {type(error).__name__}: {error}") from error

@@ -10,7 +10,6 @@ channel. The raw EEG is published as Neuroscan recordings (.cnt), which are not 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.eeg.corpus import Corpus, Domain
 from tenfold.eeg.features import BANDS
 from tenfold.eeg.layouts.files import chosen, is_simulated, naming, numbered, to_folder
@@ -92,9 +92,9 @@ def _subject(file: Path, subject: int) -> list[Domain]:
 def _dictionaries(file: Path) -> list[dict[int, Any]]:
     """`data` and `label`."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            pickles = {key: archive[key].tobytes() for key in ("data", "label") if key in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        arrays = read_npz(file)
+        pickles = {key: arrays[key].tobytes() for key in ("data", "label") if key in arrays}
+    except (ValueError, OSError) as error:
         raise ValueError(f"{file}: expected an archive of pickled bytes, got {error}") from error
     found = []
     for key in ("data", "label"):

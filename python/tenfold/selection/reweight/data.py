@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import lzma
 import tarfile
 import zlib
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.eeg.unpickle import loads_pickle
 from tenfold.selection.reweight.corrupt import checked_labels
 
@@ -270,8 +270,7 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     if not path.exists():
         raise FileNotFoundError(f"data: expected an .npz file, got {path}, which is not there")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        found = read_npz(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected an .npz file of arrays, got one that fails ({error})") from error
     for name in ("x", "y", "x_test", "y_test"):

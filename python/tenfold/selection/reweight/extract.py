@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tenfold import _checks
+from tenfold._npy import read_npy, read_npz
 from tenfold.runs.files import read_json, replacing, write_json
 from tenfold.selection.reweight.data import Labelled
 
@@ -170,12 +171,10 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
 def _read(path: Path) -> tuple[Any, str]:
     """The array, and the hash of the data that it was made from where an .npz holds it."""
     try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, ""
-        with loaded as file:
-            held = {name: file[name] for name in ("features", "data_sha256") if name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if not zipfile.is_zipfile(path):
+            return read_npy(path), ""
+        held = read_npz(path)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
     if "features" not in held:
         _checks.fail(ValueError, str(path), "an array 'features'", sorted(held))
@@ -186,7 +185,7 @@ def _compare_targets(path: Path, data: Labelled) -> None:
     """Features in another order than the data have labels in another order."""
     for beside in sorted(path.parent.glob("*_targets.npy")):
         if path.suffix == ".npy" and path.stem.startswith(beside.stem.removesuffix("targets")):
-            told = np.load(beside, allow_pickle=False)
+            told = read_npy(beside)
             right = data.y if data.true_y is None else data.true_y
             if told.shape != right.shape:
                 _checks.fail(ValueError, str(beside), f"labels of {len(right)} rows", told.shape)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold import _checks
+from tenfold._npy import read_npy
 from tenfold.selection.result import Selection, checked_indices, checked_weights
 from tenfold.selection.reweight.config import CwermConfig
 
@@ -19,8 +20,8 @@ def given_weights(config: CwermConfig, count: int) -> NDArray[np.float32]:
     path = Path(config.given_weights)
     if path.suffix == ".npy":
         try:
-            found = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            found = read_npy(path)
+        except (ValueError, OSError) as error:
             raise ValueError(f"given_weights: expected an array in {path}, got {error}") from error
         return checked_weights("given_weights", found, count)
     chosen = Selection.load(path)

@@ -74,10 +74,11 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _take(file: Any, dtype: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
-    data = file.read(dtype.itemsize * count)
-    if len(data) < dtype.itemsize * count:
+    left = path.stat().st_size - file.tell()  # `read` would first make room for what the header claims
+    if left < dtype.itemsize * count:
         expected = f"a whole .beton file ({dtype.itemsize * count} bytes more)"
-        _checks.fail(ValueError, str(path), expected, f"{len(data)}")
+        _checks.fail(ValueError, str(path), expected, f"{left}")
+    data = file.read(dtype.itemsize * count)
     return np.frombuffer(data, dtype, count)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tenfold import _checks
+from tenfold._npy import read_npz
 from tenfold.selection.transfer.augment import View
 
 __all__ = ["Images", "load_images"]
@@ -226,8 +227,7 @@ class _FromArray:
 
 def _npz(path: Path) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            data = {key: file[key] for key in file.files}
+        data = read_npz(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected an .npz file of arrays, got one that fails ({error})") from error
     for key in ("images", "labels"):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold.runs.files import replacing
+from tenfold.runs.files import replacing, save_torch
 from tenfold.selection import Selection, files
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 
 def _save(path: str | Path, value: Any) -> None:
     with replacing(Path(path)) as aside:
-        torch.save(value, aside)
+        save_torch(value, aside)
 
 
 def read_indices(path: str | Path) -> NDArray[np.int64]:
