@@ -234,6 +234,15 @@ def arm64(session: nox.Session) -> None:
     programs = {
         "digest": ["kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"],
         "digest_sophia": ["kernels/sophia/sophia_cpu.cpp", "kernels/logprob/rows_cpu.cpp"],
+        "digest_labels": ["kernels/overlap/overlap_cpu.cpp", "kernels/surface/edt_cpu.cpp"],
+        "digest_points": [
+            *("kernels/distance/distance_cpu.cpp", "kernels/distance/kcenter_cpu.cpp"),
+            "kernels/mmd/mmd_cpu.cpp",
+        ],
+        "digest_rows": [
+            *(f"kernels/power/power{part}_cpu.cpp" for part in ("", "_separable", "_water")),
+            *(f"kernels/attack/{part}_cpu.cpp" for part in ("attack", "simplex", "nearest")),
+        ],
     }
     check = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Ikernels")
     neon = ("-DTF_NS=tf_neon", "-DTF_ISA_NEON=1")
