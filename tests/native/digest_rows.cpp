@@ -1,5 +1,6 @@
 // Prints a digest of what the kernels on rows compute: power allocation, projection on the simplex, tokens drawn and nearest tokens. Their
-// lanes are the same number on every instruction set and nothing is fused: equal to the bit.
+// lanes are the same number on every instruction set and nothing is fused: equal to the bit. Products with the word table are float32 in
+// the order of the instruction set's lanes, and what they alone decide is shown to 4 places.
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -91,7 +92,7 @@ static void simplex() {
 
 static void tokens() {
   const int64_t rows = 7, columns = 997, width = 83;
-  const auto q = floats(rows * width), gradient = floats(rows * width, 1e-3f);
+  const auto q = floats(rows * width), gradient = floats(rows * width, 1e-3f), whole = floats(rows * columns, 1e-3f);
   std::vector<uint8_t> mask(columns, 1), banned(columns, 0);
   for (int64_t i = 0; i < columns; i += 13) mask[i] = 0, banned[i] = 1;
   for (int dtype : {0, 2, 3}) {
@@ -103,15 +104,20 @@ static void tokens() {
       a.q = q.data(), a.table = table.data(), a.mask = mask.data(), a.rows = rows, a.columns = columns, a.width = width;
       a.dtype = dtype, a.cosine = cosine, a.ids = ids.data(), a.scores = scores.data(), a.threads = 1;
       TF_NS::attack_kernels.nearest(a);
-      std::printf("nearest %d %d %016lx %016lx\n", dtype, cosine, digest(ids), digest(scores));
+      std::printf("nearest %d %d %016lx %.4f %.4f %.4f\n", dtype, cosine, digest(ids), scores[0], scores[3], scores[6]);
     }
-    auto p = floats(rows * columns, 0.01f);
-    std::vector<float> m(rows * columns), v(rows * columns);
-    for (int step = 1; step < 4; ++step)
-      TF_NS::attack_kernels.ste_adam({p.data(), m.data(), v.data(), gradient.data(), table.data(), banned.data(), rows, columns, width,
-                                      dtype, false, 0.01, 0.9, 0.999, 1e-8, 0.1, 1 - std::pow(0.9, step),
-                                      std::sqrt(1 - std::pow(0.999, step)), 1});
-    std::printf("adam on the simplex %d %016lx %016lx %016lx\n", dtype, digest(p), digest(m), digest(v));
+    for (bool ready : {false, true}) {
+      auto p = floats(rows * columns, 0.01f);
+      std::vector<float> m(rows * columns), v(rows * columns);
+      const double first[3] = {0.1, 0.19, 0.271}, second[3] = {0.0316, 0.0447, 0.0547};
+      for (int step = 0; step < 3; ++step)
+        TF_NS::attack_kernels.ste_adam({p.data(), m.data(), v.data(), ready ? whole.data() : gradient.data(), table.data(), banned.data(),
+                                        rows, columns, width, dtype, ready, 0.01, 0.9, 0.999, 1e-8, 0.1, first[step], second[step], 1});
+      if (ready)
+        std::printf("adam on the simplex %d %016lx %016lx %016lx\n", dtype, digest(p), digest(m), digest(v));
+      else
+        std::printf("adam on the simplex %d %.4f %.4f %.4f\n", dtype, p[4], p[columns + 55], m[2 * columns + 7] * 100);
+    }
   }
 }
 
