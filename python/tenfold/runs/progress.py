@@ -14,10 +14,13 @@ __all__ = ["Progress", "duration", "make_console"]
 
 
 def make_console() -> Console:
-    """Progress and log lines go to standard error, so that standard output stays for results."""
+    """Progress and log lines go to standard error, so that standard output stays for results.
+
+    In a notebook too: left to itself, rich would make every line an output of the cell.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
 
 
 class Progress:
