@@ -14,7 +14,7 @@ copyright = "The Tenfold authors, Apache-2.0"
 version = release = tenfold.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-source_suffix = {".md": "markdown", ".ipynb": "myst-nb"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 # A tutorial is shown as the notebook with outputs that `nox -s tutorials` made of its Markdown source.
 exclude_patterns = ["_build", *(f"tutorials/{name}.md" for name in WORKFLOWS)]
 nb_execution_mode = "off"

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="tutorials; all of them if none is named")
     names = parser.parse_args().names or list(WORKFLOWS)
     os.environ.update(ONE_CORE)  # kernels inherit it
+    os.environ.pop("MPLBACKEND", None)  # or a kernel would draw no pictures into the notebook
     for name in names:
         before = processor_seconds()
         write(FOLDER / f"{name}.ipynb", executed(FOLDER / f"{name}.md"))
