@@ -5,7 +5,7 @@
     tenfold.optim      optimizers
     tenfold.nn         losses
     tenfold.metrics    metrics
-    tenfold.llm        workflows on language models; diffusion, selection, eeg, segmentation, semcom: the others
+    tenfold.llm        workflows on language models; others in diffusion, selection, eeg, segmentation, semcom
 
 Submodules are loaded when first used.
 """
