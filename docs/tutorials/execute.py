@@ -3,10 +3,9 @@
     python docs/tutorials/execute.py                 all of them; nox -s tutorials does so
     python docs/tutorials/execute.py zo segrap       some
 
-A source is a MyST notebook: Markdown, with a `{code-cell}` block for every cell. The notebook beside it is what
-the documentation shows and what a reader downloads. Each one runs in a folder of its own that is removed
-afterwards, on one core. An error in a cell ends everything, and so does a picture or a text that is too large to
-keep. Progress (standard error) is left out: it tells of the machine and changes from run to run.
+A source is a MyST notebook: Markdown, with a `{code-cell}` block for every cell. The notebook beside it is
+what the documentation shows and what a reader downloads. Each one runs in a folder of its own that is removed
+afterwards, on one core. An error in a cell ends everything, and so does a picture or a text too large to keep. Progress (standard error) is left out: it tells of the machine and changes from run to run.
 """
 
 from __future__ import annotations
@@ -73,7 +72,9 @@ def smaller(png: str) -> str:
     """A PNG in base64 as one of few colours, no wider than a page."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            (WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS
+        )
     stored = io.BytesIO()
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
     return base64.b64encode(stored.getvalue()).decode()
@@ -85,7 +86,9 @@ def write(path: Path, notebook: Any) -> None:
         for output in cell.get("outputs", ()):
             size = len(output.get("data", {}).get("image/png", "")) * 3 // 4
             if size > LARGEST_PICTURE:
-                raise ValueError(f"{path.name}: expected pictures of at most {LARGEST_PICTURE} bytes, got {size}")
+                raise ValueError(
+                    f"{path.name}: expected pictures of at most {LARGEST_PICTURE} bytes, got {size}"
+                )
     text = nbformat.writes(notebook)
     if len(text) > LARGEST_NOTEBOOK:
         raise ValueError(f"{path.name}: expected at most {LARGEST_NOTEBOOK} bytes, got {len(text)}")

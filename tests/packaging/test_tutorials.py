@@ -1,4 +1,4 @@
-"""A tutorial for each system that is not pending: its source, and the notebook with outputs that was made of it."""
+"""A tutorial for each system that is not pending: its source, and the notebook that was made of it."""
 
 from __future__ import annotations
 
