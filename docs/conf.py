@@ -6,15 +6,18 @@ Build with `nox -s docs`, or `sphinx-build -W -b html docs docs/_build/html` whe
 from __future__ import annotations
 
 import tenfold
+from tenfold.workflows import WORKFLOWS
 
 project = "Tenfold"
 author = "The Tenfold authors"
 copyright = "The Tenfold authors, Apache-2.0"
 version = release = tenfold.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+# A tutorial is shown as the notebook with outputs that `nox -s tutorials` made of its Markdown source.
+exclude_patterns = ["_build", *(f"tutorials/{name}.md" for name in WORKFLOWS)]
+nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -3,7 +3,9 @@
     import tenfold
     tenfold.ops        functions on tensors, with CPU, CUDA and Triton kernels
     tenfold.optim      optimizers
-    tenfold.llm        workflows on language models
+    tenfold.nn         losses
+    tenfold.metrics    metrics
+    tenfold.llm        workflows on language models; others in diffusion, selection, eeg, segmentation, semcom
 
 Submodules are loaded when first used.
 """
@@ -14,13 +16,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import doctor, llm, ops, optim, runs
+    from . import (
+        diffusion,
+        doctor,
+        eeg,
+        llm,
+        metrics,
+        nn,
+        ops,
+        optim,
+        runs,
+        segmentation,
+        selection,
+        semcom,
+    )
     from ._backend import PerformanceWarning, use_backend
 
 __version__ = "0.1.0"
-__all__ = ["PerformanceWarning", "__version__", "doctor", "llm", "ops", "optim", "runs", "use_backend"]
+__all__ = [
+    "PerformanceWarning", "__version__", "diffusion", "doctor", "eeg", "llm", "metrics", "nn", "ops", "optim",
+    "runs", "segmentation", "selection", "semcom", "use_backend",
+]  # fmt: skip
 
-_SUBMODULES = ("doctor", "llm", "ops", "optim", "runs")
+_SUBMODULES = (
+    "diffusion", "doctor", "eeg", "llm", "metrics", "nn", "ops", "optim", "runs", "segmentation", "selection",
+    "semcom",
+)  # fmt: skip
 _BACKEND_NAMES = ("PerformanceWarning", "use_backend")
 
 

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "duration", "make_console"]
 
 
-def make_console() -> Console:
-    """Progress and log lines go to standard error, so that standard output stays for results."""
+def make_console(terminal: bool | None = None) -> Console:
+    """Progress and log lines go to standard error, so that standard output stays for results.
+
+    In a notebook too: left to itself, rich would make every line an output of the cell. Whether it is a
+    terminal is found out unless `terminal` says so.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Console(
+        stderr=True, highlight=False, markup=False, emoji=False, force_jupyter=False, force_terminal=terminal
+    )
 
 
 class Progress:

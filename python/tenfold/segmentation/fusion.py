@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from tenfold.ops import edt, keep_largest
 
-__all__ = ["PREDICTORS", "Affine", "align_box", "align_moments", "fit_outline", "predict", "vote", "warp"]
+__all__ = [
+    "PREDICTORS", "Affine", "align_box", "align_moments", "dense", "fit_outline", "predict", "vote", "warp",
+]  # fmt: skip
 
 Labels = NDArray[np.uint8]
 

@@ -27,7 +27,7 @@ from tenfold import _checks
 from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
 from tenfold.runs.files import replacing
-from tenfold.runs.progress import Progress
+from tenfold.runs.progress import Progress, make_console
 from tenfold.semcom.cache import kept_at
 from tenfold.semcom.channel_file import write_channels
 from tenfold.semcom.codec import Codec, make_codec
@@ -154,7 +154,6 @@ def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
 
 def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
     """One codec, in a process of its own; its state is kept on the way."""
-    from rich.console import Console
     from safetensors.torch import load_file, save_file
 
     held = folder / "state" / f"train-{role}.safetensors"
@@ -165,7 +164,7 @@ def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
 
     state = load_file(held) if held.exists() else None
     done = 0 if state is None else len(state["losses"])
-    console = Console(stderr=True, force_terminal=False, highlight=False, markup=False, emoji=False)
+    console = make_console(terminal=False)
     pictures = load_pictures(config.dataset, config.data)
     with Progress(config.settings(role).steps, f"train {role}", done=done, console=console) as progress:
         trained = train_codec(
