@@ -116,31 +116,43 @@ def _paper_line(name: str, shape: Shape, ranks: int, method: str) -> str:
     return f"| {name} | {ranks} | {NAMES[method]} | {numbers} | {last} |"
 
 
+CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("AdamW and Sophia", ("adamw", "sophia")), ("ZO-Adam", ("zo-adam",)),
+    ("Sophia, 8-bit states", ("sophia-8bit",)), ("ZO-SGD and LOZO", ("zo-sgd", "lozo")),
+)  # fmt: skip
+"""Methods that need the same lie on one line in float32."""
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Plans as lines from millions to 70 billion parameters, measured steps as dots."""
+    """Plans as lines from millions to 70 billion parameters, measured steps as dots; beside it the error."""
+    import matplotlib.pyplot as plt
+
     from tenfold.runs import figures
 
     with figures.style():
-        figure, axes = figures.figure(7.0, 4.2)
-        for colour, method in zip(figures.SERIES, METHODS, strict=True):
-            dots = [row for row in rows[: len(SHAPES) * len(METHODS)] if row["method"] == method]
-            curve = [(planned(row).parameters, planned(row).peak) for row in dots]
-            curve += [
-                (plan.parameters, plan.peak)
-                for shape in (LLAMA_2_7B, LLAMA_2_70B)
-                for plan in [memory_plan(shape, method=method, batch=4, length=64)]
-            ]
-            axes.plot(*_scaled(curve), color=colour, linewidth=1.2)
-            taken = [(planned(row).parameters, row["measured"]) for row in dots]
-            axes.plot(*_scaled(taken), "o", color=colour, markersize=4.5, label=NAMES[method])
+        figure, (axes, errors) = plt.subplots(
+            1, 2, figsize=(8.4, 3.9), width_ratios=(1.6, 1), layout="constrained"
+        )
+        for colour, (label, methods) in zip(figures.SERIES, CURVES, strict=False):
+            dots = [row for row in rows if row["method"] in methods and row["length"] == 64]
+            found = [(planned(row), row["measured"]) for row in dots]
+            curve = {plan.parameters: plan.peak for plan, _ in found}
+            for shape in (LLAMA_2_7B, LLAMA_2_70B):
+                plan = memory_plan(shape, method=methods[0], batch=4, length=64)
+                curve[plan.parameters] = plan.peak
+            size = [plan.parameters for plan, _ in found]
+            axes.plot(list(curve), [peak / GIB for peak in curve.values()], color=colour, linewidth=1.2)
+            axes.plot(size, [peak / GIB for _, peak in found], "o", color=colour, markersize=4, label=label)
+            off = [100 * (plan.peak / peak - 1) for plan, peak in found]
+            errors.plot(size, off, "o", color=colour, markersize=4)
         axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="peak of a step, GiB")
-        axes.set_title("Planned (lines) and measured (dots), float32, one process")
+        axes.set_title("Planned (lines), measured (dots)")
         axes.legend(fontsize=8)
+        errors.axhline(0, color=figures.MUTED, linewidth=0.8)
+        errors.set(xscale="log", xlabel="parameters", ylabel="plan is off by, %", ylim=(-16, 16))
+        errors.set_title("Error of the plan")
         figure.savefig(PICTURE, metadata={"Date": None})
-
-
-def _scaled(points: list[tuple[int, int]]) -> tuple[list[float], list[float]]:
-    return [float(x) for x, _ in points], [y / GIB for _, y in points]
+        plt.close(figure)
 
 
 def write(rows: list[dict[str, Any]]) -> None:
