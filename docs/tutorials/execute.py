@@ -5,7 +5,8 @@
 
 A source is a MyST notebook: Markdown, with a `{code-cell}` block for every cell. The notebook beside it is
 what the documentation shows and what a reader downloads. Each one runs in a folder of its own that is removed
-afterwards, on one core. An error in a cell ends everything, and so does a picture or a text too large to keep. Progress (standard error) is left out: it tells of the machine and changes from run to run.
+afterwards, on one core. An error in a cell ends everything, as does a picture or a text too large to keep.
+Progress (standard error) is left out: it tells of the machine and changes from run to run.
 """
 
 from __future__ import annotations
