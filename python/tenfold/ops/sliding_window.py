@@ -41,7 +41,7 @@ def window_starts(size: Sequence[int], patch: Sequence[int], *, step: float = 0.
     starts = []
     for n, p in zip(size, patch, strict=True):
         room = max(0, n - p)
-        count = -(-room // (p * step)) + 1
+        count = room + 1 if p * step <= 1 else -(-room // (p * step)) + 1
         apart = room / (count - 1) if count > 1 else 0.0
         starts.append([round(apart * i) for i in range(int(count))])
     return starts
@@ -60,6 +60,8 @@ def gaussian_weights(
     for axis, n in enumerate(patch):
         at = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
         line = torch.exp(-0.5 * (at / (scale * n)) ** 2)
+        if not bool(torch.isfinite(line).all()):
+            _checks.fail(ValueError, "sigma_scale", "a share of the patch that is not lost in rounding", scale)
         weights = weights * line.reshape([-1 if k == axis else 1 for k in range(len(patch))])
     found = (weights / weights.max()).float()
     return torch.where(found == 0, found[found > 0].min(), found).to(device)
