@@ -148,7 +148,14 @@ def check_equal(name: str, ours: Outcome, reference: Outcome, arguments: dict[st
         close(name, a, b, loosest)
 
 
-NEAR_TIES = {"fl_greedy", "graphcut_greedy", "logdet_greedy", "herding", "nearest_token", "edt", "ssdt_joint",
+NEAR_TIES = {
+    "fl_greedy",
+    "graphcut_greedy",
+    "logdet_greedy",
+    "herding",
+    "nearest_token",
+    "edt",
+    "ssdt_joint",
     "ssdt_separable",
 }
 """Where values that differ in the last bit decide which index (or how many steps) comes back, only the first

@@ -404,7 +404,9 @@ def _probes(
     )
 
 
-def _two_sided(query: int | Sequence[int], eps: float, name: str, value: Any) -> tuple[list[int], list[float]]:
+def _two_sided(
+    query: int | Sequence[int], eps: float, name: str, value: Any
+) -> tuple[list[int], list[float]]:
     eps = _checks.real("eps", eps, positive=True)
     each: list[Any] = list(query) if isinstance(query, (list, tuple)) else [query]
     each = [_checks.query("query", q) for q in each]

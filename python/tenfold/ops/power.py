@@ -139,7 +139,7 @@ def ssdt_joint(
     _refuse(check, power=(budget, True), noise_power=(noise, False), rho=(reference, False))
     expected = None
     if statistics == "csi":
-        expected = (budget * reference).sum(-1)[..., None].expand(*lead, carriers)
+        expected = (budget * reference).sum(-1)[..., None].expand(*lead, g.shape[-1])
     limit = _tolerance(tolerance, real)
     if alpha_scope == "codeword":
         found = _codeword(g, s, budget, noise, expected, limit, most)
