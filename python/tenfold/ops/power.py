@@ -293,7 +293,7 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
         total = _spread("power", power, s.shape[:-1], a.device, a.dtype)
         _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
         flat = (_flat(a, 2), _flat(s, 1), total.reshape(-1))
-        return kind(downlink(*flat).view(s.shape))
+        return kind(downlink(*flat).view(s.shape) if s.numel() else torch.zeros_like(s))
     s = _expanded("weights", s, a.shape)
     total = _spread("power", power, a.shape[:-1], a.device, a.dtype)
     _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
