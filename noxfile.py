@@ -314,8 +314,41 @@ def sanitize(session: nox.Session) -> None:
         "OMP_NUM_THREADS": "2",
     }
     # Left out: Triton, which is not native code, and a test that measures memory, as sanitizers take much.
-    chosen = ("tests/native", "tests/ops", "tests/optim", "-k", "not triton and not keeps_no_logits")
+    fuzzed = "tests/robustness/test_ops_fuzz.py"
+    chosen = ("tests/native", "tests/ops", "tests/optim", fuzzed, "-k", "not triton and not keeps_no_logits")
     session.run("pytest", *(session.posargs or chosen), env=env)
+
+
+@nox.session
+def sanitize_threads(session: nox.Session) -> None:
+    """A hundred threads at once under the thread sanitizer, each call on one OpenMP thread.
+
+    GNU's OpenMP is not built for the sanitizer, which sees no order between a parallel region and what
+    follows it and would report every region; so regions are left out, and what is looked at is everything
+    that callers share: dispatch, tables, buffers. Baseline instructions only, to build in minutes.
+    """
+    install(session, *BUILD_TOOLS, "torch", "numpy")
+    session.run(
+        *("python", "-m", "pip", "install", "-q", "--no-build-isolation", "-c", CONSTRAINTS),
+        *("-C", "build-dir=build/threads-{wheel_tag}", "-C", "cmake.build-type=RelWithDebInfo"),
+        *("-C", "cmake.define.TENFOLD_SANITIZE=thread", "-C", "cmake.define.TENFOLD_ISAS=baseline"),
+        *("-C", "cmake.define.TENFOLD_CUDA=off", "-C", "install.strip=false", ".[test]"),
+    )
+    env = {
+        "LD_PRELOAD": _compiler_file("libtsan.so"),
+        "TSAN_OPTIONS": "report_signal_unsafe=0:exitcode=66",
+        "OMP_NUM_THREADS": "1",
+    }
+    chosen = ("tests/robustness/test_threads_and_forks.py", "-k", "hundred")
+    session.run("pytest", *(session.posargs or chosen), env=env)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Every op and reader with many examples, other ones each time: `nox -s fuzz -- 500`."""
+    install_project(session, "test")
+    count = session.posargs[0] if session.posargs else "300"
+    session.run("pytest", "tests/robustness", *session.posargs[1:], env={"TENFOLD_FUZZ_EXAMPLES": count})
 
 
 def _compiler_file(name: str) -> str:

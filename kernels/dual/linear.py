@@ -128,7 +128,7 @@ def linear(
     """y[p] = x[p] (W + coef_p z)^T + (b + coef_p z_b), [P, ..., N] in `out_dtype`."""
     copies, (n, k) = x.shape[0], weight.shape
     math = _math_dtype(weight, fold)
-    flat = x.flatten(1, -2).reshape(copies, math.prod(x.shape[1:-1]), k).to(math)
+    flat = x.reshape(copies, x.shape[1:-1].numel(), k).to(math)
     out = torch.empty(copies, flat.shape[1], n, dtype=out_dtype, device=x.device)
     groups = _groups(queries, coefs, stream is not None)
     shifts = None

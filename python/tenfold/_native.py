@@ -36,9 +36,10 @@ def _share_openmp() -> None:
 
 
 def _one_thread_after_fork() -> None:
-    """GNU's OpenMP keeps its threads in a pool, of which a forked child has the records and not the threads: its
-    next parallel region would wait for them for ever, PyTorch's as well as ours. PyTorch's DataLoader sets its
-    workers to one thread for the same reason. A child that wants more starts by spawn.
+    """GNU's OpenMP keeps its threads in a pool, of which a forked child has the records and not the threads.
+
+    Its next parallel region would wait for them for ever, PyTorch's as well as ours. PyTorch's DataLoader
+    sets its workers to one thread for the same reason. A child that wants more starts by spawn.
     """
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)

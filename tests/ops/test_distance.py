@@ -475,3 +475,16 @@ def test_distances_beyond_float32_are_refused(backend):
     wide = nn_assign(x.double(), torch.zeros(1, 2, device=backend.device, dtype=torch.float64))
     assert wide.distances_squared[1].item() == 1.0
     assert math.isclose(wide.distances_squared[0].item(), 1e50, rel_tol=1e-6)
+
+
+def test_distances_beyond_float32_write_nowhere_and_are_refused(backend):
+    """Once all squared distances of a row overflowed, it had no centre, and k-means added it to memory before
+    the sums. Many rows, so that a write there is seen."""
+    x = torch.full((4000, 9), 3e38, device=backend.device)
+    x[::2] *= -1
+    for dtype in (torch.float32, torch.bfloat16):
+        centers = torch.zeros(3, 9, dtype=dtype, device=backend.device)
+        with pytest.raises(ValueError, match="x: expected squared distances that torch.float32 holds"):
+            kmeans(x.to(dtype), 3, init=centers, iterations=1)
+        with pytest.raises(ValueError, match="x: expected squared distances that torch.float32 holds"):
+            nn_assign(x.to(dtype), centers, 2)

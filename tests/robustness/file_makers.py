@@ -132,7 +132,13 @@ def answers(folder: Path) -> tuple[Path, Reader]:
 
     canvas = {"styles": ["a", "b"], "objects": ["c", "d"]}
     answer = {"style": "a", "object": "c", "seed": 1, "style_log": [0.0, -1.0], "object_log": [0.0, -1.0]}
-    held = {"schema": "tenfold.judged/1", "method": "m", "target": "a", "canvas": canvas, "judges": ["x", "y"]}
+    held = {
+        "schema": "tenfold.judged/1",
+        "method": "m",
+        "target": "a",
+        "canvas": canvas,
+        "judges": ["x", "y"],
+    }
     held |= {"style_classes": ["a", "b"], "object_classes": ["c", "d"], "answers": [answer]}
     (folder / "a.json").write_text(json.dumps(held))
     return folder / "a.json", read_answers_json

@@ -1,4 +1,4 @@
-"""Run by test_offline.py: imports tenfold, or runs a command, where every way to the network is watched and shut.
+"""Run by test_offline.py: imports tenfold, or runs a command, where the network is watched and shut.
 
     python offline_child.py import
     python offline_child.py run NAME [--field value ...]
@@ -56,7 +56,7 @@ def import_all() -> None:
         try:
             importlib.import_module(module.name)
         except ImportError as error:
-            if (error.name or "").partition(".")[0] not in OPTIONAL and "tenfold._cuda" != module.name:
+            if (error.name or "").partition(".")[0] not in OPTIONAL and module.name != "tenfold._cuda":
                 raise
 
 

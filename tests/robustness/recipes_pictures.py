@@ -247,13 +247,13 @@ def ms_ssim(d: Draw) -> dict[str, Any]:
 def _complex(d: Draw, *shape: int) -> Tensor:
     kind = d.one(torch.float32, torch.float64)
     values = d.floats(*shape, 2, dtype=kind, scale=1.0).contiguous().clone()
-    return d.one(torch.view_as_complex(values), values)
+    return d.one(torch.complex(values[..., 0], values[..., 1]), values)
 
 
 def _twin(d: Draw, like: Tensor, *shape: int) -> Tensor:
     kind = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
     values = d.floats(*shape, 2, dtype=kind, scale=1.0).contiguous().clone()
-    return torch.view_as_complex(values) if like.is_complex() else values
+    return torch.complex(values[..., 0], values[..., 1]) if like.is_complex() else values
 
 
 def noma_channel(d: Draw) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A disk that is full: the old file stays as it was, nothing lies half-written beside it, and somebody is told."""
+"""A disk that is full: the old file stays, nothing lies half-written beside it, and somebody is told."""
 
 from __future__ import annotations
 

@@ -86,7 +86,9 @@ def test_a_hostile_pickle_is_refused(name: str, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("member", ["../out/a.nii.gz", "/out/a.nii.gz", "x/../../out/a.nii.gz", "..\\a.nii.gz"])
+@pytest.mark.parametrize(
+    "member", ["../out/a.nii.gz", "/out/a.nii.gz", "x/../../out/a.nii.gz", "..\\a.nii.gz"]
+)
 def test_a_zip_that_leads_out_is_refused(member: str, tmp_path: Path) -> None:
     from tenfold.segmentation.labels import Task
     from tenfold.segmentation.layouts import find_submissions

@@ -144,8 +144,8 @@ def _number(name: str, value: Tensor | None, like: Tensor) -> None:
     number(name, value)
     if value is None:
         return
-    if value.numel() != 1:
-        _checks.fail(ValueError, name, "one element", tuple(value.shape))
+    if value.shape not in ((), (1,)):
+        _checks.fail(ValueError, name, "one element, shape [] or [1]", tuple(value.shape))
     if value.device != like.device:
         _checks.fail(ValueError, name, f"device {like.device} of the tensors", value.device)
 

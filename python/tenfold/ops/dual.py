@@ -241,7 +241,7 @@ def zo_linear_dual(
 
     The rest of the arguments, the result and the errors are those of `zo_linear_perturbed`.
     """
-    queries, coefs = _two_sided(query, eps)
+    queries, coefs = _two_sided(query, eps, "x", x)
     return zo_linear_perturbed(
         x,
         weight,
@@ -332,7 +332,7 @@ def zo_embedding_dual(
 
     The rest of the arguments, the result and the errors are those of `zo_embedding_perturbed`.
     """
-    queries, coefs = _two_sided(query, eps)
+    queries, coefs = _two_sided(query, eps, "ids", ids)
     return zo_embedding_perturbed(
         ids,
         weight,
@@ -404,10 +404,15 @@ def _probes(
     )
 
 
-def _two_sided(query: int | Sequence[int], eps: float) -> tuple[list[int], list[float]]:
+def _two_sided(
+    query: int | Sequence[int], eps: float, name: str, value: Any
+) -> tuple[list[int], list[float]]:
     eps = _checks.real("eps", eps, positive=True)
     each: list[Any] = list(query) if isinstance(query, (list, tuple)) else [query]
     each = [_checks.query("query", q) for q in each]
+    shape = getattr(value, "shape", ())
+    if len(shape) and shape[0] != 2 * len(each):
+        _checks.fail(ValueError, name, f"{2 * len(each)} copies, two for each query", shape[0])
     return [q for q in each for _ in range(2)], [eps, -eps] * len(each)
 
 

@@ -115,7 +115,7 @@ def _moments(name: str, value: Any) -> None:
         _checks.fail(TypeError, name, "Moments, as moments_update returns them", type(value).__name__)
     _checks.integer(f"{name}.n", value.n, 0, 2**63 - 1)
     for part in ("mean", "scatter"):
-        _checks.tensor(f"{name}.{part}", getattr(value, part), (torch.float64,))
+        _checks.tensor(f"{name}.{part}", getattr(value, part))
     width = value.mean.shape[:1]
     if value.mean.ndim != 1 or value.scatter.shape != width + width:
         got = f"{tuple(value.mean.shape)} and {tuple(value.scatter.shape)}"

@@ -139,7 +139,7 @@ def ssdt_joint(
     _refuse(check, power=(budget, True), noise_power=(noise, False), rho=(reference, False))
     expected = None
     if statistics == "csi":
-        expected = (budget * reference).sum(-1)[..., None].expand(*lead, carriers)
+        expected = (budget * reference).sum(-1)[..., None].expand(*lead, g.shape[-1])
     limit = _tolerance(tolerance, real)
     if alpha_scope == "codeword":
         found = _codeword(g, s, budget, noise, expected, limit, most)
@@ -293,7 +293,7 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
         total = _spread("power", power, s.shape[:-1], a.device, a.dtype)
         _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))
         flat = (_flat(a, 2), _flat(s, 1), total.reshape(-1))
-        return kind(downlink(*flat).view(s.shape))
+        return kind(downlink(*flat).view(s.shape) if s.numel() else torch.zeros_like(s))
     s = _expanded("weights", s, a.shape)
     total = _spread("power", power, a.shape[:-1], a.device, a.dtype)
     _refuse(None, gains=(a, False), weights=(s, False), power=(total, False))

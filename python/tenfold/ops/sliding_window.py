@@ -11,8 +11,8 @@ at most 1: in float16 a Gaussian's corners vanish, and 0 / 0 is no label.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def window_starts(size: Sequence[int], patch: Sequence[int], *, step: float = 0.
     starts = []
     for n, p in zip(size, patch, strict=True):
         room = max(0, n - p)
-        count = -(-room // (p * step)) + 1
+        count = room + 1 if p * step <= 1 else -(-room // (p * step)) + 1
         apart = room / (count - 1) if count > 1 else 0.0
         starts.append([round(apart * i) for i in range(int(count))])
     return starts
@@ -60,6 +60,10 @@ def gaussian_weights(
     for axis, n in enumerate(patch):
         at = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
         line = torch.exp(-0.5 * (at / (scale * n)) ** 2)
+        if not bool(torch.isfinite(line).all()) or not float(line.max()) > 0:
+            _checks.fail(
+                ValueError, "sigma_scale", "a share of the patch that is not lost in rounding", scale
+            )
         weights = weights * line.reshape([-1 if k == axis else 1 for k in range(len(patch))])
     found = (weights / weights.max()).float()
     return torch.where(found == 0, found[found > 0].min(), found).to(device)
@@ -197,7 +201,9 @@ def sliding_window_slabs(
     _checks.length("patch", shape, 3, "the spatial axes")
     _checks.dtype("dtype", dtype)
     where = image.device if device is None else torch.device(device)
-    step = (0.5 if profile == "nnunet" else 1.0) if step is None else _checks.real("step", step, positive=True)
+    step = (
+        (0.5 if profile == "nnunet" else 1.0) if step is None else _checks.real("step", step, positive=True)
+    )
     if step > 1:
         _checks.fail(ValueError, "step", "a number in (0, 1]", step)
     size = image.shape[1:]

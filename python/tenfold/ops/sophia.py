@@ -415,7 +415,10 @@ def hutchinson_accumulate_(
     hvps = zo._tensors("hvps", pick("hvps", hvps), write=False)
     scale = _checks.fits("scale", _checks.real("scale", scale, at_least=0.0), True)
     if sums:
-        torch.ops.tenfold.sophia_hessian_(sums, hvps, probes, [], None, None, present, 1.0, scale, 0, 0)
+        try:
+            torch.ops.tenfold.sophia_hessian_(sums, hvps, probes, [], None, None, present, 1.0, scale, 0, 0)
+        except (TypeError, ValueError) as error:  # in the words of the op that does it
+            raise type(error)(str(error).replace("hessians", "sums").replace("grads", "hvps")) from None
 
 
 def sophia8_quantize(

@@ -201,6 +201,7 @@ def _volume(volume: Any, connectivity: int | None, name: str = "volume") -> tupl
     allowed = CONNECTIVITIES[volume.ndim] if volume.ndim == 3 else (4, 8, 6, 26)
     if connectivity is None:
         return volume, 6
+    connectivity = _checks.integer("connectivity", connectivity, 0, 26)
     if connectivity not in allowed:
         _checks.fail(ValueError, "connectivity", f"one of {CONNECTIVITIES[volume.ndim]}", connectivity)
     return volume, _AS_3D.get(connectivity, connectivity)

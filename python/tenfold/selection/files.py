@@ -53,7 +53,7 @@ def save(selection: Selection, path: Path) -> Path:
         ImportError: .parquet without pyarrow.
     """
     write = _by_suffix(path, _WRITERS)
-    from tenfold.runs.files import replacing, save_torch
+    from tenfold.runs.files import replacing
 
     with replacing(path) as aside:
         write(selection, aside)
@@ -326,7 +326,7 @@ def write_dropped(selection: Selection, path: str | Path, n: int | None = None) 
     """The rows that `selection` leaves out, as Moderate-DS lists them: a pickled list of integers."""
     import pickle
 
-    from tenfold.runs.files import replacing, save_torch
+    from tenfold.runs.files import replacing
 
     dropped = selection.dropped(n).tolist()
     with replacing(Path(path)) as aside:
