@@ -12,6 +12,7 @@ from tenfold.kernels.attack import attack_reference
 from torch import Tensor
 
 import tenfold
+from tenfold import _native
 from tenfold._backend import OPS
 from tenfold.ops import (
     inverse_norms,
@@ -330,7 +331,7 @@ def test_sign_steps(backend, dtype, norm):
         sign_step_(delta, delta.clone(), lr=0.1, origin=origin)
 
 
-def test_threads_and_instruction_sets_change_nothing(set_threads, isa):
+def test_threads_change_nothing(set_threads, isa):
     p, u = 0.01 * normal(5, 5001), torch.full((5,), 0.5)
     table, q = normal(5001, 30, seed=1), normal(5, 30, seed=2)
     found = []
@@ -344,6 +345,21 @@ def test_threads_and_instruction_sets_change_nothing(set_threads, isa):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
     with tenfold.use_backend("reference"):
         assert torch.equal(found[0][4], nearest_token(q, table)[0])
+
+
+def test_instruction_sets_project_draw_and_choose_alike():
+    p, u = 0.01 * normal(5, 5001), torch.full((5,), 0.5)
+    table, q = normal(5001, 30, seed=1), normal(5, 30, seed=2)
+    found, before = [], _native.cpu.isa_used()
+    try:
+        for name in _native.cpu.isa_available():
+            _native.cpu.use_isa(name)
+            drawn = sample_rows(p.clamp_min(0), u)
+            found.append([simplex_project(p), drawn, nearest_token(q, table)[0]])
+    finally:
+        _native.cpu.use_isa(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_nearest_token_needs_no_memory(peak_bytes):
