@@ -130,7 +130,7 @@ def records(folder: Path) -> tuple[Path, Reader]:
 def answers(folder: Path) -> tuple[Path, Reader]:
     from tenfold.diffusion.canvas.files import read_answers_json
 
-    canvas = {"styles": ["a", "b"], "objects": ["c", "d"]}
+    canvas = {"name": "c", "styles": ["a", "b"], "objects": ["c", "d"], "photo": "a"}
     answer = {"style": "a", "object": "c", "seed": 1, "style_log": [0.0, -1.0], "object_log": [0.0, -1.0]}
     held = {
         "schema": "tenfold.judged/1",
@@ -223,7 +223,7 @@ def yaml_config(folder: Path) -> tuple[Path, Reader]:
     from tenfold.cli.parsing import make_parser, parse, with_config
     from tenfold.llm.zo_config import ZOConfig
 
-    (folder / "c.yaml").write_text("seed: 3\nsteps: 20\n")
+    (folder / "c.yaml").write_text("version: 20\n")
 
     def read(path: Path) -> Any:
         return parse(with_config(make_parser("tenfold", ""), ZOConfig), ["--config", str(path)])

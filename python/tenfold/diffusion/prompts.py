@@ -193,9 +193,11 @@ def read_picture(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             array = np.array(image if image.mode == "L" else image.convert("RGB"))
-    except OSError:
+    except FileNotFoundError:
         raise
-    except Exception as error:  # a broken picture raises SyntaxError, ValueError, or that it is a bomb
+    except (
+        Exception
+    ) as error:  # a broken picture raises OSError, SyntaxError, ValueError, or that it is a bomb
         raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
     picture = torch.from_numpy(array).float().div_(255)
     return (picture[None] if picture.ndim == 2 else picture.permute(2, 0, 1))[None].contiguous()

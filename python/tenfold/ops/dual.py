@@ -410,7 +410,7 @@ def _two_sided(
     eps = _checks.real("eps", eps, positive=True)
     each: list[Any] = list(query) if isinstance(query, (list, tuple)) else [query]
     each = [_checks.query("query", q) for q in each]
-    shape = getattr(value, "shape", ())
+    shape: tuple[int, ...] = getattr(value, "shape", ())
     if len(shape) and shape[0] != 2 * len(each):
         _checks.fail(ValueError, name, f"{2 * len(each)} copies, two for each query", shape[0])
     return [q for q in each for _ in range(2)], [eps, -eps] * len(each)

@@ -210,7 +210,14 @@ def _open(stream: Stream) -> tuple[Header, Stream]:
     if end in (".nii", ".nii.gz"):
         return _open_nifti(stream), stream
     if end in (".mha", ".mhd"):
-        return _open_meta(stream)
+        try:
+            return _open_meta(stream)
+        except ValueError as error:  # numbers that are none, names that cannot be
+            if str(error).startswith(str(stream.place)):
+                raise
+            raise ValueError(
+                f"{stream.place}: expected a MetaImage header, got a damaged one ({error})"
+            ) from error
     raise ValueError(
         f"{stream.place}: expected a file ending in {', '.join(ENDINGS)}, got {stream.place.name!r}"
     )

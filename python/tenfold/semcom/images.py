@@ -79,9 +79,11 @@ def _read(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except OSError:
+    except FileNotFoundError:
         raise
-    except Exception as error:  # a broken picture raises SyntaxError, ValueError, or that it is a bomb
+    except (
+        Exception
+    ) as error:  # a broken picture raises OSError, SyntaxError, ValueError, or that it is a bomb
         raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
 
 
