@@ -7,13 +7,19 @@ jobs nor their results pile up.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 __all__ = ["run_jobs", "usable_cores"]
 
 CONNECT = 10.0
 """Seconds to wait for a cluster's scheduler."""
+
+LOOK = 1.0
+"""Seconds between two looks of a worker at whether the process that started it is still there."""
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -55,7 +61,8 @@ def run_jobs(
         n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
     )
     try:
-        yield from parallel(joblib.delayed(_quiet)(function, job) for job in jobs)
+        parent = os.getpid()
+        yield from parallel(joblib.delayed(_work)(function, job, parent) for job in jobs)
     except TerminatedWorkerError as error:
         raise RuntimeError(
             f"workers: expected {workers} processes that stay alive, got one that was ended from outside, "
@@ -77,6 +84,25 @@ def _on_cluster(function: Callable[[Job], Done], jobs: Sequence[Job], address: s
         with joblib.parallel_config(backend="dask", wait_for_workers_timeout=30):
             parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
             yield from parallel(joblib.delayed(_quiet)(function, job) for job in jobs)
+
+
+def _work(function: Callable[[Any], Done], job: Any, parent: int) -> Done:
+    """In a process of its own, which ends when `parent` does, however that was ended."""
+    if os.getppid() == parent:  # else something stands between them, which is left to itself
+        _follow(parent)
+    return _quiet(function, job)
+
+
+@lru_cache
+def _follow(parent: int) -> None:
+    """Once for a process and its parent."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, name="tenfold-parent", daemon=True).start()
 
 
 def _quiet(function: Callable[[Any], Done], job: Any) -> Done:
