@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
-from .clocks import SHORTEST_SAMPLE_S, UNAIDED, Samples, repeats_for, summary, take_device_sample, take_sample
+from .clocks import UNAIDED, Samples, repeats_for, summary, take_device_sample, take_sample
 
 CPU = torch.device("cpu")
+
+COLD_S = 0.1
+"""A shorter first run may have taken most of it to load code, and does not say how long a call is."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,13 @@ def time_in_turns(
     repeats: dict[str, int] = {}
     for side in sides:
         warm = first.get(side.name)
-        if warm is None or min(warm.wall) < SHORTEST_SAMPLE_S:
+        if warm is not None and side.fewest == 1 and warm.wall[0] > plan.seconds:
+            samples[side.name] = warm
+        elif warm is None or min(warm.wall) < COLD_S:
             warm = Samples()
-            for _ in range(3):  # the first of them finds cold caches and would say too few repeats
+            for _ in range(3):  # the first finds cold caches and code not yet loaded: too few repeats
                 reset()
                 take_sample(side.run, plan.device, 1, warm)
-        elif side.fewest == 1 and warm.wall[0] > plan.seconds:
-            samples[side.name] = warm
         repeats[side.name] = repeats_for(min(warm.wall), plan.device)
     if plan.device.type == "cuda":
         for side in sides:

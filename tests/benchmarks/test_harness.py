@@ -130,7 +130,7 @@ def test_sides_take_turns_from_a_fresh_input() -> None:
         return Side(name, run, fewest=fewest)
 
     sides = [side("a"), side("b"), side("c", fewest=1)]
-    warm = Samples(wall=[0.01], cpu=[0.01])
+    warm = Samples(wall=[0.2], cpu=[0.2])  # long enough to say how long a call is
     plan = Plan(seconds=1e-4, most=5)
     samples = time_in_turns(
         sides, lambda: calls.append("reset"), plan, {"a": warm, "b": warm, "c": Samples([0.01], [0.02])}
@@ -151,8 +151,9 @@ def test_short_runs_are_repeated_inside_a_sample() -> None:
         count += 1
 
     plan = Plan(seconds=1e-6, most=1)
-    samples = time_in_turns([Side("a", run)], lambda: None, plan, {})
-    assert count > 5  # a busy machine may take the first call for a long one
+    loading = Samples(wall=[0.05], cpu=[0.05])  # a first run that loaded code
+    samples = time_in_turns([Side("a", run)], lambda: None, plan, {"a": loading})
+    assert count > 5
     assert len(samples["a"].wall) == 1
     assert repeats_for(1e-5, torch.device("cpu")) == 200
     assert repeats_for(1.0, torch.device("cpu")) == 1
