@@ -107,12 +107,14 @@ TF_HD T simplex_threshold(double of_all, double of_one, double radius, const Loo
   return static_cast<T>(theta);
 }
 
-constexpr float kNear = 1e-6f;  // scores this close to the best are compared again in double
+constexpr double kNear = 1e-6;
 
-// The lowest score that is: `best` is a float's, and so may be off.
-TF_HD float near_bound(float best, bool cosine) {
-  const float size = best < 0.0f ? -best : best;
-  return best - kNear * (cosine || size < 1.0f ? 1.0f : size);
+// The lowest float score that may be the best in exact arithmetic. Rounding goes with what is multiplied: for a word whose score is not
+// below `best`, |q| |w| and |w|^2 are within a few |q|^2 + 2 |best|. square: |q|^2.
+TF_HD float near_bound(float best, double square, int64_t width, bool cosine) {
+  const double size = best < 0.0f ? -static_cast<double>(best) : static_cast<double>(best);
+  const double most = cosine ? 1.0 : 1.0 + square + 2.0 * size;
+  return static_cast<float>(static_cast<double>(best) - kNear * (1.0 + static_cast<double>(width) / 1024.0) * most);
 }
 
 // What turns a product into a score: of the query, 1 / |q| or |q|^2 / 2; of the word likewise.

@@ -16,6 +16,7 @@ from . import attack_reference
 _FEW = 8  # queries that read the table once by themselves; more go through a matrix product
 _ROWS = 32  # of gradients likewise
 _ROOM = 2**18  # products made at a time, 1 MiB
+_QUERIES = 256  # on a GPU likewise: 50 MB of products with a vocabulary of 49,408
 
 
 def _on_cuda(tensor: Tensor) -> bool:
@@ -97,10 +98,15 @@ def nearest_token(
     head = (len(q), len(table), table.shape[1], DTYPE_CODES[table.dtype])
     module, last = door(q)
     if _on_cuda(q):
-        room = torch.empty(len(q), len(table), device=q.device)
+        room = torch.empty(min(len(q), _QUERIES), len(table), device=q.device)
         weights = torch.empty(len(table) if inv_norm is None else 0, device=q.device)
-        rest = (room.data_ptr(), weights.data_ptr(), last)
-        module.nearest_token(inputs, head, metric == "cos", out, *rest)
+        for first in range(0, len(q), _QUERIES):  # one after the other on the stream, in the same room
+            part = q[first : first + _QUERIES]
+            module.nearest_token(
+                [part.data_ptr(), *inputs[1:]], (len(part), *head[1:]), metric == "cos",
+                [ids[first:].data_ptr(), scores[first:].data_ptr()],
+                room.data_ptr(), weights.data_ptr(), last,
+            )  # fmt: skip
         return ids, scores
     if len(q) <= _FEW:
         module.nearest_token(inputs, head, metric == "cos", out, last)

@@ -12,7 +12,7 @@ from tenfold.kernels.power import power_reference
 from torch import Tensor
 
 NEAR = 1e-6
-"""Scores this close to the best are compared again in float64 (for "l2" times max(1, |best|))."""
+"""Scores this close to the best are compared again in float64; see `near_bound`."""
 
 
 def simplex_project(p: Tensor, radius: float) -> Tensor:
@@ -48,11 +48,12 @@ def ste_adam_simplex_(
 
 def times_transposed(rows: Tensor, table: Tensor) -> Tensor:
     """rows table^T, float32 [R, V]; a table in half precision is read as it is, with rows scaled to fit."""
-    if table.dtype in (torch.float32, torch.float64):
-        return (rows.to(table.dtype) @ table.t()).float()
-    rows = rows.float()
-    size = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((rows / size).to(table.dtype) @ table.t()).float().mul_(size)
+    with torch.autocast(rows.device.type, enabled=False):
+        if table.dtype in (torch.float32, torch.float64):
+            return (rows.to(table.dtype) @ table.t()).float()
+        rows = rows.float()
+        size = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return ((rows / size).to(table.dtype) @ table.t()).float().mul_(size)
 
 
 def adam_(
@@ -93,22 +94,30 @@ def nearest_token(
     Nothing waits for the device: where rows must be decided again is not asked, all are.
     """
     ids, scores = [], []
-    for rows in q.float().split(64):
-        found = _scores(rows, table.float(), inv_norm, metric)
-        if mask is not None:
-            found = found.masked_fill(~mask, -math.inf)
-        best, at = found.max(1)
-        bound = best - NEAR * (1.0 if metric == "cos" else best.abs().clamp_min(1.0))
-        exact = _scores(rows.double(), table.double(), None, metric)
-        exact = exact.masked_fill(found < bound[:, None], -math.inf)
-        top = exact.amax(1, keepdim=True)
-        at = (exact == top).int().argmax(1)
-        bad = rows.isnan().any(1)
-        ids.append(torch.where(bad, -1, at))
-        scores.append(torch.where(bad, math.nan, found.gather(1, at[:, None])[:, 0]))
+    with torch.autocast(q.device.type, enabled=False):
+        for rows in q.float().split(64):
+            found = _scores(rows, table.float(), inv_norm, metric)
+            exact = _scores(rows.double(), table.double(), None, metric)
+            out = found.isnan() if mask is None else found.isnan() | ~mask
+            found = found.masked_fill(out, -math.inf)
+            bound = near_bound(found.amax(1), rows, metric)
+            exact = exact.masked_fill(out | (found < bound[:, None]), -math.inf)
+            top = exact.amax(1, keepdim=True)
+            bad = ~rows.isfinite().all(1) | (top[:, 0] == -math.inf)
+            ids.append(torch.where(bad, -1, (exact == top).int().argmax(1)))
+            scores.append(torch.where(bad, math.nan, top[:, 0]).float())
     if not ids:
         return q.new_empty(0, dtype=torch.int64), q.new_empty(0, dtype=torch.float32)
     return torch.cat(ids), torch.cat(scores)
+
+
+def near_bound(best: Tensor, q: Tensor, metric: str) -> Tensor:
+    """The lowest float32 score that may be the best in exact arithmetic, [R]: as in attack.hpp."""
+    share = NEAR * (1 + q.shape[1] / 1024)
+    if metric == "cos":
+        return best - share
+    wide = best.double()
+    return (wide - share * (1 + q.double().square().sum(1) + 2 * wide.abs())).float()
 
 
 def inverse_norms(table: Tensor) -> Tensor:

@@ -57,11 +57,15 @@ def _project_kernel(p, out, radius, columns, BLOCK: tl.constexpr):
     good = (tl.sum(wrong, 0) == 0) & (top > float("-inf"))
     size = tl.load(radius)
     theta = tl.where(good, top - size, 0.0)
-    before = 0
+    # As simplex_threshold of attack.hpp: the limit only rises. Where it would not, it is known to rounding.
+    before, step, rises = 0, 0, good
     total, count = _above(row, columns, theta, BLOCK)
-    while (count != before) & good & (count > 0):
-        theta += (total - size) / count
+    while rises & (count != before) & (count > 0) & (step < 200):
+        higher = theta + (total - size) / count
+        rises = higher > theta
+        theta = tl.where(rises, higher, theta)
         before = count
+        step += 1
         total, count = _above(row, columns, theta, BLOCK)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)

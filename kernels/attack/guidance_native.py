@@ -129,7 +129,9 @@ def splice_embed(embeds: Tensor, adv: Tensor, index: Tensor) -> Tensor:
 def splice_embed_backward(grad: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See guidance_reference.splice_embed_backward."""
     batch, columns, width = grad.shape
-    of_embeds, of_adv = torch.empty_like(grad), grad.new_empty(batch, k, width)
+    # Without columns nothing came from adv, and no kernel runs.
+    of_embeds = torch.empty_like(grad)
+    of_adv = grad.new_empty(batch, k, width) if columns else grad.new_zeros(batch, k, width)
     if grad.numel():
         module, last = door(grad)
         shape = (batch, columns, k, width, DTYPE_CODES[grad.dtype])

@@ -27,7 +27,7 @@ def each(value: Tensor, like: Tensor) -> Tensor:
 def apart(pred: Tensor, target: Tensor, other: Tensor | None, eta: float) -> Tensor:
     """pred - target, or pred - (target - eta (other - target)); flat rows."""
     goal = wide(target)
-    if other is not None:
+    if other is not None and eta != 0:  # what is not weighed may be anything
         goal = goal - eta * (wide(other) - goal)
     return (wide(pred) - goal).flatten(1)
 
@@ -113,13 +113,25 @@ def sld_guidance(
 
 
 def splice_embed(embeds: Tensor, adv: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, L, D] of [embeds; adv] [B, L + k, D] by index int64 [B, L]."""
-    return torch.cat([embeds, adv], 1).gather(1, index[:, :, None].expand(-1, -1, embeds.shape[2]))
+    """Rows [B, L, D] of [embeds; adv] [B, L + k, D] by index int64 [B, L]; NaN where that is out of range."""
+    both, inside = torch.cat([embeds, adv], 1), _inside(index, embeds.shape[1] + adv.shape[1])
+    if not both.shape[1]:
+        return torch.full_like(embeds, math.nan)
+    at = torch.where(inside, index, 0)[:, :, None].expand(-1, -1, embeds.shape[2])
+    return torch.where(inside[:, :, None], both.gather(1, at), math.nan)
+
+
+def _inside(index: Tensor, size: int) -> Tensor:
+    return (index >= 0) & (index < size)
 
 
 def splice_embed_backward(grad: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Gradients at embeds [B, L, D] and adv [B, k, D]: rows of grad added where they came from."""
     batch, columns, width = grad.shape
-    out = wide(grad).new_zeros(batch, columns + k, width)
-    out.scatter_add_(1, index[:, :, None].expand(-1, -1, width), wide(grad))
-    return out[:, :columns].to(grad.dtype), out[:, columns:].to(grad.dtype)
+    out = wide(grad).new_zeros(batch, columns + k + 1, width)  # the last takes what came from nowhere
+    at = torch.where(_inside(index, columns + k), index, columns + k)
+    out.scatter_add_(1, at[:, :, None].expand(-1, -1, width), wide(grad))
+    of_embeds, of_adv = out[:, :columns].to(grad.dtype), out[:, columns : columns + k].to(grad.dtype)
+    return of_embeds.clone(memory_format=torch.contiguous_format), of_adv.clone(
+        memory_format=torch.contiguous_format
+    )

@@ -111,7 +111,8 @@ def _step_kernel(
     z = _rounded(of_x.to(tl.float32) * _read(x, at, real) + of_out.to(tl.float32) * prediction, out)
     tl.store(out + at, z, mask=real)
     if DOUBLED:
-        tl.store(out + tl.num_programs(0) // tl.cdiv(size, BLOCK) * size.to(tl.int64) + at, z, mask=real)
+        pictures = (tl.num_programs(0) // tl.cdiv(size, BLOCK)).to(tl.int64)
+        tl.store(out + pictures * size + at, z, mask=real)
 
 
 @triton.jit
@@ -166,7 +167,13 @@ def mse_rows(pred: Tensor, target: Tensor, other: Tensor | None, eta: float, cri
     given = [_storage(x) for x in (pred, target, pred if other is None else other)]
     with _on(pred.device):
         _mse_kernel[grid](
-            *given, sums, float(eta), size, OTHER=other is not None, SQUARES=criterion == "l2", BLOCK=BLOCK
+            *given,
+            sums,
+            float(eta),
+            size,
+            OTHER=other is not None and eta != 0,
+            SQUARES=criterion == "l2",
+            BLOCK=BLOCK,
         )
     return sums.view(len(pred), -1).sum(1) / size
 
@@ -182,7 +189,7 @@ def mse_rows_backward(
     with _on(pred.device):
         _mse_backward_kernel[_grid(pred)](
             *given, grad.double().contiguous(), _storage(out), float(eta), size,
-            OTHER=other is not None, SQUARES=criterion == "l2", BLOCK=BLOCK,
+            OTHER=other is not None and eta != 0, SQUARES=criterion == "l2", BLOCK=BLOCK,
         )  # fmt: skip
     return out
 

@@ -67,7 +67,7 @@ inline void take_block(const NearestArgs& a, const Scale& scale, const float* pr
   for (const float x : lane) top = x > top ? x : top;
   if (f.at >= 0 && top <= f.next) return;
   for (int64_t k = 0; k < count; ++k) {
-    if (a.mask == nullptr || a.mask[first + k] != 0) {
+    if ((a.mask == nullptr || a.mask[first + k] != 0) && scores[k] == scores[k]) {
       if (f.at < 0) {
         f = {scores[k], kNothing, first + k};
       } else {
@@ -105,12 +105,11 @@ double exact_of(const NearestArgs& a, const float* q, double square, int64_t at)
 
 // All words whose float score is near the best, in double; scores are made anew, 64 words at a time.
 template <class W>
-void decide(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound& f, float bound) {
+void decide(const NearestArgs& a, int64_t r, double square, const Scale& scale, TokenFound& f, float bound) {
   alignas(64) float products[kTokens], squares[kTokens], weights[kTokens];
   const float* const q = a.q + r * a.width;
-  const double square = wide_square(q, a.width);
   // The matrix product adds in another order than token_dots: look a little further.
-  const float low = bound - (a.cosine ? kNear : kNear * (f.best < 0 ? 1.0f - f.best : 1.0f + f.best));
+  const float low = bound - (f.best - bound);
   double best = -static_cast<double>(__builtin_inff());
   int64_t at = f.at;
   for (int64_t first = 0; first < a.columns; first += kTokens) {
@@ -133,8 +132,15 @@ void decide(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound& f, 
 
 template <class W>
 void finish(const NearestArgs& a, int64_t r, const Scale& scale, TokenFound f) {
-  const float bound = near_bound(f.best, a.cosine);
-  if (f.at >= 0 && f.next >= bound) decide<W>(a, r, scale, f, bound);
+  const float* const q = a.q + r * a.width;
+  const double square = wide_square(q, a.width);
+  if (!(square < __builtin_inf())) f.at = -1;
+  const float bound = near_bound(f.best, square, a.width, a.cosine);
+  if (f.at >= 0 && f.next >= bound) {
+    decide<W>(a, r, square, scale, f, bound);
+  } else if (f.at >= 0) {
+    f.best = static_cast<float>(exact_of<W>(a, q, square, f.at));
+  }
   a.ids[r] = f.at;
   a.scores[r] = f.at < 0 ? __builtin_nanf("") : f.best;
 }

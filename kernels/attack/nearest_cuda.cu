@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(kRowThreads) pick_kernel(Products p) {
   for (int64_t k = threadIdx.x; k < a.columns; k += kRowThreads) {
     if (!allowed(k)) continue;
     const float score = scale(products[k], weights[k]);
-    any |= score >= -INFINITY ? 1 : 0;  // a number
+    any |= score >= -INFINITY && square < static_cast<double>(INFINITY) ? 1 : 0;  // a number
     best = score > best ? score : best;
   }
   best = block_most<kRowThreads>(best);
   any = block_sum<kRowThreads>(any);
-  const float bound = near_bound(best, a.cosine);
+  const float bound = near_bound(best, square, a.width, a.cosine);
   // Each warp compares its words near the best; a lane has a word, the warp takes the found ones in turn.
   double exact = static_cast<double>(-INFINITY);
   int64_t at = -1;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kRowThreads) pick_kernel(Products p) {
     }
   }
   a.ids[row] = at;
-  a.scores[row] = at < 0 ? NAN : scale(products[at], weights[at]);
+  a.scores[row] = at < 0 ? NAN : static_cast<float>(exact);
 }
 
 template <class W>

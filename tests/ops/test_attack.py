@@ -395,3 +395,50 @@ def test_compiles_as_one_graph():
     given = (normal(3, 20), normal(20, 4), normal(3, 4))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert float(compiled(*given)) == pytest.approx(float(step(*given)), rel=1e-6)
+
+
+def test_projection_of_what_is_projected(backend):
+    """Numbers within rounding of the threshold: its rise must end."""
+    for seed in range(3 if backend.interpreted else 60):
+        p = normal(8, 64, seed=seed).double().to(backend.device)
+        for _ in range(3):
+            p = simplex_project(p)
+        torch.testing.assert_close(p.sum(1).cpu(), torch.ones(8).double(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 11])
+def test_nearest_where_float32_cannot_tell(backend, rows):
+    """The squares of both are large against their distance."""
+    q = normal(rows, 768, seed=1)
+    table = torch.cat([x + 1e-3 * normal(200, 768, seed=2 + i) for i, x in enumerate(q)])
+    exact = -0.5 * (q.double()[:, None] - table.double()).square().sum(2)
+    ids, scores = nearest_token(q.to(backend.device), table.to(backend.device), metric="l2")
+    assert torch.equal(ids.cpu(), exact.argmax(1))
+    torch.testing.assert_close(scores.cpu(), exact.amax(1).float(), rtol=1e-5, atol=0)
+
+
+def test_nearest_passes_words_that_are_no_numbers(backend):
+    q, table = normal(3, 8), normal(40, 8, seed=1)
+    table[0], table[7] = math.nan, math.nan
+    for metric in ("cos", "l2"):
+        want = nearest_token(q[:, :], table[[*range(1, 7), *range(8, 40)]], metric=metric)[1]
+        ids, scores = nearest_token(q.to(backend.device), table.to(backend.device), metric=metric)
+        torch.testing.assert_close(scores.cpu(), want, rtol=1e-6, atol=1e-6)
+        assert not {0, 7} & set(ids.tolist())
+
+
+def test_adam_and_nearest_take_no_part_in_autocast(backend):
+    table, q = normal(60, 32, seed=1).to(backend.device), normal(4, 32).to(backend.device)
+    states = [
+        torch.full((4, 60), 1 / 60, device=backend.device),
+        *torch.zeros(2, 4, 60, device=backend.device),
+    ]
+    runs = []
+    for on in (False, True):
+        p, m, v = (t.clone() for t in states)
+        with torch.autocast(backend.device.type, torch.bfloat16, enabled=on):
+            ste_adam_simplex_(p, m, v, 0.1 * q, table, lr=0.01, step=1)
+            found = nearest_token(q, table) if backend.name in OPS["nearest_token"] else ()
+        runs.append((p, m, v, *found))
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)

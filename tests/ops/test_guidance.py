@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -251,3 +252,34 @@ def test_compiles_as_one_graph():
     want, got = (torch.autograd.grad(f(x, y, z), (x, y)) for f in (loss, compiled))
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_splicing_nothing_and_gradients_of_their_own(backend):
+    adv = normal(2, 3, 4, dtype=torch.float32).to(backend.device).requires_grad_()
+    index = torch.zeros(2, 0, dtype=torch.int64, device=backend.device)
+    splice_embed(torch.zeros(2, 0, 4, device=backend.device), adv, index).sum().backward()
+    assert adv.grad is not None
+    assert not bool(adv.grad.any())
+
+    both = guidance_reference.splice_embed_backward(normal(2, 5, 4), torch.arange(5).expand(2, 5) + 1, 3)
+    assert all(t.is_contiguous() for t in both)
+    assert both[0].untyped_storage().data_ptr() != both[1].untyped_storage().data_ptr()
+
+
+def test_what_is_not_weighed_may_be_anything(backend):
+    x, y = (normal(2, 6, seed=s, dtype=torch.float32).to(backend.device) for s in (1, 2))
+    near(
+        esd_mse(x, y, torch.full_like(x, math.inf), 0.0),
+        (x - y).cpu().double().square().mean(),
+        torch.float32,
+    )
+
+
+def test_steps_take_levels_from_the_cpu_and_refuse_a_number(backend):
+    x = normal(3, 4, 5, dtype=torch.float32).to(backend.device)
+    level = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    got = cfg_ddim_step(x, None, x, 1.0, level[0], level[1])
+    torch.testing.assert_close(got, cfg_ddim_step(x, None, x, 1.0, 0.5, 0.25))
+    one = torch.zeros((), device=backend.device)
+    with pytest.raises(ValueError, match="x: expected"):
+        cfg_ddim_step(one, None, one, 1.0, 0.5, 0.25)

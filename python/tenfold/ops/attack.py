@@ -157,9 +157,10 @@ def nearest_token(
 ) -> tuple[Any, Any]:
     """The word embedding nearest to each query: (ids int64 [R], scores float32 [R]).
 
-    The lowest id wins among equals. Scores are float32; those within 1e-6 of the best are compared again in
-    float64, so that the answer depends neither on the order of a sum nor on the backend. The table is read
-    once for up to eight queries, and no [R, V] matrix is made.
+    The lowest id wins among equals. Scores are made in float32; those so near the best that rounding may have
+    put them there are compared again in float64, so that the answer depends neither on the order of a sum nor
+    on the backend; the score returned is that one, rounded. On the CPU the table is read once for up to eight
+    queries and no [R, V] matrix is made; on a GPU one for up to 256 queries.
 
     Args:
         q: float32, bfloat16 or float16 [R, D]. table: [V, D], likewise.

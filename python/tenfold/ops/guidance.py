@@ -146,6 +146,7 @@ def cfg_ddim_step(
         base = None
     else:
         z, base, out = _same(x=x, eu=eu, ec=ec)
+    _with_rows("x", z)
     _checks.choice("prediction_type", prediction_type, PREDICTIONS)
     scale = _per_row("guidance", guidance, z)
     a, b = _per_row("a_t", a_t, z), _per_row("a_prev", a_prev, z)
@@ -187,6 +188,7 @@ def sld_guidance(
     """
     kind = _arrays.kind_of(eu)
     tensors = _same(eu=eu, ec=ec, es=es, momentum=momentum)
+    _with_rows("eu", tensors[0])
     numbers = [
         _checks.real("scale", scale, at_least=0.0), _checks.real("threshold", threshold),
         _checks.real("momentum_scale", momentum_scale), _checks.real("momentum_beta", momentum_beta),
@@ -248,6 +250,11 @@ def _same(**values: Any) -> list[Tensor]:
     return found
 
 
+def _with_rows(name: str, x: Tensor) -> None:
+    if x.ndim < 1:
+        _checks.fail(ValueError, name, "[B, ...]", "a tensor without axes")
+
+
 def _per_row(name: str, value: Any, like: Tensor) -> Tensor:
     """float64 [B] or [1]."""
     if isinstance(value, Tensor) and value.ndim:
@@ -256,6 +263,10 @@ def _per_row(name: str, value: Any, like: Tensor) -> Tensor:
             expected = f"a number or [{like.shape[0]}] on {like.device}"
             _checks.fail(ValueError, name, expected, f"{list(value.shape)} on {value.device}")
         return flat.double()
+    if isinstance(value, Tensor) and value.device == like.device:
+        return value.detach().double().reshape(1)
+    if isinstance(value, Tensor) and value.device.type == "cpu" and not torch.compiler.is_compiling():
+        value = value.item()  # filled in on the device: nothing waits, and a CUDA graph can hold it
     if isinstance(value, Tensor):
         return value.detach().double().reshape(1).to(like.device)
     return torch.full((1,), _checks.real(name, value), dtype=torch.float64, device=like.device)
