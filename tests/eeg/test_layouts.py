@@ -73,7 +73,7 @@ def test_seed_v_archives(copy: Callable[[str, str], Path]) -> None:
     file = copy("seed-v", "features") / "1_123.npz"
     np.savez(file, data=np.array({"a": 1}, dtype=object), label=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"1_123\.npz: expected an archive of pickled bytes, got Object arrays"
+        ValueError, match=r"1_123\.npz: expected an archive of pickled bytes, got .*pickled objects"
     ):
         load("seed-v", file.parent)
     np.savez(file, data=np.array(pickle.dumps({})))

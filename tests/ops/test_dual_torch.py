@@ -206,7 +206,7 @@ def test_bad_arguments_are_named(case):
         (TypeError, "ids: expected dtype", {"ids": torch.zeros(2, 3)}),
         (ValueError, "ids: expected shape", {"ids": torch.zeros((), dtype=torch.int64)}),
         (ValueError, "eps", {"eps": 0.0}),
-        (ValueError, "queries: expected 2 entries", {"query": [1, 2]}),
+        (ValueError, "ids: expected 4 copies, two for each query", {"query": [1, 2]}),
         (ValueError, "padding_idx", {"padding_idx": 5}),
         (TypeError, "stream", {"stream": None}),
     ],

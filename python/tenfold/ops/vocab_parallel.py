@@ -53,7 +53,8 @@ def merge_vocab_shards(shard: VocabShard, group: Any = None) -> tuple[Tensor, Te
     if not isinstance(shard, VocabShard):
         _checks.fail(TypeError, "shard", "a VocabShard", _checks.describe(shard))
     for name, part in zip(shard._fields, shard, strict=True):
-        _checks.tensor(f"shard.{name}", part)
+        whole = (torch.int64, torch.int32, torch.bool) if name == "inside" else ()
+        _checks.tensor(f"shard.{name}", part, (*_checks.FLOAT_DTYPES, *whole))
         if part.ndim != 1 or part.shape != shard.largest.shape:
             _checks.fail(ValueError, f"shard.{name}", "shape [N] as shard.largest", tuple(part.shape))
     largest, sums, target_logit, inside = (t.double() for t in shard)

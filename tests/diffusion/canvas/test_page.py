@@ -37,6 +37,6 @@ def test_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
 
 def test_everything_public_is_named():
     text = PAGE.read_text(encoding="utf-8")
-    named = set(re.findall(r"^\.\. auto(?:function|class|data):: (\w+)", text, re.M))
+    named = set(re.findall(r"^\.\. (?:auto|py:)(?:function|class|data):: (\w+)", text, re.M))
     assert named == set(canvas.__all__)
     assert "\ncanvas\n" in (PAGE.parent / "index.md").read_text(encoding="utf-8")
