@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ RECORD = ROOT / "docs" / "bench.json"
 PICTURE = ROOT / "docs" / "_static" / "bench.svg"
 GPU_PAGE = ROOT / "docs" / "gpu.md"
 GPU_RECORD = ROOT / "docs" / "gpu.json"
+GPU_PICTURE = ROOT / "docs" / "_static" / "gpu.svg"
 BEGIN, END = "<!-- benchmarks:begin (docs/update_readme.py) -->", "<!-- benchmarks:end -->"
 
 WHAT = {
@@ -398,6 +400,73 @@ _HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}
 <text class="small" x="16" y="52">published code (blue) and torch.compile (grey) over Tenfold</text>"""
 
 
+def gpu_picture(path: Path) -> str:
+    """Two panels over the records of docs/gpu.json, both on a logarithmic axis: time over the floor measured
+    in the same run, and the time of others over ours."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    records = [r for r in result["parts"]["bench"]["records"] if r["ms"] is not None]
+    records.sort(key=lambda r: r["id"])
+    left, wide, gap, right, row, top = 300, 250, 60, 20, 15, 78
+    width, height = left + 2 * wide + gap + right, top + row * len(records) + 20
+    panels = ((left, 0.5, 1e4, (1, 10, 100, 1000)), (left + wide + gap, 0.1, 1e4, (0.1, 1, 10, 100, 1000)))
+
+    def across(panel: int, value: float) -> float:
+        start, low, high, _ = panels[panel]
+        share = math.log(min(max(value, low), high) / low) / math.log(high / low)
+        return start + wide * share
+
+    parts = [
+        _GPU_HEAD.format(
+            width=width, height=height, inner_width=width - 1, inner_height=height - 1,
+            gpu=escape(result["device"]["name"]), date=result["date"][:10],
+            second=left + wide + gap, left=left,
+        )
+    ]  # fmt: skip
+    for panel, (_, _, _, ticks) in enumerate(panels):
+        for tick in ticks:
+            x = across(panel, tick)
+            kind = "ours" if tick == 1 else "grid"
+            parts.append(
+                f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 16}"/>'
+                f'<text class="small" x="{x:.1f}" y="{top - 10}" text-anchor="middle">{tick:g}</text>'
+            )
+    for i, record in enumerate(records):
+        y = top + row * i + row / 2
+        parts.append(
+            f'<text class="id" x="{left - 10}" y="{y + 3.5}" text-anchor="end">{escape(record["id"])}</text>'
+        )
+        if record["floor_ms"]:
+            at = across(0, record["ms"] / record["floor_ms"])
+            parts.append(f'<circle class="bar" cx="{at:.1f}" cy="{y}" r="3.5"/>')
+        for peer in record["peers"]:
+            if peer["ms"] is not None and peer["agrees"] and peer["kind"] == "peer":
+                at = across(1, peer["ms"] / record["ms"])
+                said = escape(f"{peer['name']}: {peer['ms'] / record['ms']:.2f}")
+                parts.append(
+                    f'<circle class="bar" cx="{at:.1f}" cy="{y}" r="3.5"><title>{said}</title></circle>'
+                )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+_GPU_HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
+  width="{width}" height="{height}" role="img" aria-labelledby="title">
+<title id="title">Times on a GPU over the floor, and of others over ours</title>
+<style>
+  rect.page {{ fill: #ffffff; stroke: #d0d7de; }} text {{ font: 13px system-ui, sans-serif; fill: #1f2328; }}
+  text.small {{ font-size: 11px; fill: #59636e; }} text.head {{ font-size: 15px; font-weight: 600; }}
+  text.id {{ font-size: 10.5px; }} circle.bar {{ fill: #2f6fb3; }} line.grid {{ stroke: #d0d7de; }}
+  line.ours {{ stroke: #c4471f; stroke-width: 1.5; }}
+  @media (prefers-color-scheme: dark) {{
+    rect.page {{ fill: #0d1117; stroke: #30363d; }} text {{ fill: #e6edf3; }} text.small {{ fill: #9aa4af; }}
+    circle.bar {{ fill: #5b9bd8; }} line.grid {{ stroke: #30363d; }} line.ours {{ stroke: #f0845c; }}
+  }}
+</style>
+<rect class="page" x="0.5" y="0.5" width="{inner_width}" height="{inner_height}" rx="8"/>
+<text class="head" x="16" y="26">{gpu}, {date}</text>
+<text x="{left}" y="50">time / floor</text>
+<text x="{second}" y="50">others' time / ours</text>"""
+
+
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
@@ -466,6 +535,7 @@ def main() -> int:
     gpu = options.gpu or GPU_RECORD
     if gpu.exists():
         wanted[GPU_PAGE] = replaced(GPU_PAGE.read_text(encoding="utf-8"), gpu_table(gpu))
+        wanted[GPU_PICTURE] = gpu_picture(gpu)
         wanted[GPU_RECORD] = gpu.read_text(encoding="utf-8")
     elif options.gpu:
         parser.error(f"--gpu: expected a file, got {gpu}")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import xml.etree.ElementTree as ET
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def test_page_is_made_from_the_record(tmp_path: Path) -> None:
     assert "mezo 3.00" in page
     assert page.startswith("# On a GPU")
     assert script.replaced(page, script.gpu_table(path)) == page
+    drawn = ET.fromstring(script.gpu_picture(path))
+    assert ["mezo: 3.00"] == [e.text for e in drawn.iter() if e.tag.endswith("title") and ":" in str(e.text)]
+    assert "f.o.v.w" in [e.text for e in drawn.iter() if e.tag.endswith("text")]
     wrong = {"ok": False, "errors": 2, "calls": 60}
     for result, words in (
         (made_up(sanitizer=wrong), "sanitizer did not end well"),
