@@ -116,7 +116,7 @@ def test_page_is_made_from_the_record(tmp_path: Path) -> None:
     assert page.startswith("# On a GPU")
     assert script.replaced(page, script.gpu_table(path)) == page
     drawn = ET.fromstring(script.gpu_picture(path))
-    assert ["mezo: 3.00"] == [e.text for e in drawn.iter() if e.tag.endswith("title") and ":" in str(e.text)]
+    assert [e.text for e in drawn.iter() if e.tag.endswith("title") and ":" in str(e.text)] == ["mezo: 3.00"]
     assert "f.o.v.w" in [e.text for e in drawn.iter() if e.tag.endswith("text")]
     wrong = {"ok": False, "errors": 2, "calls": 60}
     for result, words in (
