@@ -203,7 +203,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        held: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found.update(held)
     return found.hexdigest()
 
 
@@ -213,8 +214,8 @@ def _own_device(count: int) -> int:
     here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), own + 1)
     if here > count:
         raise ValueError(
-            f"LOCAL_WORLD_SIZE: expected at most as many processes on a machine as it has GPUs ({count}), got "
-            f"{here}; with CUDA_VISIBLE_DEVICES set to nothing they run on the CPU"
+            f"LOCAL_WORLD_SIZE: expected at most as many processes on a machine as it has GPUs ({count}), "
+            f"got {here}; with CUDA_VISIBLE_DEVICES set to nothing they run on the CPU"
         )
     return own
 
