@@ -20,17 +20,75 @@ def plan(shape: Any = MEDIUM, **own: Any) -> Any:
     return memory_plan(shape, **({"method": "adamw", "batch": 4, "length": 64} | own))
 
 
+def config_of(kind: str, **own: Any) -> Any:
+    from transformers import AutoConfig
+
+    sizes = {name: value for name, value in MEDIUM._asdict().items() if name not in MEDIUM._field_defaults}
+    return AutoConfig.for_model(kind, **(sizes | own))
+
+
 def test_parameters_are_those_of_the_models() -> None:
     assert plan(LLAMA_2_7B).parameters == 6_738_415_616
     assert plan(LLAMA_2_70B).parameters == 68_976_648_192
+    assert plan(config_of("llama", tie_word_embeddings=True)) == plan(MEDIUM)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("llama", {"tie_word_embeddings": True}), ("llama", {"head_dim": 32}),
+        ("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}),
+        ("mistral", {"head_dim": 64}), ("qwen2", {"tie_word_embeddings": True}),
+    ],
+)  # fmt: skip
+def test_parameters_are_read_from_configurations(kind: str, own: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(kind, **own)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert plan(config).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mixtral", "shape: expected one MLP per block, got num_local_experts=8"),
+        ("opt", "shape: expected whole numbers .*, got OPTConfig without num_key_value_heads"),
+        ("gpt2", "shape: expected whole numbers .*, got GPT2Config without num_key_value_heads"),
+        ("gemma2", "shape: expected a model_type of llama, mistral, qwen2, got 'gemma2'"),
+    ],
+)
+def test_other_kinds_of_models_are_refused(kind: str, message: str) -> None:
+    from transformers import AutoConfig
+
+    with pytest.raises(ValueError, match=message):
+        plan(AutoConfig.for_model(kind))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("own", [{}, {"num_key_value_heads": 2}, {"head_dim": 64}])
+def test_activations_are_the_storages_that_a_forward_pass_saves(dtype: str, own: dict[str, int]) -> None:
+    """But for what the last norm leaves to the unembedding, which is not run here, and the rotations."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**MEDIUM._asdict())
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    assert plan(config).parameters == sum(p.numel() for p in model.parameters())
-    assert plan(config) == plan(MEDIUM)
+    shape = Shape(512, 256, 4, 8, 8, 672)._replace(**own)
+    model = LlamaForCausalLM(LlamaConfig(**shape._asdict())).to(getattr(torch, dtype)).model
+    known = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in known:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=torch.randint(0, 512, (2, 64)), use_cache=False)
+    found = sum(storage.nbytes() for storage in saved.values())
+    planned = plan(shape, batch=2, dtype=dtype).activations
+    assert planned == pytest.approx(found, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,57 @@ def test_gradients_are_added_in_the_order_of_the_micro_batches() -> None:
     group = Two([({"loss": 1.0}, yes, [-1e8 * one for one in shapes]), ({}, no, shapes)])
     soul_ranks.in_turn(group, subject, 3, micro_batch)
     assert all(float(p.grad.min()) == 1 for p in parameters if p.grad is not None)
+
+
+class Second:
+    """Rank 1 of two; rank 0 tells and shares what is given, and has found the same or ``differs``."""
+
+    rank, size = 1, 2
+
+    def __init__(self, saving: bool = False, differs: str = "", shared: Any = None) -> None:
+        self.saving, self.differs, self.shared = saving, differs, shared
+        self.compared: list[str] = []
+
+    def hear(self) -> bool:
+        return self.saving
+
+    def share(self, tensors: None) -> Any:
+        return self.shared
+
+    def agree(self, what: str, found: str) -> None:
+        self.compared.append(what)
+        if self.differs and self.differs in what:
+            raise RuntimeError(what)
+
+
+def stepped(optimizer: str = "sophia") -> tuple[Any, Any]:
+    from tenfold.llm.unlearn import curvature
+
+    subject = make_subject("last-1")
+    made = curvature.make_optimizer(optimizer, subject, lr=1e-3)
+    curvature.refresh(made, optimizer, subject, [("retain", [0, 1])], seed=0)
+    return subject, made
+
+
+def test_curvature_is_that_of_rank_0() -> None:
+    subject, optimizer = stepped()
+    held = soul_ranks._states(subject, optimizer)
+    shared = {name: torch.full_like(t, 3.0) for name, t in held.items() if name.endswith("/hessian")}
+    assert len(shared) == len(subject.parameters)
+    group: Any = Second(shared=shared)
+    soul_ranks.share_curvature(group, subject, optimizer)
+    for parameter in subject.parameters.values():
+        assert float(optimizer.state[parameter]["hessian"].min()) == 3
+        assert float(optimizer.state[parameter]["exp_avg"].abs().max()) == 0
+
+
+def test_weights_are_compared_at_intervals_and_states_before_a_save() -> None:
+    subject, optimizer = stepped()
+    for step, saving, parts in ((7, False, 0), (soul_ranks.COMPARE, False, 1), (7, True, 2)):
+        group: Any = Second(saving)
+        soul_ranks.compare(group, subject, optimizer, step, False)  # rank 0 decides
+        assert len(group.compared) == parts
+    for differs in ("weights after step 7", "states of the optimizer after step 7"):
+        group = Second(True, differs)
+        with pytest.raises(RuntimeError, match=differs):
+            soul_ranks.compare(group, subject, optimizer, 7, False)

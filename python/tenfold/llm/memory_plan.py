@@ -5,7 +5,8 @@
 
 For decoders of the LLaMA kind (rotary positions, RMSNorm, gated MLP) as transformers computes them, with
 PyTorch's fused attention and the loss of all positions. What is counted is what these programs keep;
-``tests/llm/test_memory_plan.py`` holds the plan against the peak of real steps.
+``tests/llm/test_memory_plan.py`` holds the plan against the tensors that a forward pass saves and the peak of
+real steps.
 """
 
 from __future__ import annotations
@@ -30,8 +31,17 @@ ZEROTH_ORDER = ("zo-sgd", "zo-adam", "lozo")
 WHOLE = ("lozo", "sophia-8bit")  # refuse sharded parameters
 
 
+KINDS = ("llama", "mistral", "qwen2")
+"""``model_type`` of the configurations whose models are of this kind; others have more norms or experts."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
 class Shape(NamedTuple):
-    """A decoder, under the names of transformers' configurations (any object with these serves)."""
+    """A decoder, under the names of transformers' configurations (any object with these serves).
+
+    ``head_dim``: None for hidden_size over heads. Biases: ``attention_bias`` of query, key, value and output,
+    ``qkv_bias`` of the first three alone (Qwen2), ``mlp_bias`` of the MLP's three matrices.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +50,24 @@ class Shape(NamedTuple):
     num_key_value_heads: int
     intermediate_size: int
     tie_word_embeddings: bool = False
+    head_dim: int | None = None
+    attention_bias: bool = False
+    qkv_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """Of the queries of all heads."""
+        return self.num_attention_heads * self._head
+
+    @property
+    def key_width(self) -> int:
+        """Of the keys of all heads, and of the values."""
+        return self.num_key_value_heads * self._head
+
+    @property
+    def _head(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 LLAMA_2_7B = Shape(32000, 4096, 32, 32, 32, 11008)
@@ -76,7 +104,7 @@ def memory_plan(
     """Peak memory of one step on one rank, and what it is made of.
 
     Args:
-        shape: a :class:`Shape`, or a configuration of transformers.
+        shape: a :class:`Shape`, or a configuration of transformers for LLaMA, Mistral or Qwen2.
         method: of :data:`METHODS`.
         batch: rows of a micro-batch on this rank.
         length: tokens of a row.
@@ -87,8 +115,10 @@ def memory_plan(
             as in the workflow ``soul``.
 
     Raises:
-        ValueError: an unknown method or type, a number below 1, or a method whose parameters are not sharded.
+        ValueError: a configuration of another kind of model, an unknown method or type, a number below 1, or
+            a method whose parameters are not sharded.
     """
+    shape = _shape_of(shape)
     _checks.choice("method", method, tuple(METHODS))
     _checks.choice("dtype", dtype, tuple(SIZES))
     for name, value in (("batch", batch), ("length", length), ("ranks", ranks)):
@@ -122,53 +152,76 @@ def memory_plan(
     return Plan(parameters, weights, weights, states, activations, logits, gathered, peak)
 
 
-def block_parameters(shape: Any) -> int:
+def _shape_of(given: Any) -> Shape:
+    """The shape that a configuration tells, if it is of this kind."""
+    needed = [name for name in Shape._fields if name not in Shape._field_defaults]
+    missing = [name for name in needed if not isinstance(getattr(given, name, None), int)]
+    if missing:
+        raise ValueError(
+            f"shape: expected whole numbers {', '.join(needed)}, got {type(given).__name__} without "
+            f"{', '.join(missing)}"
+        )
+    for name in EXPERTS:
+        if getattr(given, name, None):
+            raise ValueError(f"shape: expected one MLP per block, got {name}={getattr(given, name)}")
+    kind = getattr(given, "model_type", None)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"shape: expected a model_type of {', '.join(KINDS)}, got {kind!r}")
+    if isinstance(given, Shape):
+        return given
+    told = {name: getattr(given, name) for name in Shape._fields if hasattr(given, name)}
+    if kind in ("mistral", "qwen2"):  # their models have the biases that they have, whatever is told
+        told |= {"attention_bias": False, "mlp_bias": False, "qkv_bias": kind == "qwen2"}
+    return Shape(**told)
+
+
+def block_parameters(shape: Shape) -> int:
     """Of one decoder block."""
-    d, kv = shape.hidden_size, _key_width(shape)
-    return 2 * d * d + 2 * d * kv + 3 * d * shape.intermediate_size + 2 * d
+    d, q, kv, f = shape.hidden_size, shape.query_width, shape.key_width, shape.intermediate_size
+    matrices = 2 * d * q + 2 * d * kv + 3 * d * f
+    biases = q + 2 * kv if shape.qkv_bias or shape.attention_bias else 0
+    biases += (d if shape.attention_bias else 0) + (2 * f + d if shape.mlp_bias else 0)
+    return matrices + biases + 2 * d
 
 
-def outer_parameters(shape: Any) -> int:
+def outer_parameters(shape: Shape) -> int:
     """Of the embedding, the unembedding where it is another matrix, and the last norm."""
     matrices = 1 if shape.tie_word_embeddings else 2
-    return int(matrices * shape.vocab_size * shape.hidden_size + shape.hidden_size)
+    return matrices * shape.vocab_size * shape.hidden_size + shape.hidden_size
 
 
-def _key_width(shape: Any) -> int:
-    return int(shape.hidden_size // shape.num_attention_heads * shape.num_key_value_heads)
-
-
-def _activations(shape: Any, size: int, checkpointing: bool) -> int:
+def _activations(shape: Shape, size: int, checkpointing: bool) -> int:
     """Bytes per token that the forward pass leaves for the backward pass."""
     block = _of_block(shape, size)
     last = shape.hidden_size * (size + _norm(size))
     if checkpointing:
-        return int(shape.num_hidden_layers * shape.hidden_size * size + block + last)
-    return int(shape.num_hidden_layers * block + last)
+        return shape.num_hidden_layers * shape.hidden_size * size + block + last
+    return shape.num_hidden_layers * block + last
 
 
-def _of_block(shape: Any, size: int) -> int:
+def _of_block(shape: Shape, size: int) -> int:
     """Bytes per token of one block.
 
-    Attention: the norm, q, k and v as they enter it, its output twice (as computed, and laid out for the
-    projection). MLP: the norm, gate, its SiLU, up, and their product. The two norms each leave what enters,
-    the normalised values (in float32, and in the type of the weights where that is another) and the weighted.
+    Attention: q, k and v as they enter it, and its output, which lies as the projection takes it. MLP: gate,
+    its SiLU, up, and their product. The two norms each leave what enters (in float32), the normalised values
+    (in the type of the weights) and the weighted.
     """
-    d, kv = shape.hidden_size, _key_width(shape)
-    attention = size * (d + 2 * kv + 2 * d)
+    d = shape.hidden_size
+    attention = size * 2 * (shape.query_width + shape.key_width)
     mlp = size * 4 * shape.intermediate_size
     norms = 2 * d * (size + _norm(size))
-    return int(attention + mlp + norms)
+    return attention + mlp + norms
 
 
 def _norm(size: int) -> int:
-    """Bytes per element that RMSNorm leaves beside what comes out of it: half precision is widened first."""
-    return 2 * size if size == 4 else 4 + 2 * size
+    """Bytes per element that RMSNorm leaves beside what comes out of it: half precision is widened first, and
+    what was widened goes."""
+    return 4 + size
 
 
-def _passing(shape: Any) -> int:
+def _passing(shape: Shape) -> int:
     """Elements per token that are there at a time in a forward pass without gradients: those of the MLP."""
-    return int(2 * shape.hidden_size + 3 * shape.intermediate_size)
+    return 2 * shape.hidden_size + 3 * shape.intermediate_size
 
 
 def _logit_bytes(zeroth: bool, size: int) -> int:

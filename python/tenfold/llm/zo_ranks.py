@@ -87,17 +87,19 @@ def send(group: Ranks, task: Task, phase: Phase, saved: Any) -> None:
     """What rank 0 sends before a training run of the embedded default."""
     told: dict[str, Any] = {"phase": dataclasses.asdict(phase), "depth": task.scorer.depth}
     told |= {"names": list(task.parameters), "rows": task.data["train"]}
-    group.tell({"what": "phase", **told})
-    group.share({"train": task.kept["train"]} if "train" in task.kept else {})
-    group.share({name: parameter.detach() for name, parameter in task.parameters.items()})
-    _send_state(group, saved)
+    with group.working():
+        group.tell({"what": "phase", **told})
+        group.share({"train": task.kept["train"]} if "train" in task.kept else {})
+        group.share({name: parameter.detach() for name, parameter in task.parameters.items()})
+        _send_state(group, saved)
 
 
 def send_job(group: Ranks, job: Job, running: Running, saved: Any) -> None:
     """What rank 0 sends before a run with ``--task``."""
-    group.tell({"what": "job", "job": dataclasses.asdict(job)})
-    group.share({name: parameter.detach() for name, parameter in running.adapted.parameters.items()})
-    _send_state(group, saved)
+    with group.working():
+        group.tell({"what": "job", "job": dataclasses.asdict(job)})
+        group.share({name: parameter.detach() for name, parameter in running.adapted.parameters.items()})
+        _send_state(group, saved)
 
 
 def told(group: Ranks | None, step: Callable[[], T]) -> T:
@@ -121,10 +123,18 @@ def follow(group: Ranks) -> None:
     while (asked := group.hear()) is not None:
         if asked["what"] == "model":
             made = _load(asked)
-        elif asked["what"] == "phase":
-            _follow_phase(group, made, asked)
-        else:
-            _follow_job(group, asked)
+        elif not (
+            _follow_phase(group, made, asked) if asked["what"] == "phase" else _follow_job(group, asked)
+        ):
+            return
+
+
+def _steps(group: Ranks, step: Callable[[], Any]) -> bool:
+    """Make steps until rank 0 says that none follows; False if it says that nothing more does, as at the end
+    of a run that fails between steps."""
+    while more := group.hear():
+        step()
+    return more is not None
 
 
 def _load(asked: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def _load(asked: dict[str, Any]) -> dict[str, Any]:
     return {"model": model, **{name: asked[name] for name in ("pad_id", "options")}}
 
 
-def _follow_phase(group: Ranks, made: dict[str, Any], asked: dict[str, Any]) -> None:
+def _follow_phase(group: Ranks, made: dict[str, Any], asked: dict[str, Any]) -> bool:
     from tenfold.llm import training
     from tenfold.llm.scorer import Scorer
 
@@ -149,11 +159,10 @@ def _follow_phase(group: Ranks, made: dict[str, Any], asked: dict[str, Any]) -> 
     history, _, optimizer = training._start(
         task, dataclasses.replace(phase, select=False), _receive_state(group), group
     )
-    while group.hear():
-        training._step(task, phase, optimizer, history, len(history.steps))
+    return _steps(group, lambda: training._step(task, phase, optimizer, history, len(history.steps)))
 
 
-def _follow_job(group: Ranks, asked: dict[str, Any]) -> None:
+def _follow_job(group: Ranks, asked: dict[str, Any]) -> bool:
     from tenfold.llm import engine
 
     job = dataclasses.replace(engine.Job(**asked["job"]), log=False)
@@ -161,9 +170,9 @@ def _follow_job(group: Ranks, asked: dict[str, Any]) -> None:
     engine._put(adapted, group.share())
     running = engine.Running(job, adapted, objective, None, engine.History())
     engine._start(running, None, _receive_state(group))
-    while group.hear():
-        engine._step(running)
+    more = _steps(group, lambda: engine._step(running))
     running.close()
+    return more
 
 
 def _send_state(group: Ranks, saved: Any) -> None:

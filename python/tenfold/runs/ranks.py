@@ -5,12 +5,19 @@
 torchrun starts the processes and ends them all when one fails; torch.distributed carries what they exchange.
 Between training steps the others wait for what rank 0 tells them; a workflow brings the function that
 listens.
+
+What the processes exchange is trusted: values travel as pickles, and unpickling runs what a peer has put in.
+Whoever reaches the port of the rendezvous or of a process can run code in all of them. For trusted ranks on a
+closed network only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,7 +26,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Ranks", "current", "joined", "started"]
+__all__ = ["Ranks", "current", "digest", "joined", "started"]
+
+JOIN = timedelta(minutes=5)
+"""Longest wait at the start for all processes to come; whoever starts them starts them together."""
 
 WAIT = timedelta(days=1)
 """Longest wait for another rank that is alive: the others wait while rank 0 evaluates a model. That one has
@@ -44,8 +54,9 @@ def joined() -> Iterator[Ranks]:
     """Join the processes that torchrun started; at the end rank 0 sends the others home.
 
     Raises:
-        RuntimeError: another rank has gone, or this one was told to end by SIGTERM, which is how torchrun
-            ends the others when one has failed.
+        RuntimeError: not all have come in :data:`JOIN`, another rank has gone, or this one was told to end by
+            SIGTERM, which is how torchrun ends the others when one has failed.
+        ValueError: more processes on this machine than GPUs.
     """
     global _current
     group = Ranks()
@@ -76,8 +87,8 @@ class Ranks:
 
         several = torch.cuda.is_available() and dist.is_nccl_available()
         if several:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if several else "gloo", timeout=WAIT)
+            torch.cuda.set_device(_own_device(torch.cuda.device_count()))
+        _join("cpu:gloo,cuda:nccl" if several else "gloo")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._working = False
 
@@ -140,6 +151,20 @@ class Ranks:
             dist.all_gather(found, mine)
         return [each.view(tensor.dtype).view(tensor.shape) for each in found]
 
+    def agree(self, what: str, found: str) -> None:
+        """End the run on all ranks unless all have found the same.
+
+        Raises:
+            RuntimeError: they have not; it names the ranks that differ from rank 0.
+        """
+        every = self.gather(found)
+        others = ", ".join(str(rank) for rank, each in enumerate(every) if each != every[0])
+        if others:
+            raise RuntimeError(
+                f"ranks: expected the same {what} on all {self.size} processes, got others on rank {others} "
+                "than on rank 0"
+            )
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Around what all ranks do in step; if it raises, rank 0 has nothing more to tell."""
@@ -161,7 +186,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if not _is_of_torch(error):
+            if not _is_lost(error):
                 raise
             said = " ".join(str(error).split())[:200]
             raise RuntimeError(
@@ -171,8 +196,64 @@ class Ranks:
         self._working = working
 
 
-def _is_of_torch(error: RuntimeError) -> bool:
-    """Whether an exchange failed; gloo raises plain RuntimeErrors that name its file."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells tensors apart of which one byte, name, shape or type differs: SHA-256."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        held: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found.update(held)
+    return found.hexdigest()
+
+
+def _own_device(count: int) -> int:
+    """Which of the machine's GPUs is this process's: NCCL takes one process on each."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), own + 1)
+    if here > count:
+        raise ValueError(
+            f"LOCAL_WORLD_SIZE: expected at most as many processes on a machine as it has GPUs ({count}), "
+            f"got {here}; with CUDA_VISIBLE_DEVICES set to nothing they run on the CPU"
+        )
+    return own
+
+
+def _join(backend: str) -> None:
+    """Meet the others within :data:`JOIN`, then make the group, whose exchanges wait up to :data:`WAIT`."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    size, where = os.environ["WORLD_SIZE"], f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    long = f"{JOIN.total_seconds() / 60:g} minutes"
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"ranks: {size} processes meet at {where} (for {long} at most)", file=sys.stderr, flush=True)
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=JOIN))
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{each}" for each in range(count)], JOIN)
+    except dist.DistError as error:
+        said = " ".join(str(error).split())[:200]
+        raise RuntimeError(
+            f"ranks: expected {size} processes at {where} within {long}, but not all have come ({said})"
+        ) from error
+    store.set_timeout(WAIT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
+
+
+_LOST = re.compile(
+    r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket|timed out|timeout|"
+    r"remote process|ncclRemoteError|communicator was aborted",
+    re.IGNORECASE,
+)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether the connection to another rank was lost. What else an exchange says stands as it is: that two
+    ranks have one GPU, that a driver is too old. Gloo raises plain RuntimeErrors that name its file."""
+    import torch.distributed as dist
+
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    of_torch = isinstance(error, dist.DistError) or "gloo/" in str(error)
+    return of_torch and not str(error).startswith("ranks: ") and _LOST.search(str(error)) is not None

@@ -7,7 +7,9 @@ weights to begin with, and all make the same steps: micro-batch i of a step belo
 gradients are gathered and added in the order of the micro-batches. A sum in another order would be another
 number in floating point; in this one the weights are those of one process, bit for bit, however many
 processes there are, and a run that was killed goes on with any number of them. Curvature is estimated by all
-ranks alike. Evaluation, teaching and influence unlearning are done by rank 0 alone.
+ranks, and that of rank 0 is taken. That the ranks have not drifted apart is checked: the whole model at the
+start of a run, trained weights and the optimizer's states before each save, the weights every
+:data:`COMPARE` steps. Evaluation, teaching and influence unlearning are done by rank 0 alone.
 """
 
 from __future__ import annotations
@@ -19,13 +21,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tenfold.llm.unlearn.subject import Subject
-from tenfold.runs.ranks import Ranks, current
+from tenfold.runs.ranks import Ranks, current, digest
 
 if TYPE_CHECKING:
     from tenfold.llm.unlearn.soul_config import SoulConfig
     from tenfold.llm.unlearn.trainer import Job
 
-__all__ = ["check", "follow", "in_turn", "introduce", "receive_state", "send"]
+__all__ = [
+    "begin", "check", "compare", "follow", "in_turn", "introduce", "receive_state", "send", "share_curvature"
+]  # fmt: skip
+
+COMPARE = 50
+"""Steps between two comparisons of the weights."""
 
 
 def check(config: SoulConfig) -> None:
@@ -91,6 +98,48 @@ def receive_state(group: Ranks) -> Any:
     """The state that rank 0 goes on from, or None."""
     state = group.hear()
     return None if state is None else (state, group.share())
+
+
+def begin(group: Ranks, subject: Subject) -> None:
+    """End the run unless all ranks have the same model, what is not trained (and not sent) included."""
+    group.agree("model", digest(subject.model.state_dict()))
+
+
+def compare(group: Ranks, subject: Subject, optimizer: Any, step: int, saving: bool) -> None:
+    """After a step: end the run if the ranks have drifted apart, before such a state is saved.
+
+    Args:
+        step: how many are made.
+        saving: whether a save follows; what rank 0 says counts.
+    """
+    if group.rank == 0:
+        group.tell(saving)
+    else:
+        saving = group.hear()
+    if not saving and step % COMPARE:
+        return
+    group.agree(f"weights after step {step}", digest(subject.parameters))
+    if saving:
+        group.agree(f"states of the optimizer after step {step}", digest(_states(subject, optimizer)))
+
+
+def share_curvature(group: Ranks, subject: Subject, optimizer: Any) -> None:
+    """Put rank 0's curvature in the place of each rank's own: kernels may round otherwise elsewhere."""
+    held = {name: t for name, t in _states(subject, optimizer).items() if "/hessian" in name}
+    shared = group.share(held if group.rank == 0 else None)
+    if group.rank:
+        for name, tensor in shared.items():
+            held[name].copy_(tensor)
+
+
+def _states(subject: Subject, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Tensors of the optimizer by the names of parameter and state."""
+    return {
+        f"{name}/{state}": tensor
+        for name, parameter in subject.parameters.items()
+        for state, tensor in sorted(optimizer.state.get(parameter, {}).items())
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def in_turn(

@@ -200,6 +200,7 @@ def train(
             soul_ranks.send(group, subject, job, saved)
         else:
             saved = soul_ranks.receive_state(group)
+        soul_ranks.begin(group, subject)
         return _train(subject, job, folder, label, save_seconds, None, saved, group)
 
 
@@ -225,6 +226,7 @@ def _train(
     if folder is None:
         while _done(running) < steps:
             _step(running, steps)
+            _compare(running, _done(running) == steps)
     else:
         _loop(running, steps, folder, label or job.key, save_seconds, deadline)
         _save(running, folder, done=True)
@@ -281,9 +283,16 @@ def _loop(
             row = _step(running, steps)
             shown = {k: row[k] for k in ("forget", "retain", "win_rate") if k in row}
             progress.advance(1, **shown)
-            if time.monotonic() - last_save > save_seconds:
+            saving = time.monotonic() - last_save > save_seconds
+            _compare(running, saving or _done(running) == steps)
+            if saving:
                 _save(running, folder, done=False)
                 last_save = time.monotonic()
+
+
+def _compare(running: Running, saving: bool) -> None:
+    if running.group is not None:
+        soul_ranks.compare(running.group, running.subject, running.optimizer, _done(running), saving)
 
 
 def _step(running: Running, steps: int) -> dict[str, float]:
@@ -417,6 +426,8 @@ def _refresh(running: Running, number: int) -> None:
         running.optimizer, job.optimizer, running.subject, hessian_rows(running, number),
         seed=(job.seed << 24) + number,
     )  # fmt: skip
+    if running.group is not None:
+        soul_ranks.share_curvature(running.group, running.subject, running.optimizer)
 
 
 def hessian_rows(running: Running, number: int) -> list[tuple[str, list[int]]]:
