@@ -212,8 +212,8 @@ class Edit:
         return target
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder: a whole text encoder as `save_pretrained` does (stock transformers loads it), of two
-        each in a folder of its name, anything else as edit.safetensors; and a JSON with the details.
+        """Write a folder: a whole text encoder as `save_pretrained` does (stock transformers loads it), of
+        two each in a folder of its name, anything else as edit.safetensors; and a JSON with the details.
 
         Raises:
             FileExistsError: there is something at `folder`.
