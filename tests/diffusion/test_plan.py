@@ -49,9 +49,13 @@ def test_sdxl_is_as_large_as_it_is():
     assert found.weight_bytes == 4 * found.parameters
 
 
-def kept_by(unet, inputs):
+def kept_by(call, inputs, unet=None):
     """Bytes that a real call keeps: what autograd saves beside weights and inputs, and the result."""
-    own = {t.untyped_storage().data_ptr() for t in (*unet.parameters(), *inputs.values()) if t is not False}
+    own = {
+        t.untyped_storage().data_ptr()
+        for t in (*(unet or call).parameters(), *inputs.values())
+        if t is not False
+    }
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor):
@@ -61,7 +65,7 @@ def kept_by(unet, inputs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = unet(**inputs)[0]
+        out = call(**inputs)[0]
     saved[out.untyped_storage().data_ptr()] = out.untyped_storage()
     return sum(storage.nbytes() for storage in saved.values())
 
@@ -83,6 +87,21 @@ def test_what_a_call_keeps_is_what_autograd_saves(trains, text):
     half = plan_memory(unet, batch=2, text_gradient=text, dtype=torch.bfloat16)
     assert half.weight_bytes * 2 == found.weight_bytes
     assert half.peak_bytes < 0.6 * found.peak_bytes
+
+
+def test_sdxls_pooled_text_has_a_gradient_too():
+    """What it adds to the timestep is then kept for the backward pass."""
+    unet = tiny_unet(
+        addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    ).requires_grad_(False)  # fmt: skip
+    added = {"text_embeds": torch.randn(2, 24, requires_grad=True), "time_ids": torch.zeros(2, 6)}
+    inputs = {
+        "sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor([5, 10]), "return_dict": False,
+        "encoder_hidden_states": torch.randn(2, 77, 32, requires_grad=True),
+    }  # fmt: skip
+    expected = kept_by(lambda **given: unet(added_cond_kwargs=added, **given), inputs, unet)
+    assert plan_memory(unet, batch=2, text_gradient=True).kept_bytes == expected
 
 
 def test_a_call_without_gradients_keeps_nothing():

@@ -1,12 +1,14 @@
 """Two text encoders: an SDXL of random weights against the stock pipeline."""
 
+import json
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
 from tenfold.diffusion import Bundle, encode_embeds, generate, load_bundle, start_noise, tiny_bundle
-from tenfold.diffusion.encode import encode, tokenize
+from tenfold.diffusion.encode import condition, encode, no_text, tokenize
 from tenfold.diffusion.tiny import tiny_unet
 
 
@@ -45,6 +47,35 @@ def test_pictures_are_the_stock_pipelines(sdxl):
     ).images  # fmt: skip
     theirs = torch.from_numpy(found).permute(0, 3, 1, 2)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_what_no_text_is_comes_from_the_pipeline(sdxl, tmp_path):
+    """Zeros, or the states of the empty prompt: as `force_zeros_for_empty_prompt` says, there and back."""
+    pipe = sdxl.to_pipeline()
+    assert pipe.config.force_zeros_for_empty_prompt
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    bundle = Bundle.from_pipeline(pipe)
+    again = bundle.replace(name="other").to_pipeline()
+    assert again.config.force_zeros_for_empty_prompt is False
+    empty, said = condition(sdxl, [""]), no_text(bundle)
+    assert torch.equal(said.states, empty.states)
+    assert torch.equal(said.pooled, empty.pooled)
+    assert not no_text(sdxl).states.any()
+    ours = generate(bundle, ["a cat"], [1], steps=2)
+    again.set_progress_bar_config(disable=True)
+    found = again(
+        ["a cat"], height=64, width=64, guidance_scale=7.5, num_inference_steps=2,
+        latents=start_noise((4, 8, 8), [1]), output_type="np",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, torch.from_numpy(found).permute(0, 3, 1, 2), rtol=0, atol=1e-5)
+    assert not torch.allclose(generate(sdxl, ["a cat"], [1], steps=2), ours, atol=1e-2)
+    again.save_pretrained(tmp_path / "pipe", safe_serialization=True)
+    assert load_bundle(tmp_path / "pipe").force_zeros_for_empty_prompt is False
+    index = tmp_path / "pipe" / "model_index.json"
+    told = json.loads(index.read_text())
+    index.write_text(json.dumps({**told, "force_zeros_for_empty_prompt": "no"}))
+    with pytest.raises(TypeError, match="force_zeros_for_empty_prompt: expected true or false, got"):
+        load_bundle(tmp_path / "pipe")
 
 
 def test_a_saved_folder_loads(sdxl, tmp_path):

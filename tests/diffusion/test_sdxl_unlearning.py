@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+from safetensors.torch import save_file
 
 from tenfold.diffusion import Bundle, apply_text_encoder, start_noise, tiny_bundle, tokenize
 from tenfold.diffusion.attack import P4D, Case, Sampling, Target, TextGrad, target_cases
 from tenfold.diffusion.attack.gradient import Text, loss_gradient
 from tenfold.diffusion.encode import (
+    Condition,
     condition,
     condition_embeds,
     condition_ids,
@@ -25,7 +32,7 @@ from tenfold.diffusion.encode import (
     splice_ids,
     word_table,
 )
-from tenfold.diffusion.erase import ESD, AdvUnlearn, Concept, Edit, Live, Walk
+from tenfold.diffusion.erase import ESD, UCE, AdvUnlearn, Concept, Edit, Live, Walk
 from tenfold.diffusion.erase.bank import rng_of
 from tenfold.diffusion.erase.edit import digest
 from tenfold.diffusion.sampling import both
@@ -145,6 +152,25 @@ def test_the_table_of_both_encoders(sdxl):
     with torch.no_grad():
         first[0] += 1
     assert torch.equal(word_table(own)[0, :32], first[0])
+
+
+def test_a_freed_encoders_address_is_not_its_table(sdxl):
+    """The allocator gives a freed table's memory to the next one; here both lie in one array."""
+    rows = sdxl.text_encoder_2.get_input_embeddings().weight.numpy().copy()
+
+    def second():
+        encoder = copy.deepcopy(sdxl.text_encoder_2)
+        encoder.set_input_embeddings(nn.Embedding.from_pretrained(torch.from_numpy(rows)))
+        return encoder
+
+    own = sdxl.replace(text_encoder=small_sdxl().text_encoder, text_encoder_2=second())
+    table = word_table(own)
+    rows += 1
+    other = own.replace(text_encoder_2=second())
+    del own
+    gc.collect()
+    assert torch.equal(word_table(other)[:, 32:], torch.from_numpy(rows))
+    assert torch.equal(word_table(other)[:, 32:], table[:, 32:] + 1)
 
 
 def test_attack_gradient_against_finite_differences(cases):
@@ -333,6 +359,19 @@ def test_two_vocabularies_are_refused_by_name(sdxl, cases):
     other = tiny_tokenizer()
     other.add_tokens(["unheard"])
     strange = sdxl.replace(tokenizer_2=other)
+    for read in (condition, lambda *a: condition_ids(a[0], tokenize(*a).ids)):
+        condition(sdxl, ["a cat"])  # a pair that was compared already says nothing of another
+        with pytest.raises(
+            ValueError, match="tokenizer_2: expected the vocabulary of tokenizer, got another"
+        ):
+            read(strange, ["a cat"])
+    with pytest.raises(ValueError, match="tokenizer_2: expected the vocab"):
+        UCE().fit(strange, CONCEPT)
+    grown = sdxl.replace(tokenizer_2=copy.deepcopy(sdxl.tokenizer_2))
+    condition(grown, ["a cat"])
+    grown.tokenizer_2.add_tokens(["unheard"])
+    with pytest.raises(ValueError, match="tokenizer_2: expected the vocab"):
+        condition(grown, ["a cat"])
     longer = small_sdxl()
     longer.text_encoder_2.resize_token_embeddings(600, mean_resizing=False)
     for bundle, name in (
@@ -351,6 +390,60 @@ def test_two_vocabularies_are_refused_by_name(sdxl, cases):
                     TextGrad(k=1).run(target, cases, lambda images: [False] * len(images))
             with pytest.raises(ValueError, match=name):
                 P4D(k=1).run(target, cases, lambda images: [False] * len(images))
+
+
+def test_texts_with_and_without_pooled_text_are_not_put_together(sdxl):
+    read = condition(sdxl, ["a cat"])
+    bare = Condition(read.states)
+    for parts in ([read, bare], [bare, read, read]):
+        with pytest.raises(ValueError, match="parts: expected pooled text in all or in none, got "):
+            Condition.cat(parts)
+    assert Condition.cat([bare, bare]).pooled is None
+    assert len(Condition.cat([read, read]).pooled) == 2
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "text_encoders"])
+def test_an_edit_of_part_of_an_encoder_is_kept_as_that(sdxl, tmp_path, component):
+    """Without the class of an encoder in its details an edit is not one of all its weights."""
+    name = (
+        "text_model.final_layer_norm.weight" if component == "text_encoder_2" else "final_layer_norm.weight"
+    )
+    if component == "text_encoders":
+        name = f"text_encoder.{name}"
+    value = torch.full((48 if component == "text_encoder_2" else 32,), 2.0)
+    edit = Edit("weights", component, {name: value}, {"eraser": "own"})
+    edit.save(tmp_path / "edit")
+    assert sorted(p.name for p in (tmp_path / "edit").iterdir()) == ["edit.json", "edit.safetensors"]
+    again = Edit.load(tmp_path / "edit")
+    assert again.tensors.keys() == {name}
+    before, after = sdxl.modules(), again.apply(sdxl).modules()
+    part = "text_encoder_2" if component == "text_encoder_2" else "text_encoder"
+    own = name.removeprefix("text_encoder.")
+    assert changed(before[part], after[part]) == {own}
+    assert torch.equal(after[part].get_parameter(own), value)
+
+
+def test_a_named_class_asks_for_all_weights(sdxl, tmp_path):
+    about = {"class": "CLIPTextModel", "config": json.loads(sdxl.text_encoder.config.to_json_string(False))}
+    edit = Edit("weights", "text_encoder", {"final_layer_norm.weight": torch.ones(32)}, about)
+    with pytest.raises(
+        ValueError, match=r"tensors: expected all parameters of text_encoder.* got \d+ missing"
+    ):
+        edit.save(tmp_path / "edit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipeline_with_the_second_encoder_alone(sdxl, tmp_path):
+    """As SDXL's refiner: a checkpoint has one place to go."""
+    state = {k: v + 0.5 for k, v in sdxl.text_encoder_2.state_dict().items()}
+    save_file(state, tmp_path / "second.safetensors")
+    pipe = SimpleNamespace(text_encoder=None, text_encoder_2=copy.deepcopy(sdxl.text_encoder_2))
+    assert apply_text_encoder(pipe, tmp_path / "second.safetensors") is pipe
+    for name, value in pipe.text_encoder_2.state_dict().items():
+        assert torch.equal(value, state[name])
+    save_file(sdxl.text_encoder.state_dict(), tmp_path / "first.safetensors")
+    with pytest.raises(ValueError, match="checkpoint: expected"):
+        apply_text_encoder(pipe, tmp_path / "first.safetensors")
 
 
 def test_what_cannot_train_is_named(sdxl, tmp_path):

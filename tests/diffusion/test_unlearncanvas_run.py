@@ -432,6 +432,33 @@ def test_a_model_that_fails_stops_the_run_or_is_recorded(tmp_path, monkeypatch):
         benchmark(dataclasses.replace(config, steps=3), tmp_path / "record", resume=True)
 
 
+def test_a_method_without_a_targets_model_is_in_no_table(tmp_path, monkeypatch):
+    """Its other models are made all the same. What becomes of failures may change while a run is resumed."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(Fails, "mended", False)
+    both = ["uce", f"{__name__}:Fails"]
+    config = UnlearnCanvasConfig(
+        methods=both, targets=["Cats"], seeds=[188], steps=1, budget=24, finer=["Winter/Horses"],
+        finer_methods=both, sequential=["Sketch"], sequential_methods=both, robust=["Sketch"],
+        robust_methods=both, robust_prompts=1, robust_timesteps=1, robust_iterations=1, workers=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"Fails, Cats: conv_out.bias: expected finite values"):
+        benchmark(config, tmp_path / "run")
+    assert "on_error: stop" in (tmp_path / "run" / "config.yaml").read_text()
+    found = benchmark(dataclasses.replace(config, on_error="record"), tmp_path / "run", resume=True)
+    assert "on_error: record" in (tmp_path / "run" / "config.yaml").read_text()
+    assert found.metrics["failures"] == 1
+    for label in ("fails", "uce"):
+        assert (found.path / "judged" / label / "Winter__Horses.json").is_file()
+        assert (found.path / "edits" / label / "Sketch").is_dir()
+    tasks = [
+        name.split(".") for name in found.metrics if name.startswith(("finer.", "sequential.", "robust."))
+    ]
+    assert {(task[0], task[1]) for task in tasks} == {
+        ("finer", "uce"), ("sequential", "uce"), ("robust", "uce")
+    }  # fmt: skip
+
+
 def test_a_run_in_which_nothing_was_made_has_no_numbers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     monkeypatch.setattr(Fails, "mended", False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tenfold import runs
-from tenfold.runs.folder import latest_unfinished, plain
+from tenfold.runs.folder import MAY_DIFFER, latest_unfinished, plain
 
 
 def test_new_folder_keeps_the_resolved_config(folder: runs.RunFolder) -> None:
@@ -123,6 +123,22 @@ def test_resume_with_other_settings_names_them(folder: runs.RunFolder, settings:
     other = replace(settings, rate=1e-5, names=("a", "b"))
     with pytest.raises(ValueError, match=r"config: .*rate=1e-05 \(was 1e-06\)$"):
         runs.RunFolder.create("toy", other, folder.path, resume=True)
+
+
+def test_resume_with_a_setting_that_may_differ(tmp_path: Path) -> None:
+    @dataclass
+    class Config:
+        seed: int = 7
+        on_error: str = field(default="stop", metadata=MAY_DIFFER)
+
+    first = runs.RunFolder.create("toy", Config(), tmp_path / "run")
+    again = runs.RunFolder.create("toy", Config(on_error="record"), first.path, resume=True)
+    assert again.config == {"seed": 7, "on_error": "record"}
+    text = (first.path / "config.yaml").read_text()
+    assert text == "# tenfold run toy --config config.yaml\nseed: 7\non_error: record\n"
+    assert "with on_error='record' (was 'stop')" in (first.path / "log.txt").read_text()
+    with pytest.raises(ValueError, match=r"got seed=8 \(was 7\)$"):
+        runs.RunFolder.create("toy", Config(seed=8), first.path, resume=True)
 
 
 def test_resume_of_another_workflow_or_of_nothing(

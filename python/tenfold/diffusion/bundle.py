@@ -38,6 +38,8 @@ class Bundle:
     schedule: noise levels and what the UNet predicts.
     name: what the bundle was loaded from.
     text_encoder_2, tokenizer_2: the second pair of an SDXL model, else None.
+    force_zeros_for_empty_prompt: SDXL's setting of this name: without a negative prompt its UNet reads zeros,
+    or else the states of the empty prompt.
     """
 
     unet: Any
@@ -48,6 +50,7 @@ class Bundle:
     name: str = ""
     text_encoder_2: Any = None
     tokenizer_2: Any = None
+    force_zeros_for_empty_prompt: bool = True
 
     @classmethod
     def from_pipeline(cls, pipe: Any, name: str = "") -> Bundle:
@@ -70,6 +73,7 @@ class Bundle:
             name=name or str(getattr(pipe, "name_or_path", "") or ""),
             text_encoder_2=getattr(pipe, "text_encoder_2", None),
             tokenizer_2=getattr(pipe, "tokenizer_2", None),
+            force_zeros_for_empty_prompt=zeros_for_empty(getattr(pipe, "config", {})),
         )
 
     def to_pipeline(self, sampler: str = "ddim") -> Any:
@@ -118,6 +122,11 @@ class Bundle:
     @property
     def is_sdxl(self) -> bool:
         return self.text_encoder_2 is not None
+
+    @property
+    def has_zeros_for_no_text(self) -> bool:
+        """Whether the UNet reads zeros for no text, not the states of the empty prompt."""
+        return self.is_sdxl and self.force_zeros_for_empty_prompt
 
     @property
     def context(self) -> int:
@@ -206,6 +215,19 @@ class Bundle:
         height, width = (side * self.scale_factor for side in z.shape[2:])
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=z.dtype, device=z.device)
         return {"text_embeds": pooled, "time_ids": ids.expand(z.shape[0], 6)}
+
+
+def zeros_for_empty(config: Any) -> bool:
+    """SDXL's setting in a pipeline's config or `model_index.json`; True where it is not there.
+
+    Raises:
+        TypeError: it is neither true nor false.
+    """
+    name = "force_zeros_for_empty_prompt"
+    found = config.get(name, True)
+    if not isinstance(found, bool):
+        _checks.fail(TypeError, name, "true or false", _checks.describe(found))
+    return found
 
 
 def load_bundle(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tenfold import _checks
+
 __all__ = ["Condition"]
 
 
@@ -46,6 +48,14 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """One behind the other."""
+        """One behind the other.
+
+        Raises:
+            ValueError: some have pooled text and some have none.
+        """
         pooled = [part.pooled for part in parts if part.pooled is not None]
+        if pooled and len(pooled) < len(parts):
+            _checks.fail(
+                ValueError, "parts", "pooled text in all or in none", f"{len(pooled)} of {len(parts)}"
+            )
         return Condition(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +84,37 @@ def word_table(bundle: Bundle) -> Tensor:
         return first
     _check_lengths(bundle)
     second = _table(bundle.text_encoder_2)
-    key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (first, second))
     owner = bundle.text_encoder.get_input_embeddings()
     with _lock:
         kept = _side_by_side.get(owner)
-        if kept is None or kept[0] != key:
-            kept = _side_by_side[owner] = (key, torch.cat([first, second], dim=1).detach())
-        return kept[1]
+        if kept is None or not (kept.first.is_of(first) and kept.second.is_of(second)):
+            both = torch.cat([first, second], dim=1).detach()
+            kept = _side_by_side[owner] = _SideBySide(_Seen.now(first), _Seen.now(second), both)
+        return kept.table
+
+
+class _Seen(NamedTuple):
+    """A table as it was. An address alone says nothing: a freed table's is given to the next one."""
+
+    table: ref[Tensor]
+    state: tuple[Any, ...]
+
+    @classmethod
+    def now(cls, table: Tensor) -> _Seen:
+        return cls(ref(table), cls._state(table))
+
+    def is_of(self, table: Tensor) -> bool:
+        return self.table() is table and self.state == self._state(table)
+
+    @staticmethod
+    def _state(table: Tensor) -> tuple[Any, ...]:
+        return table._version, table.data_ptr(), table.dtype, table.device
+
+
+class _SideBySide(NamedTuple):
+    first: _Seen
+    second: _Seen
+    table: Tensor
 
 
 def _table(text_encoder: Any) -> Tensor:
@@ -106,14 +130,28 @@ def check_shared_words(bundle: Bundle) -> None:
     """
     if not bundle.is_sdxl:
         return
-    words, others = bundle.tokenizer.get_vocab(), bundle.tokenizer_2.get_vocab()
+    _check_words(bundle)
+    _check_lengths(bundle)
+
+
+def _check_words(bundle: Bundle) -> None:
+    """Refuse tokenizers whose vocabularies differ. Looked at once for a pair while their sizes stay:
+    every encoding asks."""
+    one, two = bundle.tokenizer, bundle.tokenizer_2
+    sizes = len(one), len(two)
+    with _lock:
+        kept = _alike.get(one)
+    if kept is not None and kept[0]() is two and kept[1] == sizes:
+        return
+    words, others = one.get_vocab(), two.get_vocab()
     if words != others:
         differing = words.items() ^ others.items()
         word, number = min(differing)
         expected = "the vocabulary of tokenizer"
         got = f"another ({len(differing)} entries differ, {word!r}: {number} among them)"
         _checks.fail(ValueError, "tokenizer_2", expected, got)
-    _check_lengths(bundle)
+    with _lock:
+        _alike[one] = ref(two), sizes
 
 
 def _check_lengths(bundle: Bundle) -> None:
@@ -196,7 +234,9 @@ def _strings(name: str, prompts: Any) -> list[str]:
 
 _lock = threading.Lock()
 _busy: dict[int, int] = {}  # id of an embedding table -> the thread whose `inject` holds it
-_side_by_side: WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = WeakKeyDictionary()  # `word_table` of SDXL
+_side_by_side: WeakKeyDictionary[nn.Module, _SideBySide] = WeakKeyDictionary()  # `word_table` of SDXL
+# tokenizer -> the second one of the same vocabulary, and the sizes of both when they were compared
+_alike: WeakKeyDictionary[Any, tuple[ref[Any], tuple[int, int]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -291,9 +331,10 @@ def condition(bundle: Bundle, prompts: Sequence[str], *, overflow: str = "error"
 
 
 def no_text(bundle: Bundle) -> Condition:
-    """What the UNet reads for no text, one row: the empty prompt, or SDXL's zeros, as its pipeline has it."""
+    """What the UNet reads for no text, one row: the empty prompt, or zeros where SDXL's pipeline has them
+    (`Bundle.force_zeros_for_empty_prompt`)."""
     empty = condition(bundle, [""])
-    return empty.zeros() if bundle.is_sdxl else empty
+    return empty.zeros() if bundle.has_zeros_for_no_text else empty
 
 
 def encode(bundle: Bundle, prompts: Sequence[str], *, pooled: bool = False, overflow: str = "error") -> Any:
@@ -317,6 +358,7 @@ def _encoded(
         states = _forward(bundle, bundle.text_encoder, ids, embeds).last_hidden_state
         of_end = _pooled(bundle.text_encoder, bundle.tokenizer, states, ids, end) if pooled else None
         return Condition(states, of_end)
+    _check_words(bundle)
     one, two = (None, None) if embeds is None else _parts(bundle, ids, embeds, end)
     first = _forward(bundle, bundle.text_encoder, ids, one)
     other = _second_ids(bundle, ids, end)

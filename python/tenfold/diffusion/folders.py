@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tenfold import _checks
-from tenfold.diffusion.bundle import Bundle
+from tenfold.diffusion.bundle import Bundle, zeros_for_empty
 from tenfold.diffusion.schedule import Schedule
 from tenfold.runs.files import read_json
 
@@ -35,6 +35,7 @@ def read_folder(name: str, dtype: torch.dtype, options: dict[str, Any]) -> Bundl
         name=name,
         text_encoder_2=_text_encoder(name, "text_encoder_2", index, dtype, options) if second else None,
         tokenizer_2=_tokenizer(name, "tokenizer_2", index, options) if second else None,
+        force_zeros_for_empty_prompt=zeros_for_empty(index),
     )
 
 

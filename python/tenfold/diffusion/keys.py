@@ -234,9 +234,12 @@ def _apply(target: Any, path: str | Path, wanted: str, allow_identical: bool, pa
 
 def _fitting(target: Any, state: dict[str, Tensor]) -> str:
     """The text encoder that is as wide as a checkpoint's, of those a model has; if none is, the first."""
-    encoders: dict[str, Any] = {name: getattr(target, name, None) for name in _ENCODERS}
-    if not isinstance(encoders["text_encoder_2"], torch.nn.Module):
-        return "text_encoder"
+    found = {name: getattr(target, name, None) for name in _ENCODERS}
+    encoders: dict[str, Any] = {
+        n: module for n, module in found.items() if isinstance(module, torch.nn.Module)
+    }
+    if len(encoders) < 2:  # SDXL's refiner has the second alone
+        return next(iter(encoders), "text_encoder")
     width = next((t.shape[0] for key, t in state.items() if key.endswith("final_layer_norm.weight")), None)
     fitting = [name for name, encoder in encoders.items() if encoder.config.hidden_size == width]
     if len(fitting) == 2:

@@ -30,8 +30,11 @@ def as_pipeline(bundle: Bundle, sampler: str = "ddim") -> Any:
     if bundle.vae is None:
         return PixelDiffusionPipeline(**common)
     if bundle.is_sdxl:
+        zeros = bundle.force_zeros_for_empty_prompt
         second = {"text_encoder_2": bundle.text_encoder_2, "tokenizer_2": bundle.tokenizer_2}
-        return StableDiffusionXLPipeline(vae=bundle.vae, **second, **common)
+        return StableDiffusionXLPipeline(
+            vae=bundle.vae, force_zeros_for_empty_prompt=zeros, **second, **common
+        )
     return StableDiffusionPipeline(
         vae=bundle.vae, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **common
     )

@@ -143,7 +143,8 @@ def plan_memory(
     Args:
         unet: a `UNet2DConditionModel` on any device; its trainable weights are those that ask for a gradient.
         batch, tokens, dtype: as `plan_unet` has them.
-        text_gradient: the text states ask for a gradient, as where a text encoder trains or is attacked.
+        text_gradient: the text states, and SDXL's pooled text, ask for a gradient, as where a text encoder
+            trains or is attacked.
     """
     from diffusers import UNet2DConditionModel
 
@@ -162,7 +163,8 @@ def plan_memory(
         trained = [p for p in model.parameters() if p.requires_grad]
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]
         inputs = _inputs(unet.config, batch, tokens, next(iter(kinds.values()))[1])
-        inputs["encoder_hidden_states"].requires_grad_(text_gradient)
+        for text in (inputs["encoder_hidden_states"], *_pooled(inputs)):
+            text.requires_grad_(text_gradient)
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         before = live.peak = live.now
@@ -203,6 +205,11 @@ def _inputs(config: Any, batch: int, tokens: int, dtype: torch.dtype | None = No
             "time_ids": torch.empty((batch, 6), dtype=dtype),
         }
     return found
+
+
+def _pooled(inputs: dict[str, Any]) -> list[Tensor]:
+    """SDXL's pooled text among what a UNet is called with."""
+    return [inputs["added_cond_kwargs"]["text_embeds"]] if "added_cond_kwargs" in inputs else []
 
 
 class _Live(TorchDispatchMode):

@@ -389,8 +389,8 @@ def _texts(prompts: Any, texts: Any, count: int) -> tuple[str, ...] | None:
 
 
 def _uncond(bundle: Bundle, negative: str | None, states: Tensor, pooled: Tensor | None) -> Any:
-    """States of the negative prompt; SDXL without one takes zeros, as its pipeline does."""
-    if bundle.is_sdxl and negative is None and pooled is not None:
+    """States of the negative prompt; without one those of no text, as the pipeline has them (`no_text`)."""
+    if bundle.has_zeros_for_no_text and negative is None and pooled is not None:
         return torch.zeros_like(states[:1]), torch.zeros_like(pooled[:1])
     return encode(bundle, [negative or ""], pooled=bundle.is_sdxl, overflow="truncate")
 

@@ -12,6 +12,7 @@ from typing import Any
 from tenfold import _checks
 from tenfold.diffusion.canvas.vocabulary import UNLEARNCANVAS, Canvas
 from tenfold.diffusion.unlearncanvas_checks import check_cells, check_settings, found_names, found_pair
+from tenfold.runs.folder import MAY_DIFFER
 
 __all__ = ["METHODS", "UnlearnCanvasConfig"]
 
@@ -135,9 +136,9 @@ class UnlearnCanvasConfig:
     transfer_kind: str = "vgg"
     """Its losses: vgg (content and style), vit or gram."""
 
-    on_error: str = "stop"
+    on_error: str = field(default="stop", metadata=MAY_DIFFER)
     """What becomes of a run when a model cannot be made: stop, or record: it goes on, and says what is not
-    there."""
+    there. --resume may change it."""
 
     workers: int = 0
     """Processes; 0 for one on each usable core. On a GPU one."""

@@ -358,8 +358,8 @@ def _report(
     sections = [] if not outcome.failures else [
         Section(
             "What was not made",
-            "A method one of whose models was not made is left out of all that follows: means over other "
-            "targets are no numbers to compare. The log has more; --resume tries again.",
+            "A method without the model of one of its targets is left out of all that follows: means over "
+            "other targets are no numbers to compare. The log has more; --resume tries again.",
             [], ["failures"],
         )
     ]  # fmt: skip

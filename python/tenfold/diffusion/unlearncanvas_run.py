@@ -87,8 +87,8 @@ class Single:
 class Outcome:
     """Everything that the report is written from. singles: of every method and target, in the order of the
     config. robust: (method, target, score, prompts that brought it back). transfer: method -> "styles",
-    "objects" and "overall" losses of style transfer. failures: (what was not made, why); a method is among
-    the singles only with all of its targets."""
+    "objects" and "overall" losses of style transfer. failures: (what was not made, why); a method is in the
+    others only with all of its targets."""
 
     config: UnlearnCanvasConfig
     canvas: Canvas
@@ -424,7 +424,7 @@ def _attacked(place: Place, base: Bundle, method: str, target: str) -> dict[str,
 
 
 def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str, Any]]) -> Outcome:
-    """What the jobs left, in the order of the config."""
+    """What the jobs left, in the order of the config, of methods that made the models of all targets."""
     from tenfold.diffusion.attack.asr import Rate
 
     canvas = config.grid()
@@ -451,14 +451,15 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
     for method in whole:
         for target in config.targets:
             outcome.singles.append(single(method, target, states["single", method, target]))
-    for method in config.finer_methods:
+    lacking = set(config.methods) - set(whole)
+    for method in (m for m in config.finer_methods if m not in lacking):
         for pair in config.finer or ():
             if ("finer", method, pair) in failed:
                 continue
             judged = Place(config, canvas, path, label_of(method)).judged(pair)
             outcome.finer.append(finer_scores(read_answers_json(judged), *pair.split("/")))
     for method in config.sequential_methods if config.sequential else ():
-        if ("sequential", method, "") in failed:
+        if method in lacking or ("sequential", method, "") in failed:
             continue
         place = Place(config, canvas, path, label_of(method))
         steps = [
@@ -467,7 +468,7 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
         ]
         found = sequential_scores([outcome.base.predictions, *steps], config.sequential or ())
         outcome.sequential[place.label] = found
-    for method in config.robust_methods:
+    for method in (m for m in config.robust_methods if m not in lacking):
         for target in config.robust or ():
             if ("robust", method, target) in failed:
                 continue

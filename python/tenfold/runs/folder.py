@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 
     from tenfold.runs.report import Report
 
-__all__ = ["RunFolder", "latest_unfinished", "require"]
+__all__ = ["MAY_DIFFER", "RunFolder", "latest_unfinished", "require"]
 
 _NEEDED = ("jinja2", "matplotlib", "safetensors")
 """Packages that a run needs at its end at the latest."""
+
+MAY_DIFFER = {"resume": "may differ"}
+"""Metadata of a setting that changes no number, so that a resumed run may have another."""
 
 
 class RunFolder:
@@ -66,7 +69,8 @@ class RunFolder:
 
         `out` defaults to runs/NAME-YYYYmmdd-HHMMSS; with `resume`, to the latest unfinished of those.
         FileExistsError if `out` holds something and `resume` is off, FileNotFoundError if there is nothing to
-        resume, ValueError if the interrupted run had another configuration (naming the settings that differ),
+        resume, ValueError if the interrupted run had another configuration (naming the settings that differ,
+        those of `field(metadata=MAY_DIFFER)` apart, which are as they are given now),
         ModuleNotFoundError if a package is missing that the run will need.
         """
         check_name("name", name)
@@ -76,17 +80,24 @@ class RunFolder:
         settings = plain(config)
         if resume:
             path = Path(out) if out is not None else latest_unfinished(name)
-            _check_same_run(path, name, settings)
+            free = {
+                field.name
+                for field in dataclasses.fields(config)
+                if MAY_DIFFER.items() <= field.metadata.items()
+            }
+            changed = _check_same_run(path, name, settings, free)
             folder = cls(path, name, settings)
             if (path / "state" / "session.json").exists():
                 folder._before = read_json(path / "state" / "session.json")
             folder.log(f"resumed {name}")
+            if changed:
+                folder.log(f"with {changed}")
+                write_text(path / "config.yaml", _again(name) + _yaml(settings))
             return folder
         path = _free_folder(Path(out) if out is not None else _default_path(name))
         found = path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        again = f"# {report_page.command(name)} --config config.yaml\n"
-        write_text(path / "config.yaml", again + _yaml(settings))
+        write_text(path / "config.yaml", _again(name) + _yaml(settings))
         write_json(path / "state" / "run.json", {"name": name})
         folder = cls(path, name, settings)
         folder._found = found
@@ -293,7 +304,12 @@ def _free_folder(path: Path) -> Path:
     return path
 
 
-def _check_same_run(path: Path, name: str, settings: dict[str, Any]) -> None:
+def _again(name: str) -> str:
+    return f"# {report_page.command(name)} --config config.yaml\n"
+
+
+def _check_same_run(path: Path, name: str, settings: dict[str, Any], free: set[str]) -> str:
+    """The settings that differ and may, in words."""
     import yaml
 
     config = path / "config.yaml"
@@ -310,9 +326,12 @@ def _check_same_run(path: Path, name: str, settings: dict[str, Any]) -> None:
         raise ValueError(f"{config}: expected settings by name, got {then!r:.60}")
     now = yaml.safe_load(_yaml(settings)) or {}
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    if differing:
-        got = ", ".join(f"{key}={now.get(key)!r} (was {then.get(key)!r})" for key in differing)
+    told = {key: f"{key}={now.get(key)!r} (was {then.get(key)!r})" for key in differing}
+    wrong = [key for key in differing if key not in free]
+    if wrong:
+        got = ", ".join(told[key] for key in wrong)
         raise ValueError(f"config: expected the settings of the run in {path}, got {got}")
+    return ", ".join(told.values())
 
 
 def _yaml(settings: dict[str, Any]) -> str:

@@ -212,8 +212,8 @@ class Edit:
         return target
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder: a text encoder as `save_pretrained` does (stock transformers loads it), of two each
-        in a folder of its name, anything else as edit.safetensors; and a JSON with the details.
+        """Write a folder: a whole text encoder as `save_pretrained` does (stock transformers loads it), of
+        two each in a folder of its name, anything else as edit.safetensors; and a JSON with the details.
 
         Raises:
             FileExistsError: there is something at `folder`.
@@ -264,7 +264,7 @@ class Edit:
         kind, component, details = about["kind"], about["component"], about["details"]
         if kind == "hook":
             return cls(kind, component, {}, details)
-        if kind == "weights" and component in (*_ENCODERS, _BOTH):
+        if _is_whole(kind, component, details):
             if component != _BOTH:
                 return cls(kind, component, _read_encoder(folder, details), details)
             states = {part: _read_encoder(folder / part, _about_encoder(details, part)) for part in _ENCODERS}
@@ -278,7 +278,7 @@ class Edit:
 
     @property
     def _has_whole_encoders(self) -> bool:
-        return self.kind == "weights" and self.parts[0] in _ENCODERS
+        return _is_whole(self.kind, self.component, self.details)
 
     def _of(self, part: str) -> dict[str, Tensor]:
         """Tensors of one component, by their names in it."""
@@ -371,6 +371,14 @@ def _about_encoder(details: dict[str, Any], part: str) -> dict[str, Any]:
     return found
 
 
+def _is_whole(kind: str, component: str, details: dict[str, Any]) -> bool:
+    """Whether an edit holds text encoders whole: only then its details name their classes. Of one that holds
+    some of an encoder's parameters the others are not known."""
+    if kind != "weights" or component not in (*_ENCODERS, _BOTH):
+        return False
+    return ("encoders" if component == _BOTH else "class") in details
+
+
 def _present(file: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"folder: expected {file.name} in {file.parent}, got none")
@@ -387,8 +395,12 @@ def _read_encoder(folder: Path, about: dict[str, Any]) -> dict[str, Tensor]:
 def _text_encoder(edit: Edit, part: str) -> Any:
     """The text encoder as a module of transformers."""
     about = _about_encoder(edit.details, part) if edit.component == _BOTH else edit.details
-    module = _new_text_encoder(about)
-    _write(module, edit._of(part))
+    module, values = _new_text_encoder(about), edit._of(part)
+    missing = sorted({name for name, _ in module.named_parameters()} - values.keys())
+    if missing:
+        got = f"{len(missing)} missing, {missing[0]} among them"
+        _checks.fail(ValueError, "tensors", f"all parameters of {part}, whose class is named", got)
+    _write(module, values)
     return module.eval()
 
 
