@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -42,8 +43,8 @@ def read_npz(source: str | Path | IO[bytes], names: Collection[str] | None = Non
     where = str(source) if isinstance(source, (str, Path)) else "file"
     with _opened(source, where) as archive:
         return {
-            name: _member(archive, f"{name}.npy", f"{where}: {name}")
-            for name in _names(archive)
+            name: _member(archive, f"{name}.npy", f"{where}: {name}.npy")
+            for name in dict.fromkeys(_names(archive))
             if names is None or name in names
         }
 
@@ -54,9 +55,68 @@ def array_names(path: str | Path) -> list[str]:
         return sorted(_names(archive))
 
 
-class _opened:
-    """An archive; whatever fails inside for its sake is a ValueError that names it."""
+@contextmanager
+def _opened(source: str | Path | IO[bytes], where: str) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever is wrong with it, here or in the block, is a ValueError."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # zlib.error, BadZipFile, struct.error, NotImplementedError, RuntimeError ...
+        raise ValueError(f"{where}: expected a .npz file, got a damaged one ({error})") from error
 
-    def __init__(self, source: str | Path | IO[bytes], where: str) -> None:
-        self._source, self._where = source, where
 
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def shaped(self, flat: NDArray[Any]) -> NDArray[Any]:
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
+
+
+def _header(file: IO[bytes], where: str) -> _Header:
+    try:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version}")
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        found = _Header(*header(file))
+    except OSError:
+        raise
+    except Exception as error:  # a header is a Python literal, which can fail in many ways
+        raise ValueError(f"{where}: expected a NumPy array, got a damaged header ({error})") from error
+    if found.dtype.hasobject:
+        raise ValueError(f"{where}: expected numbers or text, got pickled objects, which may run code")
+    return found
+
+
+def _believe(head: _Header, held: int, where: str) -> None:
+    if any(n < 0 for n in head.shape) or head.nbytes > held:
+        raise ValueError(f"{where}: expected {list(head.shape)} of {head.dtype}, got {held} bytes")
+
+
+def _member(archive: zipfile.ZipFile, name: str, where: str) -> NDArray[Any]:
+    """Read by the piece: the size that an archive claims for a member may be wrong as well."""
+    with archive.open(name) as file:
+        head = _header(file, where)
+        data = bytearray()
+        while len(data) < head.nbytes and (piece := file.read(min(_CHUNK, head.nbytes - len(data)))):
+            data += piece
+    _believe(head, len(data), where)
+    if not head.nbytes:
+        return np.empty(head.shape, head.dtype)
+    return head.shaped(np.frombuffer(data, head.dtype, head.count))

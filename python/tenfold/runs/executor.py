@@ -42,6 +42,9 @@ def run_jobs(
         cluster: address of a dask scheduler ("tcp://host:8786"): its workers do the work, whatever
             `workers` is. They must see the files under the same names.
 
+    Workers of this machine end when this process does, killed or not. On Windows a process is not told that its
+    parent has gone: after a kill they stay until loky finds them idle.
+
     Raises:
         ModuleNotFoundError: `cluster` is given and dask.distributed is not installed.
         RuntimeError: the scheduler cannot be reached, or a worker died (for want of memory, mostly).
