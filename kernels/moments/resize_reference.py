@@ -21,8 +21,8 @@ BITS = 22
 """Binary digits behind the point of Pillow's weights: 32 less 8 for the pixel and 2 for overshoot."""
 
 PIECE = 2**18
-"""Values of pictures, before or after, whichever are more, that are worked on at a time on the CPU: their int32
-sums stay in its caches."""
+"""Values of pictures, before or after, whichever are more, that are worked on at a time on the CPU: their
+int32 sums stay in its caches."""
 
 Taps = tuple[tuple[int, tuple[float, ...]], ...]
 """For each place of the output: the first place of the input, and weights from there on."""

@@ -138,7 +138,7 @@ def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
 
 
 def items(name: str, value: Any, what: str, *, ordered: bool = True) -> list[Any]:
-    """The items of a list, tuple, array or tensor of one axis; of anything but a text where order says nothing."""
+    """The items of a list, tuple, array or tensor of one axis; of anything but a text if not `ordered`."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not ordered and isinstance(value, Iterable) and not isinstance(value, (str, bytes)):

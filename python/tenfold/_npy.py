@@ -35,11 +35,11 @@ def read_npy(path: str | Path) -> NDArray[Any]:
         _believe(head, os.fstat(file.fileno()).st_size - file.tell(), str(path))
         if not head.nbytes:
             return np.empty(head.shape, head.dtype)
-        return head.shaped(np.fromfile(file, head.dtype, head.count))
+        return head.shaped(np.fromfile(file, head.dtype, head.items))
 
 
 def read_npz(source: str | Path | IO[bytes], names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of a .npz file by name, of these names alone (as far as it has them); errors as `read_npy`."""
+    """The arrays of a .npz file by name, those of `names` that it has or all; errors as `read_npy`."""
     where = str(source) if isinstance(source, (str, Path)) else "file"
     with _opened(source, where) as archive:
         return {
@@ -77,12 +77,12 @@ class _Header(NamedTuple):
     dtype: np.dtype[Any]
 
     @property
-    def count(self) -> int:
+    def items(self) -> int:
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        return self.count * self.dtype.itemsize
+        return self.items * self.dtype.itemsize
 
     def shaped(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
@@ -119,4 +119,4 @@ def _member(archive: zipfile.ZipFile, name: str, where: str) -> NDArray[Any]:
     _believe(head, len(data), where)
     if not head.nbytes:
         return np.empty(head.shape, head.dtype)
-    return head.shaped(np.frombuffer(data, head.dtype, head.count))
+    return head.shaped(np.frombuffer(data, head.dtype, head.items))

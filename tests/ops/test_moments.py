@@ -126,7 +126,10 @@ def test_meets_torchmetrics_and_scipy() -> None:
         (torch.full((4, 8), float("nan")), "x: expected finite entries"),
         (torch.zeros(4, 8, dtype=torch.uint8), "x: expected features of a floating dtype"),
         (torch.zeros(4), r"x: expected shape \[N, D\]"),
-        (Moments(1, torch.zeros(8).double(), torch.zeros(8, 8).double()), "x: expected moments of at least 2"),
+        (
+            Moments(1, torch.zeros(8).double(), torch.zeros(8, 8).double()),
+            "x: expected moments of at least 2",
+        ),
         ((torch.zeros(8), torch.zeros(7, 8)), "x: expected shapes"),
     ],
 )

@@ -74,7 +74,14 @@ def test_an_archive_with_folders_above(tmp_path: Path) -> None:
 
 
 def test_names_in_an_archive_that_nobody_reads(tmp_path: Path) -> None:
-    names = ("c1/Brain.nii.gz", "__MACOSX/._a\\b", "__MACOSX\\c1\\Brain.nii.gz", "notes\\x.txt", "/y.txt", "../z.txt")
+    names = (
+        "c1/Brain.nii.gz",
+        "__MACOSX/._a\\b",
+        "__MACOSX\\c1\\Brain.nii.gz",
+        "notes\\x.txt",
+        "/y.txt",
+        "../z.txt",
+    )
     with zipfile.ZipFile(tmp_path / "ours.zip", "w") as archive:
         for name in names:
             archive.writestr(name, b"")

@@ -253,7 +253,10 @@ def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> An
         TypeError, ValueError: words that are not int64 [C, ceil(N / 64)].
     """
     data = _words("words", words, None)
-    sizes = [_checks.integer(f"shape[{i}]", n, 0, 2**40) for i, n in enumerate(_checks.items("shape", shape, "integers"))]
+    sizes = [
+        _checks.integer(f"shape[{i}]", n, 0, 2**40)
+        for i, n in enumerate(_checks.items("shape", shape, "integers"))
+    ]
     count = 1
     for size in sizes:
         count *= size

@@ -34,8 +34,9 @@ def resize_antialias(
             bilinear alone, without `quantize`.
         quantize: Pillow's uint8 arithmetic, rows first, equal in every bit to Pillow where it does the same.
             A Pillow of late 2026 takes columns first at some sizes where the height shrinks, be it hardly:
-            bilinear then differs by at most 1, bicubic by some 30 levels at hard edges. False: Pillow's mode "F", float32 after each axis, as
-            clean-fid (Parmar, Zhang and Zhu, arXiv 2104.11222); it may leave 0..255.
+            bilinear then differs by at most 1, bicubic by some 30 levels at hard edges. False: Pillow's mode
+            "F", float32 after each axis, as clean-fid (Parmar, Zhang and Zhu, arXiv 2104.11222); it may leave
+            0..255.
 
     Returns:
         float32 [C, height, width] or [B, C, height, width], in 0..255.

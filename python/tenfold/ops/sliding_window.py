@@ -88,7 +88,9 @@ def mirrored(
         left_right_axis: the one among them whose mirroring exchanges the sides.
         swap: pairs of classes that are left and right of each other.
     """
-    chosen = [_checks.integer("axes", a, 0, 9) for a in _checks.items("axes", axes, "integers", ordered=False)]
+    chosen = [
+        _checks.integer("axes", a, 0, 9) for a in _checks.items("axes", axes, "integers", ordered=False)
+    ]
     pairs = [_pair(pair) for pair in _checks.items("swap", swap, "pairs of classes", ordered=False)]
     if pairs and left_right_axis is None:
         _checks.fail(ValueError, "left_right_axis", "an axis, as there are pairs to swap", None)

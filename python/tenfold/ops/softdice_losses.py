@@ -289,7 +289,11 @@ def class_weights(weight: Weight, classes: int, like: Tensor) -> Tensor | None:
         return None
     try:
         # on the CPU: a device's own errors (no memory left) are no fault of the argument
-        given = weight if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
+        given = (
+            weight
+            if isinstance(weight, Tensor)
+            else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
+        )
     except (TypeError, ValueError, RuntimeError, OverflowError):
         _checks.fail(TypeError, "weight", "a number or numbers", _checks.describe(weight))
     w = given.to(like.device, torch.float64)

@@ -50,7 +50,7 @@ _COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many tra
 _MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
 
 
-_OURS = tuple(str(Path(module.__file__).parent) + os.sep for module in (torch, tenfold))
+_OURS = tuple(str(Path(package.__path__[0])) + os.sep for package in (torch, tenfold))
 
 
 def _level_of_caller() -> int:

@@ -42,8 +42,8 @@ def run_jobs(
         cluster: address of a dask scheduler ("tcp://host:8786"): its workers do the work, whatever
             `workers` is. They must see the files under the same names.
 
-    Workers of this machine end when this process does, killed or not. On Windows a process is not told that its
-    parent has gone: after a kill they stay until loky finds them idle.
+    Workers of this machine end when this process is killed; on Windows, where a process does not see that its
+    parent has gone, they do not.
 
     Raises:
         ModuleNotFoundError: `cluster` is given and dask.distributed is not installed.
