@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-import tenfold
 from tenfold import _checks
 from tenfold._backend import PerformanceWarning
 
@@ -50,7 +49,7 @@ _COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many tra
 _MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
 
 
-_OURS = tuple(str(Path(package.__path__[0])) + os.sep for package in (torch, tenfold))
+_OURS = tuple(f"{folder}{os.sep}" for folder in (*torch.__path__, Path(__file__).parents[1]))
 
 
 def _level_of_caller() -> int:
