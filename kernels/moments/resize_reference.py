@@ -3,7 +3,8 @@
 Pillow's filters widen with the step, so that a smaller picture averages all that it covers. Its uint8 pass
 has weights of 22 binary digits and rounds after each axis; with `quantize=False` rows stay float32, as in
 Pillow's mode "F", which clean-fid uses (Parmar, Zhang and Zhu, arXiv 2104.11222). Rows come first, as in
-Pillow until its pull request 9549 of 2026, which takes columns first where the height shrinks much more.
+Pillow until its pull request 9549 of 2026, which takes columns first at some sizes where the height shrinks:
+what the first pass cuts off at 0 and 255 then differs, by some 30 levels at hard edges with bicubic.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ BITS = 22
 """Binary digits behind the point of Pillow's weights: 32 less 8 for the pixel and 2 for overshoot."""
 
 PIECE = 2**18
-"""Values of pictures that are worked on at a time on the CPU: their int32 sums stay in its caches."""
+"""Values of pictures, before or after, whichever are more, that are worked on at a time on the CPU: their
+int32 sums stay in its caches."""
 
 Taps = tuple[tuple[int, tuple[float, ...]], ...]
 """For each place of the output: the first place of the input, and weights from there on."""
@@ -80,11 +82,12 @@ def _columns(old: int, new: int, filter: str, mode: str, quantize: bool) -> tupl
     int32 with `quantize`, else float64."""
     found = taps(old, new, filter, mode)
     most = max(len(weights) for _, weights in found)
-    at = torch.tensor([[min(first + k, old - 1) for first, _ in found] for k in range(most)])
+    places = [[min(first + k, old - 1) for first, _ in found] for k in range(most)]
+    at = torch.tensor(places, device="cpu")  # kept for later calls, whatever device is torch's default now
     rows = [[w[k] if k < len(w) else 0.0 for _, w in found] for k in range(most)]
     if quantize:
-        return at, torch.tensor([[whole(w) for w in row] for row in rows], dtype=torch.int32)
-    return at, torch.tensor(rows, dtype=torch.float64)
+        return at, torch.tensor([[whole(w) for w in row] for row in rows], dtype=torch.int32, device="cpu")
+    return at, torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _along(x: Tensor, new: int, filter: str, mode: str, quantize: bool) -> Tensor:
@@ -105,7 +108,8 @@ def resize(x: Tensor, size: tuple[int, int], filter: str, mode: str, quantize: b
     """x: uint8 [B, H, W, C]. Returns float32 [B, C, h, w] in 0..255."""
     height, width = size
     out = x.new_empty((x.shape[0], x.shape[3], height, width), dtype=torch.float32)
-    pieces = max(1, PIECE // x.shape[1:].numel()) if x.device.type == "cpu" else len(x)
+    most = max(x.shape[1:].numel(), height * width * x.shape[3])
+    pieces = max(1, PIECE // most) if x.device.type == "cpu" else len(x)
     if not len(x):
         return out
     for given, found in zip(x.split(pieces), out.split(pieces), strict=True):

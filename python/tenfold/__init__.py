@@ -16,27 +16,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import (
-        diffusion,
-        doctor,
-        eeg,
-        llm,
-        metrics,
-        nn,
-        ops,
-        optim,
-        runs,
-        segmentation,
-        selection,
-        semcom,
-    )
+    from . import diffusion as diffusion
+    from . import doctor as doctor
+    from . import eeg as eeg
+    from . import llm as llm
+    from . import metrics as metrics
+    from . import nn as nn
+    from . import ops as ops
+    from . import optim as optim
+    from . import runs as runs
+    from . import segmentation as segmentation
+    from . import selection as selection
+    from . import semcom as semcom
     from ._backend import PerformanceWarning, use_backend
 
 __version__ = "0.1.0"
-__all__ = [
-    "PerformanceWarning", "__version__", "diffusion", "doctor", "eeg", "llm", "metrics", "nn", "ops", "optim",
-    "runs", "segmentation", "selection", "semcom", "use_backend",
-]  # fmt: skip
+__all__ = ["PerformanceWarning", "__version__", "use_backend"]
+"""Without the submodules, all of which `from tenfold import *` would load."""
 
 _SUBMODULES = (
     "diffusion", "doctor", "eeg", "llm", "metrics", "nn", "ops", "optim", "runs", "segmentation", "selection",
@@ -54,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_SUBMODULES))

@@ -137,6 +137,15 @@ def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
     return value
 
 
+def items(name: str, value: Any, what: str, *, ordered: bool = True) -> list[Any]:
+    """The items of a list, tuple, array or tensor of one axis; of anything but a text if not `ordered`."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not ordered and isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return list(value)
+    return list(sequence(name, value, what))
+
+
 def length(name: str, value: Sequence[Any], expected: int, of: str) -> None:
     if len(value) != expected:
         fail(ValueError, name, f"{expected} entries (one for each of {of})", len(value))

@@ -183,6 +183,9 @@ def test_config_file_and_flags_over_it(call: Call) -> None:
             ["--config=other.yaml"],
             "--config other.yaml: Option 'stepz' is not accepted (did you mean 'steps'?)",
         ),
+        (["--config", "list.yaml"], "--config list.yaml: stops: expected list[int] or null, got '0,1'"),
+        (["--config", "list.yaml", "--stops", "3"], "--config list.yaml: stops: expected list[int]"),
+        (["--config", "fine.yaml", "--rate", "fast"], "error: --rate: expected float, got 'fast'"),
         (["--out", "occupied"], "out: expected a new or empty folder, got occupied"),
         (["--resume"], "out: expected an unfinished run in runs/toy-* to resume"),
         (["--resume", "--out", "absent"], "out: expected the folder of a run, got absent"),
@@ -191,6 +194,8 @@ def test_config_file_and_flags_over_it(call: Call) -> None:
 def test_bad_input_is_one_line_and_writes_nothing(call: Call, arguments: list[str], complaint: str) -> None:
     Path("torn.yaml").write_text("steps: [1")
     Path("other.yaml").write_text("stepz: 1\n")
+    Path("list.yaml").write_text("stops: 0,1\n")
+    Path("fine.yaml").write_text("steps: 1\n")
     Path("occupied").mkdir()
     Path("occupied/notes.txt").write_text("mine")
     before = sorted(Path().rglob("*"))
@@ -208,6 +213,28 @@ def test_lists_need_no_brackets(call: Call, marks: str, joined: bool) -> None:
     assert call("run", "toy", *given, "--steps", "1", "--out", "here")[0] == 0
     config = json.loads(Path("here/metrics.json").read_text())["config"]
     assert (config["marks"], config["stops"]) == (["a", "b c"], [7])
+
+
+@pytest.mark.parametrize(
+    ("marks", "items"),
+    [
+        ("#1", ["#1"]),
+        ("*", ["*"]),
+        ("yes,no", ["yes", "no"]),
+        ("1, 2", ["1", "2"]),
+        ('a: b,é,5" disk', ["a: b", "é", '5" disk']),
+        ('"a,b",c,', ["a,b", "c"]),
+    ],
+)
+def test_texts_of_a_list_are_taken_as_they_are(call: Call, marks: str, items: list[str]) -> None:
+    assert call("run", "toy", f"--marks={marks}", "--steps", "1", "--out", "here")[0] == 0
+    assert json.loads(Path("here/metrics.json").read_text())["config"]["marks"] == items
+
+
+def test_names_in_capitals_are_found() -> None:
+    from tenfold.cli import did_you_mean
+
+    assert did_you_mean("van-gog", ["Van-Gogh", "Monet"]) == " (did you mean 'Van-Gogh'?)"
 
 
 def test_a_list_that_may_be_null_may_be_null(call: Call) -> None:

@@ -126,7 +126,10 @@ def test_meets_torchmetrics_and_scipy() -> None:
         (torch.full((4, 8), float("nan")), "x: expected finite entries"),
         (torch.zeros(4, 8, dtype=torch.uint8), "x: expected features of a floating dtype"),
         (torch.zeros(4), r"x: expected shape \[N, D\]"),
-        (Moments(1, torch.zeros(8), torch.zeros(8, 8)), "x: expected moments of at least 2"),
+        (
+            Moments(1, torch.zeros(8).double(), torch.zeros(8, 8).double()),
+            "x: expected moments of at least 2",
+        ),
         ((torch.zeros(8), torch.zeros(7, 8)), "x: expected shapes"),
     ],
 )
@@ -146,3 +149,13 @@ def test_other_bad_input() -> None:
         moments_merge(moments_update(torch.rand(5, 8)), 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="b: expected moments"):
         moments_merge(moments_update(torch.rand(5, 8)), moments_update(torch.rand(5, 7)))
+
+
+def test_pairs_and_moments_of_other_dtypes() -> None:
+    x = torch.randn(9, 4)
+    with pytest.raises(ValueError, match=r"x\[0\]: expected a floating dtype"):
+        frechet_distance((torch.zeros(4, dtype=torch.int64), torch.eye(4)), x)
+    found = moments_update(x)
+    single = Moments(found.n, found.mean.float(), found.scatter.float())
+    with pytest.raises(TypeError, match=r"state.mean: expected dtype float64"):
+        moments_update(x, single)

@@ -141,3 +141,24 @@ def test_answer_counts_bad_input() -> None:
         answer_counts(style[1:], objects, cells)
     with pytest.raises(ValueError, match="names: expected 120"):
         answer_counts(style, objects, cells, names=names[1:])
+
+
+def test_names_may_be_an_array() -> None:
+    cells = torch.zeros(2, 2, dtype=torch.int64)
+    logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
+    with pytest.raises(ValueError, match="NaN for b"):
+        answer_counts(logits, torch.rand(2, 3), cells, names=np.array(["a", "b"]))
+
+
+def test_a_call_on_the_meta_device_leaves_later_ones_alone() -> None:
+    with torch.device("meta"):
+        found = resize_antialias(torch.zeros(37, 23, 3, dtype=torch.uint8, device="cpu"), (17, 19))
+    assert found.device.type == "cpu"
+    x = torch.full((37, 23, 3), 7, dtype=torch.uint8)
+    assert bool((resize_antialias(x, (17, 19)) == 7).all())
+
+
+def test_pieces_change_nothing() -> None:
+    x = torch.randint(256, (40, 16, 16, 3), dtype=torch.uint8)
+    whole = resize_antialias(x, (96, 96))
+    assert torch.equal(whole, torch.stack([resize_antialias(one, (96, 96)) for one in x]))

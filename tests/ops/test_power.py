@@ -697,3 +697,26 @@ def test_other_bad_arguments_are_named():
         ops.power_normalize(torch.ones(3), 1.0, mode="max")
     with pytest.raises(ValueError, match=r"weights: "):
         ops.mse_water_filling(torch.ones(2, 3), torch.ones(4), 1.0)
+
+
+def test_pairs_compile_in_one_piece():
+    gains, symbols, power, noise = drawn(3, 2, 8)
+
+    def joint(g, s):
+        return ops.ssdt_joint(g, s, power, noise).transmit
+
+    def separable(g):
+        return ops.ssdt_separable(g, power, noise).precoder
+
+    pairs = torch.view_as_real(gains), torch.view_as_real(symbols)
+    for function, given in ((joint, pairs), (separable, pairs[:1])):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(*given), function(*given))
+
+
+@pytest.mark.parametrize("power", [1e39, -1e39, 10**400])
+def test_numbers_beyond_the_dtype(power):
+    gains, symbols, _, noise = drawn(1, 2, 8, torch.complex64)
+    with pytest.raises(ValueError, match=r"power: expected a number within the range of torch\.float32"):
+        ops.ssdt_joint(gains, symbols, power, noise)

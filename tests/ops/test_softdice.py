@@ -395,3 +395,24 @@ def test_bad_options_of_losses():
     ):
         with pytest.raises(ValueError, match=message):
             dice_ce_loss(x, y, **options)
+
+
+def test_tensors_as_weights_of_the_tversky_loss():
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 1, 4, 5))
+    alpha = torch.tensor(0.3, requires_grad=True)
+    loss = tversky_loss(logits, target, alpha=alpha, smooth_nr=torch.tensor(1e-5))
+    torch.testing.assert_close(loss, tversky_loss(logits, target, alpha=0.3))
+    (slope,) = torch.autograd.grad(loss, alpha)
+    step = tversky_loss(logits, target, alpha=0.31) - tversky_loss(logits, target, alpha=0.29)
+    torch.testing.assert_close(slope, step / 0.02, rtol=1e-2, atol=1e-4)
+    many = torch.vmap(lambda a: tversky_loss(logits, target, alpha=a))(torch.tensor([0.3, 0.7]))
+    torch.testing.assert_close(many[0], loss.detach())
+
+
+def test_errors_of_a_device_are_not_called_a_bad_weight(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Tensor, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        dice_loss(torch.randn(2, 3, 4, 5), torch.randint(3, (2, 1, 4, 5)), weight=[1.0, 2.0, 3.0])

@@ -391,3 +391,23 @@ def test_bad_windows():
         sliding_window(image, lambda x: x, (2, 2, 2), profile="other")
     with pytest.raises(ValueError, match="patch: expected"):
         sliding_window(image, lambda x: x, (2, 2))
+
+
+def test_arrays_and_sets_where_lists_are_meant():
+    v = torch.from_numpy(blobs((12, 10, 8), 3))
+    some = np.unique(v.numpy())[1:]
+    for given in (some, torch.from_numpy(some), set(some.tolist()), range(1, len(some) + 1)):
+        assert torch.equal(keep_largest(v, classes=given), keep_largest(v, classes=some.tolist()))
+    assert window_starts(np.array([9, 9]), torch.tensor([4, 4])) == window_starts([9, 9], [4, 4])
+    assert torch.equal(gaussian_weights(np.array([4, 6])), gaussian_weights([4, 6]))
+    x = torch.randn(1, 3, 4, 5, 6)
+    pairs = [(0, 1)]
+    expected = mirrored(lambda t: t[:, :2], (1, 2), left_right_axis=2, swap=pairs)(x)
+    for axes, swap in (({1, 2}, set(pairs)), (np.array([1, 2]), np.array(pairs)), ((1, 2), zip([0], [1]))):  # noqa: B905
+        torch.testing.assert_close(
+            mirrored(lambda t: t[:, :2], axes, left_right_axis=2, swap=swap)(x), expected
+        )
+    with pytest.raises(TypeError, match="patch: expected a list of integers"):
+        gaussian_weights({4, 6})
+    with pytest.raises(TypeError, match="classes: expected a list of integers"):
+        keep_largest(v, classes="12")

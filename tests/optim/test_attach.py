@@ -256,8 +256,9 @@ def test_a_closure_that_calls_the_attached_model_and_backward(restore: str) -> N
 
         return evaluate
 
-    with pytest.warns(PerformanceWarning, match="the closure calls backward"):
+    with pytest.warns(PerformanceWarning, match="the closure calls backward") as told:
         opt.step(automatic(0))
+    assert told[0].filename == __file__  # where the step was asked for, not within torch
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opt.step(automatic(1))  # said once

@@ -82,3 +82,13 @@ tenfold.ops.zo_perturb_([w], [0], seed=1, query=0, c=1.0)
 assert w.abs().sum() > 0
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_a_star_loads_no_submodule_and_dir_names_them_all() -> None:
+    code = (
+        "import sys\nfrom tenfold import *\nimport tenfold\n"
+        "names = tenfold._SUBMODULES\n"
+        "print([n for n in names if 'tenfold.' + n in sys.modules], {*names} - {*dir(tenfold)})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "[] set()"

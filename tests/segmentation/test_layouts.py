@@ -73,6 +73,21 @@ def test_an_archive_with_folders_above(tmp_path: Path) -> None:
     assert found.cases["c1"].organs["Brain"].member == "out/final/c1/Brain.nii.gz"
 
 
+def test_names_in_an_archive_that_nobody_reads(tmp_path: Path) -> None:
+    names = (
+        "c1/Brain.nii.gz",
+        "__MACOSX/._a\\b",
+        "__MACOSX\\c1\\Brain.nii.gz",
+        "notes\\x.txt",
+        "/y.txt",
+        "../z.txt",
+    )
+    with zipfile.ZipFile(tmp_path / "ours.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    assert list(only(find_submissions(tmp_path / "ours.zip", OARS)).cases) == ["c1"]
+
+
 def test_names_of_another_case_and_of_2025(tmp_path: Path) -> None:
     touch(tmp_path, "c1/gtvnx.nii.gz", "c1/GTVnd.nii.gz")
     found = only(find_submissions(tmp_path, GTVS, "us"))

@@ -90,8 +90,9 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' where one of `known` is close to `name`, whatever its case, else nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    spelled = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), spelled, n=1)
+    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
 
 
 def _one_line(command: str, error: BaseException) -> str:

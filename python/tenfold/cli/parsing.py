@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from tenfold.cli import did_you_mean
 
 __all__ = ["make_parser", "parse", "with_config"]
+
+
+class _ConfigFile(ActionConfigFile):
+    """Knows which file is being read, so that an error can name it."""
+
+    reading: str | None = None
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        self.reading = values
+        super().__call__(parser, cfg, values, option_string)
+        self.reading = None
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
@@ -28,7 +41,7 @@ def with_config(parser: ArgumentParser, config: type[Any]) -> ArgumentParser:
     (`--flag`) and takes a value as well (`--flag false`).
     """
     parser.add_argument(
-        "--config", action="config", metavar="FILE.yaml", help="read settings from here; later flags win"
+        "--config", action=_ConfigFile, metavar="FILE.yaml", help="read settings from here; later flags win"
     )
     parser.add_class_arguments(config)
     kinds = {field.name: field for field in dataclasses.fields(config)}
@@ -46,7 +59,8 @@ def with_config(parser: ArgumentParser, config: type[Any]) -> ArgumentParser:
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings by name, nested dataclasses made. ValueError in one line for what does not fit.
 
-    A list may be given as its items with commas between: `--seeds 0,1` is `--seeds '[0,1]'`.
+    A list may be given as its items with commas between: `--seeds 0,1` is `--seeds '[0,1]'`. Items of a list
+    of texts are taken as they are, `--names no,#1`; one with a comma stands in double quotes.
     """
     given = _with_brackets(arguments, _list_flags(parser))
     try:
@@ -55,18 +69,27 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_helpful(_plain_message(str(error)), parser, given)) from error
 
 
-def _list_flags(parser: ArgumentParser) -> set[str]:
-    """Flags whose value is a list, or a list or null; not those that may be a text or a number as well."""
-    actions = [action for action in parser._actions if _is_list(getattr(action, "_typehint", None))]
-    return {flag for action in actions for flag in action.option_strings if not flag.endswith("+")}
+def _list_flags(parser: ArgumentParser) -> dict[str, Any]:
+    """Flags whose value is a list, or a list or null, and the type of its items; not those that may be a text
+    or a number as well.
+    """
+    kinds = [(action, _kind_of_items(getattr(action, "_typehint", None))) for action in parser._actions]
+    return {
+        flag: kind
+        for action, kind in kinds
+        for flag in action.option_strings
+        if kind is not None and not flag.endswith("+")
+    }
 
 
-def _is_list(hint: Any) -> bool:
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return get_origin(hint) is list or (len(kinds) == 1 and get_origin(kinds[0]) is list)
+def _kind_of_items(hint: Any) -> Any:
+    if get_origin(hint) is not list:
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        hint = kinds[0] if len(kinds) == 1 else None
+    return (*get_args(hint), Any)[0] if get_origin(hint) is list else None
 
 
-def _with_brackets(arguments: Sequence[str], flags: set[str]) -> list[str]:
+def _with_brackets(arguments: Sequence[str], flags: Mapping[str, Any]) -> list[str]:
     """`--name a,b` and `--name=a,b` as `--name [a,b]`, for these flags."""
     given = list(arguments)
     for i, argument in enumerate(given):
@@ -74,14 +97,19 @@ def _with_brackets(arguments: Sequence[str], flags: set[str]) -> list[str]:
         if flag not in flags:
             continue
         if joined:
-            given[i] = f"{flag}={_bracketed(value)}"
+            given[i] = f"{flag}={_bracketed(value, flags[flag])}"
         elif i + 1 < len(given) and not given[i + 1].startswith("--"):
-            given[i + 1] = _bracketed(given[i + 1])
+            given[i + 1] = _bracketed(given[i + 1], flags[flag])
     return given
 
 
-def _bracketed(value: str) -> str:
-    return value if value.lstrip().startswith("[") or value in ("null", "") else f"[{value}]"
+def _bracketed(value: str, kind: Any) -> str:
+    if value.lstrip().startswith("[") or value in ("null", ""):
+        return value
+    if kind is not str:
+        return f"[{value}]"
+    items = [item.strip() for item in next(csv.reader([value], skipinitialspace=True))]
+    return json.dumps(items if items[-1] else items[:-1], ensure_ascii=False)
 
 
 def _helpful(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -94,7 +122,9 @@ def _helpful(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> 
     if key := re.fullmatch(r"Option '(\w+)' is not accepted", message):
         message += did_you_mean(key[1], names)
     elif not message.startswith("Problems parsing config"):
-        return message
+        file = next((action.reading for action in parser._actions if isinstance(action, _ConfigFile)), None)
+        inside = file is not None and not message.startswith("--config")
+        return f"--config {file}: {message.removeprefix('--')}" if inside else message
     return _config_file(arguments) + message
 
 

@@ -26,7 +26,7 @@ def moments_update(x: Any, state: Moments | None = None) -> Moments:
         and one pass over all agree to about 1e-15 of the trace (Chan, Golub and LeVeque 1983).
 
     Raises:
-        TypeError: no tensor or array.
+        TypeError: no tensor or array, or a state that is not Moments in float64.
         ValueError: another shape or dtype, NaN or infinity, or a state of another size or device.
     """
     rows = _features("x", x)
@@ -43,7 +43,7 @@ def moments_merge(a: Moments, b: Moments) -> Moments:
     """Moments of the rows of both, as if from one pass.
 
     Raises:
-        TypeError, ValueError: no Moments, or of different sizes or devices.
+        TypeError, ValueError: no Moments in float64, or of different sizes or devices.
     """
     _moments("a", a)
     _moments("b", b)
@@ -71,7 +71,7 @@ def frechet_distance(x: Any, y: Any, *, diagnostics: bool = False) -> Any:
         A float64 scalar >= 0, symmetric in x and y; 0 for equal input. No gradient.
 
     Raises:
-        TypeError: an argument is none of these.
+        TypeError: an argument is none of these, or Moments are not in float64.
         ValueError: N < 2, NaN or infinity, dtypes that are not floating, or sizes that differ.
     """
     kind = _arrays.kind_of(x)
@@ -92,15 +92,19 @@ Given = Tensor | tuple[Tensor, Tensor]
 
 def _features(name: str, value: Any, least: int = 0) -> Tensor:
     """Rows [N, D], finite."""
-    rows = _arrays.as_tensor(name, value, write=False).detach()
-    if rows.dtype not in _checks.FLOAT_DTYPES:
-        _checks.fail(ValueError, name, "features of a floating dtype", rows.dtype)
-    rows = _checks.tensor(name, rows)
+    rows = _floating(name, value, "features of a floating dtype")
     if rows.ndim != 2 or not rows.shape[1]:
         _checks.fail(ValueError, name, "shape [N, D]", tuple(rows.shape))
     if len(rows) < least:
         _checks.fail(ValueError, name, f"at least {least} rows", len(rows))
     return _finite(name, rows)
+
+
+def _floating(name: str, value: Any, expected: str = "a floating dtype") -> Tensor:
+    found = _arrays.as_tensor(name, value, write=False).detach()
+    if found.dtype not in _checks.FLOAT_DTYPES:
+        _checks.fail(ValueError, name, expected, found.dtype)
+    return _checks.tensor(name, found)
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ def _moments(name: str, value: Any) -> None:
         _checks.fail(TypeError, name, "Moments, as moments_update returns them", type(value).__name__)
     _checks.integer(f"{name}.n", value.n, 0, 2**63 - 1)
     for part in ("mean", "scatter"):
-        _checks.tensor(f"{name}.{part}", getattr(value, part))
+        _checks.tensor(f"{name}.{part}", getattr(value, part), (torch.float64,))
     width = value.mean.shape[:1]
     if value.mean.ndim != 1 or value.scatter.shape != width + width:
         got = f"{tuple(value.mean.shape)} and {tuple(value.scatter.shape)}"
@@ -133,16 +137,10 @@ def _given(name: str, value: Any) -> Given:
         return _features(name, value, least=2)
     if len(value) != 2:
         _checks.fail(ValueError, name, "a pair (mean, covariance)", f"{len(value)} entries")
-    mean, covariance = (
-        _checks.tensor(f"{name}[{i}]", _arrays.as_tensor(f"{name}[{i}]", v, write=False)).detach()
-        for i, v in enumerate(value)
-    )
+    mean, covariance = (_floating(f"{name}[{i}]", part) for i, part in enumerate(value))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         got = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
         _checks.fail(ValueError, name, "shapes [D] and [D, D]", got)
-    for part in (mean, covariance):
-        if part.dtype not in _checks.FLOAT_DTYPES:
-            _checks.fail(ValueError, name, "a floating dtype", part.dtype)
     return _finite(name, mean.double()), _finite(name, covariance.double())
 
 

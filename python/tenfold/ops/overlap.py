@@ -246,10 +246,6 @@ def pack_bits(masks: Any, *, num_threads: int | None = None) -> Any:
     return _arrays.kind_of(masks)(packed)
 
 
-def _sizes(shape: Any) -> Any:
-    return shape.tolist() if hasattr(shape, "tolist") else _checks.sequence("shape", shape, "integers")
-
-
 def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> Any:
     """The masks, bool [C, ...] with the axes of `shape`, that `pack_bits` packed.
 
@@ -257,7 +253,10 @@ def unpack_bits(words: Any, shape: Any, *, num_threads: int | None = None) -> An
         TypeError, ValueError: words that are not int64 [C, ceil(N / 64)].
     """
     data = _words("words", words, None)
-    sizes = [_checks.integer(f"shape[{i}]", n, 0, 2**40) for i, n in enumerate(_sizes(shape))]
+    sizes = [
+        _checks.integer(f"shape[{i}]", n, 0, 2**40)
+        for i, n in enumerate(_checks.items("shape", shape, "integers"))
+    ]
     count = 1
     for size in sizes:
         count *= size

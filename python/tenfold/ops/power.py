@@ -346,6 +346,8 @@ def _complex(name: str, value: Any) -> Tensor:
 
 def _paired(t: Tensor) -> Tensor:
     """With strides that complex numbers can have, which those of an empty tensor need not be."""
+    if torch.compiler.is_compiling():  # where a tensor's place in its memory is unknown
+        return t.clone(memory_format=torch.contiguous_format)
     fits = t.stride(-1) == 1 and t.storage_offset() % 2 == 0 and all(n % 2 == 0 for n in t.stride()[:-1])
     return t if fits else t.clone(memory_format=torch.contiguous_format)
 
@@ -369,15 +371,15 @@ def _spread(
 ) -> Tensor:
     """A number, or an array whose shape can be expanded to `shape`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
-        except (OverflowError, RuntimeError):
+        if torch.finfo(dtype).max < abs(value) != math.inf:
             _checks.fail(ValueError, name, f"a number within the range of {dtype}", value)
+        return torch.full((), float(value), dtype=dtype, device=device).expand(shape)
     if isinstance(value, (list, tuple)):
         try:
-            value = torch.tensor(value, dtype=dtype, device=device)
+            listed = torch.tensor(value, dtype=dtype, device="cpu")  # errors of a device are no argument's
         except (TypeError, ValueError, RuntimeError):
             _checks.fail(TypeError, name, "numbers in lists of equal lengths", repr(value))
+        value = listed.to(device)
     found = _checks.tensor(name, _arrays.as_tensor(name, value, write=False), (*_REAL, torch.int64))
     if found.device != device:
         _checks.fail(ValueError, name, f"a tensor on {device}", found.device)

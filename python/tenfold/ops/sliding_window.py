@@ -11,7 +11,7 @@ at most 1: in float16 a Gaussian's corners vanish, and 0 / 0 is no label.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,10 +71,10 @@ def gaussian_weights(
 
 def mirrored(
     predict: Predict,
-    axes: Sequence[int] = (0, 1, 2),
+    axes: Iterable[int] = (0, 1, 2),
     *,
     left_right_axis: int | None = None,
-    swap: Sequence[tuple[int, int]] = (),
+    swap: Iterable[tuple[int, int]] = (),
 ) -> Predict:
     """The mean of a network's logits over all mirrorings along `axes`, left and right put back in place.
 
@@ -88,8 +88,10 @@ def mirrored(
         left_right_axis: the one among them whose mirroring exchanges the sides.
         swap: pairs of classes that are left and right of each other.
     """
-    chosen = [_checks.integer("axes", a, 0, 9) for a in _checks.sequence("axes", axes, "integers")]
-    pairs = [_pair(pair) for pair in _checks.sequence("swap", swap, "pairs of classes")]
+    chosen = [
+        _checks.integer("axes", a, 0, 9) for a in _checks.items("axes", axes, "integers", ordered=False)
+    ]
+    pairs = [_pair(pair) for pair in _checks.items("swap", swap, "pairs of classes", ordered=False)]
     if pairs and left_right_axis is None:
         _checks.fail(ValueError, "left_right_axis", "an axis, as there are pairs to swap", None)
 
@@ -110,14 +112,15 @@ def mirrored(
 
 
 def _pair(pair: Any) -> tuple[int, int]:
-    _checks.length("swap", _checks.sequence("swap", pair, "two classes"), 2, "the sides")
+    pair = _checks.items("swap", pair, "two classes")
+    _checks.length("swap", pair, 2, "the sides")
     first, second = (_checks.integer("swap", c, 0, 2**31 - 1) for c in pair)
     return first, second
 
 
 def _sizes(name: str, sizes: Any) -> list[int]:
     """Positive integers, one for each axis."""
-    return [_checks.integer(name, n, 1, 2**31 - 1) for n in _checks.sequence(name, sizes, "integers")]
+    return [_checks.integer(name, n, 1, 2**31 - 1) for n in _checks.items(name, sizes, "integers")]
 
 
 def _exchanged(classes: int, pairs: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

@@ -134,8 +134,8 @@ def tversky_loss(
     *,
     activation: str = "softmax",
     include_background: bool = True,
-    alpha: float = 0.5,
-    beta: float = 0.5,
+    alpha: float | Tensor = 0.5,
+    beta: float | Tensor = 0.5,
     reduction: str = "mean",
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
@@ -146,7 +146,7 @@ def tversky_loss(
     """1 - (tp + smooth_nr) / (tp + alpha fp + beta fn + smooth_dr) (Tversky loss, arXiv 1706.05721).
 
     Args:
-        alpha, beta: weights of false positives and of false negatives.
+        alpha, beta: weights of false positives and of false negatives; tensors have gradients.
         The other arguments are those of `dice_loss`.
     """
     _checks.choice("reduction", reduction, REDUCTIONS)
@@ -162,8 +162,7 @@ def tversky_loss(
     tp, p, y = (
         _pooled(v, include_background, batch) for v in (sums.intersection, sums.prediction, sums.target)
     )
-    _smooth(smooth_nr, smooth_dr)
-    alpha, beta = _checks.real("alpha", alpha), _checks.real("beta", beta)
+    _numbers(smooth_nr=smooth_nr, smooth_dr=smooth_dr, alpha=alpha, beta=beta)
     loss = 1 - (tp + smooth_nr) / (tp + alpha * (p - tp) + beta * (y - tp) + smooth_dr)
     return _out(reduce(loss, reduction), logits)
 
@@ -219,7 +218,7 @@ def dice_of(
     batch: bool,
 ) -> Tensor:
     """The loss of each batch item and class, [B, C] or [1, C]."""
-    _smooth(smooth_nr, smooth_dr)
+    _numbers(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     p = sums.prediction_squared if squared_pred else sums.prediction
     y = sums.target_squared if squared_pred else sums.target
     tp, p, y = (_pooled(v, include_background, batch) for v in (sums.intersection, p, y))
@@ -231,7 +230,7 @@ def generalized_of(
     sums: SoftOverlap, include_background: bool, w_type: str, smooth_nr: float, smooth_dr: float, batch: bool
 ) -> Tensor:
     """[B, 1], or [1, C] -> [1] with batch=True."""
-    _smooth(smooth_nr, smooth_dr)
+    _numbers(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     tp, p, y = (
         _pooled(v, include_background, batch) for v in (sums.intersection, sums.prediction, sums.target)
     )
@@ -277,9 +276,11 @@ def _pooled(value: Tensor, include_background: bool, batch: bool) -> Tensor:
     return value if include_background or value.shape[1] == 1 else value[:, 1:]
 
 
-def _smooth(smooth_nr: float, smooth_dr: float) -> None:
-    _checks.real("smooth_nr", smooth_nr)
-    _checks.real("smooth_dr", smooth_dr)
+def _numbers(**values: float | Tensor) -> None:
+    """Tensors are not looked at: that would wait for the device, and `vmap` has no single value."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            _checks.real(name, value)
 
 
 def class_weights(weight: Weight, classes: int, like: Tensor) -> Tensor | None:
@@ -287,9 +288,15 @@ def class_weights(weight: Weight, classes: int, like: Tensor) -> Tensor | None:
     if weight is None:
         return None
     try:
-        w = torch.as_tensor(weight, dtype=torch.float64, device=like.device)
+        # on the CPU: a device's own errors (no memory left) are no fault of the argument
+        given = (
+            weight
+            if isinstance(weight, Tensor)
+            else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
+        )
     except (TypeError, ValueError, RuntimeError, OverflowError):
         _checks.fail(TypeError, "weight", "a number or numbers", _checks.describe(weight))
+    w = given.to(like.device, torch.float64)
     if w.ndim > 1 or (w.ndim == 1 and w.numel() not in (1, classes)):
         _checks.fail(ValueError, "weight", f"a number or one for each of {classes} classes", tuple(w.shape))
     if not torch.compiler.is_compiling() and w.device.type == "cpu" and bool((w < 0).any()):

@@ -388,9 +388,7 @@ def _organs(value: Any) -> list[tuple[int, ...]]:
 
 
 def _list(name: str, value: Any) -> list[Any]:
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        value = value.tolist()
-    return list(_checks.sequence(name, value, "numbers"))
+    return _checks.items(name, value, "numbers")
 
 
 def _share(name: str, value: Any) -> float:

@@ -3,7 +3,7 @@ percentiles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ def resample_argmax(
     logits = _checks.tensor("logits", _arrays.as_tensor("logits", logits, write=False))
     if logits.ndim not in (3, 4) or 0 in logits.shape:
         _checks.fail(ValueError, "logits", "shape [C, z, y, x] or [C, y, x], not empty", tuple(logits.shape))
-    sizes = [_checks.integer("size", n, 1, 2**31 - 1) for n in _checks.sequence("size", size, "integers")]
+    sizes = [_checks.integer("size", n, 1, 2**31 - 1) for n in _checks.items("size", size, "integers")]
     _checks.length("size", sizes, logits.ndim - 1, "the spatial axes")
     classes = logits.shape[0]
     if dtype is None:
@@ -104,7 +104,7 @@ def connected_components(volume: Any, *, connectivity: int = 26, multilabel: boo
 def keep_largest(
     volume: Any,
     *,
-    classes: Sequence[int] | None = None,
+    classes: Iterable[int] | None = None,
     connectivity: int = 26,
     multilabel: bool = True,
     min_size: int = 0,
@@ -136,7 +136,7 @@ def keep_largest(
     return kind(out.to(_own_dtype(given)))
 
 
-def fill_holes(volume: Any, *, classes: Sequence[int] | None = None) -> Any:
+def fill_holes(volume: Any, *, classes: Iterable[int] | None = None) -> Any:
     """A copy in which zeros that one value shuts in have that value.
 
     A hole is a component of zeros (faces touching) that neither reaches the border nor touches a second
@@ -229,13 +229,13 @@ def _table(volume: Tensor, connectivity: int, multilabel: bool, labels: Tensor |
     return table
 
 
-def _classes(classes: Sequence[int] | None, volume: Tensor) -> list[int] | None:
+def _classes(classes: Iterable[int] | None, volume: Tensor) -> list[int] | None:
     """Values as the kernels see them."""
     if classes is None:
         return None
     chosen = [
         _checks.integer("classes", c, -(2**63), 2**63 - 1)
-        for c in _checks.sequence("classes", classes, "integers")
+        for c in _checks.items("classes", classes, "integers", ordered=False)
     ]
     return [c - 256 if c > 127 else c for c in chosen] if volume.dtype == torch.uint8 else chosen
 

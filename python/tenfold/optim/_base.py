@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -44,6 +47,17 @@ from ._walk import Cell, Coefs, Mover, Place, Walk, interrupts_deferred
 _NOTHING_TRAINABLE = "params: expected at least one tensor with requires_grad=True, got none"
 _COPY_BYTES = 12 << 20  # restore="auto" takes clean copies of up to so many trainable bytes
 _MAX_REMADE = 4  # and of more where a probe makes perturbed weights more than so many times over
+
+
+_OURS = tuple(f"{folder}{os.sep}" for folder in (*torch.__path__, Path(__file__).parents[1]))
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` for a warning to name the line outside of torch and of this library that led to it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class Probe(NamedTuple):
@@ -385,7 +399,7 @@ class ZerothOrder(Saving):
             "step: the closure calls backward(), at every probe and to no use; let it return the loss alone. "
             "In Lightning: automatic_optimization = False, self.optimizers().step(closure) in training_step",
             PerformanceWarning,
-            stacklevel=3,
+            stacklevel=_level_of_caller(),
         )
 
     def _check_no_gradients(self) -> None:
@@ -656,7 +670,7 @@ class ZerothOrder(Saving):
             "several directions at once; choose restore='arithmetic' for probes without copies, or 'dual' or "
             "'exact' to say so yourself",
             PerformanceWarning,
-            stacklevel=6,
+            stacklevel=_level_of_caller(),
         )
 
     def _check_reached(self, walk: Walk, mode: _dual.Substitution) -> None:
@@ -675,7 +689,7 @@ class ZerothOrder(Saving):
                     f"restore: with 'dual' the closure does not reach {self._label(unseen[0])} through torch "
                     "functions; if it uses it otherwise, its probes are wrong: choose restore='exact'",
                     RuntimeWarning,
-                    stacklevel=5,
+                    stacklevel=_level_of_caller(),
                 )
             return
         if unseen:
@@ -689,7 +703,7 @@ class ZerothOrder(Saving):
             f"restore: 'auto' takes clean copies of the trainable parameters from now on, because {reason}; "
             "choose restore='exact', 'dual' or 'arithmetic' to say so yourself",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=_level_of_caller(),
         )
         raise _Restart
 

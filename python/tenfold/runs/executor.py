@@ -42,6 +42,9 @@ def run_jobs(
         cluster: address of a dask scheduler ("tcp://host:8786"): its workers do the work, whatever
             `workers` is. They must see the files under the same names.
 
+    Workers of this machine end when this process is killed; on Windows, where a process does not see that its
+    parent has gone, they do not.
+
     Raises:
         ModuleNotFoundError: `cluster` is given and dask.distributed is not installed.
         RuntimeError: the scheduler cannot be reached, or a worker died (for want of memory, mostly).

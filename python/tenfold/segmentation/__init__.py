@@ -3,7 +3,7 @@
     tenfold run segrap --predictions DIR --ground_truth DIR --task 1
     tenfold.segmentation.score(SegrapConfig(...))        the same from Python
 
-Light to import: nibabel, joblib, torch and plotting load where they are used.
+nibabel, joblib and plotting load where they are used; torch loads with this package.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ What is understood, each under a folder or inside a zip archive, with or without
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -81,11 +82,12 @@ def _entries(root: Path) -> Iterator[Entry]:
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise ValueError(f"{root}: expected a whole zip archive, got a damaged one ({error})") from error
         for name in names:
+            parts = tuple(part for part in re.split(r"[/\\]", name) if part not in ("", ".", ".."))
+            if not _wanted(parts):
+                continue
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
                 raise ValueError(f"{root}: expected names inside the archive, got {name!r}")
-            parts = tuple(part for part in name.split("/") if part not in ("", "."))
-            if _wanted(parts):
-                yield parts, Place(root, name)
+            yield parts, Place(root, name)
         return
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))

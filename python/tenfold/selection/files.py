@@ -111,7 +111,7 @@ def _save_npz(selection: Selection, path: Path) -> None:
 
 
 def _load_npz(path: Path) -> Selection:
-    found = read_npz(path)
+    found = read_npz(path, ("info", "indices", "weights", "scores", "gains"))
     info = json.loads(found["info"].tobytes()) if "info" in found else {"schema": SCHEMA}
     if not isinstance(info, dict):
         _checks.fail(ValueError, "info", "a JSON object", type(info).__name__)
@@ -402,7 +402,7 @@ def _scores_in(path: Path, suffix: str) -> NDArray[Any]:
         tensor = load_tensor(path)
         values: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return values
-    return read_npy(path) if suffix == ".npy" else read_npz(path)["scores"]
+    return read_npy(path) if suffix == ".npy" else read_npz(path, ["scores"])["scores"]
 
 
 def _scores_of_csv(

@@ -43,7 +43,7 @@ def read_channels(path: str | Path, users: int, carriers: int) -> Tensor:
 def _read(path: Path, _changed: int, users: int, carriers: int) -> Tensor:
     expected = f"g in {path.name}, finite complex64 [R, {users}, {carriers}]"
     try:
-        gains = read_npz(path)["g"]
+        gains = read_npz(path, ["g"])["g"]
     except (ValueError, KeyError, OSError) as error:
         _checks.fail(ValueError, "channels", expected, f"{type(error).__name__}: {error}")
     if gains.dtype != np.complex64 or gains.ndim != 3 or gains.shape[1:] != (users, carriers):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tenfold import _checks
-from tenfold._npy import read_npz
+from tenfold._npy import array_names, read_npz
 from tenfold.diffusion.attack.asr import Rate
 from tenfold.diffusion.canvas.judging import Predictions
 from tenfold.diffusion.canvas.keys import Key
@@ -175,11 +175,12 @@ def write_matrix(path: str | Path, scores: Sequence[Score]) -> None:
 
 def read_matrix(path: str | Path) -> dict[str, Any]:
     """{"shares", "targets", "concepts", "methods"}; ValueError: it is another file."""
-    held = read_npz(Path(path))
-    for name in ("shares", "targets", "concepts", "methods"):
+    names = ("shares", "targets", "concepts", "methods")
+    held = read_npz(Path(path), names)
+    for name in names:
         if name not in held:
-            _checks.fail(ValueError, str(path), f"an array {name}", ", ".join(held))
-    return {name: held[name] for name in ("shares", "targets", "concepts", "methods")}
+            _checks.fail(ValueError, str(path), f"an array {name}", ", ".join(array_names(path)))
+    return {name: held[name] for name in names}
 
 
 def table_rows(summaries: Sequence[Summary]) -> dict[str, dict[str, float | None]]:

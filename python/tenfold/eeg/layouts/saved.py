@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,10 +65,11 @@ def load_saved(path: str | os.PathLike[str]) -> Corpus:
     """
     source = Path(path).expanduser()
     try:
-        arrays: dict[str, Any] = dict(read_npz(source))
-        header = json.loads(arrays["header"].tobytes())
+        header = json.loads(read_npz(source, ["header"])["header"].tobytes())
         if header["schema"] != _SCHEMA:
             _checks.fail(ValueError, "schema", _SCHEMA, header["schema"])
+        names = {f"{kind}{k}" for kind in ("x", "y", "trial") for k in range(len(header["domains"]))}
+        arrays = read_npz(source, names)
         domains = tuple(
             Domain(
                 entry["name"],

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tenfold import _checks
-from tenfold._npy import read_npz
+from tenfold._npy import array_names, read_npz
 from tenfold.eeg.corpus import Corpus, Domain
 from tenfold.eeg.features import BANDS
 from tenfold.eeg.layouts.files import chosen, is_simulated, naming, numbered, to_folder
@@ -92,14 +92,13 @@ def _subject(file: Path, subject: int) -> list[Domain]:
 def _dictionaries(file: Path) -> list[dict[int, Any]]:
     """`data` and `label`."""
     try:
-        arrays = read_npz(file)
-        pickles = {key: arrays[key].tobytes() for key in ("data", "label") if key in arrays}
+        pickles = {key: array.tobytes() for key, array in read_npz(file, ("data", "label")).items()}
     except (ValueError, OSError) as error:
         raise ValueError(f"{file}: expected an archive of pickled bytes, got {error}") from error
     found = []
     for key in ("data", "label"):
         if key not in pickles:
-            _checks.fail(ValueError, str(file), "the arrays data and label", sorted(pickles))
+            _checks.fail(ValueError, str(file), "the arrays data and label", array_names(file))
         value = loads_pickle(pickles[key], f"{file}: {key}")
         count = _SESSIONS * _CLIPS
         if not isinstance(value, dict) or sorted(value, key=str) != sorted(range(count), key=str):

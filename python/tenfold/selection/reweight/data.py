@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold import _checks
-from tenfold._npy import read_npz
+from tenfold._npy import array_names, read_npz
 from tenfold.eeg.unpickle import loads_pickle
 from tenfold.selection.reweight.corrupt import checked_labels
 
@@ -261,6 +261,9 @@ def _as_text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
+_ARRAYS = ("x", "y", "x_test", "y_test", "y_true", "x_meta", "y_meta", "classes", "mean", "std")
+
+
 def load_arrays(path: Path, classes: int = 0) -> Labelled:
     """An .npz file: x, y, x_test, y_test, and if there are, y_true, x_meta, y_meta, classes, mean, std.
 
@@ -270,12 +273,12 @@ def load_arrays(path: Path, classes: int = 0) -> Labelled:
     if not path.exists():
         raise FileNotFoundError(f"data: expected an .npz file, got {path}, which is not there")
     try:
-        found = read_npz(path)
+        found = read_npz(path, _ARRAYS)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected an .npz file of arrays, got one that fails ({error})") from error
     for name in ("x", "y", "x_test", "y_test"):
         if name not in found:
-            _checks.fail(ValueError, str(path), f"an array {name!r}", sorted(found))
+            _checks.fail(ValueError, str(path), f"an array {name!r}", array_names(path))
     labels = [checked_labels(n, found[n], MOST_CLASSES) for n in ("y", "y_test")]
     count = max(classes, *(int(y.max(initial=0)) + 1 for y in labels))
     names = tuple(map(str, found["classes"])) if "classes" in found else tuple(map(str, range(count)))

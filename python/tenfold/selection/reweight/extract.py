@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tenfold import _checks
-from tenfold._npy import read_npy, read_npz
+from tenfold._npy import array_names, read_npy, read_npz
 from tenfold.runs.files import read_json, replacing, write_json
 from tenfold.selection.reweight.data import Labelled
 
@@ -171,13 +170,15 @@ def load_features(path: Path, data: Labelled, key: str = "") -> NDArray[np.float
 def _read(path: Path) -> tuple[Any, str]:
     """The array, and the hash of the data that it was made from where an .npz holds it."""
     try:
-        if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:  # `is_zipfile` finds its mark anywhere near the end, in numbers too
+            zipped = file.read(4) == b"PK\x03\x04"
+        if not zipped:
             return read_npy(path), ""
-        held = read_npz(path)
+        held = read_npz(path, ("features", "data_sha256"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected arrays of NumPy, got a file that fails ({error})") from error
     if "features" not in held:
-        _checks.fail(ValueError, str(path), "an array 'features'", sorted(held))
+        _checks.fail(ValueError, str(path), "an array 'features'", array_names(path))
     return held["features"], str(held.get("data_sha256", ""))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tenfold import _checks
-from tenfold._npy import read_npz
+from tenfold._npy import array_names, read_npz
 from tenfold.selection.transfer.augment import View
 
 __all__ = ["Images", "load_images"]
@@ -227,12 +227,12 @@ class _FromArray:
 
 def _npz(path: Path) -> Images:
     try:
-        data = read_npz(path)
+        data = read_npz(path, ("images", "labels", "classes", "identifiers"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected an .npz file of arrays, got one that fails ({error})") from error
     for key in ("images", "labels"):
         if key not in data:
-            _checks.fail(ValueError, str(path), f"an array {key!r}", sorted(data))
+            _checks.fail(ValueError, str(path), f"an array {key!r}", array_names(path))
     labels = torch.from_numpy(data["labels"].astype(np.int64))
     if len(data["images"]) != len(labels):
         _checks.fail(ValueError, f"{path}: labels", f"{len(data['images'])}, one per image", len(labels))
