@@ -9,6 +9,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +90,8 @@ class Samples(Dataset):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_dataloader_compute_the_same(method: str) -> None:
+def test_workers_of_a_dataloader_compute_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # a spawned worker imports this file
     data = Samples()
     expected = [data[i] for i in range(len(data))]
     loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=120)
