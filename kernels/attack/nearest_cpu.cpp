@@ -67,7 +67,7 @@ inline void take_block(const NearestArgs& a, const Scale& scale, const float* pr
   for (const float x : lane) top = x > top ? x : top;
   if (f.at >= 0 && top <= f.next) return;
   for (int64_t k = 0; k < count; ++k) {
-    if ((a.mask == nullptr || a.mask[first + k] != 0) && scores[k] == scores[k]) {
+    if ((a.mask == nullptr || a.mask[first + k] != 0) && scores[k] >= kNothing) {  // a number
       if (f.at < 0) {
         f = {scores[k], kNothing, first + k};
       } else {
