@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -222,3 +225,15 @@ def test_config_numbers_that_json_cannot_hold(tmp_path: Path, settings: Any, rep
     with pytest.raises(ValueError, match="JSON compliant"):
         odd.finish({"a": 1}, replace(report, sections=[]))
     assert not odd.finished
+
+
+def test_resume_clears_what_a_killed_process_left(folder: runs.RunFolder, settings: Any) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    tables = folder.path / "tables"
+    (tables / f".edit.{gone.pid}.part").mkdir(parents=True)
+    kept = [tables / f".mine.csv.{os.getpid()}.part", tables / "notes.part", tables / "a.csv"]
+    for path in (*kept, tables / f".edit.{gone.pid}.part" / "w", tables / f".a.csv.{gone.pid}.part"):
+        path.write_text("x")
+    runs.RunFolder.create("toy", settings, folder.path, resume=True)
+    assert sorted(tables.iterdir()) == sorted(kept)

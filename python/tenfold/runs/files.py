@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_name", "read_json", "replacing", "save_torch", "write_json", "write_text"]
+__all__ = [
+    "check_name",
+    "clear_unfinished",
+    "read_json",
+    "replacing",
+    "save_torch",
+    "write_json",
+    "write_text",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_UNFINISHED = re.compile(r".+\.([1-9]\d*)\.part")
 
 
 def check_name(argument: str, name: str) -> str:
@@ -34,6 +44,31 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed in the middle of a write have left under `folder`.
+
+    Such files and folders are named NAME.PID.part; those of a process that still runs here stay.
+    """
+    for path in sorted(folder.rglob("*.part"), reverse=True):
+        named = _UNFINISHED.fullmatch(path.name)
+        if named is None or _runs(int(named[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.runs import figures, metrics
 from tenfold.runs import report as report_page
 from tenfold.runs.environment import capture, peak_rss_mib
-from tenfold.runs.files import check_name, read_json, replacing, write_json, write_text
+from tenfold.runs.files import check_name, clear_unfinished, read_json, replacing, write_json, write_text
 from tenfold.runs.progress import Progress, duration, make_console
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class RunFolder:
                 if MAY_DIFFER.items() <= field.metadata.items()
             }
             changed = _check_same_run(path, name, settings, free)
+            clear_unfinished(path)
             folder = cls(path, name, settings)
             if (path / "state" / "session.json").exists():
                 folder._before = read_json(path / "state" / "session.json")
