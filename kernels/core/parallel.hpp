@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <new>
 #include <thread>
 
 #include "portable.hpp"
@@ -17,18 +18,25 @@
 namespace TF_NS {
 
 // work(first, last) for ranges that cover [0, pieces). A thread gets no fewer than `grain` pieces: waking one costs microseconds at best.
+// No exception may leave a thread of OpenMP: std::bad_alloc, the only one that kernels throw, comes out here when all have ended.
 template <class Work>
 inline void parallel_ranges(int64_t pieces, [[maybe_unused]] int threads, const Work& work, [[maybe_unused]] int64_t grain = 1) {
 #ifdef _OPENMP
   const int64_t most = pieces / grain;
   const int64_t wanted = most < threads ? most : threads;
   if (wanted > 1) {
+    std::atomic<bool> out_of_memory{false};
 #pragma omp parallel num_threads(static_cast<int>(wanted))
     {
       const int64_t team = omp_get_num_threads();
       const int64_t me = omp_get_thread_num();
-      work(pieces * me / team, pieces * (me + 1) / team);
+      try {
+        work(pieces * me / team, pieces * (me + 1) / team);
+      } catch (const std::bad_alloc&) {
+        out_of_memory = true;
+      }
     }
+    if (out_of_memory) throw std::bad_alloc();
     return;
   }
 #endif

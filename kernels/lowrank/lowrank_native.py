@@ -48,8 +48,8 @@ def lowrank_(
     for i, p in enumerate(params):
         if p.numel():
             groups.setdefault(p.dtype, []).append(i)
+    calls = []  # all made before the first is: memory may run out while factors are copied
     for dtype, members in groups.items():
-        module, where = zo_native._module(params[members[0]])
         held = _transposed([vs[i] for i in members])  # what the addresses point to, until the call returns
         rows = []
         for i, transposed in zip(members, tuple(held), strict=True):
@@ -70,8 +70,10 @@ def lowrank_(
                     streams[i],
                 )
             )
-        options = (decay, DTYPE_CODES[dtype], stochastic, rounding_seed, rounding_query)
-        module.lowrank(rows, terms, *options, *where)
+        calls.append((params[members[0]], rows, DTYPE_CODES[dtype], held))
+    for first, rows, code, _ in calls:
+        module, where = zo_native._module(first)
+        module.lowrank(rows, terms, decay, code, stochastic, rounding_seed, rounding_query, *where)
 
 
 def factor_(out: Tensor, seed: int, stream: int, query: int, side: str) -> None:

@@ -150,26 +150,13 @@ struct Counter {
     }
     if (n > 0 && walk.rows > 0) {
       const int64_t grain = n >= kGrain ? 1 : kGrain / n;
-      parallel_ranges(
-          walk.rows, args.threads,
-          [&](int64_t first, int64_t last) {
-            try {
-              rows(first, last, n);
-            } catch (const std::bad_alloc&) {
-              const std::lock_guard<Lock> guard(lock);
-              out_of_memory = true;
-            }
-          },
-          grain);
+      parallel_ranges(walk.rows, args.threads, [&](int64_t first, int64_t last) { rows(first, last, n); }, grain);
     }
-    if (out_of_memory) throw std::bad_alloc();
     if (boxes) write_boxes();
     return right;
   }
 
  private:
-  bool out_of_memory = false;
-
   void rows(int64_t first, int64_t last, int64_t n) {
     const int64_t k = args.num_labels;
     Room<int64_t> counts;

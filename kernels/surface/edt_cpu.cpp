@@ -4,7 +4,6 @@
 // columns are copied into a tile that stays in the first-level cache, and come back as distances. Columns are independent, so results do
 // not depend on threads.
 #include <algorithm>
-#include <atomic>
 
 #include "../core/pages.hpp"
 #include "../core/parallel.hpp"
@@ -77,24 +76,13 @@ struct Transform {
   int32_t* index(int64_t volume, int axis) const { return args.index == nullptr ? nullptr : args.index + (volume * 3 + axis) * voxels; }
 
   template <class Work>
-  void guarded(int64_t pieces, int64_t grain, const Work& work) const {
-    std::atomic<bool> out_of_memory{false};
-    parallel_ranges(
-        pieces, args.threads,
-        [&](int64_t first, int64_t last) {
-          try {
-            work(first, last);
-          } catch (const std::bad_alloc&) {
-            out_of_memory = true;
-          }
-        },
-        grain);
-    if (out_of_memory) throw std::bad_alloc();
+  void ranges(int64_t pieces, int64_t grain, const Work& work) const {
+    parallel_ranges(pieces, args.threads, work, grain);
   }
 
   void rows() {
     const int64_t n = args.sizes[2], each = args.sizes[0] * args.sizes[1];
-    guarded(args.batch * each, std::max<int64_t>(1, 16384 / n), [&](int64_t first, int64_t last) {
+    ranges(args.batch * each, std::max<int64_t>(1, 16384 / n), [&](int64_t first, int64_t last) {
       Room<int32_t> steps;
       steps.take(n);
       for (int64_t row = first; row < last; ++row) {
@@ -121,7 +109,7 @@ struct Transform {
   void columns(int axis, int64_t n, int64_t wide, int64_t slabs, int64_t slab, bool rooted) {
     constexpr int64_t kWide = kColumns<T>;
     const int64_t blocks = (wide + kWide - 1) / kWide;
-    guarded(slabs * blocks, std::max<int64_t>(1, 16384 / (n * kWide)), [&](int64_t first, int64_t last) {
+    ranges(slabs * blocks, std::max<int64_t>(1, 16384 / (n * kWide)), [&](int64_t first, int64_t last) {
       Room<Column<T>> tile, result;
       HullRoom hull;
       Room<int32_t> from;
@@ -170,7 +158,7 @@ struct Transform {
   }
 
   void roots() {
-    guarded(args.batch * voxels, 1 << 16, [&](int64_t first, int64_t last) {
+    ranges(args.batch * voxels, 1 << 16, [&](int64_t first, int64_t last) {
       T* const x = out();
       for (int64_t i = first; i < last; ++i) x[i] = std::sqrt(x[i]);
     });

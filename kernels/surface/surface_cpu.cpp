@@ -274,17 +274,11 @@ void metrics(const SurfaceArgs& a) {
     return x.organ < y.organ;
   });
   std::atomic<int64_t> next{0};
-  std::atomic<bool> out_of_memory{false};
   const int64_t workers = std::min<int64_t>(a.threads, tasks.size());
   parallel_ranges(workers, a.threads, [&](int64_t, int64_t) {
-    try {
-      Workspace w;
-      for (int64_t i = next++; i < tasks.size(); i = next++) score(a, f, offsets, tasks[i].organ, tasks[i].box, w);
-    } catch (const std::bad_alloc&) {
-      out_of_memory = true;
-    }
+    Workspace w;
+    for (int64_t i = next++; i < tasks.size(); i = next++) score(a, f, offsets, tasks[i].organ, tasks[i].box, w);
   });
-  if (out_of_memory) throw std::bad_alloc();
 }
 
 int64_t surfels(const SurfelArgs& a) {

@@ -253,6 +253,15 @@ def test_failure_in_the_run_is_told_and_kept(call: Call) -> None:
     assert not Path("here/metrics.json").exists()
 
 
+@pytest.mark.parametrize(("how", "said"), [("memory", "MemoryError"), ("tensor", "you tried to allocate")])
+def test_memory_that_runs_out_is_one_line(call: Call, how: str, said: str) -> None:
+    code, _, err = call("run", "toy", "--die_at", "2", "--how", how, "--out", "here")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("tenfold run: error: memory has run out (")
+    assert said in err.splitlines()[-1]
+    assert call("run", "toy", "--out", "here", "--resume")[0] == 0
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_failed_start_leaves_nothing_in_the_way(call: Call, there: bool) -> None:
     if there:

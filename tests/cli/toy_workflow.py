@@ -7,6 +7,8 @@ import signal
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from tenfold.runs import Headline, Report, RunFolder
 
 
@@ -27,7 +29,9 @@ class ToyConfig:
     """Whether noise is added."""
     die_at: int = -1
     """Step at which something happens; -1 for never."""
-    how: str = field(default="kill", metadata={"help": "What happens there: kill, interrupt, fail, bug."})
+    how: str = field(
+        default="kill", metadata={"help": "What happens there: kill, interrupt, fail, memory, tensor, bug."}
+    )
     seed: int = 0
     """Seed of the walk."""
     marks: list[str] = field(default_factory=list)
@@ -74,6 +78,10 @@ def _end(how: str) -> None:
         raise KeyboardInterrupt
     if how == "fail":
         raise ValueError("data: expected a file,\n   got nothing")
+    if how == "memory":
+        raise MemoryError
+    if how == "tensor":
+        torch.empty(2**46, dtype=torch.uint8)
     raise KeyError("a fault of ours")
 
 

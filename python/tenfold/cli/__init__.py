@@ -30,7 +30,7 @@ _COMMANDS = {
 }
 """Command -> (function of its arguments, one line of help)."""
 
-EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError)
+EXPLAINED = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
 """Errors whose message is meant for the user: one line, no traceback."""
 
 _EXTRAS = {
@@ -99,6 +99,8 @@ def _one_line(command: str, error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and command in _EXTRAS:
         return f"{text}; in the checkout: pip install '.[{_EXTRAS[command]}]' brings what this command needs"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:  # Python, NumPy and kernels; PyTorch
+        return f"memory has run out ({text}); smaller batches, fewer --workers or a smaller model need less"
     return text
 
 

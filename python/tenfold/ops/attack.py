@@ -94,7 +94,8 @@ def ste_adam_simplex_(
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind, shape or range, before anything is written; on the
-            CPU a gradient that is not finite. Afterwards, on the CPU, a row of p without a projection.
+            CPU a gradient that is not finite. Afterwards, on the CPU, a row of p without a projection,
+            or no memory for that check.
     """
     rows = [_matrix(n, x, (torch.float32,), write=True) for n, x in (("p", p), ("m", m), ("v", v))]
     for name, x in zip("pmv", rows, strict=True):

@@ -135,7 +135,8 @@ def saliency_accum_(
 
     Raises:
         TypeError, ValueError: arguments that do not fit. RuntimeError: a leaf that requires grad while
-            gradients are enabled. Nothing is written then.
+            gradients are enabled. Nothing is written then. Where memory runs out each tensor is as it was
+            or done.
     """
     sums = _params("acc", acc)
     _checks.choice("mode", mode, MODES)
@@ -185,7 +186,8 @@ def masked_adam_(
 
     Raises:
         TypeError, ValueError: arguments that do not fit. RuntimeError: a leaf that requires grad while
-            gradients are enabled. Nothing is written then.
+            gradients are enabled. Nothing is written then. Where memory runs out each tensor is as it was
+            or done.
     """
     weights = _params("params", params)
     slopes = _like("grads", grads, weights, write=False)

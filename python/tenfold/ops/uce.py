@@ -123,7 +123,8 @@ def uce_apply_(weights: Sequence[Any], edit: UceEdit, *, scale: float = 1.0) -> 
 
     Raises:
         TypeError, ValueError: arguments that do not fit; RuntimeError: a leaf that requires grad while
-            gradients are enabled. Nothing is written then.
+            gradients are enabled. Nothing is written then. Memory that runs out ends the call with what was
+            edited by then.
     """
     matrices = _matrices(weights, edit)
     scale = _checks.real("scale", scale)
