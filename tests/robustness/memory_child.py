@@ -1,9 +1,9 @@
-"""Run by test_out_of_memory.py with failing_memory.c preloaded: every op with each of its allocations failing.
+"""Run by test_out_of_memory.py with failing_memory.c preloaded: every op, with allocations that fail.
 
     python memory_child.py EXAMPLES OP ...
 
-An op then raises MemoryError (or what PyTorch raises), has written nothing, and gives the same bits when it is called again. Prints
-one line per op: its name, how many allocations were failed, and what was wrong.
+An op then raises MemoryError (or what PyTorch raises), has written nothing, and gives the same bits when it
+is called again. Prints one line per op: its name, how many allocations were failed, and what was wrong.
 """
 
 from __future__ import annotations

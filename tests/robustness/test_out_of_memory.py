@@ -1,4 +1,4 @@
-"""Memory that is not there: an op says so, and neither ends the process nor leaves its arguments half-written."""
+"""Memory that is not there: an op says so, the process goes on, and no argument is half-written."""
 
 from __future__ import annotations
 
