@@ -125,11 +125,13 @@ CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """Plans as lines from millions to 70 billion parameters, measured steps as dots; beside it the error."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
     from tenfold.runs import figures
 
-    with figures.style():
+    as_text = {"svg.fonttype": "none", "svg.hashsalt": PICTURE.stem}  # letters as outlines are 2,000 lines
+    with figures.style(), matplotlib.rc_context(as_text):
         figure, (axes, errors) = plt.subplots(
             1, 2, figsize=(8.4, 3.9), width_ratios=(1.6, 1), layout="constrained"
         )
@@ -146,10 +148,12 @@ def draw(rows: list[dict[str, Any]]) -> None:
             off = [100 * (plan.peak / peak - 1) for plan, peak in found]
             errors.plot(size, off, "o", color=colour, markersize=4)
         axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="peak of a step, GiB")
+        axes.minorticks_off()
         axes.set_title("Planned (lines), measured (dots)")
         axes.legend(fontsize=8)
         errors.axhline(0, color=figures.MUTED, linewidth=0.8)
         errors.set(xscale="log", xlabel="parameters", ylabel="plan is off by, %", ylim=(-16, 16))
+        errors.minorticks_off()
         errors.set_title("Error of the plan")
         figure.savefig(PICTURE, metadata={"Date": None})
         plt.close(figure)

@@ -11,6 +11,10 @@ tests marked `gpu` are skipped where torch sees no CUDA device.
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # for modules without tests
 
 # Before anything loads an OpenMP runtime: waiting threads sleep, or they slow a busy machine down.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tenfold.benchmarks.calls import CALLS, Call, Run
+from tenfold.benchmarks.calls import CALLS
+from tenfold.benchmarks.calls_inputs import Call, Run
 from torch import Tensor
 
 import tenfold

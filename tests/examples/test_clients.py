@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from child import output
 
 FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 NEEDS = {
@@ -36,17 +36,7 @@ def printed(name: str, folder: Path) -> str:
     """What the script prints; skipped where a library is missing that it needs."""
     for package in NEEDS[name]:
         pytest.importorskip(package, reason=f"{package} is not installed (nox -s examples has it)")
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(FOLDER / f"{name}.py")],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return output("-c", OFFLINE, str(FOLDER / f"{name}.py"), folder=folder, seconds=600)
 
 
 def numbers(pattern: str, text: str) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from soul_tiny import make_subject, save_byte_model
-from torchrun import finish, kill_rank, start
+from torchrun import arguments, finish, kill_rank, start
 
 from tenfold.llm.unlearn import soul_ranks
 from tenfold.llm.unlearn.soul import unlearn
 from tenfold.llm.unlearn.soul_config import SoulConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MICRO_BATCHES = 3  # of two ranks the second has none in the last round
 
 
 @pytest.fixture(scope="module")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_byte_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """As many threads as the processes under torchrun have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_config(folder: Path, model: Path, **own: Any) -> SoulConfig:
@@ -46,14 +37,6 @@ def make_config(folder: Path, model: Path, **own: Any) -> SoulConfig:
         "limit": 1, "max_length": 48,
     }  # fmt: skip
     return SoulConfig(**(settings | own))
-
-
-def arguments(config: SoulConfig, folder: Path) -> list[str]:
-    import yaml
-
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    return ["run", "soul", "--config", str(file)]
 
 
 def weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -88,7 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("trainable", CASES)
 def test_two_processes_have_the_bits_of_one(trainable: str, byte_model: Path, tmp_path: Path) -> None:
     config = make_config(tmp_path, byte_model, trainable=trainable, **CASES[trainable])
-    process = start(*arguments(config, tmp_path), "--out", str(tmp_path / "two"))
+    process = start(*arguments("soul", config, tmp_path), "--out", str(tmp_path / "two"))
     unlearn(config, tmp_path / "one")
     code, out, err = finish(process)
     assert code == 0, err
@@ -104,7 +87,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_goes_on(
 ) -> None:
     own = {"method": "graddiff", "optimizer": "sophia", "epochs": 50.0, "save_seconds": 0.0}
     config = make_config(tmp_path, byte_model, **own)
-    called, out = arguments(config, tmp_path), tmp_path / "two"
+    called, out = arguments("soul", config, tmp_path), tmp_path / "two"
     process = start(*called, "--out", str(out))
     unlearn(config, tmp_path / "one")
     state = out / "state" / "graddiff-sophia-lr0.003-seed0.safetensors"
@@ -132,7 +115,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_goes_on(
 def test_a_rank_that_is_killed_while_the_first_evaluates_is_noticed(byte_model: Path, tmp_path: Path) -> None:
     config = make_config(tmp_path, byte_model, limit=None, max_new_tokens=400)
     out = tmp_path / "two"
-    process = start(*arguments(config, tmp_path), "--out", str(out))
+    process = start(*arguments("soul", config, tmp_path), "--out", str(out))
     log = out / "log.txt"
     kill_rank(process, 1, lambda: log.exists() and "evaluating before" in log.read_text())
     code, _, err = finish(process, 60)
@@ -149,7 +132,7 @@ def _state(path: Path) -> Any:
 @pytest.mark.slow
 def test_what_cannot_run_on_two_processes_is_said_once(byte_model: Path, tmp_path: Path) -> None:
     config = make_config(tmp_path, byte_model, accumulation=1)
-    code, _, err = finish(start(*arguments(config, tmp_path), "--out", str(tmp_path / "two")), 60)
+    code, _, err = finish(start(*arguments("soul", config, tmp_path), "--out", str(tmp_path / "two")), 60)
     assert code != 0
     assert err.count("accumulation: expected at least 2 micro-batches in a step for 2 processes, got 1") == 1
     assert not (tmp_path / "two").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,24 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from task_files import save_model, write_sst2
-from torchrun import finish, kill_rank, start
+from torchrun import arguments, finish, kill_rank, start
 
 from tenfold.llm import ZOConfig, finetune, zo_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore::tenfold.PerformanceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """As many threads as the processes under torchrun have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::tenfold.PerformanceWarning"),
+]
 
 
 def make_config(model: Path, data: Path, **own: Any) -> ZOConfig:
@@ -36,12 +28,6 @@ def make_config(model: Path, data: Path, **own: Any) -> ZOConfig:
         "train_size": 40, "dev_size": 20, "test_size": 40, "eval_every": 5, "seeds": [0], "memory": False,
     }  # fmt: skip
     return ZOConfig(**(settings | own))
-
-
-def arguments(config: ZOConfig, folder: Path) -> list[str]:
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    return ["run", "zo", "--config", str(file)]
 
 
 def found(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -67,7 +53,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 def both(config: ZOConfig, folder: Path) -> tuple[Path, Path]:
     """Folders of a run in one process and of the same on two."""
-    process = start(*arguments(config, folder), "--out", str(folder / "two"))
+    process = start(*arguments("zo", config, folder), "--out", str(folder / "two"))
     finetune(config, folder / "one")
     code, out, err = finish(process)
     assert code == 0, err
@@ -110,7 +96,7 @@ def make_task(task: tuple[Path, Path], **own: Any) -> ZOConfig:
 @pytest.mark.slow
 def test_a_task_loses_a_rank_and_goes_on_to_the_same_bits(task: tuple[Path, Path], tmp_path: Path) -> None:
     config = make_task(task, scheme="lora", steps=24, save_seconds=1e-9)
-    called, out = arguments(config, tmp_path), tmp_path / "two"
+    called, out = arguments("zo", config, tmp_path), tmp_path / "two"
     process = start(*called, "--out", str(out))
     finetune(config, tmp_path / "one")
     state = out / "state" / "sst2-lora-fzoo-seed0.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,19 +10,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-RANKS = 2
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
+import yaml
+from child import environment, under_torchrun
 
 
-def start(*arguments: str, ranks: int = RANKS) -> subprocess.Popen[str]:
-    """``torchrun ... -m tenfold ARGUMENTS``."""
-    run = "from torch.distributed.run import main; main()"
+def arguments(name: str, config: Any, folder: Path) -> list[str]:
+    """``run NAME --config FILE``, the file written in `folder`."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    return ["run", name, "--config", str(file)]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """``torchrun ... -m tenfold ARGUMENTS`` on two processes."""
     return subprocess.Popen(
-        [sys.executable, "-c", run, "--standalone", f"--nproc-per-node={ranks}", "-m", "tenfold", *arguments],
+        [sys.executable, *under_torchrun(2), "-m", "tenfold", *arguments],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -30,36 +30,21 @@ static void powers(int64_t users) {
   const PowerView gains = {g.data(), each, carriers, 1}, budget = {p.data(), users, 1, 0}, by_row = {noise.data(), 1, 0, 0};
   std::vector<T> out(rows * each * 2), alpha(rows), share(rows * users), objective(rows);
   std::vector<int32_t> steps(rows);
-  k.joint({shape,
-           gains,
-           {s.data(), carriers, 0, 1},
-           budget,
-           by_row,
-           {},
-           1e-6,
-           200,
-           out.data(),
-           alpha.data(),
-           share.data(),
-           objective.data(),
-           steps.data(),
-           1});
+  const auto run = [&](auto kernel, auto args) {
+    args.power = budget, args.noise = by_row, args.tolerance = 1e-6, args.most = 200, args.threads = 1;
+    args.alpha = alpha.data(), args.objective = objective.data(), args.iterations = steps.data();
+    kernel(args);
+  };
+  JointArgs joint = {};
+  joint.shape = shape, joint.gains = gains, joint.symbols = {s.data(), carriers, 0, 1};
+  joint.transmit = out.data(), joint.mu = share.data();
+  run(k.joint, joint);
   std::printf("joint %ld %ld %016lx %016lx %016lx %016lx %016lx\n", (long)dtype, (long)users, digest(out), digest(alpha), digest(share),
               digest(objective), digest(steps));
-  k.separable({shape,
-               gains,
-               budget,
-               by_row,
-               {wanted.data(), users, 1, 0},
-               {},
-               1e-6,
-               200,
-               out.data(),
-               alpha.data(),
-               share.data(),
-               objective.data(),
-               steps.data(),
-               1});
+  SeparableArgs separable = {};
+  separable.shape = shape, separable.gains = gains, separable.wanted = {wanted.data(), users, 1, 0};
+  separable.precoder = out.data(), separable.tau = share.data();
+  run(k.separable, separable);
   std::printf("separable %016lx %016lx %016lx %016lx %016lx\n", digest(out), digest(alpha), digest(share), digest(objective),
               digest(steps));
   const auto x = numbers<T>(rows * carriers, 4, true), weights = numbers<T>(rows * carriers, 1, true);

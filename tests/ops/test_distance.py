@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from child import example
 from tenfold.kernels.distance import distance_reference
 from tenfold.kernels.distance import kmeans as seeding
 
@@ -391,9 +391,7 @@ def test_examples_of_the_page(name, printed, capsys):
     if not page.exists():
         pytest.skip("not in a checkout")
     text = page.read_text(encoding="utf-8")
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    exec(found[1], {})
+    exec(example(text, name), {})
     assert capsys.readouterr().out.strip().endswith(printed)
 
 

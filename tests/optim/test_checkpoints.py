@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 sys.path.insert(0, str(Path(__file__).parent))
 
 import sophia_cases
-from test_parallel import torchrun
+from ranks import torchrun
 from test_sharded import losses_of_shards
 from zolog_cases import network, same_bits
 
@@ -23,6 +23,7 @@ from tenfold.optim import Sophia, ZOAdam
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*torch.distributed.*:UserWarning")]
 
 BODY = """
+from zolog_cases import *
 import sophia_cases
 import torch.distributed.checkpoint as dcp
 from test_checkpoints import make_sophia, make_zo, sophia_step
@@ -74,10 +75,7 @@ def sophia_step(model: Any, optimizer: Sophia, step: int, ranks: list[int]) -> N
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    done = torchrun(BODY, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return torchrun(BODY, tmp_path_factory.mktemp("two"))
 
 
 def test_one_process_goes_on_with_zeroth_order_steps_to_the_same_bits(two: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import tenfold.optim._base as base_module
+import tenfold.optim._probing as probing
 from tenfold.optim import FZOO, LOZO, ZOSGD, HiZOO, SparseMeZO, ZOAdam, ZOMuon, ZOSGDConservative
 
 FAMILIES = ["opt", "llama", "mistral", "roberta"]
@@ -138,7 +138,7 @@ def test_dual_refuses_a_closure_that_does_not_reach_the_parameters():
 
 
 def test_auto_takes_copies_where_dual_would_not_do(monkeypatch):
-    monkeypatch.setattr(base_module, "_COPY_BYTES", 0)
+    monkeypatch.setattr(probing, "_COPY_BYTES", 0)
     theta = nn.Parameter(torch.ones(4))
     other = nn.Parameter(torch.ones(4))
     view = theta.detach().numpy()
@@ -158,7 +158,7 @@ def test_auto_takes_copies_where_dual_would_not_do(monkeypatch):
 
 def test_auto_is_exact_for_small_and_dual_for_large(monkeypatch, tagger):
     for limit, copies in ((1 << 30, True), (0, False)):
-        monkeypatch.setattr(base_module, "_COPY_BYTES", limit)
+        monkeypatch.setattr(probing, "_COPY_BYTES", limit)
         model, closure = tagger()
         opt = ZOSGD(model.parameters(), lr=0.1)
         opt.step(closure)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from ranks import torchrun
 from zolog_cases import batch, network, optimizer, same_bits
 
 from tenfold.optim import ZOSGD, HybridFirstOrder, _parallel
 
-HERE = Path(__file__).parent
-
-WORKER = """
-import json, sys
-sys.path.insert(0, {here!r})
-import torch
-import torch.distributed as dist
+PROBE = """
+import json
 from zolog_cases import *
 
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
 sent = []
 
 def counted(name):
@@ -53,30 +45,11 @@ def shard(model, step, rank, world):
 
 def save(name, model, opt):
     records = [opt.last_step.losses, [s.value for s in opt.last_step.scalars]]
-    torch.save((dict(model.named_parameters()), records), f"{{name}}.{{rank}}.pt")
-
-{body}
-json.dump(sent, open(f"sent.{{rank}}.json", "w"))
-dist.barrier()
-dist.destroy_process_group()
-import os
-os._exit(0)  # all is written; threads that torch leaves behind have aborted the interpreter's own end
+    torch.save((dict(model.named_parameters()), records), f"{name}.{rank}.pt")
 """
-
-
-def torchrun(body: str, folder: Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    script = folder / "worker.py"
-    script.write_text(WORKER.format(here=str(HERE), body=body))
-    run = "from torch.distributed.run import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", run, "--standalone", f"--nproc-per-node={ranks}", str(script)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+SENT = """
+json.dump(sent, open(f"sent.{rank}.json", "w"))
+"""
 
 
 def results(folder: Path, name: str) -> list[tuple[dict[str, Tensor], list[Any]]]:
@@ -139,10 +112,7 @@ torch.save(message, f"disagree.{rank}.pt")
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have done all of `BODY`."""
-    folder = tmp_path_factory.mktemp("two")
-    done = torchrun(BODY, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return torchrun(PROBE + BODY + SENT, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "fzoo", "conservative", "sparse"])
@@ -248,8 +218,7 @@ for step in range(4):
     opt.step(closure(model, step))
 save("four", model, opt)
 """
-    done = torchrun(body, tmp_path, ranks=4)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(PROBE + body, tmp_path, ranks=4)
     found = [torch.load(tmp_path / f"four.{rank}.pt", weights_only=False)[0] for rank in range(4)]
     assert all(same_bits(found[0], other) for other in found[1:])
 

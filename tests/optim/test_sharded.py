@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_parallel import torchrun
+from ranks import torchrun
 from zolog_cases import batch, network, same_bits
 
 from tenfold.optim import (
@@ -81,6 +81,7 @@ def losses_of_shards(model: nn.Module, step: int, world: int) -> list[Any]:
 
 
 BODY = """
+from zolog_cases import *
 from test_sharded import CASES, losses_of_shards, make
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -190,10 +191,7 @@ torch.save([p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in m
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have done all of `BODY`."""
-    folder = tmp_path_factory.mktemp("two")
-    done = torchrun(BODY, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return torchrun(BODY, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tenfold
-import tenfold.optim._base as base_module
 import tenfold.optim._dual as dual_module
+import tenfold.optim._probing as probing
 from tenfold import ops
 from tenfold.optim import LOZO, ZOSGD, RandomSparsity, SparseMeZO
 
@@ -127,7 +127,7 @@ def test_bad_tokens_are_refused_as_without_the_optimizer():
 
 @pytest.fixture
 def nothing_is_small(monkeypatch):
-    monkeypatch.setattr(base_module, "_COPY_BYTES", 0)
+    monkeypatch.setattr(probing, "_COPY_BYTES", 0)
     monkeypatch.setattr(dual_module, "_KEPT_BYTES", 0)
 
 

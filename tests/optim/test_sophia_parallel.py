@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,23 +11,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from ranks import torchrun
 from sophia_cases import batch, causal_batch, causal_model, loss_on, network
 
 from tenfold.optim import Sophia
 
-HERE = Path(__file__).parent
-
-WORKER = """
-import sys
-sys.path.insert(0, {here!r})
-import torch
-import torch.distributed as dist
+COMMON = """
 from torch import nn
 from sophia_cases import *
 from tenfold.optim import Sophia
-
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
 
 def whole(t):
     return t.full_tensor() if hasattr(t, "full_tensor") else t
@@ -37,13 +27,7 @@ def whole(t):
 def save(name, model, opt):
     params = list(model.parameters())
     states = [whole(opt.state[p]["hessian"]).detach() for p in params]
-    torch.save((states, [whole(p).detach() for p in params]), f"{{name}}.{{rank}}.pt")
-
-{body}
-dist.barrier()
-dist.destroy_process_group()
-import os
-os._exit(0)  # all is written; threads that torch leaves behind have aborted the interpreter's own end
+    torch.save((states, [whole(p).detach() for p in params]), f"{name}.{rank}.pt")
 """
 
 BODY = """
@@ -145,33 +129,16 @@ except ValueError as error:
 """
 
 
-def torchrun(body: str, folder: Path, ranks: int = 2) -> Path:
-    script = folder / "worker.py"
-    script.write_text(WORKER.format(here=str(HERE), body=body))
-    run = "from torch.distributed.run import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", run, "--standalone", f"--nproc-per-node={ranks}", str(script)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
-    return torchrun(BODY, tmp_path_factory.mktemp("two"))
+    return torchrun(COMMON + BODY, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
-    return torchrun(FSDP, tmp_path_factory.mktemp("sharded"))
+    return torchrun(COMMON + FSDP, tmp_path_factory.mktemp("sharded"))
 
 
 def results(folder: Path, name: str) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child import shown
 
 from tenfold import selection
 from tenfold.selection import METHODS, compat, files, sharded
@@ -21,14 +19,8 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
     ("name", "says"), [("first", "^50 60 600"), ("model", "^True 20$"), ("recorder", "^30 100 True$")]
 )
 def test_examples_run_as_they_stand(name: str, says: str, tmp_path: Path) -> None:
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert found is not None, name
-    (tmp_path / "example.py").write_text(found[1], encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(says, done.stdout, re.M), done.stdout
+    printed = shown(PAGE.read_text(encoding="utf-8"), name, tmp_path)
+    assert re.search(says, printed, re.M), printed
 
 
 def test_everything_public_is_named() -> None:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "segrap": ("tenfold.cli.segrap:segrap", "scores of segmentations: rank teams by their tables"),
     "select": ("tenfold.cli.select:select", "choose rows of feature files: k-center, facility location, ..."),
     "unlearncanvas": ("tenfold.cli.unlearncanvas:unlearncanvas", "leader board of several runs"),
+    "plan": ("tenfold.cli.plan:plan", "memory of a training step of a language model, on paper"),
     "dp4tl": ("tenfold.cli.dp4tl:dp4tl", "prune a source for a target: index files, single trainings"),
 }
 """Command -> (function of its arguments, one line of help)."""
@@ -38,6 +39,7 @@ _EXTRAS = {
     "bench": "bench",
     "report": "run",
     "zolog": "run",
+    "plan": "llm",
     "segrap": "seg",
     "dp4tl": "selection",
     "unlearncanvas": "diffusion",

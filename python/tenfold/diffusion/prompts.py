@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenfold import _checks
+from tenfold._pictures import read_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,20 +187,9 @@ def _order(file: Path) -> tuple[int, str]:
 
 def read_picture(path: Path) -> Tensor:
     """A picture file as float32 [1, C, H, W] in [0, 1], C 1 for gray and 3 otherwise."""
-    import numpy as np
     import torch
-    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            array = np.array(image if image.mode == "L" else image.convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # a broken picture raises OSError, SyntaxError, ValueError, or that it is a bomb
-        raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
-    picture = torch.from_numpy(array).float().div_(255)
+    picture = torch.from_numpy(read_pixels(path, gray=True)).float().div_(255)
     return (picture[None] if picture.ndim == 2 else picture.permute(2, 0, 1))[None].contiguous()
 
 

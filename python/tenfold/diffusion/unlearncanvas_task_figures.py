@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold.diffusion.attack.asr import Rate
 from tenfold.diffusion.unlearncanvas_figures import MARKS, ON_DARK, ON_LIGHT, SHADES, Picture, color, words
 from tenfold.diffusion.unlearncanvas_run import Outcome
 from tenfold.runs import figures
@@ -19,12 +23,7 @@ def finer(outcome: Outcome) -> Picture:
     at, keys = np.arange(len(found)), ("ua", "sc", "oc", "up")
     for i, key in enumerate(keys):
         rates = [getattr(one, key) for one in found]
-        values = np.array([rate.value for rate in rates])
-        low, high = np.array([rate.interval for rate in rates]).T
-        place = at + 0.2 * (i - 1.5)
-        axis.bar(place, values, 0.18, color=color(i), label=key.upper())
-        axis.errorbar(place, values, [values - low, high - values], fmt="none", ecolor=figures.INK, lw=1,
-                      capsize=2)  # fmt: skip
+        _bars(axis, at + 0.2 * (i - 1.5), 0.18, rates, color=color(i), label=key.upper())
     axis.set_xticks(at, [f"{one.method}\n{words(one.style)}, {words(one.object)}" for one in found])
     axis.set_ylim(0, 1.15)
     axis.set_ylabel("share")
@@ -36,6 +35,15 @@ def finer(outcome: Outcome) -> Picture:
         "other objects; OC: its object in other styles; UP: all the rest. Wilson's 95 % intervals.",
         f"Bars of four shares for each method and pair. {told}.",
     )
+
+
+def _bars(axis: Any, places: NDArray[Any], width: float, rates: Sequence[Rate], **style: Any) -> None:
+    """Rates with their intervals."""
+    values = np.array([rate.value for rate in rates])
+    low, high = np.array([rate.interval for rate in rates]).T
+    axis.bar(places, values, width, **style)
+    axis.errorbar(places, values, [values - low, high - values], fmt="none", ecolor=figures.INK, lw=1,
+                  capsize=2)  # fmt: skip
 
 
 def sequential(outcome: Outcome) -> Picture:
@@ -83,12 +91,7 @@ def robust(outcome: Outcome) -> Picture:
     at = np.arange(len(found))
     for i, (key, label) in enumerate((("pre", "prompt as it is"), ("post", "attacked (UnlearnDiffAtk)"))):
         rates = [getattr(one, key) for _, _, one, _ in found]
-        values = np.array([rate.value for rate in rates])
-        low, high = np.array([rate.interval for rate in rates]).T
-        place = at + 0.32 * (i - 0.5)
-        axis.bar(place, values, 0.3, color=figures.SERIES[(4, 1)[i]], label=label)
-        axis.errorbar(place, values, [values - low, high - values], fmt="none", ecolor=figures.INK, lw=1,
-                      capsize=2)  # fmt: skip
+        _bars(axis, at + 0.32 * (i - 0.5), 0.3, rates, color=figures.SERIES[(4, 1)[i]], label=label)
     axis.set_xticks(at, [f"{method}\n{words(target)}" for method, target, _, _ in found])
     axis.set_ylim(0, 1.15)
     axis.set_ylabel("prompts that show the target")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tenfold import _checks
 
-__all__ = ["LLAMA_2_7B", "LLAMA_2_70B", "METHODS", "Plan", "Shape", "memory_plan"]
+__all__ = ["LLAMA_2_7B", "LLAMA_2_70B", "METHODS", "Plan", "Shape", "memory_plan", "parameters_of"]
 
 CHUNK = 64 << 20  # bytes of logits that tenfold's losses hold at a time
 PROBE_BUFFER = 8 << 20  # perturbed rows of a weight, in a probe that writes nothing
@@ -127,7 +127,7 @@ def memory_plan(
         raise ValueError(f"ranks: expected 1 with {method}, whose parameters are not sharded, got {ranks}")
     size, tokens = SIZES[dtype], batch * length
     block, outer = block_parameters(shape), outer_parameters(shape)
-    parameters = shape.num_hidden_layers * block + outer
+    parameters = parameters_of(shape)
     weights = -(-parameters // ranks) * size
     per = METHODS[method]
     states = round(-(-parameters // ranks) * (2 * size if per is None else per))
@@ -173,6 +173,12 @@ def _shape_of(given: Any) -> Shape:
     if kind in ("mistral", "qwen2"):  # their models have the biases that they have, whatever is told
         told |= {"attention_bias": False, "mlp_bias": False, "qkv_bias": kind == "qwen2"}
     return Shape(**told)
+
+
+def parameters_of(shape: Any) -> int:
+    """Of the whole model; `shape` and errors as in :func:`memory_plan`."""
+    shape = _shape_of(shape)
+    return shape.num_hidden_layers * block_parameters(shape) + outer_parameters(shape)
 
 
 def block_parameters(shape: Shape) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tenfold import _checks
 
-from ._base import _Restart
+from ._probing import Restart
 
 if TYPE_CHECKING:
     from ._base import ZerothOrder
@@ -304,7 +304,7 @@ class Attached:
                 losses = opt._losses(walk, lambda: opt._evaluate(walk, closure), opt._plan())
             finally:
                 walk.abort()
-        except _Restart:
+        except Restart:
             opt._copy_always = True
             return self._probe(closure)
         finally:

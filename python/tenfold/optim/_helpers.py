@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numbers
+import os
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ Evaluate = Callable[[], "Tensor | float"]
 Values = dict[tuple[int, int], list[float]]  # (kind, block) -> values in the order of the queries
 
 _F32_MAX = torch.finfo(torch.float32).max
+_OURS = tuple(f"{folder}{os.sep}" for folder in (*torch.__path__, Path(__file__).parents[1]))
 
 # -- small helpers ------------------------------------------------------------------------------------
 
@@ -116,3 +120,11 @@ def _named(params: Any) -> list[tuple[str | None, Tensor]]:
     if len({name is None for name, _ in named}) > 1:
         _checks.fail(ValueError, "params", "(name, tensor) pairs throughout or nowhere", "a mixture")
     return named
+
+
+def level_of_caller() -> int:
+    """The `stacklevel` for a warning to name the line outside of torch and of this library that led to it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level

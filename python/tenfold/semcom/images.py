@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._pictures import read_pixels
 from tenfold.assets import packaged_file
 
 __all__ = ["PHOTOGRAPHS", "PictureSet", "both_sizes", "crops", "half_size", "load_pictures", "patches"]
@@ -74,17 +75,7 @@ def _photographs() -> PictureSet:
 
 
 def _read(path: Path) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # a broken picture raises OSError, SyntaxError, ValueError, or that it is a bomb
-        raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error
+    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
 
 
 def _cifar(folder: Path) -> PictureSet:

@@ -208,6 +208,41 @@ def test_bank_holds_what_walks_and_the_original_model_give(alignment):
         assert int(t[:, segment].max()) < high
 
 
+class NoisyZero(nn.Module):
+    """Predicts the noise as if all clean latents were zero: those of a walk are noise of its level alone."""
+
+    config = SimpleNamespace(sample_size=8, in_channels=4)
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.level = (1 - schedule.alphas_cumprod).sqrt().float()
+
+    def forward(self, z, t, encoder_hidden_states, return_dict):
+        return (z / self.level[t.long()].view(-1, 1, 1, 1),)
+
+
+@pytest.mark.parametrize("make", [Live, Bank])
+def test_latents_are_as_noisy_as_the_timestep_drawn_for_them_says(make):
+    bundle = tiny_bundle()
+    unet = NoisyZero(bundle.schedule)
+    bundle = bundle.replace(unet=unet, vae=None)
+    text, walk = (("cat",), ("dog",)), Walk(20, 3.0, "exact", (4, 8, 8))
+    if make is Live:
+        source = Live(bundle, bundle, text, walk)
+    else:
+        source = Bank(bundle, text, walk, size=4, retain_size=1, seed=0)
+    seen = set()
+    for i in range(40):
+        drawn = source.concept(rng_of(0, i), 0, 2)
+        for z, t in zip(drawn.z, drawn.t.tolist(), strict=True):
+            low, high = (float(unet.level[min(max(t + away, 0), 999)]) for away in (-26, 26))
+            assert 0.8 * low < float(z.std()) < 1.2 * high, t
+            seen.add(t)
+    assert min(seen) < 150
+    assert max(seen) > 850
+
+
 def test_calls_with_a_bank():
     """After the bank is built no draw walks: per iteration 30 attack steps, the erasing and the "
     "retaining step."""

@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child import example
 
 from tenfold.selection.reweight import ARMS, CwermConfig, features_of, load, make_model
 from tenfold.selection.reweight.config import _PRESETS
 
 PAGE = Path(__file__).parents[3] / "docs" / "systems" / "cwerm.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
-
-
-def example(name: str) -> str:
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert found is not None, name
-    return found[1]
 
 
 def test_the_loop() -> None:
@@ -34,7 +29,7 @@ def test_the_loop() -> None:
         "x_all": data.x, "y_all": y,
     }  # fmt: skip
     before = [p.clone() for p in given["model"].parameters()]
-    exec(example("loop"), given)
+    exec(example(PAGE.read_text(encoding="utf-8"), "loop"), given)
     assert given["w"].shape == (1000,)
     assert ((given["w"] > 0) & (given["w"] < 1)).all()
     assert not torch.equal(before[0], next(given["model"].parameters()))
@@ -43,7 +38,7 @@ def test_the_loop() -> None:
 def test_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load("digits")
     text = (
-        example("parts")
+        example(PAGE.read_text(encoding="utf-8"), "parts")
         .replace("MetaRecipe()", "MetaRecipe(epochs=2)")
         .replace("Recipe(), s", "Recipe(2), s")
     )

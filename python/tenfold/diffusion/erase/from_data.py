@@ -81,7 +81,7 @@ class DataEraser:
         return ("forget", "retain")
 
     def training(self, bundle: Bundle, concept: Concept, seed: int) -> DataLoop:
-        """The loop, before its first iteration."""
+        """The loop that trains a copy of `bundle`, before its first iteration; each method's own."""
         raise NotImplementedError
 
     def fit(

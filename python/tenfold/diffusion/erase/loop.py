@@ -37,11 +37,11 @@ class Loop:
         self.base_sha256 = digest(bundle.unet)
 
     def iterate(self) -> dict[str, float]:
-        """One iteration; the numbers of it."""
+        """One iteration, and its numbers, "loss" among them; each method's own."""
         raise NotImplementedError
 
     def edit(self) -> Edit:
-        """The result."""
+        """What makes the original model the trained one; each method's own."""
         raise NotImplementedError
 
     def finite(self, loss: Tensor, name: str, t: Tensor) -> None:
