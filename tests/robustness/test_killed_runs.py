@@ -118,7 +118,7 @@ def run(folder: Path, last: int, *arguments: Any) -> subprocess.CompletedProcess
         text=True,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=900,
     )
 
 
