@@ -38,8 +38,8 @@ def zo(folder: Path) -> list[Any]:
     lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in tiny.sentences(120))]
     (folder / "all.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return ["--model", folder / "model", "--data", folder / "all.tsv", "--steps", 20, "--lr", 2e-2,
-            "--num_queries", 2, "--train_size", 40, "--dev_size", 20, "--test_size", 40, "--eval_every", 5,
-            "--seeds", [0, 1], "--full_steps", 2, "--memory", "false", "--save_seconds", 0]  # fmt: skip
+            "--num_queries", 2, "--batch_size", 16, "--train_size", 40, "--dev_size", 20, "--test_size", 40,
+            "--eval_every", 5, "--seeds", [0, 1], "--full_steps", 2, "--memory", "false", "--save_seconds", 1e-6]  # fmt: skip
 
 
 def soul(folder: Path) -> list[Any]:
@@ -47,7 +47,7 @@ def soul(folder: Path) -> list[Any]:
     return ["--model", model, "--method", "graddiff", "--optimizer", "adamw,sophia", "--trainable", "last-2",
             "--epochs", 1, "--batch_size", 10, "--lr", [1e-3], "--teach_epochs", 1, "--limit", 3,
             "--max_new_tokens", 4, "--max_length", 300, "--full_evaluation", "sophia",
-            "--save_seconds", 0]  # fmt: skip
+            "--save_seconds", 1e-6]  # fmt: skip
 
 
 def advunlearn(folder: Path) -> list[Any]:
