@@ -208,13 +208,13 @@ def test_erasers_of_ones_own_have_names_of_their_own(monkeypatch):
     here = __name__
     monkeypatch.setitem(sys.modules, here, sys.modules[__name__])
     made = UnlearnCanvasConfig(methods=[f"{here}:Mine"], preset="published")
-    assert isinstance(made.method(f"{here}:Mine", "style", "Winter"), Mine)
+    assert isinstance(made.method(f"{here}:Mine", "style"), Mine)
     with pytest.raises(ValueError, match="robust_methods: expected one eraser of the name 'uce'"):
         UnlearnCanvasConfig(methods=["uce"], robust_methods=[f"{here}:UCE"])
     with pytest.raises(ValueError, match="methods: expected a class named in ASCII letters"):
         UnlearnCanvasConfig(methods=[f"{here}:Löscher"])
     only_elsewhere = UnlearnCanvasConfig(methods=["sa"], settings={"uce": {"lam": 0.5}})
-    assert only_elsewhere.resolved().method("uce", "style", "Winter").lam == 0.5
+    assert only_elsewhere.resolved().method("uce", "style").lam == 0.5
 
 
 def test_ranks_share_places_and_know_what_is_better():

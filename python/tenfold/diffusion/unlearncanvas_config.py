@@ -176,7 +176,7 @@ class UnlearnCanvasConfig:
                 "judge-192" if not self.style_judge else f"judge-{Path(self.style_judge).name}"
             )
         for name in made.every_method():
-            made.method(name, *canvas.find(made.targets[0]))
+            made.method(name, canvas.find(made.targets[0])[0])
         if len(set(made.finer or ())) != len(made.finer or ()):
             _checks.fail(ValueError, "finer", "each once", made.finer)
         check_cells(made, canvas)
@@ -199,8 +199,8 @@ class UnlearnCanvasConfig:
         ]
         return list(dict.fromkeys((*self.methods, *more)))
 
-    def method(self, name: str, domain: str, target: str) -> Any:
-        """The eraser that takes `target`, a style or an object (`domain`), out.
+    def method(self, name: str, domain: str) -> Any:
+        """The eraser that takes a style or an object (`domain`) out.
 
         Raises:
             ValueError: an unknown name or setting. TypeError: it is no eraser.

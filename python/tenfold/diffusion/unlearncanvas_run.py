@@ -267,7 +267,7 @@ class Place:
         if path.is_dir():
             return Edit.load(path)
         domain = "style" if "/" in target else self.canvas.find(target)[0]
-        eraser = self.config.method(method, domain, target)
+        eraser = self.config.method(method, domain)
         cuda = bundle.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(bundle.device)
@@ -425,8 +425,6 @@ def _attacked(place: Place, base: Bundle, method: str, target: str) -> dict[str,
 
 def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str, Any]]) -> Outcome:
     """What the jobs left, in the order of the config, of methods that made the models of all targets."""
-    from tenfold.diffusion.attack.asr import Rate
-
     canvas = config.grid()
     outcome = Outcome(config, canvas)
     judges = judges_of(config)
@@ -444,40 +442,40 @@ def gathered(config: UnlearnCanvasConfig, path: Path, states: dict[Job, dict[str
     outcome.base = single(BASE, "", states["base", BASE, ""])
     outcome.doubts = outcome.base.predictions.doubts()
     outcome.failures = [(_said(job), state["error"]) for job, state in states.items() if "error" in state]
-    failed = {job for job, state in states.items() if "error" in state}
-    whole = [m for m in config.methods if not any(("single", m, t) in failed for t in config.targets)]
+    done = {job: state for job, state in states.items() if "error" not in state}
+    whole = [m for m in config.methods if all(("single", m, t) in done for t in config.targets)]
     if not whole:
         raise RuntimeError(f"methods: expected one that made all models, got none ({outcome.failures[0][1]})")
-    for method in whole:
-        for target in config.targets:
-            outcome.singles.append(single(method, target, states["single", method, target]))
+    outcome.singles = [single(m, t, done["single", m, t]) for m in whole for t in config.targets]
     lacking = set(config.methods) - set(whole)
-    for method in (m for m in config.finer_methods if m not in lacking):
-        for pair in config.finer or ():
-            if ("finer", method, pair) in failed:
-                continue
-            judged = Place(config, canvas, path, label_of(method)).judged(pair)
-            outcome.finer.append(finer_scores(read_answers_json(judged), *pair.split("/")))
-    for method in config.sequential_methods if config.sequential else ():
-        if method in lacking or ("sequential", method, "") in failed:
-            continue
+    _gather_tasks(outcome, path, {job: state for job, state in done.items() if job[1] not in lacking})
+    outcome.transfer = {
+        name: done["transfer", name, ""] for name in config.transfer if ("transfer", name, "") in done
+    }
+    return outcome
+
+
+def _gather_tasks(outcome: Outcome, path: Path, done: dict[Job, dict[str, Any]]) -> None:
+    """Pairs, sequences and attacks, of the jobs that are done."""
+    from tenfold.diffusion.attack.asr import Rate
+
+    config, canvas, base = outcome.config, outcome.canvas, outcome.base
+    assert base is not None
+    for method in config.finer_methods:
+        place = Place(config, canvas, path, label_of(method))
+        for pair in (p for p in config.finer or () if ("finer", method, p) in done):
+            outcome.finer.append(finer_scores(read_answers_json(place.judged(pair)), *pair.split("/")))
+    targets = config.sequential or ()
+    for method in (m for m in config.sequential_methods if targets and ("sequential", m, "") in done):
         place = Place(config, canvas, path, label_of(method))
         steps = [
-            read_answers_json(place.judged(f"sequential-{n}-{target}"))
-            for n, target in enumerate(config.sequential or (), 1)
+            read_answers_json(place.judged(f"sequential-{n}-{target}")) for n, target in enumerate(targets, 1)
         ]
-        found = sequential_scores([outcome.base.predictions, *steps], config.sequential or ())
-        outcome.sequential[place.label] = found
-    for method in (m for m in config.robust_methods if m not in lacking):
-        for target in config.robust or ():
-            if ("robust", method, target) in failed:
-                continue
-            state = states["robust", method, target]
+        outcome.sequential[place.label] = sequential_scores([base.predictions, *steps], targets)
+    for method in config.robust_methods:
+        for target in (t for t in config.robust or () if ("robust", method, t) in done):
+            state = done["robust", method, target]
             pre, post, held = (Rate(*state[name]) for name in ("pre", "post", "held"))
             unlearned = Rate(post.n - post.successes, post.n)
             rates = RobustScore(pre, post, unlearned, held, state["errors"], state["seconds"])
             outcome.robust.append((label_of(method), target, rates, state["prompts"]))
-    outcome.transfer = {
-        name: states["transfer", name, ""] for name in config.transfer if ("transfer", name, "") not in failed
-    }
-    return outcome
