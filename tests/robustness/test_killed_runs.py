@@ -39,7 +39,8 @@ def zo(folder: Path) -> list[Any]:
     (folder / "all.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return ["--model", folder / "model", "--data", folder / "all.tsv", "--steps", 20, "--lr", 2e-2,
             "--num_queries", 2, "--batch_size", 16, "--train_size", 40, "--dev_size", 20, "--test_size", 40,
-            "--eval_every", 5, "--seeds", [0, 1], "--full_steps", 2, "--memory", "false", "--save_seconds", 1e-6]  # fmt: skip
+            "--eval_every", 5, "--seeds", [0, 1], "--full_steps", 2, "--memory", "false",
+            "--save_seconds", 1e-6]  # fmt: skip
 
 
 def soul(folder: Path) -> list[Any]:
