@@ -149,9 +149,9 @@ def results(folder: Path, name: str) -> tuple[list[Tensor], list[Tensor]]:
     return a
 
 
-def near(a: list[Tensor], b: list[Tensor], relative: float = 2e-5) -> bool:
-    """Within 1e-6, and within a share of the largest entry where all are small."""
-    limits = [min(1e-6, relative * float(y.detach().abs().max())) for y in b]
+def near(a: list[Tensor], b: list[Tensor], relative: float = 2e-5, most: float = 1e-6) -> bool:
+    """Within `most`, and within a share of the largest entry where all are small."""
+    limits = [min(most, relative * float(y.detach().abs().max())) for y in b]
     return all(float((x - y).detach().abs().max()) <= z for x, y, z in zip(a, b, limits, strict=True))
 
 
@@ -215,7 +215,8 @@ def test_shards_are_one_process_cut_in_pieces(name: str, estimator: str, sharded
         opt.step()
         opt.zero_grad()
     assert near(found, [opt.state[p]["hessian"] for p in model.parameters()])
-    assert near(reached, list(model.parameters()))
+    # a step divides by the curvature, so by rounding where that is small; 1e-5 is a thousandth of a whole step
+    assert near(reached, list(model.parameters()), relative=2e-4, most=1e-5)
 
 
 def together(a: object, b: object) -> object:
