@@ -215,7 +215,7 @@ def test_shards_are_one_process_cut_in_pieces(name: str, estimator: str, sharded
         opt.step()
         opt.zero_grad()
     assert near(found, [opt.state[p]["hessian"] for p in model.parameters()])
-    # a step divides by the curvature, so by rounding where that is small; 1e-5 is a thousandth of a whole step
+    # A step divides by the curvature, by rounding where that is small; 1e-5 is a thousandth of a whole step.
     assert near(reached, list(model.parameters()), relative=2e-4, most=1e-5)
 
 
