@@ -121,7 +121,7 @@ def test_help_comes_from_the_dataclass(call: Call) -> None:
         *("--steps STEPS Number of steps, at least 1. (type: int, default: 20)", "--kind {up,down}"),
         *(
             "Direction of the walk.",
-            "What happens there: kill, interrupt, fail, bug.",
+            "What happens there: kill, interrupt, fail, memory, tensor, bug.",
             "--out DIR",
             "--resume",
         ),

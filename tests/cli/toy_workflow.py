@@ -7,8 +7,6 @@ import signal
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
 from tenfold.runs import Headline, Report, RunFolder
 
 
@@ -81,6 +79,8 @@ def _end(how: str) -> None:
     if how == "memory":
         raise MemoryError
     if how == "tensor":
+        import torch
+
         torch.empty(2**46, dtype=torch.uint8)
     raise KeyError("a fault of ours")
 
