@@ -36,7 +36,7 @@ class Room {
   // At least n values, all bits 0.
   T* zeros(int64_t n) {
     take(n);
-    std::memset(static_cast<void*>(data_), 0, static_cast<size_t>(n) * sizeof(T));
+    if (n > 0) std::memset(static_cast<void*>(data_), 0, static_cast<size_t>(n) * sizeof(T));
     return data_;
   }
   void clear() { size_ = 0; }
