@@ -5,6 +5,7 @@ python ops.py CORPUS [libFuzzer's options]
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
@@ -26,8 +27,14 @@ def any_op(name: str, spoil: bool, data: st.DataObject) -> None:
     fuzzed.draw_and_check(name, spoil, data)
 
 
-if __name__ == "__main__":
+def main(corpus: str, *options: str) -> None:
     torch.set_num_threads(1)
+    for seed in range(300):  # most short inputs end before all is drawn
+        (Path(corpus) / f"random-{seed}").write_bytes(random.Random(seed).randbytes(600))
     limits = ["-timeout=60", "-rss_limit_mb=4096", "-max_len=4096", "-len_control=0"]
-    atheris.Setup([sys.argv[0], *limits, *sys.argv[1:]], any_op.hypothesis.fuzz_one_input)
+    atheris.Setup([sys.argv[0], corpus, *limits, *options], any_op.hypothesis.fuzz_one_input)
     atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
