@@ -74,19 +74,25 @@ def ran(name: str, seconds: int) -> bool:
     print(f"{name}: {runs[-1] if runs else '?'} runs, cov: {shown}", flush=True)
     if done.returncode:
         artifacts = re.findall(r"Test unit written to (\S+)", done.stdout)
-        print(f"FAILED {name}: {', '.join(artifacts) or 'before it ran'}; the log: {OUT / name}.log", flush=True)
+        print(
+            f"FAILED {name}: {', '.join(artifacts) or 'before it ran'}; the log: {OUT / name}.log", flush=True
+        )
     return done.returncode == 0
 
 
 def main(seconds: int, *names: str) -> int:
     if find_spec("atheris") is None:
-        sys.exit("fuzz: expected the package atheris, got none; pip install atheris (Linux, Python 3.11 to 3.13)")
+        sys.exit(
+            "fuzz: expected the package atheris, got none; pip install atheris (Linux, Python 3.11 to 3.13)"
+        )
     sys.path.insert(0, str(HERE.parent / "robustness"))
     from file_makers import MAKERS
 
     chosen = names or ("ops", *natives(), *MAKERS)
     if any(name.startswith("native_") for name in chosen) and shutil.which("clang++") is None:
-        sys.exit("fuzz: expected clang++ with libFuzzer, got none (Debian: apt install clang libclang-rt-14-dev)")
+        sys.exit(
+            "fuzz: expected clang++ with libFuzzer, got none (Debian: apt install clang libclang-rt-14-dev)"
+        )
     return int(not all([ran(name, seconds) for name in chosen]))
 
 

@@ -105,7 +105,9 @@ def beton(folder: Path) -> Made:
 
     fields = np.zeros(3, module.FIELD)
     fields["kind"], fields["name"] = [2, 1, 0], [b"image", b"label", b"weight"]
-    samples = np.zeros(2, np.dtype([("image", module.IMAGE), ("label", "<i8"), ("weight", "<f8")], align=True))
+    samples = np.zeros(
+        2, np.dtype([("image", module.IMAGE), ("label", "<i8"), ("weight", "<f8")], align=True)
+    )
     jpeg = io.BytesIO()
     from PIL import Image
 
@@ -268,7 +270,9 @@ def attack_log(folder: Path) -> Made:
     inside = folder / "logs" / "attack_idx_3"
     inside.mkdir(parents=True)
     (inside / "config.json").write_text('{"tenfold": {"case": {"seed": 1, "guidance": 7.5}}}')
-    (inside / "log.json").write_text('[{"success": false, "prompt": "a"}, {"success": true, "relative_time": 2}]')
+    (inside / "log.json").write_text(
+        '[{"success": false, "prompt": "a"}, {"success": true, "relative_time": "0:00:02.5"}]'
+    )
     return inside / "log.json", lambda path: read_published(path.parents[1])
 
 
@@ -419,7 +423,13 @@ def evaluation_log(folder: Path) -> Made:
 def soul_settings(folder: Path) -> Made:
     from tenfold.llm.unlearn.soul_config import SoulConfig, _read_soul
 
-    unlearn = {"unlearn_method": "GA", "lr": 1e-4, "num_epochs": 2, "sophia": True, "sophia_params": {"rho": 0.1}}
+    unlearn = {
+        "unlearn_method": "GA",
+        "lr": 1e-4,
+        "num_epochs": 2,
+        "sophia": True,
+        "sophia_params": {"rho": 0.1},
+    }
     held = {"overall": {"model_name": "m", "seed": 3}, "unlearn": unlearn, "dataset": {"batch_size": 2}}
     (folder / "soul.json").write_text(json.dumps(held))
     return folder / "soul.json", lambda path: _read_soul(SoulConfig(soul_config=str(path)))
@@ -433,12 +443,12 @@ def mini_tofu(folder: Path) -> Made:
 
 
 def report(folder: Path) -> Made:
-    from tenfold.runs.report import render
+    from tenfold.runs.report import Headline, Report, render, to_json
 
-    page = {"schema": "tenfold.report/1", "title": "t", "lead": "l", "headlines": [], "claims": [], "sections": []}
-    (folder / "report.json").write_text(json.dumps(page))
+    (folder / "report.json").write_text(json.dumps(to_json(Report("t", "l", [Headline("a", "1")], []))))
     held: dict[str, Any] = {"schema": "tenfold.metrics/1", "name": "zo", "config": {}, "metrics": {"a": 1.0}}
-    held |= {"environment": {}, "seconds": 1.0, "peak_rss_mib": 1.0}
+    environment = {"versions": {"tenfold": "0"}, "time": "2026-01-01", "cpu": {"model": "m"}}
+    held |= {"environment": environment, "seconds": 1.0, "peak_rss_mib": 1.0}
     (folder / "metrics.json").write_text(json.dumps(held))
     return folder / "report.json", lambda path: render(path.parent)
 

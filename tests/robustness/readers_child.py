@@ -18,6 +18,7 @@ from typing import Any
 import file_makers
 from judging import SECONDS, judge, limit_memory
 
+
 class Hung(BaseException):
     """Reading took longer than SECONDS."""
 

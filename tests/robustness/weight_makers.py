@@ -129,17 +129,12 @@ def reweight_checkpoint(folder: Path) -> Made:
     return _safetensors(folder / "k.safetensors", tensors, state=told), read
 
 
-def extractor_weights(folder: Path) -> Made:
-    from tenfold.selection.reweight.extract import _network
-
-    path = _safetensors(folder / "x.safetensors", {"fc.weight": torch.ones(1, 512)})
-    return path, lambda path: _network("resnet18", str(path), "cpu")
-
-
 def kept_top(folder: Path) -> Made:
     from tenfold.llm.unlearn import topk
 
-    kept = topk.Kept(torch.ones(1, 2, dtype=torch.int32), torch.ones(1, 2), torch.ones(1), torch.tensor([0, 1]))
+    kept = topk.Kept(
+        torch.ones(1, 2, dtype=torch.int32), torch.ones(1, 2), torch.ones(1), torch.tensor([0, 1])
+    )
     topk.save(folder / "t.safetensors", {"forget": kept}, "m")
     return folder / "t.safetensors", lambda path: topk.load(path, ["forget"], 2, "m")
 
@@ -256,7 +251,9 @@ def gguf_model(folder: Path) -> Made:
 
     names = {"vocab_size": 4, "context_length": 8, "embedding_length": 4, "feed_forward_length": 4}
     names |= {"block_count": 1, "attention.head_count": 2, "attention.head_count_kv": 1}
-    meta: dict[str, Any] = {f"llama.{name}": value for name, value in (names | {"rope.dimension_count": 2}).items()}
+    meta: dict[str, Any] = {
+        f"llama.{name}": value for name, value in (names | {"rope.dimension_count": 2}).items()
+    }
     meta |= {"llama.attention.layer_norm_rms_epsilon": 1e-6, "llama.rope.freq_base": 1e4}
     words = {"tokens": ["<e>", "a", "b", "ab"], "token_type": [3, 1, 1, 1], "merges": ["a b"]}
     kinds = {"model": "gpt2", "pre": "smollm", "bos_token_id": 0, "eos_token_id": 0}
@@ -264,7 +261,12 @@ def gguf_model(folder: Path) -> Made:
     meta |= {f"tokenizer.ggml.{name}": value for name, value in (words | kinds).items()}
     shapes = {"token_embd": (4, 4), "output_norm": (4,), "blk.0.attn_q": (4, 4), "blk.0.attn_k": (2, 4)}
     shapes |= {"blk.0.attn_v": (2, 4), "blk.0.attn_output": (4, 4), "blk.0.attn_norm": (4,)}
-    shapes |= {"blk.0.ffn_norm": (4,), "blk.0.ffn_gate": (4, 4), "blk.0.ffn_up": (4, 4), "blk.0.ffn_down": (4, 4)}
+    shapes |= {
+        "blk.0.ffn_norm": (4,),
+        "blk.0.ffn_gate": (4, 4),
+        "blk.0.ffn_up": (4, 4),
+        "blk.0.ffn_down": (4, 4),
+    }
     data, at = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(meta)), 0
     for key, value in meta.items():
         data += struct.pack("<Q", len(key)) + key.encode() + _gguf_value(value)
@@ -285,7 +287,7 @@ def gguf_model(folder: Path) -> Made:
 def _pipeline(folder: Path, name: str) -> Made:
     from tenfold.diffusion import load_bundle, tiny_bundle
 
-    tiny_bundle(0).save(folder / "pipe")
+    tiny_bundle(0).to_pipeline().save_pretrained(folder / "pipe", safe_serialization=True)
     return folder / "pipe" / name, lambda _: load_bundle(folder / "pipe")
 
 
