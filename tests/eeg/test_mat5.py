@@ -30,7 +30,7 @@ def test_as_scipy_reads_it(packed: bool, tmp_path: Path) -> None:
     found = read_arrays(tmp_path / "a.mat", arrays.__contains__)
     assert list(found) == list(arrays)
     for name, array in found.items():
-        assert array.dtype == theirs[name].dtype and array.shape == theirs[name].shape
+        assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
         assert np.array_equal(array, theirs[name])
         assert array.flags.writeable
     for name in ("text", "cells", "complex", "s"):

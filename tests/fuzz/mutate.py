@@ -9,10 +9,14 @@ import json
 import random
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 Change = Callable[[bytes, int], bytes]
+
+RECORD = 40
+"""Bytes of a record of a .zolog file, its CRC last."""
 
 ODD = (None, True, 0, -1, 1.5, 2**63, 1e308, float("nan"), "", "x", "../x", [], {}, [[]], [None], {"a": 1})
 
@@ -35,6 +39,11 @@ def inside(data: bytes, size: int, rng: random.Random, change: Change) -> bytes:
         return _in_zip(data, size, rng, change)
     if data[8:9] == b"{":
         return _in_safetensors(data, size, rng, change)
+    if data.startswith(b'{"format": "tenfold zolog"'):
+        return _in_zolog(data, size, rng, change)
+    if data[:1] in b"{[" and rng.random() < 0.02:
+        at = rng.randrange(len(data) + 1)
+        return data[:at] + b"[" * 3000 + data[at:]
     if data[:1] in b"{[" and rng.random() < 0.6:
         return json.dumps(odd(json.loads(data), rng)).encode()
     return change(data, size)
@@ -63,6 +72,25 @@ def _in_safetensors(data: bytes, size: int, rng: random.Random, change: Change) 
         head = odd(head, rng)
     text = json.dumps(head).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def _in_zolog(data: bytes, size: int, rng: random.Random, change: Change) -> bytes:
+    line, _, records = data.partition(b"\n")
+    head = json.loads(line)
+    del head["crc32"]
+    if rng.random() < 0.6:
+        head = odd(head, rng)
+    else:
+        records = change(records, size)
+    body = json.dumps(head).encode()[:-1]
+    crc = zlib.crc32(body)
+    out = body + b', "crc32": "%08x"}\n' % crc
+    crc = zlib.crc32(out)
+    for at in range(0, len(records) - RECORD + 1, RECORD):
+        part = records[at : at + RECORD - 4]
+        crc = zlib.crc32(part, crc)
+        out += part + struct.pack("<I", crc)
+    return out
 
 
 def odd(value: Any, rng: random.Random) -> Any:

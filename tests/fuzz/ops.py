@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of every public op: the fuzzer's bytes are the choices of test_ops_fuzz. Needs atheris.
+"""Coverage-guided fuzzing of every public op: the fuzzer's bytes are test_ops_fuzz's choices. Needs atheris.
 
 python ops.py CORPUS [libFuzzer's options]
 """

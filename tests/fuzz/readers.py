@@ -2,7 +2,7 @@
 
     python readers.py NAME CORPUS [libFuzzer's options]
 
-The corpus begins with the maker's valid file. What a file may do to a reader is judged as in test_readers_fuzz.
+The corpus begins with the maker's valid file. How it is taken is judged as in test_readers_fuzz.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs the coverage-guided targets one after the other: python run.py SECONDS [TARGET ...]
 
-Targets are "ops", the readers of tests/robustness/file_makers.py by name, and native_*.cpp by file name without
-its ending. Corpora and crashing inputs stay in build/fuzz. Exits with 1 where a target failed.
+Targets are "ops", the readers of tests/robustness/file_makers.py by name, and native_*.cpp by file name
+without its ending. Corpora and crashing inputs stay in build/fuzz. Exits with 1 where a target failed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(seconds: int, *names: str) -> int:
         sys.exit(
             "fuzz: expected clang++ with libFuzzer, got none (Debian: apt install clang libclang-rt-14-dev)"
         )
-    return int(not all([ran(name, seconds) for name in chosen]))
+    return int(not all(ran(name, seconds) for name in chosen))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ def judge(read: Any, path: Path) -> str | None:
     try:
         read(path)
     except ALLOWED as error:
-        if path.name not in str(error) and path.suffix != ".yaml":  # the command names the option
+        named = path.name in str(error) or path.parent.name in str(error)  # a folder is read as a whole
+        if not named and path.suffix != ".yaml":  # the command names the option
             return f"does not name the file: {error!r:.200}"
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]

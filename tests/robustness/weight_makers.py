@@ -146,10 +146,10 @@ def safetensors_files(folder: Path) -> Made:
     return path, lambda path: [read_tensor(f, name) for name, f in tensor_files(path.parent).items()]
 
 
-def zolog_weights(folder: Path) -> Made:
-    from tenfold.cli.zolog import _load_file
+def plain_tensors(folder: Path) -> Made:
+    from tenfold.runs.files import read_safetensors
 
-    return _safetensors(folder / "m.safetensors", {"a": torch.ones(2)}, tool="x"), _load_file
+    return _safetensors(folder / "m.safetensors", {"a": torch.ones(2)}, tool="x"), read_safetensors
 
 
 def zolog_replay(folder: Path) -> Made:

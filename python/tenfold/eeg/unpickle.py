@@ -2,9 +2,9 @@
 
 A pickle is a program: loading one with the standard library runs whatever function it names. DEAP, FACED and
 SEED-V are published as pickles of plain containers, numbers and NumPy arrays. This reader knows the few names
-that such arrays are made of and refuses every other one before anything is called. NumPy's own ways of filling
-an array and a dtype from a pickle trust what they are given, and damaged bytes end the process there; so the
-state of both is checked here first.
+that such arrays are made of and refuses every other one before anything is called. NumPy's own ways of
+filling an array and a dtype from a pickle trust what they are given, and damaged bytes end the process there;
+so the state of both is checked here first.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class _Array(np.ndarray):
     """An array that looks at its state before NumPy fills it."""
 
     def __setstate__(self, state: Any) -> None:
-        shape, dtype, fortran, data = state[-4:] if isinstance(state, tuple) and len(state) > 3 else (None,) * 4
+        shape, dtype, fortran, data = (
+            state[-4:] if isinstance(state, tuple) and len(state) > 3 else (None,) * 4
+        )
         data = data.encode("latin1") if isinstance(data, str) else data
         if not _is_shape(shape) or not isinstance(dtype, _DType):
             raise _Refused(f"an array in the state {state!r}"[:100])
@@ -101,7 +103,7 @@ class _Array(np.ndarray):
         size, kind = (items, list) if dtype.made.hasobject else (items * dtype.made.itemsize, bytes)
         if type(data) is not kind or len(data) != size:
             raise _Refused(f"an array {shape} of {dtype.made} without its data")
-        super().__setstate__((1, shape, dtype.made, bool(fortran), data))
+        super().__setstate__((1, shape, dtype.made, bool(fortran), data))  # type: ignore[arg-type]
 
 
 def _is_shape(shape: Any) -> bool:

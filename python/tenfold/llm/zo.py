@@ -31,6 +31,7 @@ from tenfold.llm.scorer import Scorer, find_blocks, trainable_depth, trainable_p
 from tenfold.llm.training import Phase, Task, Trained, train
 from tenfold.llm.zo_config import ZOConfig
 from tenfold.runs import RunFolder
+from tenfold.runs.files import read_safetensors
 
 __all__ = ["Outcome", "Result", "ZOConfig", "finetune", "load_trained", "run"]
 
@@ -145,9 +146,7 @@ def load_trained(model: Any, path: str | Path) -> list[str]:
     Raises:
         ValueError: the model lacks a tensor or has it in another shape.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path))
+    tensors, _ = read_safetensors(path)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.diffusion.prompts import check_file_part
 from tenfold.runs.files import read_json, replacing, write_json, write_text
 
@@ -268,7 +269,7 @@ def from_png(path: Path) -> Tensor:
     """uint8 [c, H, W] of a file."""
     from PIL import Image
 
-    with Image.open(path) as file:
+    with reading(path, "a picture"), Image.open(path) as file:
         return from_pil(file)
 
 

@@ -25,7 +25,7 @@ _HEADER = 128
 
 
 def read_arrays(path: Path, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    """The arrays whose name is `wanted`, of the type they are stored in, in the file's order.
+    """The arrays whose name is `wanted`, in the type they are stored in and the file's order.
 
     Raises:
         ValueError: another kind of file, a damaged one, or a wanted variable that is no array of real numbers;
