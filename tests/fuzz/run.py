@@ -63,7 +63,7 @@ def ran(name: str, seconds: int) -> bool:
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TF_CPP_MIN_LOG_LEVEL": "3"}
     place = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
     done = subprocess.run(
-        ["nice", *command(name), str(corpus), *options],
+        ["nice", "-n", "19", *command(name), str(corpus), *options],
         env={**os.environ, **quiet, **place},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
