@@ -28,12 +28,12 @@ def natives() -> list[str]:
 
 
 def built(name: str) -> Path:
-    """The program of native_FAMILY.cpp with the family's kernels, once for each instruction set."""
-    family, folder = name.removeprefix("native_"), OUT / "native"
+    """The program of native_FAMILY_FAMILY.cpp with the families' kernels, once for each instruction set."""
+    families, folder = name.split("_")[1:], OUT / "native"
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for isa, more in ISAS.items():
-        for source in sorted((ROOT / "kernels" / family).glob("*_cpu.cpp")):
+        for source in (p for f in families for p in sorted((ROOT / "kernels" / f).glob("*_cpu.cpp"))):
             objects.append(str(folder / f"{source.stem}-{isa}.o"))
             named = (f"-DTF_NS=tf_{isa}", f"-DTF_ISA_{isa.upper()}=1", "-DTF_SANITIZE=1", *more)
             compiled(*named, "-c", str(source), "-o", objects[-1])
@@ -63,7 +63,7 @@ def ran(name: str, seconds: int) -> bool:
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TF_CPP_MIN_LOG_LEVEL": "3"}
     place = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
     done = subprocess.run(
-        ["nice", "-n", "19", *command(name), str(corpus), *options],
+        ["nice", *command(name), str(corpus), *options],
         env={**os.environ, **quiet, **place},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
