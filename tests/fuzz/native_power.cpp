@@ -13,7 +13,7 @@ static void powers(Bytes& in) {
   const bool shared = in.flag();  // one value for all rows
   const auto g = in.numbers<T>(rows * each * 2), s = in.numbers<T>(rows * carriers * 2), p = in.numbers<T>(rows * users, true);
   const auto noise = in.numbers<T>(shared ? 1 : rows, true), wanted = in.numbers<T>(rows * users, true);
-  const auto weights = in.numbers<T>(rows * each, true);
+  const auto weights = in.numbers<T>(rows * each, true), wide = in.numbers<T>(rows * carriers, true);
   const PowerView gains = {g.data(), each, carriers, 1}, budget = {p.data(), users, 1, 0};
   const PowerView by_row = {noise.data(), shared ? 0 : 1, 0, 0};
   const PowerView target = {wanted.data(), users, 1, 0}, weighted = {in.flag() ? weights.data() : nullptr, each, carriers, 1};
@@ -41,7 +41,7 @@ static void powers(Bytes& in) {
       k.separable({shape, gains, budget, by_row, target, weighted, 1e-6, most, out.data(), alpha.data(), dual.data(), objective.data(),
                    steps.data(), 1});
     if (way == 2) k.water({flat, row, by_row, most % 2 == 0, out.data(), level.data(), 1});
-    if (way == 3) k.mse_water({flat, row, {s.data(), carriers, 0, 1}, by_row, out.data(), level.data(), 1});
+    if (way == 3) k.mse_water({flat, row, {wide.data(), carriers, 0, 1}, by_row, out.data(), level.data(), 1});
     if (way == 4) k.normalize({flat, most % 2 == 0 ? first : row, by_row, most % 2 == 0, most % 3 == 0, out.data(), 1});
     for (int32_t taken : steps) require(taken >= 0 && taken <= most, "power", "took another number of steps than it may");
     Found found;

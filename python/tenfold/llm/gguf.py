@@ -115,6 +115,10 @@ class GGUFFile:
             ValueError: a type other than F32, Q4_1 and Q8_0.
         """
         info = self.tensors[name]
+        with reading(self.path, f"the tensor {name}"):
+            return self._read(name, info)
+
+    def _read(self, name: str, info: TensorInfo) -> torch.Tensor:
         count, start = math.prod(info.shape), self._data + info.offset
         stored = {_F32: 4 * count, _Q8_0: count // _BLOCK * 34, _Q4_1: count // _BLOCK * 20}.get(info.kind, 0)
         if stored > len(self._bytes) - start or (info.kind != _F32 and count % _BLOCK):

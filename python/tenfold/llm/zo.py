@@ -151,7 +151,8 @@ def load_trained(model: Any, path: str | Path) -> list[str]:
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             got = tuple(parameters[name].shape) if name in parameters else "nothing"
-            raise ValueError(f"model: expected a tensor {name} of shape {tuple(tensor.shape)}, got {got}")
+            expected = f"a tensor {name} of shape {tuple(tensor.shape)}, as {Path(path).name} has it"
+            raise ValueError(f"model: expected {expected}, got {got}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)

@@ -299,7 +299,8 @@ def read_dropped(path: str | Path, n: int) -> Selection:
     from tenfold.eeg.unpickle import load_pickle
 
     path = Path(path)
-    dropped = checked_indices(path.name, np.asarray(load_pickle(path)), n)
+    with reading(path, "a list of row numbers"):
+        dropped = checked_indices(path.name, np.asarray(load_pickle(path)), n)
     kept = np.ones(_checks.integer("n", n, 0, 2**62), bool)
     kept[dropped] = False
     return Selection(np.flatnonzero(kept), info={"n": n, "file": path.name})
