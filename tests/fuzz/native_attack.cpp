@@ -20,7 +20,7 @@ static void simplex(Bytes& in) {
 }
 
 static void draws(Bytes& in) {
-  const int dtype = in.byte() % 4;
+  const int dtype = in.flag();
   const int64_t rows = in.size(0, 9), columns = in.size(1, 70);
   const auto p = in.typed(rows * columns, dtype, true);
   auto u = in.numbers<double>(rows, true);

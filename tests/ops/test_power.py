@@ -533,7 +533,8 @@ def test_projection_and_its_identity(backend):
 
 
 def test_mse_water_filling_ends_where_rounding_would_have_it_go_round(backend):
-    """Found by fuzzing: a carrier that the level passes by a rounding error left the active set and came back."""
+    """Found by fuzzing: a carrier that the level passes by a rounding error left the active set and came
+    back."""
     a = torch.tensor([65504.0, 1.2e-38], dtype=torch.float64, device=backend.device)
     s = torch.tensor([2.0, 3e38], dtype=torch.float64, device=backend.device)
     p = ops.mse_water_filling(a, s, 1e20)

@@ -18,7 +18,6 @@ from typing import Any
 import file_makers
 from judging import SECONDS, judge, limit_memory
 
-
 SLOW = ("pipeline", "model", "report", "run_metrics")
 """Readers of models and pages take some hundredths of a second each."""
 

@@ -28,8 +28,8 @@ def read_arrays(path: Path, wanted: Callable[[str], Any]) -> dict[str, np.ndarra
     """The arrays whose name is `wanted`, in the type they are stored in and the file's order.
 
     Raises:
-        ValueError: another kind of file, a damaged one, or a wanted variable that is no array of real numbers;
-            the message names the file. OSError: it cannot be read.
+        ValueError: another kind of file, a damaged one, or a wanted variable that is no array of real
+            numbers; the message names the file. OSError: it cannot be read.
     """
     data = memoryview(path.read_bytes())
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:_HEADER]))
