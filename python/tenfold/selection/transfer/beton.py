@@ -78,6 +78,8 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _take(file: Any, dtype: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
     left = path.stat().st_size - file.tell()  # `read` would first make room for what the header claims
+    if not dtype.itemsize and count:
+        _checks.fail(ValueError, str(path), "fields", f"none, of {count} samples")
     if left < dtype.itemsize * count:
         expected = f"a whole .beton file ({dtype.itemsize * count} bytes more)"
         _checks.fail(ValueError, str(path), expected, f"{left}")
