@@ -43,7 +43,7 @@ static void powers(Bytes& in) {
     if (way == 2) k.water({flat, row, by_row, most % 2 == 0, out.data(), level.data(), 1});
     if (way == 3) k.mse_water({flat, row, {wide.data(), carriers, 0, 1}, by_row, out.data(), level.data(), 1});
     if (way == 4) k.normalize({flat, most % 2 == 0 ? first : row, by_row, most % 2 == 0, most % 3 == 0, out.data(), 1});
-    for (int32_t taken : steps) require(taken >= 0 && taken <= most, "power", "took another number of steps than it may");
+    for (int32_t taken : steps) require(taken >= 0 && taken <= 2 * most, "power", "took more steps than two searches may");
     Found found;
     found.add("out", out), found.add("alpha", alpha), found.add("dual", dual), found.add("objective", objective);
     found.add("level", level), found.add("steps", steps);
