@@ -236,8 +236,9 @@ def read_published(root: str | Path) -> dict[str, CaseLog]:
 
 def _case_of(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    held = config.get("tenfold") if isinstance(config, dict) else None
-    return {"seed": 0, "guidance": 7.5, **(held or {}).get("case", {})}
+    with reading(folder / "config.json", "the settings of an attack"):
+        held = config.get("tenfold") if isinstance(config, dict) else None
+        return {"seed": 0, "guidance": 7.5, **(held or {}).get("case", {})}
 
 
 def _read_entry(path: Path, data: dict[str, Any]) -> Entry:
