@@ -165,7 +165,9 @@ struct State {
         const int64_t last = (s + 1) * kSegment < n ? (s + 1) * kSegment : n;
         int64_t waiting = 0;
         for (int64_t i = s * kSegment; i < last; ++i) {
-          if (a.distance[i] == kTaken || (prune && a.distance[i] <= reach[a.owner[i]])) continue;
+          if (a.distance[i] == kTaken) continue;
+          // A row that is infinitely far from every centre has none.
+          if (prune && a.owner[i] >= 0 && a.distance[i] <= reach[a.owner[i]]) continue;
           rows[waiting] = i;
           block.put(waiting++, i);
           if (waiting == block.capacity) {
