@@ -39,7 +39,13 @@ def read_file(path: Path) -> Iterator[Located]:
         raise ValueError(f"data: expected a file {', '.join(readers)}, got {path.name!r}")
     if not path.is_file():
         raise ValueError(f"data: expected a file, got {str(path)!r}, which is none")
-    return readers[path.suffix](path)
+    with reading(path, "records of a task"):
+        return _named(path, readers[path.suffix](path))
+
+
+def _named(path: Path, located: Iterator[Located]) -> Iterator[Located]:
+    with reading(path, "records of a task"):
+        yield from located
 
 
 def read_rows(rows: Iterable[Any]) -> Iterator[Located]:

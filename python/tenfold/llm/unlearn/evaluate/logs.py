@@ -78,8 +78,11 @@ def reference_ratios(log: Mapping[str, Mapping[str, Any]]) -> list[float]:
             "reference: expected 'forget_truth_ratio' with 'value_by_index' in the retain model's log, got "
             f"{sorted(log)}"
         )
-    found = [values[index].get("score") for index in sorted(values, key=int) if values[index]]
-    ratios = [float(score) for score in found if score is not None]
+    try:
+        found = [values[index].get("score") for index in sorted(values, key=int) if values[index]]
+        ratios = [float(score) for score in found if score is not None]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"reference: expected indices with scores, got others ({error})") from error
     if not ratios:
         raise ValueError("reference: expected truth ratios in the retain model's log, got none")
     return ratios
