@@ -39,6 +39,8 @@ def read_file(path: Path) -> Iterator[Located]:
         raise ValueError(f"data: expected a file {', '.join(readers)}, got {path.name!r}")
     if not path.is_file():
         raise ValueError(f"data: expected a file, got {str(path)!r}, which is none")
+    if path.suffix == ".parquet":  # says itself what is wrong, and which package is missing
+        return _parquet(path)
     with reading(path, "records of a task"):
         return _named(path, readers[path.suffix](path))
 
