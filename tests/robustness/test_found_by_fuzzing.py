@@ -107,6 +107,7 @@ FOUND: list[tuple[str, Damage]] = [
     ("report", a_list),
     ("run_metrics", a_list),
     ("run_mark", a_list),
+    ("run_settings", lambda data: data + b"0: 5\n"),
     ("unet", header("classes", "klasses")),
     ("unet", header("head.bias", "head.base")),
     ("training_state", header("rest", "test")),

@@ -321,7 +321,7 @@ def _check_same_run(path: Path, name: str, settings: dict[str, Any], free: set[s
         then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{config}: expected YAML, got text that does not parse ({error})") from error
-    if not isinstance(then, dict):
+    if not isinstance(then, dict) or not all(isinstance(key, str) for key in then):
         raise ValueError(f"{config}: expected settings by name, got {then!r:.60}")
     now = yaml.safe_load(_yaml(settings)) or {}
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
