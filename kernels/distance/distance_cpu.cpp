@@ -222,8 +222,8 @@ struct Search {
       nearest[at] = value;
       index[at] = column;
     };
-    for (int32_t i = 0; i < have[r]; ++i) {
-      if (!(values[r * room + i] > bound)) measure(candidates[r * room + i]);
+    for (int32_t i = 0; i < have[r]; ++i) {  // a bound that is not a number keeps what only fills the last panel up, too
+      if (!(values[r * room + i] > bound) && candidates[r * room + i] < centers.count) measure(candidates[r * room + i]);
     }
     // Too many candidates to keep, or too few: bounds beyond the range of float32 exclude centres that the k nearest need.
     if (have[r] < 0 || (found < k && found < centers.count)) {

@@ -165,8 +165,9 @@ struct State {
         const int64_t last = (s + 1) * kSegment < n ? (s + 1) * kSegment : n;
         int64_t waiting = 0;
         for (int64_t i = s * kSegment; i < last; ++i) {
-          const int32_t owner = a.owner[i];  // none of a row that is not finite
-          if (a.distance[i] == kTaken || (prune && owner >= 0 && a.distance[i] <= reach[owner])) continue;
+          if (a.distance[i] == kTaken) continue;
+          // A row that is infinitely far from every centre has none.
+          if (prune && a.owner[i] >= 0 && a.distance[i] <= reach[a.owner[i]]) continue;
           rows[waiting] = i;
           block.put(waiting++, i);
           if (waiting == block.capacity) {

@@ -137,12 +137,15 @@ void mse_row(const MseWaterArgs& a, int64_t row, double* room) {
     top = root[k] > top ? root[k] : top;
   }
   const double power = value_at<T>(a.power, row, 0);
-  double level = __builtin_inf();
+  // Above `limit`, the largest level so far, are the carriers that get power: rounding may lower the level again, and a set that grew
+  // with it would come back for ever.
+  double level = __builtin_inf(), limit = 0.0;
+  const auto active = [&](double r) { return r > 0.0 && (r > limit || r == top); };
   for (int64_t count = -1;;) {
     int64_t inside = 0;
     double above = 0.0, below = power;
     for (int64_t k = 0; k < n; ++k) {
-      if (!(root[k] > 0.0 && (count < 0 || root[k] > level || root[k] == top))) continue;
+      if (!active(root[k])) continue;
       ++inside;
       above += root[k] * inverse[k];
       below += inverse[k];
@@ -150,10 +153,11 @@ void mse_row(const MseWaterArgs& a, int64_t row, double* room) {
     if (inside == 0 || inside == count) break;
     count = inside;
     level = above / below;
+    limit = level > limit ? level : limit;
   }
   for (int64_t k = 0; k < n; ++k) {
     const double p = (root[k] / level - 1.0) * inverse[k];
-    out[k] = static_cast<T>(std::isnan(root[k]) ? root[k] : (p > 0.0 ? p : 0.0));
+    out[k] = static_cast<T>(std::isnan(root[k]) ? root[k] : (active(root[k]) && p > 0.0 ? p : 0.0));
   }
   static_cast<T*>(a.level)[row] = static_cast<T>(level);
 }

@@ -118,17 +118,24 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_water_kernel(WaterLaunc
 
 // ---- mean-squared-error water-filling, in double precision ------------------------------------------------------------------------
 
+// Carriers above `limit`, the largest level that the search has seen, get power: see power_water_cpu.cpp.
+struct MseFill {
+  double level, limit, top;
+  __device__ bool active(double root) const { return root > 0.0 && (root > limit || root == top); }
+};
+
 // sqrt(S a) / c over the active set. each(f) gives this lane's (sqrt(S a), a).
 template <class G, class Each>
-__device__ double mse_level(double power, const Each& each) {
-  double top = 0.0, level = kInfinity;
+__device__ MseFill mse_level(double power, const Each& each) {
+  double top = 0.0;
   each([&](double root, double) { top = root > top ? root : top; });
   top = G::largest(top);
+  MseFill found = {kInfinity, 0.0, top};
   double count = -1.0;
   for (bool left = true;;) {
     double inside = 0.0, above = 0.0, below = 0.0;
     each([&](double root, double gain) {
-      if (!(root > 0.0 && (count < 0.0 || root > level || root == top))) return;
+      if (!found.active(root)) return;
       inside += 1.0;
       above += root * inverse_of(gain);
       below += inverse_of(gain);
@@ -140,16 +147,17 @@ __device__ double mse_level(double power, const Each& each) {
       left = inside != 0.0 && inside != count;
       if (left) {
         count = inside;
-        level = above / below;
+        found.level = above / below;
+        found.limit = found.level > found.limit ? found.level : found.limit;
       }
     }
-    if (!G::any(left)) return level;
+    if (!G::any(left)) return found;
   }
 }
 
-__device__ double mse_power_at(double root, double gain, double level) {
-  const double p = (root / level - 1.0) * inverse_of(gain);
-  return root == root ? (p > 0.0 ? p : 0.0) : root;  // NOLINT(misc-redundant-expression): not a number
+__device__ double mse_power_at(double root, double gain, const MseFill& found) {
+  const double p = (root / found.level - 1.0) * inverse_of(gain);
+  return root == root ? (found.active(root) && p > 0.0 ? p : 0.0) : root;  // NOLINT(misc-redundant-expression): not a number
 }
 
 template <class T, class G>
@@ -169,12 +177,12 @@ __global__ void __launch_bounds__(G::kThreads) mse_water_kernel(WaterLaunch<MseW
 #pragma unroll
     for (int j = 0; j < held; ++j) f(root[j], static_cast<double>(gain[j]));
   };
-  const double level = mse_level<G>(value_at<T>(a.power, row, 0), each);
+  const MseFill found = mse_level<G>(value_at<T>(a.power, row, 0), each);
   if (!real) return;
 #pragma unroll
-  for (int j = 0; j < held; ++j) weight[j] = static_cast<T>(mse_power_at(root[j], gain[j], level));
+  for (int j = 0; j < held; ++j) weight[j] = static_cast<T>(mse_power_at(root[j], gain[j], found));
   store_real<G>(static_cast<T*>(a.out) + row * carriers, carriers, p.wide, weight);
-  if (G::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(level);
+  if (G::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
 }
 
 template <class T>
@@ -188,10 +196,10 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_mse_water_kernel(WaterL
   const auto each = [&](const auto& f) {
     for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) f(root(k), gain(k));
   };
-  const double level = mse_level<Whole>(value_at<T>(a.power, row, 0), each);
+  const MseFill found = mse_level<Whole>(value_at<T>(a.power, row, 0), each);
   T* const to = static_cast<T*>(a.out) + row * carriers;
-  for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) to[k] = static_cast<T>(mse_power_at(root(k), gain(k), level));
-  if (Whole::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(level);
+  for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) to[k] = static_cast<T>(mse_power_at(root(k), gain(k), found));
+  if (Whole::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
 }
 
 // ---- normalisation, in double precision --------------------------------------------------------------------------------------------

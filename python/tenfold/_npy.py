@@ -61,9 +61,11 @@ def _opened(source: str | Path | IO[bytes], where: str) -> Iterator[zipfile.ZipF
     try:
         with zipfile.ZipFile(source) as archive:
             yield archive
-    except (OSError, ValueError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # zlib.error, BadZipFile, struct.error, NotImplementedError, RuntimeError ...
+        if isinstance(error, (OSError, ValueError)) and where in str(error):
+            raise
         raise ValueError(f"{where}: expected a .npz file, got a damaged one ({error})") from error
 
 

@@ -102,7 +102,7 @@ def test_pickles_are_refused_with_a_line_that_works(tiny, erased, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert load_file(tmp_path / "a.safetensors").keys() == erased.state_dict().keys()
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.pt").read_bytes())
-    with pytest.raises(ValueError, match="expected safetensors"):
+    with pytest.raises(ValueError, match="expected a safetensors file"):
         load_component_state(tmp_path / "b.safetensors")
     with pytest.raises(FileNotFoundError, match="one safetensors file"):
         load_component_state(tmp_path)

@@ -221,8 +221,8 @@ def test_what_a_set_has_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "missing"),
     [
-        ("seed", "features", "MATLAB files"),
-        ("seed", "raw", "MATLAB files"),
+        ("seed", "features", ""),
+        ("seed", "raw", "bandpass"),
         ("faced", "raw", "bandpass"),
         ("seed-v", "", ""),
     ],
@@ -234,12 +234,12 @@ def test_without_scipy(
     written: Callable[[str], dict[str, Path]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """MATLAB files and the band-pass need it; pickled features do not."""
+    """The band-pass needs it; published features do not."""
     folders = written(name)
     for module in ("scipy", "scipy.io", "scipy.signal"):
         monkeypatch.setitem(sys.modules, module, None)
     if not missing:
-        assert load(name, folders["features"], subjects=[1]).subjects == ("1",)
+        assert load(name, folders["features"], subjects=[1]).subjects == ("1",)  # also from MATLAB files
         return
     with pytest.raises(RuntimeError, match=f"{missing}: expected scipy, got none; pip install scipy"):
         load(name, folders[kind], raw=kind == "raw", subjects=[1])

@@ -95,3 +95,37 @@ def test_nothing_is_called(
 def test_other_bytes_are_refused(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=rf"x\.pkl: .*{said}"):
         loads_pickle(data, "x.pkl")
+
+
+def array_with(state: bytes) -> bytes:
+    """An array whose pickle fills it with `state`."""
+    return b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR" + state + b"b."
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"(I1\n(I2\ntVf8\nI00\nC\x10" + bytes(16) + b"t",  # a dtype that is none
+        b"(I1\n(I2\ntcnumpy\ndtype\n(Vf8\ntR(I3\nV<\nNN(I1\ntI-1\nI-1\nI0\ntbI00\nC\x10" + bytes(16) + b"t",
+        b"(I1\n(I3\ntcnumpy\ndtype\n(Vf8\ntRI00\nC\x10" + bytes(16) + b"t",  # too few bytes
+        b"(I1\n(I-2\ntcnumpy\ndtype\n(Vf8\ntRI00\nC\x10" + bytes(16) + b"t",
+        b"(I1\n(I2\ntcnumpy\ndtype\n(VO8\ntRI00\nC\x10" + bytes(16) + b"t",  # bytes as objects
+        b"(I1\n(I1\nI2\nI3\nI4\ntcnumpy\ndtype\n(Vf8\ntR(I1\ntC\x01xt",
+        b"N",
+    ],
+)
+def test_states_that_numpy_would_believe(state: bytes) -> None:
+    """Found by fuzzing: some of them end the process in NumPy's own reader."""
+    with pytest.raises(ValueError, match=r"x\.pkl: expected a"):
+        loads_pickle(array_with(state), "x.pkl")
+
+
+def test_what_is_held_twice_stays_one_thing() -> None:
+    array, rows = np.arange(3), [1, 2]
+    held: list[Any] = [array, (array, rows), {"a": array, "b": rows}]
+    held.append(held)
+    got = loads_pickle(pickle.dumps(held), "x")
+    assert type(got[0]) is np.ndarray
+    assert got[0] is got[1][0] is got[2]["a"]
+    assert got[1][1] is got[2]["b"]
+    assert got[3] is got

@@ -486,3 +486,24 @@ def test_distances_beyond_float32_write_nowhere_and_are_refused(backend):
             kmeans(x.to(dtype), 3, init=centers, iterations=1)
         with pytest.raises(ValueError, match="x: expected squared distances that"):
             nn_assign(x.to(dtype), centers, 2)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_unchecked_values_that_are_not_finite_give_no_centre_that_there_is_not(backend, k):
+    """Undefined as the result is: what fills the last panel up was measured, behind the centres' memory (the
+    address sanitizer sees it)."""
+    centers = torch.full((3, 65), math.nan, device=backend.device)
+    for x in (torch.ones(9, 65), torch.full((9, 65), 3e38), torch.full((9, 65), math.nan)):
+        found = nn_assign(x.to(backend.device), centers, k, check=False)
+        assert bool((found.indices < 3).all())
+
+
+def test_kcenter_of_rows_that_are_infinitely_far(backend):
+    """They belong to no centre; pruning read what stands before the centres' reach (the address sanitizer
+    sees it)."""
+    x = torch.zeros(40, 9, device=backend.device)
+    x[1::2] = 3e38
+    x[1::4] *= -1
+    found = kcenter_greedy(x, 6, lookahead=1, check=False)
+    assert len(set(found.indices.tolist())) == 6
+    assert bool(((found.indices >= 0) & (found.indices < 40)).all())

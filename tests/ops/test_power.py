@@ -532,6 +532,16 @@ def test_projection_and_its_identity(backend):
     assert (ops.project_simplex(ruled_out)[:, 3] == 0).all()
 
 
+def test_mse_water_filling_ends_where_rounding_would_have_it_go_round(backend):
+    """Found by fuzzing: a carrier that the level passes by a rounding error left the active set and came
+    back."""
+    a = torch.tensor([65504.0, 1.2e-38], dtype=torch.float64, device=backend.device)
+    s = torch.tensor([2.0, 3e38], dtype=torch.float64, device=backend.device)
+    p = ops.mse_water_filling(a, s, 1e20)
+    assert p.sum().item() == pytest.approx(1e20)
+    torch.testing.assert_close(p.cpu(), torch.tensor([1e20, 0.0], dtype=torch.float64))
+
+
 def test_mse_water_filling_is_stationary(backend):
     """S a / (1 + a p)^2 is one number where p > 0 and not larger where p = 0."""
     a = torch.rand(40, 16, dtype=torch.float64, device=backend.device) * 4

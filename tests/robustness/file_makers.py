@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import data_makers
 import numpy as np
 import torch
+import weight_makers
 
 Reader = Callable[[Path], Any]
 Maker = Callable[[Path], tuple[Path, Reader]]
@@ -298,3 +300,4 @@ MAKERS: dict[str, Maker] = {
         run_state, component, selection_npz, selection_csv, selection_npy, selection_pt, cifar,
     )
 }  # fmt: skip
+MAKERS |= data_makers.MAKERS | weight_makers.MAKERS

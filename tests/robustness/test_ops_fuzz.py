@@ -203,13 +203,17 @@ def test_op(name: str, spoil: bool) -> None:
     @few(12)
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        d = Draw(data)
-        arguments = RECIPES[name](d)
-        if spoil:
-            arguments = d.spoil(arguments, defaults(name))
-        check(name, arguments)
+        draw_and_check(name, spoil, data)
 
     run()
+
+
+def draw_and_check(name: str, spoil: bool, data: st.DataObject) -> None:
+    d = Draw(data)
+    arguments = RECIPES[name](d)
+    if spoil:
+        arguments = d.spoil(arguments, defaults(name))
+    check(name, arguments)
 
 
 HARMLESS = {"device", "generator", "group", "predict", "check"}

@@ -19,4 +19,5 @@ def test_readers_survive_damaged_files(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(child.parent)},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert not done.stdout, done.stdout
+    found = [line for line in done.stdout.splitlines() if ": mutant " in line]  # libraries print, too
+    assert not found, found

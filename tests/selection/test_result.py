@@ -149,13 +149,13 @@ def test_files_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match="path: expected a name that ends in"):
         example().save(tmp_path / "kept.bin")
     torch.save({"a": torch.zeros(2)}, tmp_path / "kept.pt")
-    with pytest.raises(ValueError, match=r"kept.pt: expected a selection, got another file"):
+    with pytest.raises(ValueError, match=r"kept.pt: expected one tensor, got dict"):
         Selection.load(tmp_path / "kept.pt")
     (tmp_path / "kept.csv").write_text("row\n1\n")
     with pytest.raises(ValueError, match="columns: expected 'index' among them"):
         Selection.load(tmp_path / "kept.csv")
     np.save(tmp_path / "kept.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"kept.npy: expected a selection"):
+    with pytest.raises(ValueError, match=r"kept.npy: expected numbers or text"):
         Selection.load(tmp_path / "kept.npy")
 
 
@@ -226,7 +226,7 @@ def broken_files(folder):
 
 def test_broken_files_are_named(tmp_path):
     for path in broken_files(tmp_path):
-        with pytest.raises(ValueError, match=f"{path.name}: expected a selection, got another file"):
+        with pytest.raises(ValueError, match=rf"{path.name}: .*expected .*, got "):
             Selection.load(path)
         if path.suffix != ".txt":
             with pytest.raises(ValueError, match="expected"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import reading
 from tenfold.cli import did_you_mean
 from tenfold.cli.parsing import make_parser, parse
 
@@ -137,5 +138,6 @@ def _labels(file: str) -> Any:
     if path.suffix.lower() == ".label":
         return read_labels(path)
     if path.suffix.lower() == ".txt":
-        return np.array(path.read_text(encoding="utf-8").split())
+        with reading(path, "text in UTF-8"):
+            return np.array(path.read_text(encoding="utf-8").split())
     return _array(file)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenfold.cli import did_you_mean
 from tenfold.cli.parsing import make_parser, parse
+from tenfold.runs.files import read_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,23 +147,13 @@ def _load(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        found, told = _load_file(file)
+        found, told = read_safetensors(file)
         again = tensors.keys() & found.keys()
         if again:
             raise ValueError(f"{file}: expected tensors of new names, got '{min(again)}' again")
         tensors |= found
         metadata = metadata or told
     return tensors, metadata
-
-
-def _load_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file}: expected a .safetensors file, got another ({error})") from error
 
 
 def _save(path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

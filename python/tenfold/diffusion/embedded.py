@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tenfold.assets import sha256_of
 from tenfold.diffusion.encode import flat
+from tenfold.runs.files import read_json, read_safetensors
 
 __all__ = ["END", "START", "UNKNOWN", "WeightsFile", "word_text_encoder", "word_tokenizer"]
 
@@ -98,13 +99,11 @@ class WeightsFile(NamedTuple):
         Raises:
             FileNotFoundError: a file is missing. RuntimeError: the weights are not those of the provenance.
         """
-        from safetensors.torch import load_file
-
         for name in (self.file, self.about):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"folder: expected {name} in {folder}, got nothing")
-        about = json.loads((folder / self.about).read_text())
+        about = read_json(folder / self.about)
         digest = sha256_of(folder / self.file)
         if digest != about["sha256"]:
             raise RuntimeError(f"{folder / self.file}: expected SHA-256 {about['sha256']}, got {digest}")
-        return load_file(folder / self.file), about
+        return read_safetensors(folder / self.file)[0], about

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.diffusion.bundle import Bundle, zeros_for_empty
 from tenfold.diffusion.schedule import Schedule
 from tenfold.runs.files import read_json
@@ -81,7 +82,8 @@ def _text_encoder(
 ) -> Any:
     import transformers
 
-    kind = _checks.choice(part, index[part][-1], _TEXT_ENCODERS)
+    with reading(Path(name), "a pipeline of CLIP text encoders"):
+        kind = _checks.choice(part, index[part][-1], _TEXT_ENCODERS)
     return whole(part, getattr(transformers, kind), name, subfolder=part, dtype=dtype, **options)
 
 
@@ -95,11 +97,13 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
     """
     try:
         model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **arguments)
+    except ImportError:
+        raise
     except OSError as error:
         raise FileNotFoundError(
             f"{part}: expected safetensors weights in {name}, got: {_first_line(error)}"
         ) from error
-    except RuntimeError as error:  # a shape that differs
+    except Exception as error:  # a shape that differs, or what a damaged configuration leads to
         raise ValueError(
             f"{part}: expected weights in {name} as its config.json says, got: {_told(error)}"
         ) from error
@@ -116,13 +120,16 @@ def _tokenizer(name: str, part: str, index: dict[str, Any], options: dict[str, A
     kind = getattr(transformers, index[part][-1], None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
         kind = transformers.AutoTokenizer
-    return kind.from_pretrained(name, subfolder=part, **_hub(options))
+    with reading(Path(name), f"a {part}"):
+        return kind.from_pretrained(name, subfolder=part, **_hub(options))
 
 
 def _schedule(name: str, options: dict[str, Any]) -> Schedule:
     from diffusers import DDIMScheduler
 
-    return Schedule.from_config(dict(DDIMScheduler.load_config(name, subfolder="scheduler", **_hub(options))))
+    with reading(Path(name), "a scheduler"):
+        config = DDIMScheduler.load_config(name, subfolder="scheduler", **_hub(options))
+        return Schedule.from_config(dict(config))
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tenfold import _checks
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.compvis import unet_keys
+from tenfold.runs.files import read_safetensors
 
 __all__ = [
     "apply_text_encoder",
@@ -42,9 +43,6 @@ def load_component_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: a pickle; its message has the line that converts it. FileNotFoundError: no such file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = Path(path)
     if file.is_dir():
         found = [file / name for name in _NAMES if (file / name).is_file()] or sorted(
@@ -60,10 +58,7 @@ def load_component_state(path: str | Path) -> dict[str, Tensor]:
         _checks.fail(
             ValueError, "path", "safetensors", f"{file}, a pickle, which may run code; {_convert(file)}"
         )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"path: expected safetensors, got {file} ({error})") from error
+    return read_safetensors(file)[0]
 
 
 def _convert(file: Path) -> str:

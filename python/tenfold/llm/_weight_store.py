@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._reading import reading
 
 __all__ = ["WeightStore", "key_of", "read_tensor", "save_shards", "tensor_files"]
 
@@ -102,7 +103,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         _checks.fail(ValueError, "path", "a folder with safetensors files", str(folder))
     where: dict[str, Path] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with reading(file, "a safetensors file"), safe_open(file, framework="pt") as tensors:
             where |= dict.fromkeys(tensors.keys(), file)
     return where
 
@@ -121,7 +122,7 @@ def read_tensor(file: Path, key: str) -> Tensor:
     """One tensor of a safetensors file."""
     from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as tensors:
+    with reading(file, "a safetensors file"), safe_open(file, framework="pt") as tensors:
         tensor: Tensor = tensors.get_tensor(key)
     return tensor
 

@@ -8,13 +8,13 @@ import csv
 import hashlib
 import html
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tenfold import assets
+from tenfold._reading import parse_json
 
 EMBEDDED = "reviews"
 TEXT_COLUMNS = ("sentence", "text")
@@ -173,7 +173,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, object, object]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path.name} line {number}: expected a JSON object, got {error}") from None
         text_key = next((key for key in TEXT_COLUMNS if isinstance(row, dict) and key in row), None)

@@ -307,8 +307,9 @@ def load_any_model(name: str, dtype: torch.dtype) -> Any:
     if name != models.EMBEDDED and _is_masked_folder(name):
         from transformers import AutoModelForMaskedLM
 
-        with models._no_stderr():
-            model = AutoModelForMaskedLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        model = models._find(
+            name, lambda: AutoModelForMaskedLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        )
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         model.tie_weights()
@@ -321,7 +322,9 @@ def _is_masked_folder(name: str) -> bool:
 
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError):
+    except ImportError:
+        raise
+    except Exception:
         return False  # load_model says what is wrong
     named = getattr(config, "architectures", None) or []
     return any(architecture.endswith("ForMaskedLM") for architecture in named)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from tenfold import _checks
+from tenfold._reading import reading
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -114,6 +115,10 @@ class GGUFFile:
             ValueError: a type other than F32, Q4_1 and Q8_0.
         """
         info = self.tensors[name]
+        with reading(self.path, f"the tensor {name}"):
+            return self._read(name, info)
+
+    def _read(self, name: str, info: TensorInfo) -> torch.Tensor:
         count, start = math.prod(info.shape), self._data + info.offset
         stored = {_F32: 4 * count, _Q8_0: count // _BLOCK * 34, _Q4_1: count // _BLOCK * 20}.get(info.kind, 0)
         if stored > len(self._bytes) - start or (info.kind != _F32 and count % _BLOCK):
@@ -131,7 +136,9 @@ class GGUFFile:
             values *= blocks["d"].astype(np.float32)[:, None, None]
             values += blocks["m"].astype(np.float32)[:, None, None]
         else:
-            raise ValueError(f"{name}: expected GGUF type F32, Q4_1 or Q8_0, got type code {info.kind}")
+            raise ValueError(
+                f"{self.path}: {name}: expected GGUF type F32, Q4_1 or Q8_0, got type code {info.kind}"
+            )
         return torch.from_numpy(values.reshape(info.shape))
 
 
@@ -209,10 +216,14 @@ def bpe_tokenizer(file: GGUFFile) -> Any:
     Raises:
         ValueError: the file's tokenizer is of another kind.
     """
+    with reading(file.path, "a GGUF file with a tokenizer"):
+        return _bpe_tokenizer(file.meta)
+
+
+def _bpe_tokenizer(meta: dict[str, Any]) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    meta = file.meta
     kind, variant = meta["tokenizer.ggml.model"], meta.get("tokenizer.ggml.pre")
     if (kind, variant) != ("gpt2", "smollm"):
         raise ValueError(
@@ -247,13 +258,15 @@ def load_llama(file: GGUFFile, dtype: torch.dtype = torch.float32) -> Any:
     """
     from transformers import LlamaForCausalLM
 
-    state = {name: tensor.to(dtype) for name, tensor in llama_state(file).items()}
-    with torch.device("meta"):
-        model = LlamaForCausalLM(llama_config(file))
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    with reading(file.path, "a LLaMA model"):
+        state = {name: tensor.to(dtype) for name, tensor in llama_state(file).items()}
+        with torch.device("meta"):
+            model = LlamaForCausalLM(llama_config(file))
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(
-            f"path: expected the tensors of a LLaMA model, got missing {missing}, unexpected {unexpected}"
+            f"path: expected the tensors of a LLaMA model, got {file.path}, missing {missing}, "
+            f"unexpected {unexpected}"
         )
     model.tie_weights()
     rotary = (

@@ -89,10 +89,12 @@ def _find(name: str, load_it: Callable[[], T]) -> T:
     try:
         with _no_stderr():
             return load_it()
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise what a damaged file leads to
         raise ValueError(
             "model: expected 'smollm2', a folder with config.json, tokenizer and safetensors, or a hub id, "
-            f"got {name!r} ({str(error).splitlines()[0]})"
+            f"got {name!r} ({(str(error).strip().splitlines() or [type(error).__name__])[0][:200]})"
         ) from error
 
 

@@ -27,7 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold._reading import reading
 from tenfold.llm.scorer import find_blocks
+from tenfold.runs.files import read_safetensors
 
 __all__ = ["SCHEMES", "Adapted", "LoRALinear", "attach", "checkpointed", "load_adapter", "save_adapter"]
 
@@ -526,24 +528,21 @@ def load_adapter(model: Any, path: str | Path) -> Adapted:
     Raises:
         ValueError: no such file of ours, or names or shapes that differ from the model's; nothing is changed.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
+        tensors, metadata = read_safetensors(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"path: expected an adapter in safetensors, got {path} ({error})") from error
     if metadata.get("format") != "tenfold.adapter/1":
         raise ValueError(f"path: expected a file of save_adapter, got metadata {metadata} in {path}")
-    options = json.loads(metadata["options"])
-    adapted = attach(model, metadata["scheme"], **_without_forward(metadata["scheme"], options))
-    adapted.options = options
-    try:
-        _check_tensors(adapted, tensors)
-    except ValueError:
-        adapted.detach()
-        raise
+    with reading(path, "a file of save_adapter"):
+        options = json.loads(metadata["options"])
+        adapted = attach(model, metadata["scheme"], **_without_forward(metadata["scheme"], options))
+        adapted.options = options
+        try:
+            _check_tensors(adapted, tensors)
+        except ValueError:
+            adapted.detach()
+            raise
     with torch.no_grad():
         for name, parameter in adapted.parameters.items():
             parameter.copy_(tensors[name])

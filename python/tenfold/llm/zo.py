@@ -31,6 +31,7 @@ from tenfold.llm.scorer import Scorer, find_blocks, trainable_depth, trainable_p
 from tenfold.llm.training import Phase, Task, Trained, train
 from tenfold.llm.zo_config import ZOConfig
 from tenfold.runs import RunFolder
+from tenfold.runs.files import read_safetensors
 
 __all__ = ["Outcome", "Result", "ZOConfig", "finetune", "load_trained", "run"]
 
@@ -145,14 +146,13 @@ def load_trained(model: Any, path: str | Path) -> list[str]:
     Raises:
         ValueError: the model lacks a tensor or has it in another shape.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path))
+    tensors, _ = read_safetensors(path)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             got = tuple(parameters[name].shape) if name in parameters else "nothing"
-            raise ValueError(f"model: expected a tensor {name} of shape {tuple(tensor.shape)}, got {got}")
+            expected = f"a tensor {name} of shape {tuple(tensor.shape)}, as {Path(path).name} has it"
+            raise ValueError(f"model: expected {expected}, got {got}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)

@@ -452,6 +452,9 @@ def _step(path: Path, seed: int, number: int, rows: Sequence[Row], eps: Sequence
         raise ZOLogError(f"{path}: expected scalars in step {number}, got none")
     lr, first = measured[0][5], _exact_eps(measured[0][6], eps[0])
     told = [own.get(group, (first if group == 0 else eps[group], lr)) for group in range(len(eps))]
+    for _, rate in told:  # a replay would find it between two steps, the weights half written
+        if not 0 <= rate < math.inf:
+            raise ZOLogError(f"{path}: expected a learning rate >= 0 in step {number}, got {rate}")
     return LoggedStep(
         number,
         seed,

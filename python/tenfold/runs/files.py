@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import reading
+
 __all__ = [
     "check_name",
     "clear_unfinished",
     "read_json",
+    "read_safetensors",
     "replacing",
     "save_torch",
     "write_json",
@@ -98,3 +101,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got text that does not parse ({error})") from error
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors, on the CPU, and the metadata; ValueError names a file that is broken."""
+    from safetensors import safe_open
+
+    with reading(path, "a safetensors file"), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -25,10 +25,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tenfold._reading import reading
 from tenfold.runs import figures, metrics
 from tenfold.runs import report as report_page
 from tenfold.runs.environment import capture, peak_rss_mib
-from tenfold.runs.files import check_name, clear_unfinished, read_json, replacing, write_json, write_text
+from tenfold.runs.files import (
+    check_name,
+    clear_unfinished,
+    read_json,
+    read_safetensors,
+    replacing,
+    write_json,
+    write_text,
+)
 from tenfold.runs.progress import Progress, duration, make_console
 
 if TYPE_CHECKING:
@@ -190,14 +199,9 @@ class RunFolder:
         path = self._state_path(key)
         if not path.exists():
             return None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                return json.loads((file.metadata() or {})["state"]), tensors
-        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: expected a saved state, got a broken file ({error})") from error
+        with reading(path, "a saved state"):
+            tensors, told = read_safetensors(path)
+            return json.loads(told["state"]), tensors
 
     def finish(self, numbers: Mapping[str, Any], report: Report) -> Path:
         """Check, then write environment.json, report.json, report.html, metrics.json; the page's path.
@@ -317,13 +321,16 @@ def _check_same_run(path: Path, name: str, settings: dict[str, Any], free: set[s
     if not config.exists():
         raise FileNotFoundError(f"out: expected the folder of a run, got {path}, which has no config.yaml")
     marker = path / "state" / "run.json"
-    if marker.exists() and read_json(marker)["name"] != name:
-        raise ValueError(f"name: expected {read_json(marker)['name']!r}, the run in {path}, got {name!r}")
+    mark = read_json(marker) if marker.exists() else {"name": name}
+    if not isinstance(mark, dict) or "name" not in mark:
+        raise ValueError(f"{marker}: expected an object with the name of a run, got {mark!r:.60}")
+    if mark["name"] != name:
+        raise ValueError(f"name: expected {mark['name']!r}, the run in {path}, got {name!r}")
     try:
         then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{config}: expected YAML, got text that does not parse ({error})") from error
-    if not isinstance(then, dict):
+    if not isinstance(then, dict) or not all(isinstance(key, str) for key in then):
         raise ValueError(f"{config}: expected settings by name, got {then!r:.60}")
     now = yaml.safe_load(_yaml(settings)) or {}
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]

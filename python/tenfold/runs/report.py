@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import reading
 from tenfold.runs import metrics as metrics_file
 from tenfold.runs.figures import dark_svg
 from tenfold.runs.files import read_json, write_text
@@ -91,11 +92,14 @@ def render(folder: Path) -> Path:
     """
     folder = Path(folder)
     page = read_json(_present(folder / "report.json"))
-    if page.get("schema") != SCHEMA:
-        raise ValueError(f"{folder / 'report.json'}: expected schema {SCHEMA!r}, got {page.get('schema')!r}")
+    schema = page.get("schema") if isinstance(page, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{folder / 'report.json'}: expected schema {SCHEMA!r}, got {schema!r}")
     document = read_json(_present(folder / "metrics.json"))
-    metrics_file.check_document(document)
-    return write_page(folder, page, document)
+    with reading(folder / "metrics.json", "the numbers of a run"):
+        metrics_file.check_document(document)
+    with reading(folder, "a run with its report"):
+        return write_page(folder, page, document)
 
 
 def write_page(folder: Path, page: dict[str, Any], document: dict[str, Any]) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import tarfile
-import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import ops
+from tenfold._reading import reading
 from tenfold.runs import RunFolder, figure, style
 from tenfold.runs.files import replacing
 from tenfold.segmentation.files import Place, Volume, read_labels, read_volume, write_nifti
@@ -43,24 +43,19 @@ CASE = "example"
 def extract(archive: Path, folder: Path) -> dict[str, Path]:
     """Copy `MEMBERS` out of the archive; name -> file. ValueError if it is no such archive or lacks one."""
     found = {}
-    try:
-        with tarfile.open(archive) as tar:
-            names = {
-                Path(n).name: n
-                for n in tar.getnames()
-                if "/tests/reference_files/" in n and n.count("/") == 3
-            }
-            for member in MEMBERS:
-                if f"{member}.nii.gz" not in names:
-                    raise ValueError(f"{archive}: expected tests/reference_files/{member}.nii.gz, got none")
-                content = tar.extractfile(names[f"{member}.nii.gz"])
-                if content is None:
-                    raise ValueError(f"{archive}: expected {member}.nii.gz as a file, got something else")
-                found[member] = folder / f"{member}.nii.gz"
-                with replacing(found[member]) as aside:
-                    aside.write_bytes(content.read())
-    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive}: expected a tar archive, got another file ({error})") from error
+    with reading(archive, "a tar archive"), tarfile.open(archive) as tar:
+        names = {
+            Path(n).name: n for n in tar.getnames() if "/tests/reference_files/" in n and n.count("/") == 3
+        }
+        for member in MEMBERS:
+            if f"{member}.nii.gz" not in names:
+                raise ValueError(f"{archive}: expected tests/reference_files/{member}.nii.gz, got none")
+            content = tar.extractfile(names[f"{member}.nii.gz"])
+            if content is None:
+                raise ValueError(f"{archive}: expected {member}.nii.gz as a file, got something else")
+            found[member] = folder / f"{member}.nii.gz"
+            with replacing(found[member]) as aside:
+                aside.write_bytes(content.read())
     return found
 
 
@@ -70,14 +65,15 @@ NAMES = "/totalsegmentator/map_to_binary.py"
 
 def label_names(archive: Path) -> dict[int, str]:
     """Label -> structure, read from the archive's table (nothing is run). ValueError if there is none."""
-    with tarfile.open(archive) as tar:
-        members = [n for n in tar.getnames() if n.endswith(NAMES) and n.count("/") == 2]
-        content = tar.extractfile(members[0]) if members else None
-        text = content.read().decode("utf-8") if content else ""
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "class_map":
-            table = ast.literal_eval(node.value)["total"]
-            return {int(label): str(name) for label, name in table.items()}
+    with reading(archive, f"an archive with {NAMES[1:]}"):
+        with tarfile.open(archive) as tar:
+            members = [n for n in tar.getnames() if n.endswith(NAMES) and n.count("/") == 2]
+            content = tar.extractfile(members[0]) if members else None
+            text = content.read().decode("utf-8") if content else ""
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "class_map":
+                table = ast.literal_eval(node.value)["total"]
+                return {int(label): str(name) for label, name in table.items()}
     raise ValueError(f"{archive}: expected a class_map in {NAMES[1:]}, got none")
 
 

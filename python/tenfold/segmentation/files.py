@@ -212,7 +212,7 @@ def _open(stream: Stream) -> tuple[Header, Stream]:
     if end in (".mha", ".mhd"):
         try:
             return _open_meta(stream)
-        except ValueError as error:  # numbers that are none, names that cannot be
+        except (ValueError, OverflowError) as error:  # numbers that are none, names that cannot be
             if str(error).startswith(str(stream.place)):
                 raise
             raise ValueError(
@@ -278,6 +278,8 @@ def _open_meta(stream: Stream) -> tuple[Header, Stream]:
 
 def _meta_header(place: Place, fields: dict[str, str]) -> Header:
     count = int(fields["NDims"])
+    if not 1 <= count <= 8:
+        raise ValueError(f"{place}: expected 3 or 4 axes, got {count}")
     size = [int(n) for n in fields["DimSize"].split()]
     spacing = [float(n) for n in fields.get("ElementSpacing", "1 " * count).split()]
     origin = [float(n) for n in fields.get("Offset", fields.get("Position", "0 " * count)).split()]

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tenfold._reading import reading
+
 __all__ = ["TASKS", "Task", "load_task", "merge", "swap_labels", "unmerge"]
 
 
@@ -146,7 +148,8 @@ def load_task(name: str, tolerance: float = 1.0) -> Task:
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"task: expected 1, 2 or a file with a label table, got {name!r}")
-    parts = _read_json(path) if path.suffix == ".json" else _read_csv(path)
+    with reading(path, "a label table"):
+        parts = _read_json(path) if path.suffix == ".json" else _read_csv(path)
     if not parts:
         raise ValueError(f"{path}: expected at least one structure, got none")
     for organ, labels in parts.items():

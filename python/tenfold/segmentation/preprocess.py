@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold import ops
+from tenfold._reading import reading
 from tenfold.ops.intensity import IntensityHistogram
 from tenfold.runs.files import write_json, write_text
 from tenfold.segmentation.files import (
@@ -252,7 +253,8 @@ def split_cases(cases: Sequence[str], seed: int = 2023) -> dict[str, list[str]]:
 
 def load_way(path: Path) -> Way:
     """The record beside a prepared case."""
-    return Way.from_json(json.loads(path.read_text(encoding="utf-8")))
+    with reading(path, "the record of a prepared case"):
+        return Way.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def header_of(case: Path) -> Header:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tenfold._checks import fail
+from tenfold._reading import reading
 from tenfold.runs import Headline, Report, RunFolder
 from tenfold.segmentation.drawing import joined
 from tenfold.segmentation.rank_report import RankingPieces, write_ranking
@@ -106,7 +107,7 @@ def _load(config: RankConfig) -> ScoreTable:
 
 
 def _cohorts(path: Path) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with reading(path, "a CSV file"), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows or "case" not in rows[0] or "cohort" not in rows[0]:
         fail(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold._checks import fail
+from tenfold._reading import reading
 
 __all__ = ["Column", "Missing", "ScoreTable", "filled", "larger_is_better", "read_scores"]
 
@@ -220,7 +221,8 @@ def read_scores(
     if not files:
         fail(ValueError, "paths", "at least one CSV file", "none")
     records = [record for team, path in files for record in _read(path, team, metrics)]
-    return ScoreTable.from_records(records, smaller_better=smaller_better, cohorts=cohorts)
+    with reading(", ".join(str(path) for _, path in files), "scores"):
+        return ScoreTable.from_records(records, smaller_better=smaller_better, cohorts=cohorts)
 
 
 def _read(path: Path, team: str | None, metrics: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import reading
 from tenfold.runs import RunFolder
 from tenfold.runs.executor import run_jobs
 from tenfold.segmentation.cases import Options
@@ -182,7 +183,7 @@ def read_cohorts(path: str) -> dict[str, str]:
     """Case -> cohort of a CSV with these columns. ValueError for another file."""
     if not path:
         return {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with reading(path, "a CSV file"), Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"case", "cohort"} <= set(rows[0]):
         raise ValueError(f"cohorts: expected a CSV with columns case and cohort, got {path}")

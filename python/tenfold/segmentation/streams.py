@@ -9,6 +9,7 @@ whose pages the system has to hand out first. ISA-L inflates twice as fast as zl
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
 import zlib
 from contextlib import suppress
@@ -58,7 +59,11 @@ class Place:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 file: Any = archive.open(self.member)  # keeps the archive open until it is closed itself
-        except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # a damaged archive raises what its bytes lead to, OSErrors without a name too
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
             raise ValueError(f"{self}: expected a readable member of a zip archive, got {error}") from error
         return file
 
@@ -131,7 +136,9 @@ class Stream:
     def _raw(self) -> bytes:
         try:
             piece = self._file.read(PIECE)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError) as error:
+            if not self.place.member:
+                raise
             raise ValueError(
                 f"{self.place}: expected a readable member of a zip archive, got {error}"
             ) from error

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold._reading import reading
+from tenfold.runs.files import read_safetensors
 from tenfold.segmentation.preprocess import SPACING, Statistics
 
 __all__ = ["Recipe", "UNet3D", "load_network", "save_network"]
@@ -110,18 +112,12 @@ def save_network(path: Path, network: UNet3D, recipe: Recipe) -> None:
 
 def load_network(path: Path) -> tuple[UNet3D, Recipe]:
     """The network, ready for inference, and its recipe. ValueError for another file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file, got a broken one ({error})") from error
+    tensors, metadata = read_safetensors(path)
     if "recipe" not in metadata:
         raise ValueError(f"{path}: expected a network with its recipe, got other tensors")
-    recipe = Recipe(**json.loads(metadata["recipe"]))
-    deep = any(name.startswith("coarse_heads.") for name in tensors)
-    network = UNet3D(recipe, deep)
-    network.load_state_dict(tensors)
+    with reading(path, "a network with its recipe"):
+        recipe = Recipe(**json.loads(metadata["recipe"]))
+        deep = any(name.startswith("coarse_heads.") for name in tensors)
+        network = UNet3D(recipe, deep)
+        network.load_state_dict(tensors)
     return network.eval(), recipe

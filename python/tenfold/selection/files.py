@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tenfold import _checks
 from tenfold._npy import read_npy, read_npz
+from tenfold._reading import reading
 from tenfold.selection.result import Selection, checked_indices
 
 __all__ = [
@@ -74,23 +74,6 @@ def load(path: Path) -> Selection:
     read = _by_suffix(path, _READERS)
     with reading(path, "a selection"):
         return read(path)
-
-
-@contextmanager
-def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """A broken or hostile file can raise anything (zip and csv errors, EOFError, OverflowError, ...): one
-    ValueError that names it. What the system says (no such file, no permission) and a package that is not
-    installed stay what they are.
-    """
-    try:
-        yield
-    except (OSError, ImportError):
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            f"{path}: expected {expected}, got another file ({reason or type(error).__name__})"
-        ) from error
 
 
 def _by_suffix(path: Path, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -316,7 +299,8 @@ def read_dropped(path: str | Path, n: int) -> Selection:
     from tenfold.eeg.unpickle import load_pickle
 
     path = Path(path)
-    dropped = checked_indices(path.name, np.asarray(load_pickle(path)), n)
+    with reading(path, "a list of row numbers"):
+        dropped = checked_indices(path.name, np.asarray(load_pickle(path)), n)
     kept = np.ones(_checks.integer("n", n, 0, 2**62), bool)
     kept[dropped] = False
     return Selection(np.flatnonzero(kept), info={"n": n, "file": path.name})

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.runs import RunFolder, require
 from tenfold.runs.executor import run_jobs
-from tenfold.runs.files import replacing
+from tenfold.runs.files import read_safetensors, replacing
 from tenfold.runs.progress import Progress, make_console
 from tenfold.semcom.cache import kept_at
 from tenfold.semcom.channel_file import write_channels
@@ -154,7 +155,7 @@ def _make_codecs(config: CtsemcomConfig, folder: RunFolder) -> None:
 
 def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
     """One codec, in a process of its own; its state is kept on the way."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     held = folder / "state" / f"train-{role}.safetensors"
 
@@ -162,7 +163,7 @@ def _train(config: CtsemcomConfig, folder: Path, role: str) -> str:
         with replacing(held) as aside:
             save_file({name: value.contiguous() for name, value in state.items()}, aside)
 
-    state = load_file(held) if held.exists() else None
+    state = read_safetensors(held)[0] if held.exists() else None
     done = 0 if state is None else len(state["losses"])
     console = make_console(terminal=False)
     pictures = load_pictures(config.dataset, config.data)
@@ -204,23 +205,22 @@ def read_codec(path: Path, role: str, config: CtsemcomConfig | None = None) -> t
     """As `load_codec`, of a file."""
     import json
 
-    from safetensors import safe_open
-
     from tenfold.semcom.codec import CodecSpec
 
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected the codec of a run, got nothing")
-    with safe_open(path, "pt") as file:
-        told = json.loads((file.metadata() or {}).get("codec", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    spec = CodecSpec(**told)
+    tensors, told = read_safetensors(path)
+    with reading(path, "a codec"):
+        spec = CodecSpec(**json.loads(told.get("codec", "{}")))
     if config is not None and spec != config.spec(role):
         _checks.fail(ValueError, str(path), f"a codec {config.spec(role).plain()}", spec.plain())
-    codec = make_codec(spec)
-    codec.load_state_dict({n.removeprefix("codec."): v for n, v in tensors.items() if n != "losses"})
+    with reading(path, f"the codec {spec.plain()}"):
+        codec = make_codec(spec)
+        codec.load_state_dict({n.removeprefix("codec."): v for n, v in tensors.items() if n != "losses"})
+        losses = tensors["losses"].tolist()
     device = "cpu" if config is None else config.device
     codec.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return codec.requires_grad_(False).eval(), tensors["losses"].tolist()
+    return codec.requires_grad_(False).eval(), losses
 
 
 _held: dict[str, tuple[str, Any]] = {}

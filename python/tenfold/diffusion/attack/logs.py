@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.diffusion.prompts import check_file_part
 from tenfold.runs.files import read_json, replacing, write_json, write_text
 
@@ -235,8 +236,9 @@ def read_published(root: str | Path) -> dict[str, CaseLog]:
 
 def _case_of(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    held = config.get("tenfold") if isinstance(config, dict) else None
-    return {"seed": 0, "guidance": 7.5, **(held or {}).get("case", {})}
+    with reading(folder / "config.json", "the settings of an attack"):
+        held = config.get("tenfold") if isinstance(config, dict) else None
+        return {"seed": 0, "guidance": 7.5, **(held or {}).get("case", {})}
 
 
 def _read_entry(path: Path, data: dict[str, Any]) -> Entry:
@@ -268,7 +270,7 @@ def from_png(path: Path) -> Tensor:
     """uint8 [c, H, W] of a file."""
     from PIL import Image
 
-    with Image.open(path) as file:
+    with reading(path, "a picture"), Image.open(path) as file:
         return from_pil(file)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.closed import closed_value, composed, inverted
 from tenfold.diffusion.erase.lowrank import layers_of, merged_weights, write_lowrank
@@ -260,7 +261,12 @@ class Edit:
         found = next((folder / name for name in (_ADV_ABOUT, ABOUT) if (folder / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"folder: expected one with {ABOUT} or {_ADV_ABOUT}, got {folder}")
-        about = _read_about(found)
+        with reading(found, "an edit with its weights"):
+            return cls._of_file(found)
+
+    @classmethod
+    def _of_file(cls, found: Path) -> Edit:
+        about, folder = _read_about(found), found.parent
         kind, component, details = about["kind"], about["component"], about["details"]
         if kind == "hook":
             return cls(kind, component, {}, details)

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tenfold._reading import reading
 from tenfold.diffusion.bundle import Bundle
 from tenfold.diffusion.erase.concept import Concept
 from tenfold.diffusion.erase.edit import Edit
-from tenfold.runs.files import replacing
+from tenfold.runs.files import read_safetensors, replacing
 
 __all__ = ["fit_kept", "read_state", "write_state"]
 
@@ -33,14 +34,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is broken.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return {**json.loads(file.metadata()["rest"]), **tensors}
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the state of a training, got a broken file ({error})") from error
+    with reading(path, "the state of a training"):
+        tensors, told = read_safetensors(path)
+        return {**json.loads(told["rest"]), **tensors}
 
 
 def fit_kept(

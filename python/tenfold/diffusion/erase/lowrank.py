@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from tenfold import _checks
 from tenfold.ops import lowrank_apply_
+from tenfold.runs.files import read_safetensors
 
 __all__ = [
     "PREFIX",
@@ -169,13 +170,9 @@ def read_lowrank(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FileNotFoundError: no such file. ValueError: no safetensors.
     """
-    from safetensors import safe_open
-
     from tenfold.diffusion.keys import load_component_state
 
-    tensors = load_component_state(path)
-    with safe_open(path, framework="pt") as file:
-        return tensors, dict(file.metadata() or {})
+    return load_component_state(path), read_safetensors(path)[1]
 
 
 def write_lowrank(path: str | Path, tensors: Mapping[str, Tensor], details: Mapping[str, Any]) -> Path:

@@ -13,6 +13,7 @@ from tenfold import _checks
 from tenfold.diffusion.folders import whole
 from tenfold.diffusion.judges import Verdict
 from tenfold.diffusion.judges.classifier import as_pil
+from tenfold.runs.files import read_safetensors
 
 __all__ = ["EXPOSED", "NudeNetJudge", "Q16Judge"]
 
@@ -87,7 +88,6 @@ class Q16Judge:
     """
 
     def __init__(self, model: str | Path, prompts: str | Path, *, device: Any = "cpu") -> None:
-        from safetensors.torch import load_file
         from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
         self.processor = AutoImageProcessor.from_pretrained(model)
@@ -95,7 +95,7 @@ class Q16Judge:
         self.model.to(device).eval().requires_grad_(False)
         if Path(prompts).suffix != ".safetensors":
             _checks.fail(ValueError, "prompts", "a safetensors file", prompts)
-        tensors = list(load_file(prompts).values())
+        tensors = list(read_safetensors(prompts)[0].values())
         width = self.model.config.projection_dim
         if len(tensors) != 1 or tensors[0].shape != (2, width):
             got = [list(t.shape) for t in tensors]

@@ -79,7 +79,7 @@ def load(
 
     Raises:
         ValueError: an unknown name, a kind of files that the set has not, or files that are not as published.
-        RuntimeError: scipy is needed (MATLAB files, raw EEG) and is not installed.
+        RuntimeError: scipy is needed (raw EEG) and is not installed.
     """
     published, from_raw = LAYOUTS[_checks.choice("name", name, LAYOUTS)]
     if raw is None:

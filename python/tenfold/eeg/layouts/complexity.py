@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.eeg.corpus import Corpus, Domain
 
 __all__ = ["SITES", "load_complexity"]
@@ -46,7 +47,8 @@ def load_complexity(path: str | os.PathLike[str]) -> Corpus:
     Raises:
         ValueError: a file that is not as described; the message names it.
     """
-    where, text = _text(Path(path).expanduser())
+    with reading(Path(path).name, "a table or an archive with it"):
+        where, text = _text(Path(path).expanduser())
     found = _recordings(where, csv.DictReader(io.StringIO(text, newline="")))
     for site in SITES:
         if {condition for _, condition in found[site]} != set(CONDITIONS):

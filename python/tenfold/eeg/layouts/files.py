@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tenfold import _checks
+from tenfold.eeg.layouts.mat5 import read_arrays
 
 __all__ = [
     "SIMULATED",
@@ -90,42 +91,25 @@ def read_mat(path: Path, pattern: str) -> dict[int, np.ndarray]:
         pattern: of the whole name, with one group, the number.
 
     Raises:
-        ValueError: no MATLAB file, one of version 7.3, or two arrays of the same number.
-        RuntimeError: scipy is not installed.
+        ValueError: no MATLAB file, one of version 7.3, two arrays of the same number, or another kind of
+            variable of such a name.
     """
-    matches = {name: re.fullmatch(pattern, name) for name in _mat(path, "whosmat")}
-    names = {name: int(match.group(1)) for name, match in matches.items() if match}
+    arrays = read_arrays(path, lambda name: re.fullmatch(pattern, name))
+    names = {name: int(re.fullmatch(pattern, name)[1]) for name in arrays}  # type: ignore[index]
     by_number: dict[int, str] = {}
     for name, number in sorted(names.items()):
         if number in by_number:
             _checks.fail(ValueError, str(path), "every number once", f"{by_number[number]} and {name}")
         by_number[number] = name
-    arrays = _mat(path, "loadmat", list(names)) if names else {}
-    return {number: np.asarray(arrays[by_number[number]]) for number in sorted(by_number)}
+    return {number: arrays[by_number[number]] for number in sorted(by_number)}
 
 
 def read_mat_array(path: Path, name: str) -> np.ndarray:
     """One array of a MATLAB file; errors as for :func:`read_mat`, and ValueError where it is missing."""
-    arrays = _mat(path, "loadmat", [name])
+    arrays = read_arrays(path, lambda found: found == name)
     if name not in arrays:
         _checks.fail(ValueError, str(path), f"an array {name}", "none of that name")
-    return np.asarray(arrays[name])
-
-
-def _mat(path: Path, function: str, names: list[str] | None = None) -> dict[str, Any]:
-    """Names -> arrays, or with whosmat -> None."""
-    matlab = _scipy_io()
-    try:
-        if function == "whosmat":
-            return dict.fromkeys(entry[0] for entry in matlab.whosmat(path))
-        found: dict[str, Any] = matlab.loadmat(path, variable_names=names)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{path}: expected a MATLAB file of version 5 to 7.2, got 7.3 (HDF5); save it with -v7"
-        ) from error
-    except Exception as error:  # broken files raise what their bytes happen to lead to
-        raise ValueError(f"{path}: expected a MATLAB file, got {type(error).__name__}: {error}") from error
-    return found
+    return arrays[name]
 
 
 def naming(path: Path, array: Any, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -156,11 +140,3 @@ def in_order(
         )
     for k in range(1, count + 1):
         yield k, arrays[k]
-
-
-def _scipy_io() -> Any:
-    try:
-        import scipy.io
-    except ImportError as error:
-        raise RuntimeError("MATLAB files: expected scipy, got none; pip install scipy") from error
-    return scipy.io

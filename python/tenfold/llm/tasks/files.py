@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tenfold._reading import parse_json, reading
 from tenfold.llm.data import _read_table, _text
 
 Record: TypeAlias = Mapping[str, Any]
@@ -38,7 +39,15 @@ def read_file(path: Path) -> Iterator[Located]:
         raise ValueError(f"data: expected a file {', '.join(readers)}, got {path.name!r}")
     if not path.is_file():
         raise ValueError(f"data: expected a file, got {str(path)!r}, which is none")
-    return readers[path.suffix](path)
+    if path.suffix == ".parquet":  # says itself what is wrong, and which package is missing
+        return _parquet(path)
+    with reading(path, "records of a task"):
+        return _named(path, readers[path.suffix](path))
+
+
+def _named(path: Path, located: Iterator[Located]) -> Iterator[Located]:
+    with reading(path, "records of a task"):
+        yield from located
 
 
 def read_rows(rows: Iterable[Any]) -> Iterator[Located]:
@@ -59,7 +68,7 @@ def _json_lines(path: Path) -> Iterator[Located]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{where}: expected a JSON object, got {error}") from None
         if not isinstance(record, dict):
@@ -74,7 +83,7 @@ def _table(path: Path) -> Iterator[Located]:
 
 def _document(path: Path) -> Iterator[Located]:
     try:
-        document = json.loads(_text(path))
+        document = parse_json(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
     if isinstance(document, dict) and "data" in document:
@@ -142,9 +151,9 @@ def _parquet(path: Path) -> Iterator[Located]:
             f"data: expected the package pyarrow to read {path.name}, got none; install it with\n"
             "    pip install pyarrow"
         ) from None
-    with path.open("rb") as file:
-        table = parquet.read_table(file)
-    for number, row in enumerate(table.to_pylist(), 1):
+    with reading(path, "a parquet file"), path.open("rb") as file:
+        rows = parquet.read_table(file).to_pylist()
+    for number, row in enumerate(rows, 1):
         yield f"{path.name} row {number}", row
 
 

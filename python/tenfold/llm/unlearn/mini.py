@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import parse_json
+from tenfold.llm.data import _text
 from tenfold.llm.tasks.files import Located
 from tenfold.llm.unlearn.rows import Row, check_rows, text, texts, to_rows
 from tenfold.llm.unlearn.tofu import MINI, TofuData
@@ -73,7 +75,7 @@ def _json(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"data: expected a file, got {str(path)!r}, which is none")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import parse_json
 from tenfold.llm.tasks.files import Located, get
 from tenfold.llm.tasks.rows import text, texts
 
@@ -93,14 +94,14 @@ def _json_records(path: Path) -> Iterator[Located]:
     for number, line in itertools.chain([first], lines):
         if line.strip():
             try:
-                yield f"{path.name} line {number}", json.loads(line)
+                yield f"{path.name} line {number}", parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path.name} line {number}: expected a JSON object, got {error}") from None
 
 
 def _json_list(path: Path, content: str) -> Iterator[Located]:
     try:
-        records = json.loads(content)
+        records = parse_json(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} line {error.lineno}: expected JSON, got {error.msg}") from None
     for number, record in enumerate(records, 1):

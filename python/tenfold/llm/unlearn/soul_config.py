@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from tenfold._reading import parse_json
 from tenfold.llm.unlearn import methods
 from tenfold.llm.unlearn.curvature import OPTIMIZERS
 from tenfold.llm.unlearn.one_shot import SOLVERS
@@ -379,7 +379,7 @@ def _read_soul(config: SoulConfig) -> None:
     """
     path = Path(config.soul_config)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"soul_config: expected a JSON file, got {config.soul_config!r} ({error})"

@@ -36,6 +36,7 @@ from tenfold.llm.unlearn.soul import attempt, encode_sets, jobs
 from tenfold.llm.unlearn.soul_config import SoulConfig
 from tenfold.llm.unlearn.subject import Subject
 from tenfold.runs import Headline, Report, RunFolder, Section
+from tenfold.runs.files import read_safetensors
 
 __all__ = ["load", "run"]
 
@@ -159,15 +160,11 @@ def _model(config: SoulConfig) -> str:
 
 def _put(model: Any, path: str) -> None:
     """Write a file of a run into the model: an adapter, or the tensors of the trained blocks."""
-    from safetensors import safe_open
-
     from tenfold.llm.zo import load_trained
 
     if not Path(path).is_file():
         raise ValueError(f"evaluate: expected a model or a file of a run, got {path!r}, which is none")
-    with safe_open(path, "pt") as file:
-        adapter = (file.metadata() or {}).get("format") == "tenfold.adapter/1"
-    if adapter:
+    if read_safetensors(path)[1].get("format") == "tenfold.adapter/1":
         schemes.load_adapter(model, path)
     else:
         load_trained(model, path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tenfold.llm.unlearn.subject import EncodedRow, Subject
 from tenfold.llm.unlearn.trainer import Job, train
 from tenfold.runs import RunFolder
-from tenfold.runs.files import replacing
+from tenfold.runs.files import read_safetensors, replacing
 
 __all__ = ["cache_folder", "taught"]
 
@@ -49,9 +49,7 @@ def taught(
     rows = [row for part in parts for row in subject.rows(part)]
     path = None if cache is None else cache / "soul" / f"{_hash(subject, rows, model, job)}.safetensors"
     if path is not None and path.exists():
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
+        weights, _ = read_safetensors(path)
         subject.put(weights)
         return weights, True
     subject.join("forgotten", ["forget"])

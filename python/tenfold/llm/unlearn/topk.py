@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tenfold import ops
+from tenfold._reading import reading
 from tenfold.llm.unlearn.subject import Subject
 
 __all__ = ["Kept", "load", "remember", "save", "take"]
@@ -107,7 +108,7 @@ def load(path: Path, names: Iterable[str], k: int, mark: str) -> dict[str, Kept]
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with reading(path, "kept tokens"), safe_open(path, framework="pt") as file:
         found = file.metadata() or {}
         for name, expected in (("format", FORMAT), ("k", str(k)), ("mark", mark)):
             if found.get(name) != expected:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tenfold import _checks
 from tenfold._npy import array_names, read_npz
+from tenfold._reading import reading
 from tenfold.eeg.unpickle import loads_pickle
 from tenfold.selection.reweight.corrupt import checked_labels
 
@@ -185,6 +186,11 @@ def load_cifar(path: Path, count: int) -> Labelled:
     Raises:
         FileNotFoundError, ValueError: a batch is missing, or is none.
     """
+    with reading(path, f"CIFAR-{count}"):
+        return _cifar(path, count)
+
+
+def _cifar(path: Path, count: int) -> Labelled:
     names = [f"data_batch_{k}" for k in range(1, 6)] if count == 10 else ["train"]
     files = _cifar_files(path, [*names, "test_batch" if count == 10 else "test", _meta_name(count)])
     key = "labels" if count == 10 else "fine_labels"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tenfold import _checks
 from tenfold._npy import array_names, read_npy, read_npz
+from tenfold._reading import reading
 from tenfold.runs.files import read_json, replacing, write_json
 from tenfold.selection.reweight.data import Labelled
 
@@ -85,7 +86,7 @@ def _network(extractor: str, weights: str, device: str) -> torch.nn.Module:
     from tenfold.selection.transfer.networks import build, load_weights
 
     classes = 1000
-    with safe_open(weights, "pt") as file:
+    with reading(weights, "a safetensors file"), safe_open(weights, "pt") as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             if name.endswith(("fc.weight", "heads.head.weight")):
                 classes = file.get_slice(name).get_shape()[0]

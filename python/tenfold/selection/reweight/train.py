@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold import _checks
-from tenfold.runs.files import replacing
+from tenfold._reading import reading
+from tenfold.runs.files import read_safetensors, replacing
 from tenfold.selection.result import checked_weights
 from tenfold.selection.reweight.data import Labelled
 
@@ -285,11 +286,18 @@ def _load_checkpoint(
     """Epochs that are done."""
     if path is None or not path.exists():
         return 0
-    from safetensors import safe_open
+    with reading(path, "a checkpoint of this training"):
+        return _put_back(*read_safetensors(path), made, optimizer, generator)
 
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        told: dict[str, Any] = json.loads(file.metadata()["state"])
+
+def _put_back(
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    made: Fitted,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
+    told: dict[str, Any] = json.loads(metadata["state"])
     own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     made.model.load_state_dict(own)
     for k, parameter in enumerate(optimizer.param_groups[0]["params"]):

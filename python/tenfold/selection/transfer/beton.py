@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.runs.files import replacing
 from tenfold.selection.transfer.images import Images, as_rgb
 
@@ -41,6 +42,8 @@ IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("place",
 FLOAT_KIND, INT_KIND, IMAGE_KIND = 0, 1, 2
 STORED = {FLOAT_KIND: np.dtype("<f8"), INT_KIND: np.dtype("<i8"), IMAGE_KIND: IMAGE}
 JPEG, RAW = 0, 1
+MOST_CLASSES = 1 << 20
+"""Each gets a name; labels that are not classes would ask for more memory than there is."""
 PAGE = 8 << 20
 """FFCV's own default, 4 x 2 MiB."""
 
@@ -75,6 +78,8 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _take(file: Any, dtype: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
     left = path.stat().st_size - file.tell()  # `read` would first make room for what the header claims
+    if not dtype.itemsize and count:
+        _checks.fail(ValueError, str(path), "fields", f"none, of {count} samples")
     if left < dtype.itemsize * count:
         expected = f"a whole .beton file ({dtype.itemsize * count} bytes more)"
         _checks.fail(ValueError, str(path), expected, f"{left}")
@@ -101,7 +106,8 @@ class _FromBeton:
         if one["mode"] == JPEG:
             from PIL import Image
 
-            return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            with reading(self.path, f"a picture as image {i}"):
+                return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         if len(data) != 3 * height * width:
             expected = f"{3 * height * width} bytes"
             _checks.fail(ValueError, f"{self.path}: image {i}", expected, len(data))
@@ -118,6 +124,9 @@ def read_beton(path: str | Path, image: str = "image", label: str = "label") -> 
             expected = f"a field {name!r} ({'image' if dtype is IMAGE else 'int'})"
             _checks.fail(ValueError, str(path), expected, list(names))
     labels = torch.from_numpy(samples[label].astype(np.int64))
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        _checks.fail(ValueError, f"{path}: {label}", f"classes of at least 0, below {MOST_CLASSES}", got)
     count = int(labels.max()) + 1 if len(labels) else 0
     identifiers = (
         torch.from_numpy(samples["identifier"].astype(np.int64))

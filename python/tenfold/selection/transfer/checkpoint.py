@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold.runs.files import replacing
+from tenfold._reading import reading
+from tenfold.runs.files import read_safetensors, replacing
 
 __all__ = ["Checkpoint"]
 
@@ -48,11 +49,14 @@ class Checkpoint:
         """Put everything back; the number of epochs done, 0 if there is no file."""
         if not self.path.exists():
             return 0
-        from safetensors import safe_open
+        with reading(self.path, "a checkpoint of this training"):
+            return self._put_back(network, optimizer, scheduler, scaler, done)
 
-        with safe_open(self.path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            plain = json.loads(file.metadata()["state"])
+    def _put_back(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: Any, done: Any
+    ) -> int:
+        tensors, told = read_safetensors(self.path)
+        plain = json.loads(told["state"])
         network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k[0] == "n"})
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.selection.transfer.images import Images
 
 __all__ = ["read_folder"]
@@ -24,14 +25,10 @@ class _FromFiles:
     files: tuple[str, ...]
 
     def __call__(self, i: int) -> NDArray[np.uint8]:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
-        try:
-            with Image.open(self.files[i]) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            message = f"{self.files[i]}: expected a picture, got a file that cannot be read ({error})"
-            raise ValueError(message) from error
+        with reading(self.files[i], "a picture"), Image.open(self.files[i]) as picture:
+            return np.asarray(picture.convert("RGB"))
 
 
 def read_folder(path: Path, split: str = "train") -> Images:

@@ -78,7 +78,11 @@ class ClassFeatures(NamedTuple):
 
 def read_class_features(path: str | Path, identifiers: str | Path | None = None) -> ClassFeatures:
     """Features by class of `*_class_fx` (with `*_class_data_id`), or `*_all_fx` (class -1 for all)."""
-    path = Path(path)
+    with files.reading(Path(path), "features by class"):
+        return _class_features(Path(path), identifiers)
+
+
+def _class_features(path: Path, identifiers: str | Path | None) -> ClassFeatures:
     stored = files.load_torch(path)
     ids = files.load_torch(identifiers) if identifiers is not None else None
     if not isinstance(stored, dict):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenfold import _checks
+from tenfold.runs.files import read_safetensors
 from tenfold.selection.transfer.resnet import resnet
 from tenfold.selection.transfer.vit import vit_b_16
 
@@ -166,13 +167,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         _checks.fail(ValueError, "weights", expected, repr(str(path)))
     if not path.exists():
         raise FileNotFoundError(f"weights: expected a file, got {path}, which is not there")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        stored = {_bare(name): value for name, value in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(f"weights: expected a .safetensors file, got {path}, which is broken") from error
+    stored = {_bare(name): value for name, value in read_safetensors(path)[0].items()}
     own = network.state_dict()
     missing = [name for name in own if name not in stored]
     foreign = [name for name in stored if name not in own]

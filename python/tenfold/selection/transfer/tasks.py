@@ -10,6 +10,7 @@ mnist-fashion  20 source classes: MNIST digits and Fashion-MNIST garments; the t
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenfold import _checks
+from tenfold._reading import reading
 from tenfold.selection.transfer.images import Images, has_split, load_images
 
 __all__ = ["MAPS", "SUITES", "Task", "load_task", "read_idx", "shots_of", "split_off"]
@@ -198,13 +200,17 @@ def _fashion(folder: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """A uint8 array of an IDX file (MNIST's format), gzipped or not."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with reading(path, "an IDX file"):
+        return _idx(path, gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+
+
+def _idx(path: Path, data: bytes) -> NDArray[np.uint8]:
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         _checks.fail(ValueError, str(path), "an IDX file of uint8", data[:4])
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if body.size != np.prod(shape):
-        _checks.fail(ValueError, str(path), f"{int(np.prod(shape))} values", body.size)
+    if body.size != math.prod(shape):
+        _checks.fail(ValueError, str(path), f"{math.prod(shape)} values", body.size)
     return body.reshape(shape)
 
 

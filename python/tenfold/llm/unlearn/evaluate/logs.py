@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tenfold._reading import parse_json
+
 __all__ = ["EVAL", "SUMMARY", "read_log", "reference_auc", "reference_ratios", "write_logs"]
 
 EVAL = "TOFU_EVAL.json"
@@ -53,7 +55,7 @@ def read_log(path: str | Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"reference: expected {EVAL} or its folder, got {str(path)!r}, which is none")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name}: expected JSON, got {error}") from None
     if not isinstance(content, dict) or not all(
@@ -76,8 +78,11 @@ def reference_ratios(log: Mapping[str, Mapping[str, Any]]) -> list[float]:
             "reference: expected 'forget_truth_ratio' with 'value_by_index' in the retain model's log, got "
             f"{sorted(log)}"
         )
-    found = [values[index].get("score") for index in sorted(values, key=int) if values[index]]
-    ratios = [float(score) for score in found if score is not None]
+    try:
+        found = [values[index].get("score") for index in sorted(values, key=int) if values[index]]
+        ratios = [float(score) for score in found if score is not None]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"reference: expected indices with scores, got others ({error})") from error
     if not ratios:
         raise ValueError("reference: expected truth ratios in the retain model's log, got none")
     return ratios

@@ -1,0 +1,38 @@
+"""What a reader raises, whatever is in the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["parse_json", "reading"]
+
+
+@contextmanager
+def reading(path: str | Path, expected: str) -> Iterator[None]:
+    """A broken or hostile file can raise anything (zip and csv errors, EOFError, OverflowError, OSErrors that
+    name nothing ...): one ValueError that names it. Errors that name the file, as what the system says of it
+    does, and a package that is not installed stay what they are.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        told = str(error)
+        system = isinstance(error, OSError) and type(error).__module__ == "builtins"  # no library's own kind
+        if (system or isinstance(error, ValueError)) and Path(path).name in told:
+            raise
+        reason = told.strip().partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{path}: expected {expected}, got another file ({reason})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads; text that is nested too deeply is a ValueError, as other text that is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
