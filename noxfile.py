@@ -177,7 +177,8 @@ def try_wheel(session: nox.Session, dist: Path, away: Path) -> None:
     python = str(away / "venv" / "bin" / "python")
     built = next(dist.glob("*.whl"))
     session.run(python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, f"{built}[test]", external=True)
-    shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tests", "docs"):  # pages whose examples and numbers tests look up
+        shutil.copytree(ROOT / folder, away / folder, ignore=shutil.ignore_patterns("__pycache__", "_build"))
     for name in ("pyproject.toml", "assets.txt"):  # pytest's settings, and what a test compares with the code
         shutil.copy(ROOT / name, away)
     without_compiler = {

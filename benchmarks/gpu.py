@@ -171,7 +171,7 @@ def tests(at: Place, limit: float) -> dict[str, Any]:
     for path in (report, broken):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "tenfold.benchmarks.gpu_guard", "-q", "--tb=short"]
-    command += ["-rfE", "--slow", "-k", CHOSEN, f"--junitxml={report}"]
+    command += ["-rfE", "--slow", "-k", CHOSEN, f"--junitxml={report}", f"--rootdir={at.source}"]
     if _asked([sys.executable, "-c", "import xdist; print(xdist.__version__)"], at.env):
         command += ["-n", str(at.options.workers), "--dist", "worksteal"]
     job = at.run("tests", [*command, *at.options.tests], limit, at.source)
