@@ -314,9 +314,9 @@ def sanitize(session: nox.Session) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
-    # Left out: Triton, which is not native code, and a test that measures memory, as sanitizers take much.
+    # Left out: Triton, which is not native code. Tests that measure memory skip themselves.
     fuzzed = "tests/robustness/test_ops_fuzz.py"
-    chosen = ("tests/native", "tests/ops", "tests/optim", fuzzed, "-k", "not triton and not keeps_no_logits")
+    chosen = ("tests/native", "tests/ops", "tests/optim", fuzzed, "-k", "not triton")
     session.run("pytest", *(session.posargs or chosen), env=env)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,25 +104,11 @@ def test_the_workspace_of_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen.bytes >= 4 * ROWS * LONG
 
 
-def _peak_bytes(work: Callable[[], object]) -> int:
-    """How far `work` raises the resident set at its highest (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pytest.skip("this system does not let a process reset its own peak memory")
-
-    def kib(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-    before = kib("VmRSS")
-    work()
-    return (kib("VmHWM") - before) * 1024
-
-
-def test_the_fused_kernel_keeps_no_logits(isa: str) -> None:
+def test_the_fused_kernel_keeps_no_logits(
+    isa: str, peak_bytes: Callable[[Callable[[], object]], int]
+) -> None:
     hidden, weight, targets = wide_head()
     logprob_native.token_logprobs(hidden, weight, None, targets)  # first call: code pages, thread stacks
     logits = 4 * ROWS * LONG
-    assert _peak_bytes(lambda: logprob_native.token_logprobs(hidden, weight, None, targets)) < logits // 4
-    assert _peak_bytes(lambda: logprob_reference.token_logprobs(hidden, weight, None, targets)) > logits // 2
+    assert peak_bytes(lambda: logprob_native.token_logprobs(hidden, weight, None, targets)) < logits // 4
+    assert peak_bytes(lambda: logprob_reference.token_logprobs(hidden, weight, None, targets)) > logits // 2
