@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(call: Call, folder: Pa
     for arguments, what in (
         (("replay", "a.zolog", "--base", "end.safetensors", "--out", "x"), "the weights that it starts from"),
         (("replay", "a.zolog", "--base", "gone.safetensors", "--out", "x"), "gone.safetensors"),
-        (("replay", "a.zolog", "--base", "text.safetensors", "--out", "x"), "expected a .safetensors file"),
+        (("replay", "a.zolog", "--base", "text.safetensors", "--out", "x"), "expected a safetensors file"),
         (("replay", "end.safetensors", "--base", "base.safetensors", "--out", "x"), "expected a .zolog file"),
         (("replay", "torn.zolog", "--base", "base.safetensors", "--out", "x"), "expected whole steps"),
         (
