@@ -289,7 +289,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("given_weights", b"junk", "given_weights: expected an array in"),
         ("given_weights", pickle.dumps([1.0] * 1000), "given_weights: expected an array in"),
         ("features", b"junk", "rows.npy: expected arrays of NumPy"),
-        ("coreset", b"junk", "rows.npy: expected a selection"),
+        ("coreset", b"junk", "rows.npy: expected a NumPy array"),
         ("coreset", [], "coreset: expected at least one row"),
         ("coreset", [5], "coreset given: expected at least 2 of 1000 rows"),
     )):  # fmt: skip
