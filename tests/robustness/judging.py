@@ -12,7 +12,7 @@ ROOM = 512 << 20
 
 SECONDS = 20
 ALLOWED = (ValueError, OSError)
-OPTIONS = {"c.yaml": "", "soul.json": "soul_config: ", "TOFU_EVAL.json": "reference: "}
+OPTIONS = {"soul.json": "soul_config: ", "TOFU_EVAL.json": "reference: "}
 """Files of which the command names the option that they were given by."""
 
 

@@ -54,9 +54,9 @@ def extract(archive: Path, folder: Path) -> dict[str, Path]:
             if content is None:
                 raise ValueError(f"{archive}: expected {member}.nii.gz as a file, got something else")
             contents[folder / f"{member}.nii.gz"] = content.read()
-    for path, content in contents.items():  # a disk that is full is no fault of the archive
+    for path, volume in contents.items():  # a disk that is full is no fault of the archive
         with replacing(path) as aside:
-            aside.write_bytes(content)
+            aside.write_bytes(volume)
     return {member: folder / f"{member}.nii.gz" for member in MEMBERS}
 
 
