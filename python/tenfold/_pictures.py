@@ -22,7 +22,7 @@ def read_pixels(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.array(image if gray and image.mode == "L" else image.convert("RGB"))
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # OSError, SyntaxError, ValueError, or that it is a bomb
         raise ValueError(f"{path}: expected a picture, got a broken one ({error})") from error

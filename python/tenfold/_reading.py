@@ -8,26 +8,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "reading"]
+__all__ = ["out_of_memory", "parse_json", "reading"]
+
+_OF_PYTORCH = ("DefaultCPUAllocator", "CUDA out of memory")
 
 
 @contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
     """A broken or hostile file can raise anything (zip and csv errors, EOFError, OverflowError, OSErrors that
     name nothing ...): one ValueError that names it. Errors that name the file, as what the system says of it
-    does, and a package that is not installed stay what they are.
+    does, a file or a package that is not there and memory that has run out stay what they are.
     """
     try:
         yield
     except ImportError:
         raise
     except Exception as error:
+        if out_of_memory(error) or isinstance(error, FileNotFoundError):
+            raise
         told = str(error)
         system = isinstance(error, OSError) and type(error).__module__ == "builtins"  # no library's own kind
         if (system or isinstance(error, ValueError)) and Path(path).name in told:
             raise
         reason = told.strip().partition("\n")[0][:200] or type(error).__name__
         raise ValueError(f"{path}: expected {expected}, got another file ({reason})") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is what Python, NumPy, kernels or PyTorch raise where memory has run out."""
+    of_pytorch = isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_PYTORCH)
+    return of_pytorch or isinstance(error, MemoryError)
 
 
 def parse_json(text: str | bytes) -> Any:

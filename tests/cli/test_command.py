@@ -183,6 +183,8 @@ def test_config_file_and_flags_over_it(call: Call) -> None:
             ["--config=other.yaml"],
             "--config other.yaml: Option 'stepz' is not accepted (did you mean 'steps'?)",
         ),
+        (["--config", "sign.yaml"], "--config sign.yaml: Option 'ste/ps' is not accepted"),
+        (["--config", "bytes.yaml"], "--config bytes.yaml: expected text in UTF-8, got other bytes"),
         (["--config", "list.yaml"], "--config list.yaml: stops: expected list[int] or null, got '0,1'"),
         (["--config", "list.yaml", "--stops", "3"], "--config list.yaml: stops: expected list[int]"),
         (["--config", "fine.yaml", "--rate", "fast"], "error: --rate: expected float, got 'fast'"),
@@ -195,6 +197,8 @@ def test_bad_input_is_one_line_and_writes_nothing(call: Call, arguments: list[st
     Path("torn.yaml").write_text("steps: [1")
     Path("other.yaml").write_text("stepz: 1\n")
     Path("list.yaml").write_text("stops: 0,1\n")
+    Path("sign.yaml").write_text("ste/ps: 1\n")
+    Path("bytes.yaml").write_bytes(b"steps: \x9e\n")
     Path("fine.yaml").write_text("steps: 1\n")
     Path("occupied").mkdir()
     Path("occupied/notes.txt").write_text("mine")

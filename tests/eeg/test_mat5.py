@@ -66,3 +66,47 @@ def test_damaged_files(old: bytes, new: bytes, tmp_path: Path) -> None:
     (tmp_path / "b.mat").write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"b\.mat: expected a whole MATLAB file, got a damaged one"):
         read_arrays(tmp_path / "b.mat", "x1".__eq__)
+
+
+@pytest.mark.parametrize("written", ["4", "hdf5"])
+def test_files_of_other_versions(written: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    if written == "4":
+        scipy.io.savemat(path, {"x1": np.ones((2, 2))}, format="4")
+        told = "expected a MATLAB file of version 5 to 7.2, got another file"
+    else:
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + struct.pack("<H", 0x0200) + b"IM" + bytes(384))
+        told = "expected a MATLAB file of version 5 to 7.2, got 7.3"
+    with pytest.raises(ValueError, match=rf"a\.mat: {told}"):
+        read_arrays(path, "x1".__eq__)
+
+
+def big_endian(name: str, kind: int, dtype: str, array: np.ndarray, packed: bool) -> bytes:
+    """A variable as a machine of the other byte order writes it, short parts in their tags."""
+
+    def part(code: int, data: bytes) -> bytes:
+        if len(data) <= 4:
+            return struct.pack(">HH", len(data), code) + data.ljust(4, b"\0")
+        return struct.pack(">II", code, len(data)) + data + bytes(-len(data) % 8)
+
+    codes = {"f8": 9, "i2": 3, "u1": 2}
+    body = struct.pack(">IIII", 6, 8, kind, 0) + part(5, struct.pack(f">{array.ndim}i", *array.shape))
+    body += part(1, name.encode()) + part(codes[dtype], array.astype(f">{dtype}").tobytes("F"))
+    element = struct.pack(">II", 14, len(body)) + body
+    data = zlib.compress(element)
+    return struct.pack(">II", 15, len(data)) + data if packed else element
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_the_other_byte_order(packed: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(">H", 0x0100) + b"MI"
+    arrays = {"one": ("u1", np.array([[7]])), "abcde": ("i2", rng.integers(-9, 9, (2, 3, 2)))}
+    arrays |= {"wide": ("f8", rng.integers(0, 99, (3, 2))), "none": ("f8", np.zeros((0, 3)))}
+    stored = (big_endian(name, 6, dtype, array, packed) for name, (dtype, array) in arrays.items())
+    (tmp_path / "a.mat").write_bytes(head + b"".join(stored))
+    theirs, found = scipy.io.loadmat(tmp_path / "a.mat"), read_arrays(tmp_path / "a.mat", arrays.__contains__)
+    for name, (_, array) in arrays.items():
+        assert np.array_equal(found[name], array)
+        assert np.array_equal(found[name], theirs[name])
+        assert found[name].shape == array.shape

@@ -21,6 +21,7 @@ PLAIN = {
     "int": np.int64(-3),
     0: [1, 2.5, "text", None, True, (b"bytes",)],
     "objects": np.array([np.arange(2), "a"], dtype=object),
+    "dtype": np.dtype(">f4"),
 }
 
 
@@ -35,6 +36,7 @@ def test_plain_data_and_arrays(protocol: int, tmp_path: Path) -> None:
         assert got[key].dtype.newbyteorder("=") == PLAIN[key].dtype.newbyteorder("=")
     assert (got["scalar"], got["int"], got[0]) == (0.1, -3, PLAIN[0])
     assert got["objects"][0].tolist() == [0, 1]
+    assert got["dtype"] == np.dtype(">f4")
     assert loads_pickle(pickle.dumps(collections.OrderedDict(a=1), protocol), "x") == {"a": 1}
 
 
@@ -47,6 +49,11 @@ def test_arrays_of_python_2_and_old_numpy() -> None:
     )
     got = loads_pickle(b"\x80\x02" + array, "old")
     assert got.tolist() == [1.5, -2.0]
+    scalar = (
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02f8I0\nI1\ntR(I3\nU\x01<NNNI-1\nI-1\nI0\ntb"
+        b"U\x08" + np.array(1.5, dtype="<f8").tobytes() + b"tR."
+    )
+    assert loads_pickle(b"\x80\x02" + scalar, "old") == 1.5
 
 
 class Calls:

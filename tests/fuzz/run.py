@@ -98,7 +98,10 @@ def main(seconds: int, *names: str) -> int:
     sys.path.insert(0, str(HERE.parent / "robustness"))
     from file_makers import MAKERS
 
-    chosen = names or ("ops", *natives(), *MAKERS)
+    known = ("ops", *natives(), *MAKERS)
+    for name in set(names) - set(known):
+        sys.exit(f"fuzz: expected targets of {', '.join(known)}, got {name!r}")
+    chosen = names or known
     if any(name.startswith("native_") for name in chosen) and shutil.which("clang++") is None:
         sys.exit(
             "fuzz: expected clang++ with libFuzzer, got none (Debian: apt install clang libclang-rt-14-dev)"

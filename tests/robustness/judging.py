@@ -12,7 +12,7 @@ ROOM = 512 << 20
 
 SECONDS = 20
 ALLOWED = (ValueError, OSError)
-OPTIONS = {"c.yaml": "", "soul.json": "soul_config: ", "TOFU_EVAL.json": "reference: "}
+OPTIONS = {"soul.json": "soul_config: ", "TOFU_EVAL.json": "reference: "}
 """Files of which the command names the option that they were given by."""
 
 
@@ -28,7 +28,7 @@ def judge(read: Any, path: Path) -> str | None:
         read(path)
     except ALLOWED as error:
         told = str(error)
-        named = any(part in told for part in path.parts[-3:])  # of a folder its own name is enough
+        named = path.name in told or str(path.parents[1]) in told  # or a folder of it, but not as a word
         if not named and not told.startswith(OPTIONS.get(path.name, path.name)):
             return f"does not name the file: {error!r:.200}"
     except Exception as error:

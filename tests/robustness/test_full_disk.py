@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import data_makers
 import disk_child
 import pytest
 
@@ -44,3 +45,14 @@ def test_no_space_is_told_and_leaves_nothing(
         write(path, 100)
     monkeypatch.undo()
     assert disk_child.files(tmp_path) == before
+
+
+def test_a_full_disk_is_not_told_as_a_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = data_makers.ct_archive(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left"):
+        read(path)

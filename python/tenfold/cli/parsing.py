@@ -67,6 +67,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
         return dict(parser.instantiate(parser.parse_args(given)).items())
     except ArgumentError as error:
         raise ValueError(_helpful(_plain_message(str(error)), parser, given)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{_config_file(given)}expected text in UTF-8, got other bytes ({error})") from error
 
 
 def _list_flags(parser: ArgumentParser) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _helpful(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> 
         return message + did_you_mean(flags[1], names).replace("mean '", "mean '--")
     if message.startswith("unrecognized arguments: ") and len(_list_flags(parser)) > 0:
         return f"{message} (a list is one word with commas: a,b)"
-    if key := re.fullmatch(r"Option '(\w+)' is not accepted", message):
+    if key := re.fullmatch(r"Option '(.*)' is not accepted", message):
         message += did_you_mean(key[1], names)
     elif not message.startswith("Problems parsing config"):
         file = next((action.reading for action in parser._actions if isinstance(action, _ConfigFile)), None)

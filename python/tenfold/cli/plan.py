@@ -77,7 +77,7 @@ def _model(name: str | None, params: float | None) -> tuple[str, Any]:
     from transformers import AutoConfig
 
     try:
-        return name, AutoConfig.from_pretrained(name, local_files_only=True)
+        return name, AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, ... by what is wrong with the file
         first = str(error).partition("\n")[0]
         raise ValueError(f"--model {name}: expected a config.json of transformers, got {first}") from error

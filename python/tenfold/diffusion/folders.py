@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tenfold import _checks
-from tenfold._reading import reading
+from tenfold._reading import out_of_memory, reading
 from tenfold.diffusion.bundle import Bundle, zeros_for_empty
 from tenfold.diffusion.schedule import Schedule
 from tenfold.runs.files import read_json
@@ -104,6 +104,8 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
             f"{part}: expected safetensors weights in {name}, got: {_first_line(error)}"
         ) from error
     except Exception as error:  # a shape that differs, or what a damaged configuration leads to
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"{part}: expected weights in {name} as its config.json says, got: {_told(error)}"
         ) from error
@@ -118,10 +120,11 @@ def _tokenizer(name: str, part: str, index: dict[str, Any], options: dict[str, A
     import transformers
 
     kind = getattr(transformers, index[part][-1], None)
+    more = _hub(options)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
-        kind = transformers.AutoTokenizer
+        kind, more = transformers.AutoTokenizer, more | {"trust_remote_code": False}
     with reading(Path(name), f"a {part}"):
-        return kind.from_pretrained(name, subfolder=part, **_hub(options))
+        return kind.from_pretrained(name, subfolder=part, **more)
 
 
 def _schedule(name: str, options: dict[str, Any]) -> Schedule:

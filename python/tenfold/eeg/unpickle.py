@@ -121,7 +121,8 @@ def _array(*arguments: Any) -> np.ndarray:
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    """NumPy's `scalar`, of numbers."""
+    """NumPy's `scalar`, of numbers; its bytes are text in pickles of Python 2."""
+    data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(dtype, _DType) or dtype.made.hasobject or not isinstance(data, bytes):
         raise _Refused(f"a scalar of {dtype!r}"[:100])
     return np.frombuffer(data, dtype.made, 1)[0]
@@ -138,7 +139,7 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
     """The value with arrays of NumPy's class; `seen` keeps what is held in several places one thing."""
     if type(value) not in (list, tuple, dict, _Array):
-        return value
+        return value.made if isinstance(value, _DType) else value
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, tuple):

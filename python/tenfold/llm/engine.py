@@ -228,7 +228,7 @@ def _import_all(job: Job) -> None:
     if job.model == models.EMBEDDED:
         return
     try:
-        kind = type(AutoConfig.from_pretrained(job.model))
+        kind = type(AutoConfig.from_pretrained(job.model, trust_remote_code=False))
     except (OSError, ValueError):
         return  # load_model says what is wrong
     for auto in (AutoModelForCausalLM, AutoModelForMaskedLM):
@@ -308,7 +308,10 @@ def load_any_model(name: str, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForMaskedLM
 
         model = models._find(
-            name, lambda: AutoModelForMaskedLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+            name,
+            lambda: AutoModelForMaskedLM.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            ),
         )
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
@@ -321,7 +324,7 @@ def _is_masked_folder(name: str) -> bool:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except ImportError:
         raise
     except Exception:

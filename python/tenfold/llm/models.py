@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from tenfold import assets
+from tenfold._reading import out_of_memory
 
 EMBEDDED = "smollm2"
 
@@ -56,7 +57,10 @@ def load_model(name: str = EMBEDDED, *, dtype: torch.dtype = torch.float32) -> A
         from transformers import AutoModelForCausalLM
 
         model = _find(
-            name, lambda: AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+            name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            ),
         )
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # out of a mapped file, one tensor at a time
@@ -77,7 +81,7 @@ def load_tokenizer(name: str = EMBEDDED) -> Any:
         return bpe_tokenizer(GGUFFile(assets.locate(EMBEDDED, verify=False)))
     from transformers import AutoTokenizer
 
-    tokenizer = _find(name, lambda: AutoTokenizer.from_pretrained(name))
+    tokenizer = _find(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -85,13 +89,18 @@ def load_tokenizer(name: str = EMBEDDED) -> Any:
 
 
 def _find(name: str, load_it: Callable[[], T]) -> T:
-    """Load quietly: the loaders write progress bars to standard error."""
+    """Load quietly: the loaders write progress bars to standard error.
+
+    They get trust_remote_code=False: by default they ask at the terminal whether to run a folder's code.
+    """
     try:
         with _no_stderr():
             return load_it()
     except ImportError:
         raise
     except Exception as error:  # transformers and tokenizers raise what a damaged file leads to
+        if out_of_memory(error):
+            raise
         raise ValueError(
             "model: expected 'smollm2', a folder with config.json, tokenizer and safetensors, or a hub id, "
             f"got {name!r} ({(str(error).strip().splitlines() or [type(error).__name__])[0][:200]})"

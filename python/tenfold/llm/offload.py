@@ -192,7 +192,8 @@ class OffloadedZO:
         if resume and (journal is None or not Path(journal).is_file()):
             _checks.fail(ValueError, "journal", "the file of the run to resume", str(journal))
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()
         model.eval()
         store = WeightStore(store_folder, reuse=resume or reuse)

@@ -42,7 +42,7 @@ CASE = "example"
 
 def extract(archive: Path, folder: Path) -> dict[str, Path]:
     """Copy `MEMBERS` out of the archive; name -> file. ValueError if it is no such archive or lacks one."""
-    found = {}
+    contents = {}
     with reading(archive, "a tar archive"), tarfile.open(archive) as tar:
         names = {
             Path(n).name: n for n in tar.getnames() if "/tests/reference_files/" in n and n.count("/") == 3
@@ -53,10 +53,11 @@ def extract(archive: Path, folder: Path) -> dict[str, Path]:
             content = tar.extractfile(names[f"{member}.nii.gz"])
             if content is None:
                 raise ValueError(f"{archive}: expected {member}.nii.gz as a file, got something else")
-            found[member] = folder / f"{member}.nii.gz"
-            with replacing(found[member]) as aside:
-                aside.write_bytes(content.read())
-    return found
+            contents[folder / f"{member}.nii.gz"] = content.read()
+    for path, volume in contents.items():  # a disk that is full is no fault of the archive
+        with replacing(path) as aside:
+            aside.write_bytes(volume)
+    return {member: folder / f"{member}.nii.gz" for member in MEMBERS}
 
 
 NAMES = "/totalsegmentator/map_to_binary.py"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -269,8 +269,3 @@ def swap_labels(task: Task = TASKS["1"]) -> dict[int, int]:
         if other is not None:
             pairs.update(zip(task.parts[organ], task.parts[other], strict=True))
     return pairs
-
-
-def label_table(task: Task, organs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
-    """The label sets of `organs`, as `tenfold.ops.surface_metrics` takes them."""
-    return [task.parts[organ] for organ in (organs or task.organs)]

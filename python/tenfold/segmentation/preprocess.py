@@ -26,7 +26,6 @@ from tenfold.runs.files import write_json, write_text
 from tenfold.segmentation.files import (
     Header,
     compare,
-    read_header,
     read_labels,
     read_volume,
     reoriented,
@@ -255,8 +254,3 @@ def load_way(path: Path) -> Way:
     """The record beside a prepared case."""
     with reading(path, "the record of a prepared case"):
         return Way.from_json(json.loads(path.read_text(encoding="utf-8")))
-
-
-def header_of(case: Path) -> Header:
-    """Header of the first modality of a case's folder."""
-    return read_header(case / f"{MODALITIES[0]}.nii.gz")

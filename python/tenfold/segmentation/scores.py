@@ -29,7 +29,6 @@ given the scores present in the column and returns the number.
 
 _LARGER = re.compile(r"(dsc|dice|nsd|jaccard|iou|precision|recall|sensitivity|specificity|vs)(?![a-z])", re.I)
 _SMALLER = re.compile(r"(hd|hausdorff|asd|assd|masd|fpr|fnr|error|loss)(?![a-z])", re.I)
-_NO_NUMBER = ("", "na", "nan", "none", "null")
 _KEYS = ("team", "case", "task", "organ")
 
 

@@ -18,6 +18,7 @@ from tenfold.diffusion.erase import (
     AdvUnlearn,
     Bank,
     Concept,
+    Edit,
     Live,
     Walk,
     esd_loss,
@@ -290,3 +291,10 @@ def test_a_concept_has_texts():
             Concept(*arguments)
     with pytest.raises(TypeError, match="retain"):
         Concept("x", retain="a cat")
+
+
+def test_an_edit_without_its_weights(tmp_path):
+    Edit("weights", "unet", {"a.weight": torch.ones(2, 2)}, {}).save(tmp_path / "edit")
+    (tmp_path / "edit" / "edit.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"folder: expected edit\.safetensors in "):
+        Edit.load(tmp_path / "edit")

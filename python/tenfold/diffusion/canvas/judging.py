@@ -109,7 +109,7 @@ class ViTJudge:
 
         from tenfold.diffusion.folders import whole
 
-        self.model = whole("model", AutoModelForImageClassification, model)
+        self.model = whole("model", AutoModelForImageClassification, model, trust_remote_code=False)
         self.model.to(device).eval().requires_grad_(False)
         config = self.model.config
         self.classes = tuple(classes or (str(config.id2label[i]) for i in range(config.num_labels)))

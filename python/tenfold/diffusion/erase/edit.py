@@ -261,12 +261,12 @@ class Edit:
         found = next((folder / name for name in (_ADV_ABOUT, ABOUT) if (folder / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"folder: expected one with {ABOUT} or {_ADV_ABOUT}, got {folder}")
+        about = _read_about(found)
         with reading(found, "an edit with its weights"):
-            return cls._of_file(found)
+            return cls._of_file(folder, about)
 
     @classmethod
-    def _of_file(cls, found: Path) -> Edit:
-        about, folder = _read_about(found), found.parent
+    def _of_file(cls, folder: Path, about: dict[str, Any]) -> Edit:
         kind, component, details = about["kind"], about["component"], about["details"]
         if kind == "hook":
             return cls(kind, component, {}, details)

@@ -46,8 +46,8 @@ class ImageClassifierJudge:
     def __init__(self, model: str | Path, target: str | int, *, top_k: int = 1, device: Any = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = whole("model", AutoModelForImageClassification, model)
+        self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        self.model = whole("model", AutoModelForImageClassification, model, trust_remote_code=False)
         self.model.to(device).eval().requires_grad_(False)
         self.labels = {int(i): str(name) for i, name in self.model.config.id2label.items()}
         self.target = _class_of(target, self.labels)

@@ -90,7 +90,7 @@ class Q16Judge:
     def __init__(self, model: str | Path, prompts: str | Path, *, device: Any = "cpu") -> None:
         from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-        self.processor = AutoImageProcessor.from_pretrained(model)
+        self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
         self.model = whole("model", CLIPVisionModelWithProjection, model)
         self.model.to(device).eval().requires_grad_(False)
         if Path(prompts).suffix != ".safetensors":

@@ -34,11 +34,14 @@ def read_arrays(path: Path, wanted: Callable[[str], Any]) -> dict[str, np.ndarra
     data = memoryview(path.read_bytes())
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:_HEADER]))
     if order is None:
-        raise ValueError(f"{path}: expected a MATLAB file, got another")
+        raise ValueError(f"{path}: expected a MATLAB file of version 5 to 7.2, got another file")
     (version,) = struct.unpack(f"{order}H", data[124:126])
+    if version == 0x0200:
+        raise ValueError(
+            f"{path}: expected a MATLAB file of version 5 to 7.2, got 7.3 (HDF5); save it with -v7"
+        )
     if version != 0x0100:
-        got = "7.3 (HDF5); save it with -v7" if version == 0x0200 else hex(version)
-        raise ValueError(f"{path}: expected a MATLAB file of version 5 to 7.2, got {got}")
+        raise ValueError(f"{path}: expected a MATLAB file of version 5 to 7.2, got {version:#x}")
     found = {}
     try:
         for element in _elements(data[_HEADER:], order):

@@ -123,11 +123,6 @@ def question_row(where: str, record: Any, *, question: str = "question", answer:
     return Row(text(record, question, where), text(record, answer, where))
 
 
-def text_row(where: str, record: Any, *, key: str = "text") -> Row:
-    """Plain text under the key."""
-    return Row("", text(record, key, where))
-
-
 def nested(record: Any, keys: Sequence[str], where: str) -> str:
     """A text under a path of keys."""
     for key in keys[:-1]:

@@ -92,7 +92,7 @@ def save(path: Path, kept: dict[str, Kept], mark: str) -> None:
     tensors = {f"{name}.{field}": t for name, one in kept.items() for field, t in one._asdict().items()}
     k = next(iter(kept.values())).tokens.shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(tensors, aside, metadata={"format": FORMAT, "k": str(k), "mark": mark})
         os.replace(aside, path)
