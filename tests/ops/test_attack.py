@@ -362,6 +362,13 @@ def test_instruction_sets_project_draw_and_choose_alike():
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+def test_a_radius_beyond_the_arithmetic_is_refused():
+    with pytest.raises(ValueError, match=r"radius: expected a coefficient that is finite in float32"):
+        simplex_project(torch.rand(3, 3), 1e300)
+    wide = simplex_project(torch.rand(3, 3, dtype=torch.float64), 1e300)
+    torch.testing.assert_close(wide.sum(1), torch.full((3,), 1e300, dtype=torch.float64))
+
+
 def test_nearest_token_needs_no_memory(peak_bytes):
     table, q = normal(20_000, 256), normal(64, 256, seed=1)
     norms = inverse_norms(table)

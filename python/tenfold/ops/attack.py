@@ -49,7 +49,7 @@ def simplex_project(p: Any, radius: float = 1.0) -> Any:
 
     Args:
         p: float32 or float64 [R, V], V > 0.
-        radius: > 0.
+        radius: > 0, finite in the dtype of the arithmetic.
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind or range; on the CPU a row with NaN or +inf, or of
@@ -58,6 +58,7 @@ def simplex_project(p: Any, radius: float = 1.0) -> Any:
     kind = _arrays.kind_of(p)
     rows = _matrix("p", p, _REAL)
     radius = _checks.real("radius", radius, positive=True)
+    _checks.fits("radius", radius, rows.dtype != torch.float64)
     found: Tensor = torch.ops.tenfold.simplex_project(rows, radius)
     _refuse_rows("p", found, "numbers below infinity", "NaN, infinity, or nothing but -infinity")
     return kind(found)
