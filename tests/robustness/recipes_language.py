@@ -185,8 +185,7 @@ def ste_adam_simplex_(d: Draw) -> dict[str, Any]:
     banned = None if v < 2 else d.one(None, torch.arange(v) == 0)
     given = {"grad_embeds": d.floats(r, width, dtype=kind), "table": d.floats(v, width, dtype=kind)}
     rest = {"lr": d.one(0.1, 0.0), "weight_decay": d.one(0.0, 0.1), "step": d.one(1, 7), "banned": banned}
-    # With a small eps the first step is the sign of the gradient, which near 0 the order of a sum decides.
-    return {"p": p, "m": m, "v": w, "eps": 0.01, **given, **rest}
+    return {"p": p, "m": m, "v": w, **given, **rest}
 
 
 def _latents(d: Draw, count: int) -> list[Tensor]:
