@@ -167,9 +167,9 @@ NEAR_TIES = {
 """Where values that differ in the last bit decide which index (or how many steps) comes back, only the first
 floating values are compared."""
 
-ILL_CONDITIONED = {"mmd_permutation_test": 1e-3}
+ILL_CONDITIONED = {"mmd_permutation_test": 1e-3, "ste_adam_simplex_": 0.25}
 """A median distance may be that between points of a cluster, which float32 norms and products of points hold
-to a few digits only."""
+to a few digits only. Adam's first step is lr times the gradient's sign, which near 0 a sum's order decides."""
 
 LENGTH_VARIES = {"fl_greedy", "omp_factored", "craig", "moderate_select"}
 """How many picks come back depends on the values."""
