@@ -169,7 +169,7 @@ floating values are compared."""
 
 ILL_CONDITIONED = {"mmd_permutation_test": 1e-3, "ste_adam_simplex_": 0.25}
 """A median distance may be that between points of a cluster, which float32 norms and products of points hold
-to a few digits only. Adam's first step is lr times the gradient's sign, which near 0 a sum's order decides."""
+to a few digits only. Adam's first step is lr times a gradient's sign; near 0 a sum's order decides it."""
 
 LENGTH_VARIES = {"fl_greedy", "omp_factored", "craig", "moderate_select"}
 """How many picks come back depends on the values."""

@@ -117,11 +117,12 @@ def ste_adam_simplex_(
     _checks.length("betas", betas, 2, "Adam's moments")
     beta1, beta2 = (_checks.real("betas", b, at_least=0.0, below=1.0) for b in betas)
     _finite("grad_embeds", gradient)
-    torch.ops.tenfold.ste_adam_simplex_(
-        *rows, gradient, words, _checks.real("lr", lr, at_least=0.0), beta1, beta2,
-        _checks.real("eps", eps, at_least=0.0), _checks.real("weight_decay", weight_decay, at_least=0.0),
-        _checks.integer("step", step, 1, 2**62), mask,
-    )  # fmt: skip
+    rate, least, decay = (
+        _checks.fits(name, _checks.real(name, value, at_least=0.0), True)
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay))
+    )
+    step = _checks.integer("step", step, 1, 2**62)
+    torch.ops.tenfold.ste_adam_simplex_(*rows, gradient, words, rate, beta1, beta2, least, decay, step, mask)
     _refuse_rows("p", rows[0], "finite probabilities and moments", "NaN or infinity")
 
 
