@@ -55,9 +55,7 @@ def counts(
 
 def fail_outside(name: str, volume: Tensor, flips: Sequence[int], num_labels: int) -> None:
     """ValueError with the first label outside [0, num_labels), if there is one."""
-    found = overlap_reference.first_outside(overlap_reference.unflipped(volume, flips), num_labels)
-    if found:
-        raise ValueError(f"{name}: expected labels in [0, {num_labels}), got {found[1]} at {found[0]}")
+    overlap_reference.refuse_outside(name, overlap_reference.unflipped(volume, flips), num_labels)
 
 
 def label_lut(volume: Tensor, lut: Tensor, flips: Sequence[int], threads: int) -> Tensor:

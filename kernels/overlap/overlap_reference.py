@@ -35,6 +35,13 @@ def first_outside(volume: Tensor, num_labels: int) -> tuple[list[int], int] | No
     return place, int(wide.reshape(-1)[at])
 
 
+def refuse_outside(name: str, volume: Tensor, num_labels: int) -> None:
+    """ValueError with the first label outside [0, num_labels), if there is one."""
+    found = first_outside(volume, num_labels)
+    if found:
+        raise ValueError(f"{name}: expected labels in [0, {num_labels}), got {found[1]} at {found[0]}")
+
+
 def counts(
     target: Tensor,
     pred: Tensor,
@@ -51,10 +58,8 @@ def counts(
     """
     del threads
     target, pred = unflipped(target, flip_target), unflipped(pred, flip_pred)
-    for name, volume in (("target", target), ("pred", pred)):
-        found = first_outside(volume, num_labels)
-        if found:
-            raise ValueError(f"{name}: expected labels in [0, {num_labels}), got {found[1]} at {found[0]}")
+    refuse_outside("target", target, num_labels)
+    refuse_outside("pred", pred, num_labels)
     joint = torch.zeros(num_labels * num_labels, dtype=torch.int64, device=target.device)
     flat_target, flat_pred = target.reshape(-1), pred.reshape(-1)
     for start in range(0, flat_target.numel(), CHUNK):

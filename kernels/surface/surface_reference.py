@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from tenfold.kernels.overlap.overlap_reference import unflipped
+from tenfold.kernels.overlap.overlap_reference import refuse_outside, unflipped
 from tenfold.kernels.surface.area_table import area_table
 from torch import Tensor
 
@@ -124,6 +124,8 @@ def metrics(
     tolerances[o * T : (o + 1) * T]."""
     del threads
     target, pred = unflipped(target, flip_target), unflipped(pred, flip_pred)
+    refuse_outside("target", target, 2**63 - 1)
+    refuse_outside("pred", pred, 2**63 - 1)
     organs = len(organ_starts) - 1
     per_organ = len(tolerances) // organs if organs else 0
     areas = torch.tensor(area_table(spacing), dtype=torch.float64, device=target.device)

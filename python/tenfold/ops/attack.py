@@ -234,11 +234,12 @@ def sign_step_(
         _checks.fail(ValueError, "delta", "a contiguous tensor [B, ...]", f"{list(x.shape)}, {x.stride()}")
     g = _checks.tensor("grad", _arrays.as_tensor("grad", grad, write=False), (x.dtype,))
     _like("grad", g, x, shape=True)
-    _checks.real("lr", lr, at_least=0.0)
+    single = x.dtype != torch.float64
+    _checks.fits("lr", _checks.real("lr", lr, at_least=0.0), single)
     _checks.choice("norm", norm, NORMS)
     centre = None
     if eps is not None:
-        _checks.real("eps", eps, positive=True)
+        _checks.fits("eps", _checks.real("eps", eps, positive=True), single)
     if origin is not None:
         centre = _checks.tensor("origin", _arrays.as_tensor("origin", origin, write=False), (x.dtype,))
         _like("origin", centre, x, shape=True)

@@ -241,7 +241,7 @@ def zo_linear_dual(
 
     The rest of the arguments, the result and the errors are those of `zo_linear_perturbed`.
     """
-    queries, coefs = _two_sided(query, eps, "x", x)
+    queries, coefs = _two_sided(query, eps, "x", x, weight)
     return zo_linear_perturbed(
         x,
         weight,
@@ -332,7 +332,7 @@ def zo_embedding_dual(
 
     The rest of the arguments, the result and the errors are those of `zo_embedding_perturbed`.
     """
-    queries, coefs = _two_sided(query, eps, "ids", ids)
+    queries, coefs = _two_sided(query, eps, "ids", ids, weight)
     return zo_embedding_perturbed(
         ids,
         weight,
@@ -405,9 +405,10 @@ def _probes(
 
 
 def _two_sided(
-    query: int | Sequence[int], eps: float, name: str, value: Any
+    query: int | Sequence[int], eps: float, name: str, value: Any, weight: Any
 ) -> tuple[list[int], list[float]]:
     eps = _checks.real("eps", eps, positive=True)
+    _checks.fits("eps", eps, getattr(weight, "dtype", None) != torch.float64)
     each: list[Any] = list(query) if isinstance(query, (list, tuple)) else [query]
     each = [_checks.query("query", q) for q in each]
     shape: tuple[int, ...] = getattr(value, "shape", ())

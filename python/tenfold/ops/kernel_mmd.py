@@ -68,7 +68,7 @@ def mmd2_rbf(x: Any, y: Any, *, sigma: float | Sequence[float], biased: bool = T
 
     Args:
         x, y: [N, d] and [M, d], float32 or float64, the same dtype and device.
-        sigma: a number > 0, or up to 64 of them.
+        sigma: a number in [1e-18, 1e18), or up to 64 of them.
         biased: keep the pairs of a point with itself.
 
     Returns:
@@ -79,7 +79,8 @@ def mmd2_rbf(x: Any, y: Any, *, sigma: float | Sequence[float], biased: bool = T
     """
     a, b = _pair(x, y, 1 if biased else 2)
     many = sigma if isinstance(sigma, Sequence) and not isinstance(sigma, str) else [sigma]
-    widths = [2.0 * _checks.real("sigma", s, positive=True) ** 2 for s in many]
+    # Within these the squares fit float32, in which points may be.
+    widths = [2.0 * _checks.real("sigma", s, at_least=1e-18, below=1e18) ** 2 for s in many]
     estimator = "biased" if biased else "unbiased"
     value = mmd(a, b, factors=widths, bandwidth=1.0, estimator=estimator)
     return _arrays.kind_of(x)(value)

@@ -281,6 +281,8 @@ def _numbers(**values: float | Tensor) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             _checks.real(name, value)
+        elif value.numel() != 1:
+            _checks.fail(ValueError, name, "a number", f"a tensor of shape {tuple(value.shape)}")
 
 
 def class_weights(weight: Weight, classes: int, like: Tensor) -> Tensor | None:

@@ -669,24 +669,26 @@ def _rounding(
     return stochastic, z_round, _signed(seed)
 
 
-def _mask(mask: Mask | None, params: list[Tensor]) -> tuple[str, int, int, list[float], list[Tensor] | None]:
+def _mask(
+    mask: Mask | None, params: list[Tensor], name: str = "mask"
+) -> tuple[str, int, int, list[float], list[Tensor] | None]:
     """The mask as schemas carry it: kind, signed seed, query, values, bits."""
     if mask is None:
         return "", 0, 0, [], None
     if isinstance(mask, RandomMask):
-        ratios = _per_tensor("mask.ratio", mask.ratio, len(params))
+        ratios = _per_tensor(f"{name}.ratio", mask.ratio, len(params))
         for i, ratio in enumerate(ratios):
             if ratio > 1.0:
-                _checks.fail(ValueError, f"mask.ratio[{i}]", "a number in [0, 1]", ratio)
-        seed, query = _checks.seed("mask.seed", mask.seed), _checks.query("mask.query", mask.query)
+                _checks.fail(ValueError, f"{name}.ratio[{i}]", "a number in [0, 1]", ratio)
+        seed, query = _checks.seed(f"{name}.seed", mask.seed), _checks.query(f"{name}.query", mask.query)
         return "random", _signed(seed), query, ratios, None
     if isinstance(mask, MagnitudeMask):
-        return "magnitude", 0, 0, _thresholds("mask.threshold", mask.threshold, params), None
+        return "magnitude", 0, 0, _thresholds(f"{name}.threshold", mask.threshold, params), None
     if isinstance(mask, BitMask):
-        bits = list(_checks.sequence("mask.bits", mask.bits, "uint8 tensors"))
-        _bits("mask.bits", bits, params)
+        bits = list(_checks.sequence(f"{name}.bits", mask.bits, "uint8 tensors"))
+        _bits(f"{name}.bits", bits, params)
         return "bits", 0, 0, [], bits
-    _checks.fail(TypeError, "mask", "None, RandomMask, MagnitudeMask or BitMask", _checks.describe(mask))
+    _checks.fail(TypeError, name, "None, RandomMask, MagnitudeMask or BitMask", _checks.describe(mask))
 
 
 def _per_tensor(name: str, value: float | Sequence[float], count: int) -> list[float]:

@@ -513,7 +513,7 @@ def zo_replay_(
     stochastic, z_round, _ = zo._rounding(out_rounding, z_round, 0, Term(0, 0, 0.0))
     if not passes or not params:
         return
-    masks = [zo._mask(p.mask, params) for p in passes]
+    masks = [zo._mask(p.mask, params, f"passes[{k}].mask") for k, p in enumerate(passes)]
     any_mask = any(p.mask is not None for p in passes)
     unmasked = [-1.0] * len(params)
     torch.ops.tenfold.zo_replay_(
