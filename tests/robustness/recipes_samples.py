@@ -30,7 +30,7 @@ def coral(d: Draw) -> dict[str, Any]:
 
 
 def mmd(d: Draw) -> dict[str, Any]:
-    x, y = _points(d, low=2)
+    x, y = _points(d, low=2, written=True)  # see mmd_permutation_test
     rest = {"kernels": d.one(5, 1), "bandwidth": d.one("mean", "median", "tllib", 2.0)}
     return {"x": x, "y": y, **rest, "estimator": d.one("biased", "unbiased", "linear", "pairs"), "mul": 2.0}
 
@@ -67,7 +67,7 @@ def joint_mmd(d: Draw) -> dict[str, Any]:
 
 
 def mmd_permutation_test(d: Draw) -> dict[str, Any]:
-    x, y = _points(d, False, 2)
+    x, y = _points(d, False, 2, written=True)  # not one point many times: a bandwidth of 0, up to rounding
     given = {"bandwidth": d.one("median", "mean", 1.0), "n_resamples": d.one(9, 1)}
     return {"x": x, "y": y, **given, "estimator": d.one("unbiased", "biased")}
 
