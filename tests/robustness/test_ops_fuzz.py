@@ -161,13 +161,14 @@ NEAR_TIES = {
     "herding",
     "nearest_token",
     "edt",
+    "mmd_permutation_test",
     "ssdt_joint",
     "ssdt_separable",
 }
 """Where values that differ in the last bit decide which index (or how many steps) comes back, only the first
 floating values are compared."""
 
-ILL_CONDITIONED = {"mmd": 1e-3, "mmd2_rbf": 1e-3, "mmd_permutation_test": 1e-3, "ste_adam_simplex_": 0.25}
+ILL_CONDITIONED = {"mmd": 1e-3, "mmd2_rbf": 1e-3, "ste_adam_simplex_": 0.25}
 """A bandwidth may be that of a cluster far from the centre, whose distances float32 norms and products hold
 to a few digits only. Adam's first step is lr times a gradient's sign; near 0 a sum's order decides it."""
 
