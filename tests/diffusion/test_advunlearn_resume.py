@@ -83,5 +83,5 @@ def test_a_state_of_another_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match="state: seed: expected 1, got 0"):
         fit_kept(method, bundle, Concept("cat"), path, seed=1, every=1)
     path.write_bytes(b"cut short")
-    with pytest.raises(ValueError, match="expected the state of a training, got a broken file"):
+    with pytest.raises(ValueError, match="expected a safetensors file, got another file"):
         fit_kept(method, bundle, Concept("cat"), path, seed=0, every=1)
