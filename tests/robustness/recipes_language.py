@@ -159,7 +159,7 @@ def nearest_token(d: Draw) -> dict[str, Any]:
 
 def sample_rows(d: Draw) -> dict[str, Any]:
     r, kind = d.size(), d.one(torch.float32, torch.float64)
-    p = d.floats(r, d.size(1), dtype=kind, positive=True)
+    p = d.floats(r, d.size(1), dtype=kind, positive=True).abs()  # of special values too
     return {"p": p, "u": torch.from_numpy(d.rng.random(r)).to(kind)}
 
 
