@@ -235,9 +235,74 @@ def _waterfill(device: torch.device, tiny: bool) -> Workload:
     )
 
 
+# ---- water-filling for the mean squared error ------------------------------------------------------------
+
+
+def _weighted(device: torch.device, tiny: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gains and powers of `_channels`, variances S of what the subcarriers carry."""
+    g, power = _channels(device, tiny)
+    generator = torch.Generator(device).manual_seed(5)
+    return g, torch.rand(g.shape, device=device, generator=generator) * 2, power
+
+
+def _mse_ours(g: Tensor, s: Tensor, power: Tensor) -> Tensor:
+    from tenfold.ops import mse_water_filling
+
+    found: Tensor = mse_water_filling(g, s, power)
+    return found
+
+
+def _mse_sorting(g: Tensor, s: Tensor, power: Tensor) -> Tensor:
+    """The level of each set of strongest carriers; the largest is that of the carriers above it."""
+    root = (s * g).sqrt()
+    ordered, order = root.sort(-1, descending=True)
+    inverse = (1 / g).gather(-1, order)
+    level = ((ordered * inverse).cumsum(-1) / (power[:, None] + inverse.cumsum(-1))).amax(-1, keepdim=True)
+    return ((root / level - 1) / g).clamp_min(0)
+
+
+def _mse_bisection(g: Tensor, s: Tensor, power: Tensor) -> Tensor:
+    root = (s * g).sqrt()
+    high = root.amax(-1, keepdim=True)
+    low = (root / (1 + power[:, None] * g)).amax(-1, keepdim=True)
+    for _ in range(40):
+        level = 0.5 * (low + high)
+        more = ((root / level - 1) / g).clamp_min(0).sum(-1, keepdim=True) > power[:, None]
+        low, high = torch.where(more, level, low), torch.where(more, high, level)
+    return ((root / (0.5 * (low + high)) - 1) / g).clamp_min(0)
+
+
+def _mse_waterfill(device: torch.device, tiny: bool) -> Workload:
+    g, s, power = _weighted(device, tiny)
+
+    def near(ours: list[Tensor], theirs: list[Tensor]) -> Agreement:
+        return compare_values(ours, theirs, 1e-4)
+
+    def peer(name: str, run: Any, version: str) -> Side:
+        return Side(name, partial(run, g, s, power), version=version, agree=near)
+
+    return Workload(
+        ours=Side(
+            "tenfold",
+            partial(_mse_ours, g, s, power),
+            version=_version(),
+            kind="ours",
+            backend=partial(_backend, "mse_water_filling", device),
+        ),
+        others=[
+            peer("torch_sort", _mse_sorting, _torch()),
+            peer("torch_bisection", _mse_bisection, f"{_torch()}, 40 halvings"),
+        ],
+        work=Work(bytes=3.0 * g.nbytes),
+        keep=lambda p: [p.clone()],
+        note=f"{len(g)} rows of {CARRIERS} subcarriers, Rayleigh, weights in (0, 2)",
+    )
+
+
 def cases() -> list[Case]:
     """The cases of this family."""
     return [
         Case("power.ssdt_joint.f32.1e5x64-n2", _joint),
         Case("power.waterfill.f32.1e5x64", _waterfill),
+        Case("power.mse_waterfill.f32.1e5x64", _mse_waterfill),
     ]

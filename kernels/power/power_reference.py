@@ -388,21 +388,47 @@ def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; S a = 0 gets none."""
-    root = (weights * gains).sqrt()
+    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; S a = 0 gets none.
+
+    Carriers whose sqrt(S a) is below c leave, c of the rest is larger, until none does. Where P is small
+    beside 1 / a, roots and c differ by less than they are rounded to; so those that are clearly below leave
+    first, and the others are measured from the weakest of them, m: their distances d = sqrt(S a) - m and
+    f = m - c give p = (d + f) / (c a) without the difference of near numbers.
+    """
+    product = weights * gains
+    root = product.sqrt()
     inside = root > 0
     inverse = reciprocal(gains)
+    clearly = 1 - (product.shape[-1] + 8) * torch.finfo(product.dtype).eps
     while True:
-        above = torch.where(inside, root * inverse, 0.0).sum(-1)
-        below = power + torch.where(inside, inverse, 0.0).sum(-1)
-        level = torch.where(inside.any(-1), above * reciprocal(below), torch.inf)
-        top = root == torch.where(inside, root, 0.0).amax(-1, keepdim=True)
-        stay = inside & ((root > level[..., None]) | top)
+        level = _level(root, inverse, power, inside)
+        stay = inside & ((root > clearly * level[..., None]) | _strongest(product, inside))
         if torch.equal(stay, inside):
             break
         inside = stay
-    p = (root * reciprocal(level)[..., None] - 1) * inverse
+    while True:
+        weakest = torch.where(inside, product, torch.inf).amin(-1, keepdim=True)
+        weakest = torch.where(inside.any(-1, keepdim=True), weakest, 1.0)
+        ahead = torch.where(inside, (product - weakest) / (root + weakest.sqrt()), 0.0)
+        rest = weakest.sqrt()[..., 0] * power - (ahead * inverse).sum(-1)
+        rise = rest * reciprocal(power + torch.where(inside, inverse, 0.0).sum(-1))  # f
+        stay = inside & ((ahead + rise[..., None] > 0) | (rise >= 0)[..., None] | _strongest(product, inside))
+        if torch.equal(stay, inside):
+            break
+        inside = stay
+    level = _level(root, inverse, power, inside)
+    p = (ahead + rise[..., None]) * reciprocal(level)[..., None] * inverse
     return torch.where(inside, p.clamp_min(0.0), 0.0), level
+
+
+def _level(root: Tensor, inverse: Tensor, power: Tensor, inside: Tensor) -> Tensor:
+    above = torch.where(inside, root * inverse, 0.0).sum(-1)
+    below = power + torch.where(inside, inverse, 0.0).sum(-1)
+    return torch.where(inside.any(-1), above * reciprocal(below), torch.inf)
+
+
+def _strongest(product: Tensor, inside: Tensor) -> Tensor:
+    return product == torch.where(inside, product, 0.0).amax(-1, keepdim=True)
 
 
 def downlink_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:

@@ -513,21 +513,40 @@ def _mse_kernel(
     product = gain * weight
     root = tl.where(product > 0, tl.sqrt(tl.where(product > 0, product, 1.0)), 0.0)
     inverse = _inverse(gain)
-    top = tl.max(root, axis=1)
+    top = tl.max(product, axis=1)
     level = tl.full([R], float("inf"), tl.float64)
-    inside = root > 0
+    inside = product > 0
     count = tl.sum(inside.to(tl.float64), axis=1)
+    clearly = 1 - (carriers + 8) * 2.220446049250313e-16
     left = count > 0
-    while _any(left):
+    while _any(left):  # the two searches of power_reference.py
         sum = tl.sum(tl.where(inside, root * inverse, 0.0), axis=1)
         below = total + tl.sum(tl.where(inside, inverse, 0.0), axis=1)
         level = tl.where(left, sum / tl.where(left, below, 1.0), level)
-        stay = inside & ((root > level[:, None]) | (root == top[:, None]))  # rounding must not let it grow
+        stay = inside & ((root > clearly * level[:, None]) | (product == top[:, None]))
         found = tl.sum(stay.to(tl.float64), axis=1)
         left = left & (found != count)
         inside = tl.where(left[:, None], stay, inside)
         count = tl.where(left, found, count)
-    p = tl.where(inside, tl.maximum((root / level[:, None] - 1) * inverse, 0.0), 0.0)
+    alive = count > 0
+    left = alive
+    ahead = tl.zeros([R, B], tl.float64)
+    rise = tl.zeros([R], tl.float64)
+    while _any(left):
+        weakest = tl.min(tl.where(inside, product, float("inf")), axis=1)
+        weakest = tl.where(alive, weakest, 1.0)
+        start = tl.sqrt(weakest)
+        ahead = tl.where(inside, (product - weakest[:, None]) / (root + start[:, None]), 0.0)
+        sum = tl.sum(tl.where(inside, root * inverse, 0.0), axis=1)
+        below = tl.where(alive, total + tl.sum(tl.where(inside, inverse, 0.0), axis=1), 1.0)
+        level = tl.where(alive, sum / below, level)
+        rise = tl.where(alive, (start * total - tl.sum(ahead * inverse, axis=1)) / below, 0.0)
+        stay = inside & ((ahead + rise[:, None] > 0) | (product == top[:, None]))
+        found = tl.sum(stay.to(tl.float64), axis=1)
+        left = left & (rise < 0) & (found != count)
+        inside = tl.where(left[:, None], stay, inside)
+        count = tl.where(left, found, count)
+    p = tl.where(inside, tl.maximum((ahead + rise[:, None]) / level[:, None] * inverse, 0.0), 0.0)
     p = tl.where(product == product, p, product)
     tl.store(out + row[:, None] * carriers + k[None, :], p, mask=there)
     tl.store(levels + row, level, mask=rows)

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "power_lanes.hpp"
+#include "power_scalar.hpp"
 
 #include "../core/pages.hpp"
 #include "../core/parallel.hpp"
@@ -123,41 +124,103 @@ void water_rows(const WaterArgs& a) {
       kGrain);
 }
 
+// What the rounds of a row work on: S a, its root and 1 / a, and how far a root is ahead of the weakest one that takes part.
+struct MseRoom {
+  double *product, *root, *inverse, *ahead;
+  int64_t width;
+
+  static constexpr int kArrays = 4;
+};
+
+// Over the carriers with S a >= weakest: sums of sqrt(S a) / a, 1 / a and ahead / a.
+struct MseSums {
+  double above = 0.0, below = 0.0, ahead = 0.0, count = 0.0;
+};
+
+inline MseSums mse_sums(const MseRoom& m, double weakest) {
+  using L = Lanes<double>;
+  const L bar = L{} + weakest, one = L{} + 1.0;
+  L above = {}, below = {}, ahead = {}, count = {};
+  for (int64_t k = 0; k < m.width; k += kWide) {
+    const L product = at(m.product + k), inverse = at(m.inverse + k);
+    above += product >= bar ? at(m.root + k) * inverse : L{};
+    below += product >= bar ? inverse : L{};
+    ahead += product >= bar ? at(m.ahead + k) * inverse : L{};
+    count += product >= bar ? one : L{};
+  }
+  return {total<double>(above), total<double>(below), total<double>(ahead), total<double>(count)};
+}
+
+// The least S a that is not below `weakest` and for which value[k] > limit; infinite if there is none.
+inline double next_weakest(const MseRoom& m, const double* value, double limit, double weakest) {
+  using L = Lanes<double>;
+  const L bar = L{} + limit, before = L{} + weakest, none = L{} + kInfinity;
+  L least = none;
+  for (int64_t k = 0; k < m.width; k += kWide) {
+    const L product = at(m.product + k);
+    const L here = product >= before ? (at(value + k) > bar ? product : none) : none;
+    least = here < least ? here : least;
+  }
+  return -largest<double>(-least);
+}
+
+inline void measure_from(const MseRoom& m, double weakest) {
+  using L = Lanes<double>;
+  const L product = L{} + weakest, root = L{} + sqrt(weakest);
+  for (int64_t k = 0; k < m.width; k += kWide) put(m.ahead + k, (at(m.product + k) - product) / (at(m.root + k) + root));
+}
+
+// See power_reference.py for the two searches. The set is known by its weakest member, and each round leaves fewer, so that they end
+// whatever rounding does.
+inline void mse_find(const MseRoom& m, double power, int64_t carriers, double& level, double& weakest, double& rise) {
+  const double clearly = 1.0 - static_cast<double>(carriers + 8) * 0x1p-52;
+  weakest = next_weakest(m, m.root, 0.0, 0.0);
+  level = kInfinity;
+  fill(m.ahead, m.width, 0.0);
+  if (weakest == kInfinity) return;
+  for (;;) {
+    const MseSums sums = mse_sums(m, weakest);
+    const double next = next_weakest(m, m.root, clearly * (sums.above / (power + sums.below)), weakest);
+    if (!(next > weakest && next < kInfinity)) break;
+    weakest = next;
+  }
+  for (;;) {
+    measure_from(m, weakest);
+    const MseSums sums = mse_sums(m, weakest);
+    level = sums.above / (power + sums.below);
+    rise = (sqrt(weakest) * power - sums.ahead) / (power + sums.below);
+    if (!(rise < 0.0)) return;
+    const double next = next_weakest(m, m.ahead, -rise, weakest);
+    if (!(next > weakest && next < kInfinity)) return;
+    weakest = next;
+  }
+}
+
 template <class T>
-void mse_row(const MseWaterArgs& a, int64_t row, double* room) {
-  const int64_t n = a.shape.carriers, width = padded(n);
-  double *gain = room, *root = room + width, *inverse = root + width;
-  T* const out = static_cast<T*>(a.out) + row * n;
+void mse_row(const MseWaterArgs& a, int64_t row, const MseRoom& m) {
+  using L = Lanes<double>;
+  const int64_t n = a.shape.carriers;
+  double* const gain = m.inverse;
   load_real<T>(a.gains, row, 0, n, gain);
-  load_real<T>(a.weights, row, 0, n, root);
-  double top = 0.0;
-  for (int64_t k = 0; k < n; ++k) {
-    root[k] = sqrt(root[k] * gain[k]);
-    inverse[k] = gain[k] == 0.0 ? 0.0 : 1.0 / gain[k];
-    top = root[k] > top ? root[k] : top;
+  load_real<T>(a.weights, row, 0, n, m.product);
+  fill(gain + n, m.width - n, 0.0);
+  fill(m.product + n, m.width - n, 0.0);
+  for (int64_t k = 0; k < m.width; k += kWide) {
+    const L g = at(gain + k), product = at(m.product + k) * g;
+    put(m.product + k, product);
+    put(m.inverse + k, g == L{} ? L{} : 1.0 / g);
   }
-  const double power = value_at<T>(a.power, row, 0);
-  // Above `limit`, the largest level so far, are the carriers that get power: rounding may lower the level again, and a set that grew
-  // with it would come back for ever.
-  double level = __builtin_inf(), limit = 0.0;
-  const auto active = [&](double r) { return r > 0.0 && (r > limit || r == top); };
-  for (int64_t count = -1;;) {
-    int64_t inside = 0;
-    double above = 0.0, below = power;
-    for (int64_t k = 0; k < n; ++k) {
-      if (!active(root[k])) continue;
-      ++inside;
-      above += root[k] * inverse[k];
-      below += inverse[k];
-    }
-    if (inside == 0 || inside == count) break;
-    count = inside;
-    level = above / below;
-    limit = level > limit ? level : limit;
-  }
-  for (int64_t k = 0; k < n; ++k) {
-    const double p = (root[k] / level - 1.0) * inverse[k];
-    out[k] = static_cast<T>(std::isnan(root[k]) ? root[k] : (active(root[k]) && p > 0.0 ? p : 0.0));
+  for (int64_t k = 0; k < m.width; ++k) m.root[k] = sqrt(m.product[k]);
+  double level, weakest, rise = 0.0;
+  mse_find(m, value_at<T>(a.power, row, 0), n, level, weakest, rise);
+  T* const out = static_cast<T*>(a.out) + row * n;
+  const double scale = 1.0 / level;
+  for (int64_t k = 0; k < m.width; k += kWide) {
+    const L product = at(m.product + k), p = (at(m.ahead + k) + rise) * scale * at(m.inverse + k);
+    const L kept = product >= L{} + weakest ? (p > L{} ? p : L{}) : L{};
+    const L known = product == product ? kept : product;  // NOLINT(misc-redundant-expression): not a number
+    const auto narrow = __builtin_convertvector(known, Lanes<T>);
+    __builtin_memcpy(out + k, &narrow, n - k >= kWide ? sizeof narrow : static_cast<size_t>(n - k) * sizeof(T));
   }
   static_cast<T*>(a.level)[row] = static_cast<T>(level);
 }
@@ -168,8 +231,10 @@ void mse_rows(const MseWaterArgs& a) {
       a.shape.rows, a.threads,
       [&](int64_t first, int64_t last) {
         Room<double> room;
-        double* const at_row = room.take(3 * padded(a.shape.carriers));
-        for (int64_t row = first; row < last; ++row) mse_row<T>(a, row, at_row);
+        const int64_t width = padded(a.shape.carriers);
+        double* const data = room.take(MseRoom::kArrays * width);
+        const MseRoom m = {data, data + width, data + 2 * width, data + 3 * width, width};
+        for (int64_t row = first; row < last; ++row) mse_row<T>(a, row, m);
       },
       kGrain);
 }

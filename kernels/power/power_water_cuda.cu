@@ -118,46 +118,59 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_water_kernel(WaterLaunc
 
 // ---- mean-squared-error water-filling, in double precision ------------------------------------------------------------------------
 
-// Carriers above `limit`, the largest level that the search has seen, get power: see power_water_cpu.cpp.
+// Carriers with S a >= weakest get (sqrt(S a) - sqrt(weakest) + rise) / (level a).
 struct MseFill {
-  double level, limit, top;
-  __device__ bool active(double root) const { return root > 0.0 && (root > limit || root == top); }
+  double level, weakest, rise;
+  // How far the root of S a is ahead of the weakest one's.
+  __device__ double ahead(double product, double root) const { return (product - weakest) / (root + sqrt(weakest)); }
 };
 
-// sqrt(S a) / c over the active set. each(f) gives this lane's (sqrt(S a), a).
+// sqrt(S a) / c over the carriers that get power: the two searches of power_reference.py. The set is known by its weakest member, and each
+// round leaves fewer, so that they end whatever rounding does. each(f) gives this lane's (S a, its root, a).
 template <class G, class Each>
-__device__ MseFill mse_level(double power, const Each& each) {
-  double top = 0.0;
-  each([&](double root, double) { top = root > top ? root : top; });
-  top = G::largest(top);
-  MseFill found = {kInfinity, 0.0, top};
-  double count = -1.0;
-  for (bool left = true;;) {
-    double inside = 0.0, above = 0.0, below = 0.0;
-    each([&](double root, double gain) {
-      if (!found.active(root)) return;
-      inside += 1.0;
-      above += root * inverse_of(gain);
-      below += inverse_of(gain);
+__device__ MseFill mse_level(double power, int64_t carriers, const Each& each) {
+  const double clearly = 1.0 - static_cast<double>(carriers + 8) * 0x1p-52;
+  MseFill found = {kInfinity, kInfinity, 0.0};
+  each([&](double product, double, double) { found.weakest = product > 0.0 && product < found.weakest ? product : found.weakest; });
+  found.weakest = -G::largest(-found.weakest);
+  bool left = found.weakest < kInfinity;
+  for (bool closely = false; G::any(left);) {
+    double above = 0.0, below = 0.0, ahead = 0.0;
+    each([&](double product, double root, double gain) {
+      if (!(left && product >= found.weakest)) return;
+      const double inverse = inverse_of(gain);
+      above += root * inverse;
+      below += inverse;
+      if (closely) ahead += found.ahead(product, root) * inverse;
     });
-    inside = G::total(inside);
     above = G::total(above);
     below = power + G::total(below);
-    if (left) {
-      left = inside != 0.0 && inside != count;
-      if (left) {
-        count = inside;
-        found.level = above / below;
-        found.limit = found.level > found.limit ? found.level : found.limit;
-      }
+    ahead = G::total(ahead);
+    const double rise = (sqrt(found.weakest) * power - ahead) / below;
+    if (left) found.level = above / below;
+    if (left && closely) found.rise = rise;
+    const double limit = closely ? -rise : clearly * found.level;
+    double next = kInfinity;
+    each([&](double product, double root, double) {
+      const bool stays = left && product >= found.weakest && (closely ? found.ahead(product, root) : root) > limit;
+      next = stays && product < next ? product : next;
+    });
+    next = -G::largest(-next);
+    const bool fewer = left && next > found.weakest && next < kInfinity && (!closely || rise < 0.0);
+    if (fewer) found.weakest = next;
+    left = left && fewer;
+    // Rows side by side change to the second search together.
+    if (!closely && !G::any(left)) {
+      closely = true;
+      left = found.weakest < kInfinity;
     }
-    if (!G::any(left)) return found;
   }
+  return found;
 }
 
-__device__ double mse_power_at(double root, double gain, const MseFill& found) {
-  const double p = (root / found.level - 1.0) * inverse_of(gain);
-  return root == root ? (found.active(root) && p > 0.0 ? p : 0.0) : root;  // NOLINT(misc-redundant-expression): not a number
+__device__ double mse_power_at(double product, double root, double gain, const MseFill& found) {
+  const double p = (found.ahead(product, root) + found.rise) / found.level * inverse_of(gain);
+  return product == product ? (product >= found.weakest && p > 0.0 ? p : 0.0) : product;  // NOLINT(misc-redundant-expression): not a number
 }
 
 template <class T, class G>
@@ -170,17 +183,20 @@ __global__ void __launch_bounds__(G::kThreads) mse_water_kernel(WaterLaunch<MseW
   T gain[held], weight[held];
   load_real<G>(real_at<T>(a.gains, row, 0), a.gains.carrier, carriers, p.wide, T(0), gain);
   load_real<G>(real_at<T>(a.weights, row, 0), a.weights.carrier, carriers, p.wide, T(0), weight);
-  double root[held];
+  double product[held], root[held];
 #pragma unroll
-  for (int j = 0; j < held; ++j) root[j] = sqrt(static_cast<double>(weight[j]) * static_cast<double>(gain[j]));
+  for (int j = 0; j < held; ++j) {
+    product[j] = static_cast<double>(weight[j]) * static_cast<double>(gain[j]);
+    root[j] = sqrt(product[j]);
+  }
   const auto each = [&](const auto& f) {
 #pragma unroll
-    for (int j = 0; j < held; ++j) f(root[j], static_cast<double>(gain[j]));
+    for (int j = 0; j < held; ++j) f(product[j], root[j], static_cast<double>(gain[j]));
   };
-  const MseFill found = mse_level<G>(value_at<T>(a.power, row, 0), each);
+  const MseFill found = mse_level<G>(value_at<T>(a.power, row, 0), carriers, each);
   if (!real) return;
 #pragma unroll
-  for (int j = 0; j < held; ++j) weight[j] = static_cast<T>(mse_power_at(root[j], gain[j], found));
+  for (int j = 0; j < held; ++j) weight[j] = static_cast<T>(mse_power_at(product[j], root[j], gain[j], found));
   store_real<G>(static_cast<T*>(a.out) + row * carriers, carriers, p.wide, weight);
   if (G::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
 }
@@ -192,13 +208,15 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_mse_water_kernel(WaterL
   const T* const gains = real_at<T>(a.gains, row, 0);
   const T* const weights = real_at<T>(a.weights, row, 0);
   const auto gain = [&](int64_t k) { return static_cast<double>(gains[k * a.gains.carrier]); };
-  const auto root = [&](int64_t k) { return sqrt(static_cast<double>(weights[k * a.weights.carrier]) * gain(k)); };
+  const auto product = [&](int64_t k) { return static_cast<double>(weights[k * a.weights.carrier]) * gain(k); };
   const auto each = [&](const auto& f) {
-    for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) f(root(k), gain(k));
+    for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) f(product(k), sqrt(product(k)), gain(k));
   };
-  const MseFill found = mse_level<Whole>(value_at<T>(a.power, row, 0), each);
+  const MseFill found = mse_level<Whole>(value_at<T>(a.power, row, 0), carriers, each);
   T* const to = static_cast<T*>(a.out) + row * carriers;
-  for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) to[k] = static_cast<T>(mse_power_at(root(k), gain(k), found));
+  for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) {
+    to[k] = static_cast<T>(mse_power_at(product(k), sqrt(product(k)), gain(k), found));
+  }
   if (Whole::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
 }
 

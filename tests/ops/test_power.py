@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -537,9 +538,47 @@ def test_mse_water_filling_ends_where_rounding_would_have_it_go_round(backend):
     back."""
     a = torch.tensor([65504.0, 1.2e-38], dtype=torch.float64, device=backend.device)
     s = torch.tensor([2.0, 3e38], dtype=torch.float64, device=backend.device)
-    p = ops.mse_water_filling(a, s, 1e20)
-    assert p.sum().item() == pytest.approx(1e20)
-    torch.testing.assert_close(p.cpu(), torch.tensor([1e20, 0.0], dtype=torch.float64))
+    p = ops.mse_water_filling(a, s, 1e20).tolist()
+    assert p == pytest.approx([float(x) for x in exact_mse_filling(a, s, 1e20)], rel=1e-14)
+    assert p[1] == pytest.approx(1e20)
+    assert 0.002 < p[0] < 0.003
+
+
+def exact_mse_filling(a: Tensor, s: Tensor, power: float) -> list[Fraction]:
+    """Of one row, by adding the strongest carriers one after the other in rational numbers; roots to 80
+    digits."""
+    digits = 10**80
+    gain = [Fraction(x) for x in a.tolist()]
+    product = [g * Fraction(x) for g, x in zip(gain, s.tolist(), strict=True)]
+    root = [Fraction(math.isqrt(int(q * digits**2)), digits) for q in product]
+    order = sorted((k for k in range(len(gain)) if root[k] > 0), key=lambda k: -root[k])
+    above, below, level = Fraction(0), Fraction(power), Fraction(0)
+    for k in order:
+        if root[k] <= level:
+            break
+        above, below = above + root[k] / gain[k], below + 1 / gain[k]
+        level = above / below
+    return [(r / level - 1) / g if r > level else Fraction(0) for r, g in zip(root, gain, strict=True)]
+
+
+@pytest.mark.parametrize("power", [0.0, 2.0**-90, 1e-20, 1e-16, 1e-8, 1.0, 1e8])
+def test_mse_water_filling_is_exact_whatever_the_power(backend, power):
+    """Where P is far below 1 / a, powers are differences of numbers that rounding makes equal; so here are
+    carriers a rounding step apart, equal ones, and one that is far weaker."""
+    step = 2.0**-23
+    a = torch.tensor(
+        [[1.0, 1 + step, 1 + 3 * step, 1.0, 0.5], [1e-3, 2e-3, 3e-3, 0.0, 1e-12], [1e6, 1e6, 1.0, 1e-6, 5.0]]
+    )
+    s = torch.tensor(
+        [[1.0, 1.0, 1 - step, 1.0, 2 + 4 * step], [6e3, 3e3, 2e3, 1.0, 1e9], [1.0, 1.0, 1e6, 1, 2]]
+    )
+    total = torch.tensor(power, dtype=torch.float32)
+    for dtype, near in ((torch.float32, 3e-7), (torch.float64, 1e-14)):
+        p = ops.mse_water_filling(*(t.to(backend.device, dtype) for t in (a, s, total))).cpu()
+        for row, (gain, weight) in enumerate(zip(a, s, strict=True)):
+            want = exact_mse_filling(gain, weight, total.item())
+            for got, exact in zip(p[row].tolist(), want, strict=True):
+                assert abs(Fraction(got) - exact) <= near * max(exact, Fraction(total.item()) / 10**6)
 
 
 def test_mse_water_filling_is_stationary(backend):

@@ -278,8 +278,9 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
     With several users on each carrier, gains [..., N, K] and weights [..., K], it minimises
     sum_n sum_k S_k / (1 + a_nk p_k) (downlink, one power per carrier). Differentiable once.
 
-    Powers are differences of numbers of the size 1 / a, in double precision: exact to some 1e-14 of the
-    largest 1 / a, however small P is beside it.
+    One user: in double precision and without cancellation, so that the powers keep their digits and their sum
+    however small P is beside 1 / a. Several users: bisection of the level,
+    Newton's method on each subcarrier.
 
     Args:
         gains: a >= 0, real [..., K], or [..., N, K] where `weights` has one axis fewer.
