@@ -85,6 +85,7 @@ WHAT = {
     "selection.gradmatch.f32.4000x256-k100": "100 of 4,000 gradients by matching pursuit",
     "power.ssdt_joint.f32.1e5x64-n2": "joint transmit signals of two users, 100,000 rows of 64 subcarriers",
     "power.waterfill.f32.1e5x64": "water-filling of 100,000 rows of 64 subcarriers",
+    "power.mse_waterfill.f32.1e5x64": "the same for the mean squared error, weights per subcarrier",
     "channel.noma.rayleigh.c64.4096x8x64-n2": "two users over Rayleigh fading in noise, 2.1 million samples",
     "channel.joint.rayleigh.c64.4096x8x64-n2": "the same, powers allocated on the way (8)",
     "quality.ssim.f32.32x3x256x256": "SSIM of 32 colour pictures of 256 x 256",
