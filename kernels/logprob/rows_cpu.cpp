@@ -7,6 +7,7 @@
 #include "rows_lanes.hpp"
 
 #include "../core/dtype.hpp"
+#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 
 #include <cmath>
@@ -333,6 +334,14 @@ void ceu_row(const RowCeuArgs& a, int64_t r) {
   a.loss[r] = (lse - static_cast<double>(others.max)) - others.a / others.s;
 }
 
+// Rows as wide as the vocabulary that are about to be written.
+template <class T>
+void ask_for_rows(const Rows& out, int64_t vocabulary) {
+  if (out.rows == 0) return;
+  const T* const begin = row_of<const T>(out, 0);
+  ask_for_large_pages(out.data, (row_of<const T>(out, out.rows - 1) - begin + vocabulary) * static_cast<int64_t>(sizeof(T)));
+}
+
 template <class Work>
 void for_rows(int64_t rows, int threads, const Work& work) {
   parallel_ranges(rows, threads, [&](int64_t first, int64_t last) {
@@ -349,6 +358,7 @@ void forward(const RowForwardArgs& a) {
 }
 
 void softmax(const RowSoftmaxArgs& a) {
+  a.shape.dtype == kFloat32 ? ask_for_rows<float>(a.out, a.shape.vocabulary) : ask_for_rows<float16>(a.out, a.shape.vocabulary);
   switch (a.shape.dtype) {
     case kBFloat16: return for_rows(a.logits.rows, a.threads, [&](int64_t r) { softmax_row<bfloat16>(a, r); });
     case kFloat16: return for_rows(a.logits.rows, a.threads, [&](int64_t r) { softmax_row<float16>(a, r); });
@@ -466,6 +476,7 @@ void divergence(const RowDivergenceArgs& a) {
 }
 
 void divergence_backward(const RowDivergenceArgs& a) {
+  ask_for_rows<float>(a.out, a.vocabulary);
   for_rows(a.logits.rows, a.threads, [&](int64_t r) { divergence_backward_row(a, r); });
 }
 

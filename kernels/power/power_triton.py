@@ -517,13 +517,13 @@ def _mse_kernel(
     level = tl.full([R], float("inf"), tl.float64)
     inside = product > 0
     count = tl.sum(inside.to(tl.float64), axis=1)
-    clearly = 1 - (carriers + 8) * 2.220446049250313e-16
+    clearly = 1 - (carriers + 8) * tl.full([R], 2.220446049250313e-16, tl.float64)
     left = count > 0
     while _any(left):  # the two searches of power_reference.py
         sum = tl.sum(tl.where(inside, root * inverse, 0.0), axis=1)
         below = total + tl.sum(tl.where(inside, inverse, 0.0), axis=1)
         level = tl.where(left, sum / tl.where(left, below, 1.0), level)
-        stay = inside & ((root > clearly * level[:, None]) | (product == top[:, None]))
+        stay = inside & ((root > (clearly * level)[:, None]) | (product == top[:, None]))
         found = tl.sum(stay.to(tl.float64), axis=1)
         left = left & (found != count)
         inside = tl.where(left[:, None], stay, inside)

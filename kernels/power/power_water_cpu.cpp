@@ -124,117 +124,179 @@ void water_rows(const WaterArgs& a) {
       kGrain);
 }
 
-// What the rounds of a row work on: S a, its root and 1 / a, and how far a root is ahead of the weakest one that takes part.
-struct MseRoom {
+// ---- mean-squared-error water-filling, in double precision ----
+
+// kWide lanes in registers of the instruction set: GCC makes scalar code of choices between wider ones.
+typedef double Part __attribute__((vector_size(4 * kLanes)));
+constexpr int64_t kPart = kLanes / 2, kParts = kWide / kPart;
+
+struct PartSums {
+  Part part[kParts] = {};
+
+  double total() const {  // halves first, as TF_NS::total
+    double each[kWide];
+    __builtin_memcpy(each, part, sizeof each);
+    for (int j = 0; j < 8; ++j) each[j] += each[j + 8];
+    for (int j = 0; j < 4; ++j) each[j] += each[j + 4];
+    return (each[0] + each[2]) + (each[1] + each[3]);
+  }
+};
+
+// A row: S a, its root and 1 / a, how far a root is ahead of the weakest that gets power, and what is found: carriers with S a >= weakest
+// get (ahead + rise) / (level a).
+struct MseRow {
+  static constexpr int kArrays = 4;
   double *product, *root, *inverse, *ahead;
   int64_t width;
+  double power, level, weakest, rise;
 
-  static constexpr int kArrays = 4;
+  // f(k, j) for all parts of the row, j the one of PartSums.
+  template <class Each>
+  void each_part(const Each& f) const {
+    for (int64_t k = 0; k < width; k += kWide) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kParts; ++j) f(k + j * kPart, j);
+    }
+  }
+  static Part get(const double* p) {
+    Part out;
+    __builtin_memcpy(&out, p, sizeof out);
+    return out;
+  }
+  static void put(double* p, Part v) { __builtin_memcpy(p, &v, sizeof v); }
+
+  // The least S a of the carriers for which allowed(k) holds; infinite if there is none.
+  template <class Allowed>
+  double least_of(const Allowed& allowed) const {
+    const Part none = Part{} + kInfinity;
+    Part least[kParts];
+    for (Part& p : least) p = none;
+    each_part([&](int64_t k, int64_t j) {
+      const Part here = allowed(k) ? get(product + k) : none;
+      least[j] = here < least[j] ? here : least[j];
+    });
+    double each[kWide], found = kInfinity;
+    __builtin_memcpy(each, least, sizeof each);
+    for (const double x : each) found = x < found ? x : found;
+    return found;
+  }
 };
 
-// Over the carriers with S a >= weakest: sums of sqrt(S a) / a, 1 / a and ahead / a.
-struct MseSums {
-  double above = 0.0, below = 0.0, ahead = 0.0, count = 0.0;
-};
-
-inline MseSums mse_sums(const MseRoom& m, double weakest) {
-  using L = Lanes<double>;
-  const L bar = L{} + weakest, one = L{} + 1.0;
-  L above = {}, below = {}, ahead = {}, count = {};
-  for (int64_t k = 0; k < m.width; k += kWide) {
-    const L product = at(m.product + k), inverse = at(m.inverse + k);
-    above += product >= bar ? at(m.root + k) * inverse : L{};
-    below += product >= bar ? inverse : L{};
-    ahead += product >= bar ? at(m.ahead + k) * inverse : L{};
-    count += product >= bar ? one : L{};
+// Leaves out what is clearly below the level of the rest, round by round, rows side by side because one round is a chain of short steps.
+inline void leave_out(MseRow* rows, double clearly) {
+  const Part one = Part{} + 1.0;
+  double limit[kTogether] = {}, before[kTogether] = {}, count[kTogether];
+  for (double& c : count) c = -1.0;
+  for (bool left = true; left;) {
+    left = false;
+#pragma GCC unroll 4
+    for (int r = 0; r < kTogether; ++r) {
+      const MseRow& m = rows[r];
+      const Part bar = Part{} + limit[r];
+      PartSums above, below, inside;
+      m.each_part([&](int64_t k, int64_t j) {
+        const Part root = MseRow::get(m.root + k), inverse = MseRow::get(m.inverse + k);
+        above.part[j] += root > bar ? root * inverse : Part{};
+        below.part[j] += root > bar ? inverse : Part{};
+        inside.part[j] += root > bar ? one : Part{};
+      });
+      const double found = inside.total(), next = clearly * (above.total() / (m.power + below.total()));
+      const bool fewer = found != 0.0 && found != count[r];
+      if (found == 0.0) limit[r] = before[r];  // beyond the arithmetic: all that were left
+      if (!fewer) continue;
+      count[r] = found;
+      before[r] = limit[r];
+      limit[r] = next > limit[r] ? next : limit[r];
+      left = true;
+    }
   }
-  return {total<double>(above), total<double>(below), total<double>(ahead), total<double>(count)};
-}
-
-// The least S a that is not below `weakest` and for which value[k] > limit; infinite if there is none.
-inline double next_weakest(const MseRoom& m, const double* value, double limit, double weakest) {
-  using L = Lanes<double>;
-  const L bar = L{} + limit, before = L{} + weakest, none = L{} + kInfinity;
-  L least = none;
-  for (int64_t k = 0; k < m.width; k += kWide) {
-    const L product = at(m.product + k);
-    const L here = product >= before ? (at(value + k) > bar ? product : none) : none;
-    least = here < least ? here : least;
+  for (int r = 0; r < kTogether; ++r) {
+    const Part bar = Part{} + limit[r];
+    rows[r].weakest = rows[r].least_of([&](int64_t k) { return MseRow::get(rows[r].root + k) > bar; });
   }
-  return -largest<double>(-least);
 }
 
-inline void measure_from(const MseRoom& m, double weakest) {
-  using L = Lanes<double>;
-  const L product = L{} + weakest, root = L{} + sqrt(weakest);
-  for (int64_t k = 0; k < m.width; k += kWide) put(m.ahead + k, (at(m.product + k) - product) / (at(m.root + k) + root));
-}
-
-// See power_reference.py for the two searches. The set is known by its weakest member, and each round leaves fewer, so that they end
-// whatever rounding does.
-inline void mse_find(const MseRoom& m, double power, int64_t carriers, double& level, double& weakest, double& rise) {
-  const double clearly = 1.0 - static_cast<double>(carriers + 8) * 0x1p-52;
-  weakest = next_weakest(m, m.root, 0.0, 0.0);
-  level = kInfinity;
-  fill(m.ahead, m.width, 0.0);
-  if (weakest == kInfinity) return;
+// See power_reference.py for both searches. The set is known by its weakest member and each round leaves fewer, so that they end whatever
+// rounding does.
+inline void fill_mse(MseRow& m) {
+  m.level = kInfinity;
+  m.rise = 0.0;
+  if (m.weakest == kInfinity) return fill(m.ahead, m.width, 0.0);
   for (;;) {
-    const MseSums sums = mse_sums(m, weakest);
-    const double next = next_weakest(m, m.root, clearly * (sums.above / (power + sums.below)), weakest);
-    if (!(next > weakest && next < kInfinity)) break;
-    weakest = next;
-  }
-  for (;;) {
-    measure_from(m, weakest);
-    const MseSums sums = mse_sums(m, weakest);
-    level = sums.above / (power + sums.below);
-    rise = (sqrt(weakest) * power - sums.ahead) / (power + sums.below);
-    if (!(rise < 0.0)) return;
-    const double next = next_weakest(m, m.ahead, -rise, weakest);
-    if (!(next > weakest && next < kInfinity)) return;
-    weakest = next;
+    const double start = sqrt(m.weakest);
+    const Part weakest = Part{} + m.weakest, least = Part{} + start;
+    PartSums above, below, forward;
+    m.each_part([&](int64_t k, int64_t j) {
+      const Part product = MseRow::get(m.product + k), root = MseRow::get(m.root + k), inverse = MseRow::get(m.inverse + k);
+      const Part ahead = (product - weakest) / (root + least);
+      MseRow::put(m.ahead + k, ahead);
+      above.part[j] += product >= weakest ? root * inverse : Part{};
+      below.part[j] += product >= weakest ? inverse : Part{};
+      forward.part[j] += product >= weakest ? ahead * inverse : Part{};
+    });
+    const double over = 1.0 / (m.power + below.total());
+    m.level = above.total() * over;
+    m.rise = (start * m.power - forward.total()) * over;
+    if (!(m.rise < 0.0)) return;
+    const Part bar = Part{} - m.rise;
+    const double next = m.least_of([&](int64_t k) { return MseRow::get(m.ahead + k) > bar; });
+    if (!(next > m.weakest && next < kInfinity)) return;
+    m.weakest = next;
   }
 }
 
 template <class T>
-void mse_row(const MseWaterArgs& a, int64_t row, const MseRoom& m) {
-  using L = Lanes<double>;
+void begin_mse(const MseWaterArgs& a, int64_t row, MseRow& m) {
   const int64_t n = a.shape.carriers;
-  double* const gain = m.inverse;
-  load_real<T>(a.gains, row, 0, n, gain);
+  load_real<T>(a.gains, row, 0, n, m.inverse);
   load_real<T>(a.weights, row, 0, n, m.product);
-  fill(gain + n, m.width - n, 0.0);
+  fill(m.inverse + n, m.width - n, 0.0);
   fill(m.product + n, m.width - n, 0.0);
-  for (int64_t k = 0; k < m.width; k += kWide) {
-    const L g = at(gain + k), product = at(m.product + k) * g;
-    put(m.product + k, product);
-    put(m.inverse + k, g == L{} ? L{} : 1.0 / g);
-  }
+  m.power = value_at<T>(a.power, row, 0);
+  m.each_part([&](int64_t k, int64_t) {
+    const Part gain = MseRow::get(m.inverse + k);
+    MseRow::put(m.product + k, MseRow::get(m.product + k) * gain);
+    MseRow::put(m.inverse + k, gain == Part{} ? Part{} : 1.0 / gain);
+  });
   for (int64_t k = 0; k < m.width; ++k) m.root[k] = sqrt(m.product[k]);
-  double level, weakest, rise = 0.0;
-  mse_find(m, value_at<T>(a.power, row, 0), n, level, weakest, rise);
+}
+
+template <class T>
+void end_mse(const MseWaterArgs& a, int64_t row, const MseRow& m) {
+  const int64_t n = a.shape.carriers;
+  const Part weakest = Part{} + m.weakest, rise = Part{} + m.rise, scale = Part{} + 1.0 / m.level;
+  m.each_part([&](int64_t k, int64_t) {
+    const Part product = MseRow::get(m.product + k), p = (MseRow::get(m.ahead + k) + rise) * scale * MseRow::get(m.inverse + k);
+    const Part kept = product >= weakest ? (p > Part{} ? p : Part{}) : Part{};
+    MseRow::put(m.ahead + k, product == product ? kept : product);  // NOLINT(misc-redundant-expression): not a number
+  });
   T* const out = static_cast<T*>(a.out) + row * n;
-  const double scale = 1.0 / level;
-  for (int64_t k = 0; k < m.width; k += kWide) {
-    const L product = at(m.product + k), p = (at(m.ahead + k) + rise) * scale * at(m.inverse + k);
-    const L kept = product >= L{} + weakest ? (p > L{} ? p : L{}) : L{};
-    const L known = product == product ? kept : product;  // NOLINT(misc-redundant-expression): not a number
-    const auto narrow = __builtin_convertvector(known, Lanes<T>);
-    __builtin_memcpy(out + k, &narrow, n - k >= kWide ? sizeof narrow : static_cast<size_t>(n - k) * sizeof(T));
-  }
-  static_cast<T*>(a.level)[row] = static_cast<T>(level);
+  for (int64_t k = 0; k < n; ++k) out[k] = static_cast<T>(m.ahead[k]);
+  static_cast<T*>(a.level)[row] = static_cast<T>(m.level);
 }
 
 template <class T>
 void mse_rows(const MseWaterArgs& a) {
+  ask_for_large_pages(a.out, a.shape.rows * a.shape.carriers * static_cast<int64_t>(sizeof(T)));
   parallel_ranges(
       a.shape.rows, a.threads,
       [&](int64_t first, int64_t last) {
-        Room<double> room;
         const int64_t width = padded(a.shape.carriers);
-        double* const data = room.take(MseRoom::kArrays * width);
-        const MseRoom m = {data, data + width, data + 2 * width, data + 3 * width, width};
-        for (int64_t row = first; row < last; ++row) mse_row<T>(a, row, m);
+        const double clearly = 1.0 - static_cast<double>(a.shape.carriers + 8) * 0x1p-52;
+        Room<double> room;
+        double* data = room.take(kTogether * MseRow::kArrays * width);
+        MseRow rows[kTogether];
+        for (MseRow& m : rows) {
+          m = {data, data + width, data + 2 * width, data + 3 * width, width, 0.0, 0.0, 0.0, 0.0};
+          data += MseRow::kArrays * width;
+        }
+        for (int64_t row = first; row < last; row += kTogether) {
+          const auto here = [&](int r) { return row + r < last ? row + r : last - 1; };  // behind the last, it again
+          for (int r = 0; r < kTogether; ++r) begin_mse<T>(a, here(r), rows[r]);
+          leave_out(rows, clearly);
+          for (MseRow& m : rows) fill_mse(m);
+          for (int r = 0; r < kTogether; ++r) end_mse<T>(a, here(r), rows[r]);
+        }
       },
       kGrain);
 }

@@ -156,6 +156,8 @@ void backward_of(const QualityArgs& a) {
 }  // namespace
 
 void similarity_backward(const QualityArgs& a) {
+  ask_for_image(a.dx, a);
+  ask_for_image(a.dy, a);
   if (a.wide) {
     a.taps == 11 ? backward_of<double, 11>(a) : backward_of<double, 7>(a);
   } else {

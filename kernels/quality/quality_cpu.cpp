@@ -198,7 +198,11 @@ void squared_error_backward_of(const QualityArgs& a) {
   });
 }
 
-void squared_error_backward(const QualityArgs& a) { a.wide ? squared_error_backward_of<double>(a) : squared_error_backward_of<float>(a); }
+void squared_error_backward(const QualityArgs& a) {
+  ask_for_image(a.dx, a);
+  ask_for_image(a.dy, a);
+  a.wide ? squared_error_backward_of<double>(a) : squared_error_backward_of<float>(a);
+}
 
 }  // namespace
 

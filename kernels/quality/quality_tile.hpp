@@ -5,12 +5,23 @@
 
 #include "quality_lanes.hpp"
 
+#include "../core/pages.hpp"
+
 namespace TF_NS {
 
 constexpr int64_t kStrip = 128;                       // windows side by side, at most
 constexpr int64_t kStride = kStrip + 16;              // room for the pixels that the last windows look at
 constexpr int64_t kMostRing = kRows + kMostTaps - 1;  // rows of pixels
 enum Field : int { kMeanX, kMeanY, kSquares, kProduct, kFields };
+
+// A gradient that is about to be written.
+inline void ask_for_image(const QualityImage& out, const QualityArgs& a) {
+  if (out.data == nullptr || a.batches * a.channels * a.height * a.width == 0) return;
+  const int64_t each = out.dtype == kFloat64 ? 8 : out.dtype == kFloat32 ? 4 : 2;
+  const int64_t last = (a.batches - 1) * out.batch_stride + (a.channels - 1) * out.channel_stride + (a.height - 1) * out.row_stride +
+                       (a.width - 1) * out.column_stride;
+  ask_for_large_pages(out.data, (last + 1) * each);
+}
 
 template <class M, int kTaps>
 class Strip {

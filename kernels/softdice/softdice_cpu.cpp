@@ -5,6 +5,7 @@
 // in order, so that the number of threads changes nothing. Lanes sum at most kFlush tiles in the arithmetic's dtype, then go to double.
 #include "softdice_tile.hpp"
 
+#include "../core/pages.hpp"
 #include "../core/parallel.hpp"
 
 namespace TF_NS {
@@ -364,11 +365,19 @@ void backward_elements(Tile<T>& t, const SoftdiceArgs& a, const Slopes<math_t<T>
   }
 }
 
+// From the first to the last number of a map.
+inline int64_t bytes_between(const SoftdiceMap& m, int64_t batches, int64_t classes, int64_t voxels, size_t each) {
+  if (batches * classes * voxels == 0) return 0;
+  const int64_t last = (batches - 1) * m.batch_stride + (classes - 1) * m.class_stride + (voxels - 1) * m.voxel_stride;
+  return (last + 1) * static_cast<int64_t>(each);
+}
+
 template <class T>
 void backward_of(const SoftdiceArgs& a) {
   using M = math_t<T>;
   const int64_t tile = tile_size<M>(a.classes);
   const Pieces pieces(a.voxels, tile);
+  ask_for_large_pages(a.out.data, bytes_between(a.out, a.batches, a.classes, a.voxels, sizeof(T)));
   Vector<Slopes<M>> slopes;
   for (int64_t b = 0; b < a.batches; ++b) slopes.emplace_back(a.sums + b * a.classes * kSoftdiceSums, a.classes);
   parallel_ranges(a.batches * pieces.per_batch, a.threads, [&](int64_t first, int64_t last) {

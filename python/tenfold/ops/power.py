@@ -430,14 +430,25 @@ def _refuse(check: bool | None, **values: Any) -> None:
         if value is None:
             continue
         value = _once(value)
+        if _fine(value, positive):
+            continue
         bad = ~value.isfinite()
         expected = "finite values"
         if positive is not None:
             bad |= (value <= 0) if positive else (value < 0)
             expected = "finite values > 0" if positive else "finite values >= 0"
-        if bool(bad.any()):
-            at = tuple(int(i) for i in bad.nonzero()[0])
-            _checks.fail(ValueError, name, expected, f"{value[at].item()} at {at}")
+        at = tuple(int(i) for i in bad.nonzero()[0])
+        _checks.fail(ValueError, name, expected, f"{value[at].item()} at {at}")
+
+
+def _fine(value: Tensor, positive: bool | None) -> bool:
+    """In one pass without memory of its own."""
+    if not value.numel():
+        return True
+    parts = torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value.detach()
+    low, high = (float(x) for x in parts.aminmax())  # not a number if one is
+    least = -math.inf < low if positive is None else low > 0 if positive else low >= 0
+    return least and high < math.inf
 
 
 def _ones(like: Tensor) -> Tensor:
