@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tenfold._reading import reading
 from tenfold.segmentation.files import Place, ending
 from tenfold.segmentation.labels import Task
 
@@ -76,11 +77,8 @@ def _entries(root: Path) -> Iterator[Entry]:
     if root.is_file():
         if not zipfile.is_zipfile(root):
             raise ValueError(f"{root}: expected a folder or a zip archive, got another file")
-        try:
-            with zipfile.ZipFile(root) as archive:
-                names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        except Exception as error:  # what the bytes of a damaged archive lead to
-            raise ValueError(f"{root}: expected a whole zip archive, got a damaged one ({error})") from error
+        with reading(root, "a whole zip archive"), zipfile.ZipFile(root) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
         for name in names:
             parts = tuple(part for part in re.split(r"[/\\]", name) if part not in ("", ".", ".."))
             if not _wanted(parts):

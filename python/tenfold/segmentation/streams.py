@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+from tenfold._reading import out_of_memory
+
 __all__ = ["PIECE", "Place", "Stream", "inflater"]
 
 PIECE = 1 << 20
@@ -159,6 +161,8 @@ class Stream:
             try:
                 found = self._inflate.decompress(data, most)
             except Exception as error:  # zlib.error and ISA-L's own
+                if out_of_memory(error):
+                    raise
                 raise ValueError(
                     f"{self.place}: expected compressed data, got damaged ones ({error})"
                 ) from error

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tenfold import _checks
 from tenfold._npy import read_npy, read_npz
-from tenfold._reading import reading
+from tenfold._reading import out_of_memory, reading
 from tenfold.selection.result import Selection, checked_indices
 
 __all__ = [
@@ -196,6 +196,8 @@ def load_torch(path: str | Path) -> Any:
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile pickle can raise anything
+        if out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
             f"{path}: expected tensors, arrays and plain containers saved by torch, got "

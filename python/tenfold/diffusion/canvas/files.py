@@ -16,6 +16,7 @@ import torch
 
 from tenfold import _checks
 from tenfold._npy import array_names, read_npz
+from tenfold._reading import out_of_memory
 from tenfold.diffusion.attack.asr import Rate
 from tenfold.diffusion.canvas.judging import Predictions
 from tenfold.diffusion.canvas.keys import Key
@@ -294,6 +295,8 @@ def read_published_result(path: str | Path, canvas: Canvas, domain: str) -> Conc
     except OSError:
         raise
     except Exception as error:  # broken and hostile pickles raise what their bytes happen to lead to
+        if out_of_memory(error):
+            raise
         raise ValueError(f"{path}: expected a result file, got one that cannot be read ({error})") from error
     keys = ("loss", "acc", "pred_loss", "misclassified")
     if not isinstance(data, dict) or any(not isinstance(data.get(key), dict) for key in keys):
