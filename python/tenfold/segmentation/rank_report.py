@@ -31,6 +31,7 @@ from tenfold.segmentation.rank_tables import (
 from tenfold.segmentation.ranking import Ranking, Scheme, rank_by
 from tenfold.segmentation.scores import ScoreTable
 from tenfold.segmentation.statistics import Significance, lowest_p, significance, within_reach
+from tenfold.segmentation.tables import CONVENTIONS
 
 __all__ = ["RankingPieces", "write_ranking"]
 
@@ -218,9 +219,14 @@ def _how(pieces: RankingPieces) -> str:
     said = words[scheme.na] if isinstance(scheme.na, str) else _filling(scheme.na)
     left = f" {gone:,} missing scores of {table.values.size:,} are {said}." if gone and said else ""
     ties = "the better rank" if scheme.ties == "min" else "the mean of their ranks"
+    defined = "".join(
+        f" ({kind}) is {CONVENTIONS[kind].partition(';')[0]}."
+        for kind in ("dm", "edge")
+        if any(f"_{kind}" in metric for metric in table.metrics)
+    )
     return (
         f"{len(table.teams)} teams, {len(table.cases)} cases, {len(table.organs)} organs; {metrics}. {how}."
-        f"{averaged} Teams that tie share {ties}.{left}"
+        f"{averaged} Teams that tie share {ties}.{left}{defined}"
     )
 
 

@@ -18,6 +18,7 @@ from tenfold.segmentation.labels import Task
 from tenfold.segmentation.scoring import AREA_METRICS, DISTANCES, EDGE_METRICS, OVERLAP_METRICS
 
 __all__ = [
+    "CONVENTIONS",
     "case_rows", "challenge_rows", "grand_challenge", "means", "metric_names", "summary_rows",
     "write_run_json",
 ]  # fmt: skip
@@ -161,7 +162,7 @@ def write_run_json(path: Path, found: Evaluation) -> None:
             "task": task.name,
             "teams": found.teams,
             "tolerances_mm": {organ: task.tolerance_of(organ) for organ in task.organs},
-            "conventions": _CONVENTIONS,
+            "conventions": CONVENTIONS,
             "options": vars(found.options),
             "faults": found.faults,
             "notes": found.notes,
@@ -170,7 +171,7 @@ def write_run_json(path: Path, found: Evaluation) -> None:
     )
 
 
-_CONVENTIONS = {
+CONVENTIONS = {
     "dm": "surface elements weighted by area, as surface-distance has it; tolerance inclusive",
     "edge": "edge voxels (6 neighbours), unweighted; hd95_edge_max as MONAI, the others as MedPy",
     "empty": "both masks empty: 1 (distance 0); one empty, or no prediction: 0",
