@@ -42,7 +42,7 @@ def accuracies(outcome: Outcome) -> Picture:
     problems = range(len(outcome.problems))
     arms = [a for a in ARMS.values() if any(a in outcome.config.arms(k) for k in problems)]
     fig, axes = figures.figure(
-        3.2 + 2.9 * len(outcome.problems), 1.5 + 0.29 * len(arms), ncols=len(outcome.problems), sharey=True,
+        2.6 + 2.0 * len(outcome.problems), 1.6 + 0.29 * len(arms), ncols=len(outcome.problems), sharey=True,
         squeeze=False,
     )  # fmt: skip
     told = []
@@ -60,7 +60,7 @@ def accuracies(outcome: Outcome) -> Picture:
             axis.plot(values.mean(), y, shape, color=_colour(arm), markersize=5 if arm.control else 7)
             axis.annotate(f"{values.mean():.1f}", (values.mean(), y), (0, 5), textcoords="offset points",
                           ha="center", fontsize=7, color=figures.MUTED, bbox=behind)  # fmt: skip
-        axis.set_title(_wrapped(outcome.problems[k].title, 30), fontsize=10)
+        axis.set_title(_wrapped(outcome.problems[k].title, 24), fontsize=9)
         axis.set(xlabel="test accuracy, %", yticks=range(len(arms)), ylim=(len(arms) - 0.4, -0.8))
         axis.set_yticklabels([arm.title for arm in arms], fontsize=8)
         axis.margins(x=0.12)
