@@ -205,19 +205,20 @@ def versions(session: nox.Session) -> None:
 
     The oldest Python gets the oldest PyTorch, the others the pinned one, and only CPU builds (2.13.0+cpu):
     what an index has beside them brings gigabytes of CUDA. Where there is none the module is loaded alone.
-    `-- --any-torch` takes what the index has, `-- 3.12 3.13` tries these Pythons.
+    `-- --any-torch` takes what the index has, `-- --torch=2.14.1` that PyTorch, `-- 3.12 3.13` these Pythons.
     """
     any_torch = "--any-torch" in session.posargs
+    given = [word.partition("=")[2] for word in session.posargs if word.startswith("--torch=")]
     missing: list[str] = []
     for version in [word for word in session.posargs if word[0].isdigit()] or PYTHONS:
         python = interpreter(version)
         if python is None:
             missing.append(f"Python {version}")
             continue
-        torch = oldest("torch") if version == PYTHONS[0] else pinned("torch")
+        torch = given[-1] if given else oldest("torch") if version == PYTHONS[0] else pinned("torch")
         with tempfile.TemporaryDirectory() as away:
             built = wheel_of(session, python, Path(away))
-            wanted = torch if any_torch else f"{torch}+cpu"
+            wanted = torch if any_torch or given else f"{torch}+cpu"
             if not try_version(session, python, built, wanted, Path(away)):
                 missing.append(f"PyTorch {wanted} for Python {version}")
     session.log("not found here, not tried: %s", ", ".join(missing) or "nothing")
