@@ -12,13 +12,12 @@ the published expression, which norms the table anew and broadcasts a cosine ove
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .installed import missing, version_of
 from .zo import _backend, _version
 
 WORDS, WIDTH = 49408, 768
@@ -55,10 +54,6 @@ def _sparsemax(p: Tensor) -> list[Tensor]:
     return [sparsemax(p, dim=1)]
 
 
-def _no_entmax() -> str | None:
-    return None if find_spec("entmax") else "entmax is not installed (extra bench)"
-
-
 def _simplex(device: torch.device, tiny: bool) -> Workload:
     from tenfold.ops import simplex_project
 
@@ -88,9 +83,9 @@ def _simplex(device: torch.device, tiny: bool) -> Workload:
             Side(
                 "entmax",
                 lambda: _sparsemax(p),
-                version=f"entmax {version('entmax')}, sparsemax" if _no_entmax() is None else "",
+                version=f"entmax {version_of('entmax')}, sparsemax",
                 agree=partial(agree, 1e-6),
-                prepare=_no_entmax,
+                prepare=partial(missing, "entmax"),
             ),
         ],
         work=Work(bytes=2.0 * p.nbytes, flops=6.0 * p.numel()),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload
-from .zo import _backend, _missing, _version
+from .installed import missing
+from .zo import _backend, _version
 
 POINTS, WIDTH, PICKS = 10_000, 64, 200
 
@@ -29,7 +30,7 @@ def _apricot(x: np.ndarray[Any, Any], k: int) -> list[int]:
 
 def _warm_apricot(x: np.ndarray[Any, Any]) -> str | None:
     """numba compiles before the clock runs."""
-    why = _missing("apricot")
+    why = missing("apricot")
     if why is None:
         _apricot(x[:60], 3)
     return why
@@ -106,7 +107,7 @@ def _facility(device: torch.device, tiny: bool) -> Workload:
                 partial(_submodlib, wide, k),
                 version="submodlib-py, LazyGreedy",
                 agree=agree,
-                prepare=partial(_missing, "submodlib"),
+                prepare=partial(missing, "submodlib"),
                 fewest=1,
             ),
         ],

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from torch import Tensor
 from tenfold import _native
 
 from .harness import Agreement, Case, Side, Work, Workload
-from .zo import _backend, _missing, _version
+from .installed import missing, version_of
+from .zo import _backend, _version
 
 DEEPCORE = "expression of PatrickZH/DeepCore 8a2ec1d"
 HAND = f"written by hand on numpy {np.__version__}"
@@ -46,12 +46,8 @@ def _faiss() -> Any:
     return faiss
 
 
-def _installed(package: str, module: str) -> str:
-    return "" if _missing(module) else version(package)
-
-
 def _ready(module: str) -> str | None:
-    reason = _missing(module)
+    reason = missing(module)
     if reason is None:
         _threads()
     return reason
@@ -153,7 +149,7 @@ def _kcenter(clusters: int, device: torch.device, tiny: bool) -> Workload:
 
     others = [peer("deepcore", lambda: _deepcore_kcenter(x, k), DEEPCORE, slow=True)]
     if device.type == "cpu":
-        sklearn = _installed("scikit-learn", "sklearn")
+        sklearn = version_of("sklearn")
         others = [
             peer("numpy_blas", lambda: _numpy_kcenter(host, k), HAND, lambda: _ready("numpy")),
             *others,
@@ -209,9 +205,9 @@ def _nearest(precision: str, device: torch.device, tiny: bool) -> Workload:
     others = [by_cdist]
     if device.type == "cpu":
         metrics = "sklearn.metrics"
-        sklearn = _installed("scikit-learn", "sklearn")
+        sklearn = version_of("sklearn")
         others = [
-            peer("faiss", search, _installed("faiss-cpu", "faiss"), lambda: _missing("faiss")),
+            peer("faiss", search, version_of("faiss"), lambda: missing("faiss")),
             peer("numpy_blocked", lambda: _numpy_nearest(host, targets), HAND, lambda: _ready("numpy")),
             by_cdist,
             peer(
@@ -280,8 +276,8 @@ def _kmeans(device: torch.device, tiny: bool) -> Workload:
     others = []
     if device.type == "cpu":
         others = [
-            peer("faiss", by_faiss, _installed("faiss-cpu", "faiss"), lambda: _missing("faiss")),
-            peer("sklearn", by_sklearn, _installed("scikit-learn", "sklearn"), lambda: _ready("sklearn")),
+            peer("faiss", by_faiss, version_of("faiss"), lambda: missing("faiss")),
+            peer("sklearn", by_sklearn, version_of("sklearn"), lambda: _ready("sklearn")),
         ]
     return Workload(
         ours=Side(

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .installed import missing
 from .peers import compiled
-from .zo import DTYPES, SEED, _backend, _missing, _version
+from .zo import DTYPES, SEED, _backend, _version
 
 BATCH, LENGTH, VOCABULARY, WIDTH = 4, 512, 50_257, 768
 HAND = f"written by hand on torch {torch.__version__}"
@@ -133,7 +134,7 @@ def _liger(hidden: Tensor, weight: Tensor, labels: Tensor) -> Side:
         return _gradients(lambda: fused(hidden, weight, labels, reduction="sum"), [hidden, weight])
 
     def prepare() -> str | None:
-        return _missing("liger_kernel") if hidden.is_cuda else "its kernels need a GPU"
+        return missing("liger_kernel") if hidden.is_cuda else "its kernels need a GPU"
 
     return Side("liger", run, version="liger-kernel", agree=_close, prepare=prepare)
 

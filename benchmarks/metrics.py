@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
-from .zo import _missing, _version
+from .installed import missing, version_of
+from .zo import _version
 
 D = 2048
 ROWS = 5000
@@ -84,12 +85,12 @@ def _frechet(n: int, device: torch.device, tiny: bool) -> Workload:
     def side(name: str, run: Callable[[Stats, Stats], Tensor], version: str, **more: Any) -> Side:
         return Side(name, lambda: [run(a, b)], version=version, agree=close, **more)
 
-    scipy = partial(_missing, "scipy")
+    scipy = partial(missing, "scipy")
     peers = [
         side("torch_fidelity", _eigvals, f"0.4's expression, numpy {np.__version__}", fewest=1, host=True),
     ]
     if not few:
-        torchmetrics = partial(_missing, "torchmetrics")
+        torchmetrics = partial(missing, "torchmetrics")
         version = "" if torchmetrics() else import_module("torchmetrics").__version__
         peers += [
             side("torchmetrics", _torchmetrics, version, fewest=1, prepare=torchmetrics),
@@ -233,10 +234,10 @@ def _resize(filter: str, device: torch.device, tiny: bool) -> Workload:
             Side(
                 "pillow",
                 pillow,
-                version="" if _missing("PIL") else import_module("PIL").__version__,
+                version=version_of("PIL"),
                 agree=close,
                 host=True,
-                prepare=partial(_missing, "PIL"),
+                prepare=partial(missing, "PIL"),
             )
         ],
         work=Work(bytes=x.nbytes + 4 * pixels * sizes[1], flops=2 * reach * pixels * (sizes[0] + sizes[1])),

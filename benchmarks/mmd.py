@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .installed import missing
 from .peers import compiled
-from .zo import _backend, _missing, _version
+from .zo import _backend, _version
 
 KERNELS, WIDTH = 5, 64
 EXPRESSION = "expression of {}, torch " + torch.__version__
@@ -160,7 +161,7 @@ def _mk(n: int, device: torch.device, tiny: bool) -> Workload:
         package: str | None = None,
     ) -> Side:
         def prepare() -> str | None:
-            return (_missing(package) if package else None) or _fits(size, device)()
+            return (missing(package) if package else None) or _fits(size, device)()
 
         return Side(
             name,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 
 from . import softdice, ts512
 from .harness import Agreement, Case, Side, Work, Workload
+from .installed import missing, version_of
 from .zo import _backend, _version
 
 Array = np.ndarray[Any, Any]
@@ -36,19 +35,6 @@ def close(ours: Array, theirs: Array, tolerance: float, how: str) -> Agreement:
         return Agreement(False, float("inf"), tolerance, f"{how}: {ours.shape} and {theirs.shape} scores")
     gap = float(np.abs(ours - theirs).max()) if ours.size else 0.0
     return Agreement(gap <= tolerance, gap, tolerance, how)
-
-
-def package(name: str) -> str:
-    """Version of an installed distribution, or nothing."""
-    try:
-        return version(name)
-    except Exception:
-        return ""
-
-
-def absent(module: str) -> str | None:
-    """Why a peer cannot run, when it is not installed."""
-    return None if find_spec(module) else f"{module} is not installed"
 
 
 def dice_agrees(ours: Array, theirs: Array, tolerance: float = 1e-6) -> Agreement:
@@ -82,7 +68,7 @@ def _simpleitk_side(a: Array, b: Array) -> Side:
     held: dict[str, Any] = {}
 
     def prepare() -> str | None:
-        why = absent("SimpleITK")
+        why = missing("SimpleITK")
         if why is None and not held:
             import SimpleITK as sitk
 
@@ -97,7 +83,9 @@ def _simpleitk_side(a: Array, b: Array) -> Side:
         measures.Execute(*held["images"])
         return np.array([measures.GetDiceCoefficient(label) for label in held["labels"]])
 
-    return Side("simpleitk", run, version=package("SimpleITK"), agree=dice_agrees, prepare=prepare, host=True)
+    return Side(
+        "simpleitk", run, version=version_of("SimpleITK"), agree=dice_agrees, prepare=prepare, host=True
+    )
 
 
 def _memory_needed(voxels: int, labels: int, device: torch.device) -> str | None:
@@ -115,7 +103,7 @@ def _memory_needed(voxels: int, labels: int, device: torch.device) -> str | None
 
 def _torchmetrics_side(a: torch.Tensor, b: torch.Tensor, labels: int, present: list[int]) -> Side:
     def prepare() -> str | None:
-        return absent("torchmetrics") or _memory_needed(a.numel(), labels, a.device)
+        return missing("torchmetrics") or _memory_needed(a.numel(), labels, a.device)
 
     def run() -> Array:
         from torchmetrics.functional.segmentation import dice_score
@@ -126,7 +114,7 @@ def _torchmetrics_side(a: torch.Tensor, b: torch.Tensor, labels: int, present: l
         return scores[0].cpu().numpy()[present]
 
     return Side(
-        "torchmetrics", run, version=package("torchmetrics"), agree=dice_agrees, prepare=prepare, fewest=1
+        "torchmetrics", run, version=version_of("torchmetrics"), agree=dice_agrees, prepare=prepare, fewest=1
     )
 
 
@@ -145,7 +133,12 @@ def _monai_side(a: torch.Tensor, b: torch.Tensor, labels: int, present: list[int
         return helper(*tensors)[0].cpu().numpy()[present]
 
     return Side(
-        "monai", run, version=package("monai"), agree=dice_agrees, prepare=partial(absent, "monai"), fewest=1
+        "monai",
+        run,
+        version=version_of("monai"),
+        agree=dice_agrees,
+        prepare=partial(missing, "monai"),
+        fewest=1,
     )
 
 

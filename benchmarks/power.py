@@ -11,13 +11,13 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .installed import missing
 from .zo import _backend, _version
 
 ROWS, USERS, CARRIERS = 100_000, 2, 64
@@ -31,7 +31,7 @@ def _torch() -> str:
 
 
 def _solver() -> str:
-    if not (find_spec("cvxpy") and find_spec("clarabel")):
+    if missing("cvxpy", "clarabel"):
         return "cvxpy, Clarabel"
     return f"cvxpy {version('cvxpy')}, Clarabel {version('clarabel')}"
 
@@ -112,7 +112,7 @@ def _joint(device: torch.device, tiny: bool) -> Workload:
     def solver() -> str | None:
         if device.type != "cpu":
             return "it runs on the CPU"
-        return None if find_spec("cvxpy") and find_spec("clarabel") else "cvxpy or clarabel is not installed"
+        return missing("cvxpy", "clarabel")
 
     cvxpy = partial(_joint_cvxpy, g, s, power, noise, rows)
     size = g.nbytes * 2 + s.nbytes

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
-from .zo import _backend, _missing, _version
+from .installed import missing, version_of
+from .zo import _backend, _version
 
 SHAPE = (32, 3, 256, 256)
 TAPS = 11
@@ -125,15 +126,6 @@ def _skimage(name: str, x: Tensor, y: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def _installed(module: str, name: str) -> str:
-    """`name` with its version, or nothing where it is not installed."""
-    if _missing(module):
-        return ""
-    from importlib.metadata import version
-
-    return version(name)
-
-
 def _run(score: Score, x: Tensor, y: Tensor, gradient: bool) -> list[Tensor]:
     if not gradient:
         return [score(x, y).detach()]
@@ -187,19 +179,22 @@ def _case(name: str, gradient: bool, device: torch.device, tiny: bool) -> Worklo
     if name != "psnr":
         expression = _plain_ssim if name == "ssim" else _plain_ms_ssim
         plain = partial(expression, _separable)
-        version = _installed("pytorch_msssim", "pytorch-msssim")
-        missing = partial(_missing, "pytorch_msssim")
-        peers.append(side("pytorch_msssim", partial(_msssim, name), version, prepare=missing))
+        version = version_of("pytorch_msssim")
+        peers.append(
+            side(
+                "pytorch_msssim", partial(_msssim, name), version, prepare=partial(missing, "pytorch_msssim")
+            )
+        )
         words = f"{torch_version}, expression of piq 0.8 without downsampling"
         peers.append(side("piq", partial(expression, _whole), words))
-    version, missing = _installed("torchmetrics", "torchmetrics"), partial(_missing, "torchmetrics")
+    version, absent = version_of("torchmetrics"), partial(missing, "torchmetrics")
     agree = variant if name == "ssim" else _close
     if name != "ms_ssim":  # its MS-SSIM has another border at each scale: no variant of ours meets it
         score = partial(_torchmetrics, name)
-        peers.append(side("torchmetrics", score, version, prepare=missing, agree=agree))
+        peers.append(side("torchmetrics", score, version, prepare=absent, agree=agree))
     if name != "ms_ssim" and not gradient:
-        version, missing = _installed("skimage", "scikit-image"), partial(_missing, "skimage")
-        more = {"prepare": missing, "fewest": 1, "host": True, "measure_memory": False}
+        version, absent = version_of("skimage"), partial(missing, "skimage")
+        more = {"prepare": absent, "fewest": 1, "host": True, "measure_memory": False}
         peers.append(side("scikit_image", partial(_skimage, name), version, **more))
     peers.append(side("torch", plain, f"plain operations on {torch_version}", kind="reference"))
     more = {"prepare": compile_it, "kind": "compiled"}

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
-from .zo import DTYPES, _backend, _missing, _version
+from .installed import missing
+from .zo import DTYPES, _backend, _version
 
 ROWS, CLASSES = 50_000, 1000
 SAMPLES, OUTPUTS, WIDTH, PICKS = 4000, 50, 256, 100
@@ -161,7 +162,7 @@ def _gradmatch(device: torch.device, tiny: bool) -> Workload:
         return Agreement(found.agrees and same, found.max_error, 1e-5, how)
 
     def prepare() -> str | None:
-        return _missing("scipy") if device.type == "cpu" else "it runs on the CPU"
+        return missing("scipy") if device.type == "cpu" else "it runs on the CPU"
 
     def run(ours: Callable[..., Any]) -> Any:
         return ours(errors, hidden, picks)

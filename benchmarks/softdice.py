@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
-from .zo import DTYPES, _backend, _missing, _version
+from .installed import missing, version_of
+from .zo import DTYPES, _backend, _version
 
 CLASSES, PATCH = 55, (28, 224, 224)
 
@@ -72,7 +72,7 @@ def _dice_ce(dtype_name: str, device: torch.device, tiny: bool) -> Workload:
         return _both(lambda: loss(logits, labels), logits)
 
     def monai_version() -> str:
-        return "" if _missing("monai") else version("monai")
+        return version_of("monai")
 
     def compile_it() -> str | None:
         compiled.append(torch.compile(_eager, dynamic=False))
@@ -91,7 +91,7 @@ def _dice_ce(dtype_name: str, device: torch.device, tiny: bool) -> Workload:
             backend=partial(_backend, "soft_overlap", device),
         ),
         others=[
-            Side("monai", monai, version=monai_version(), agree=close, prepare=lambda: _missing("monai")),
+            Side("monai", monai, version=monai_version(), agree=close, prepare=lambda: missing("monai")),
             Side(
                 "torch",
                 lambda: _both(lambda: _eager(logits, labels), logits),

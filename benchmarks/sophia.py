@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
+from .installed import missing
 from .shapes import GPT2_124M, GPT2_TINY, gpt2_parameters
-from .zo import Weights, _backend, _missing, _version
+from .zo import Weights, _backend, _version
 
 LR, BETA1, BETA2, RHO, BATCH, DECAY, TINY_DENOMINATOR = 6e-4, 0.965, 0.99, 0.04, 5120, 0.1, 1e-15
 LEGACY_BETA1, LEGACY_BETA2 = 0.9, 0.95
@@ -154,9 +155,9 @@ def _make_adamw(kind: str, p: Problem) -> None:
 
 def _make_sophiah(p: Problem) -> str | None:
     """SophiaH without a refresh of its Hessian; it clips at p and multiplies by lr, we clip at 1: lr / p."""
-    why = _missing("pytorch_optimizer")
+    why = missing("pytorch_optimizer")
     if why:
-        return "pytorch_optimizer is not installed"
+        return why
     from pytorch_optimizer import SophiaH
 
     clip = RHO * BATCH

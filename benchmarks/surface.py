@@ -16,7 +16,8 @@ import torch
 
 from . import ts512
 from .harness import Agreement, Case, Side, Work, Workload
-from .overlap import Array, absent, close, package
+from .installed import missing, version_of
+from .overlap import Array, close
 from .zo import _backend, _version
 
 TOLERANCE = 1.0
@@ -54,7 +55,7 @@ def _surface_distance_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]]
     def prepare() -> str | None:
         np_module: Any = np
         np_module.Inf, np_module.NaN = np.inf, np.nan  # names it uses that NumPy 2 has removed
-        return absent("surface_distance")
+        return missing("surface_distance")
 
     def run() -> Array:
         import surface_distance as sd
@@ -78,7 +79,7 @@ def _surface_distance_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]]
     return Side(
         "surface_distance",
         run,
-        version=package("surface-distance"),
+        version=version_of("surface_distance"),
         agree=agree,
         prepare=prepare,
         fewest=1,
@@ -105,9 +106,9 @@ def _monai_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]]) -> Side:
     return Side(
         "monai",
         run,
-        version=package("monai"),
+        version=version_of("monai"),
         agree=agree,
-        prepare=partial(absent, "monai"),
+        prepare=partial(missing, "monai"),
         fewest=1,
         host=True,
     )
@@ -133,9 +134,9 @@ def _medpy_side(a: Array, b: Array, organs: Sequence[tuple[int, ...]], edge: Cal
     return Side(
         "medpy",
         run,
-        version=package("MedPy"),
+        version=version_of("medpy"),
         agree=agree,
-        prepare=partial(absent, "medpy"),
+        prepare=partial(missing, "medpy"),
         fewest=1,
         host=True,
     )
@@ -225,7 +226,9 @@ def _edt(dtype: torch.dtype, device: torch.device, tiny: bool) -> Workload:
         return close(ours, theirs, 1e-3, "largest difference of any distance in mm")
 
     def peer(name: str, run: Callable[[], Array]) -> Side:
-        return Side(name, run, version=package(name), agree=agree, prepare=partial(absent, name), host=True)
+        return Side(
+            name, run, version=version_of(name), agree=agree, prepare=partial(missing, name), host=True
+        )
 
     return Workload(
         ours=Side(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .harness import Agreement, Case, Side, Work, Workload, compare_values
-from .zo import _backend, _missing, _version
+from .installed import missing, version_of
+from .zo import _backend, _version
 
 HAND = f"written by hand on torch {torch.__version__}"
 
@@ -109,7 +109,7 @@ def _keep_largest(device: torch.device, tiny: bool) -> Workload:
     volume = _organs(tiny)
     array = volume.numpy()
 
-    cc3d_version = "" if _missing("cc3d") else version("connected-components-3d")
+    cc3d_version = version_of("cc3d")
     return Workload(
         ours=Side(
             "tenfold",
@@ -124,14 +124,14 @@ def _keep_largest(device: torch.device, tiny: bool) -> Workload:
                 lambda: _with_cc3d(array),
                 version=cc3d_version,
                 agree=lambda a, b: compare_values([a], [b], 0.0),
-                prepare=lambda: _missing("cc3d"),
+                prepare=lambda: missing("cc3d"),
             ),
             Side(
                 "cc3d_labels_only",
                 lambda: _cc3d_labels(array),
                 version=cc3d_version,
                 agree=lambda a, b: Agreement(True, 0.0, 0.0, "labels alone, without choosing: not compared"),
-                prepare=lambda: _missing("cc3d"),
+                prepare=lambda: missing("cc3d"),
             ),
         ],
         work=Work(bytes=2.0 * volume.nbytes),

@@ -24,6 +24,7 @@ from .harness import (
     compare_moments,
     compare_values,
 )
+from .installed import missing
 from .peers import compiled, fzoo, mezo
 from .shapes import OPT_125M, OPT_TINY, fill, opt_parameters
 
@@ -39,14 +40,6 @@ LONGEST_REFERENCE = 10**6
 TINY = 4096
 
 Shapes = list[tuple[str, tuple[int, ...]]]
-
-
-def _missing(module: str) -> str | None:
-    from importlib.util import find_spec
-
-    return (
-        None if find_spec(module) else f"{module} is not installed (in the checkout: pip install '.[bench]')"
-    )
 
 
 def _backend(op: str, device: torch.device) -> str:
@@ -486,7 +479,7 @@ def cases() -> list[Case]:
         build = partial(_perturb, opt, tiny, dtype, dist, peers, with_compiled, False)
         found.append(Case(f"zo.perturb.{dist}.{dtype}.opt125m", build))
     found.append(Case("zo.step_passes.f32.opt125m", partial(_step_passes, opt, tiny)))
-    needs = partial(_missing, "transformers")
+    needs = partial(missing, "transformers")
     found += [Case(f"zo.step.f32.opt125m-b16x32{v}", partial(_step, v), needs) for v in _STEP_NOTES]
     found += zo_state.cases()
     for dist, dtype in (("gaussian", "f32"), ("gaussian", "bf16"), ("rademacher", "f32"), ("uniform", "f32")):
