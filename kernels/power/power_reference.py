@@ -393,7 +393,9 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
     Carriers whose sqrt(S a) is below c leave, c of the rest is larger, until none does. Where P is small
     beside 1 / a, roots and c differ by less than they are rounded to; so those that are clearly below leave
     first, and the others are measured from the weakest of them, m: their distances d = sqrt(S a) - m and
-    f = m - c give p = (d + f) / (c a) without the difference of near numbers.
+    f = m - c give p = (d + f) / (c a) without the difference of near numbers. Here too the clearly below
+    leave, the weakest among them, until f >= 0: -f may be the distance of a carrier with a far larger 1 / a
+    but for rounding.
     """
     product = weights * gains
     root = product.sqrt()
@@ -412,7 +414,8 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         ahead = torch.where(inside, (product - weakest) / (root + weakest.sqrt()), 0.0)
         rest = weakest.sqrt()[..., 0] * power - (ahead * inverse).sum(-1)
         rise = rest * reciprocal(power + torch.where(inside, inverse, 0.0).sum(-1))  # f
-        stay = inside & ((ahead + rise[..., None] > 0) | (rise >= 0)[..., None] | _strongest(product, inside))
+        far = (ahead > -clearly * rise[..., None]) | (rise >= 0)[..., None]
+        stay = inside & (far | _strongest(product, inside))
         if torch.equal(stay, inside):
             break
         inside = stay

@@ -541,7 +541,7 @@ def _mse_kernel(
         below = tl.where(alive, total + tl.sum(tl.where(inside, inverse, 0.0), axis=1), 1.0)
         level = tl.where(alive, sum / below, level)
         rise = tl.where(alive, (start * total - tl.sum(ahead * inverse, axis=1)) / below, 0.0)
-        stay = inside & ((ahead + rise[:, None] > 0) | (product == top[:, None]))
+        stay = inside & ((ahead > -(clearly * rise)[:, None]) | (product == top[:, None]))
         found = tl.sum(stay.to(tl.float64), axis=1)
         left = left & (rise < 0) & (found != count)
         inside = tl.where(left[:, None], stay, inside)

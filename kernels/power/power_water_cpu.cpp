@@ -218,7 +218,7 @@ inline void leave_out(MseRow* rows, double clearly) {
 
 // See power_reference.py for both searches. The set is known by its weakest member and each round leaves fewer, so that they end whatever
 // rounding does.
-inline void fill_mse(MseRow& m) {
+inline void fill_mse(MseRow& m, double clearly) {
   m.level = kInfinity;
   m.rise = 0.0;
   if (m.weakest == kInfinity) return fill(m.ahead, m.width, 0.0);
@@ -238,7 +238,7 @@ inline void fill_mse(MseRow& m) {
     m.level = above.total() * over;
     m.rise = (start * m.power - forward.total()) * over;
     if (!(m.rise < 0.0)) return;
-    const Part bar = Part{} - m.rise;
+    const Part bar = Part{} - clearly * m.rise;
     const double next = m.least_of([&](int64_t k) { return MseRow::get(m.ahead + k) > bar; });
     if (!(next > m.weakest && next < kInfinity)) return;
     m.weakest = next;
@@ -294,7 +294,7 @@ void mse_rows(const MseWaterArgs& a) {
           const auto here = [&](int r) { return row + r < last ? row + r : last - 1; };  // behind the last, it again
           for (int r = 0; r < kTogether; ++r) begin_mse<T>(a, here(r), rows[r]);
           leave_out(rows, clearly);
-          for (MseRow& m : rows) fill_mse(m);
+          for (MseRow& m : rows) fill_mse(m, clearly);
           for (int r = 0; r < kTogether; ++r) end_mse<T>(a, here(r), rows[r]);
         }
       },

@@ -149,7 +149,7 @@ __device__ MseFill mse_level(double power, int64_t carriers, const Each& each) {
     const double rise = (sqrt(found.weakest) * power - ahead) / below;
     if (left) found.level = above / below;
     if (left && closely) found.rise = rise;
-    const double limit = closely ? -rise : clearly * found.level;
+    const double limit = clearly * (closely ? -rise : found.level);
     double next = kInfinity;
     each([&](double product, double root, double) {
       const bool stays = left && product >= found.weakest && (closely ? found.ahead(product, root) : root) > limit;

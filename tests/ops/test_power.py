@@ -581,6 +581,29 @@ def test_mse_water_filling_is_exact_whatever_the_power(backend, power):
                 assert abs(Fraction(got) - exact) <= near * max(exact, Fraction(total.item()) / 10**6)
 
 
+def test_mse_water_filling_keeps_the_power_of_near_ties_whose_gains_differ(backend):
+    """Found by fuzzing: the carrier with the largest 1 / a draws the level so near that rounding had it
+    leave, and another got its power, or none did."""
+    step = 2.0**-52
+    a = [[2.0**-36, 2.0**39, 0.0, 0.0], [2.0**-48, 2.0**27, 2.0**35, 2.0**56], [1.0, 2.0**-66, 1.0, 0.0]]
+    s = [
+        [2.0**36 * (1 + 4 * step), 2.0**-39, 1.0, 1.0],
+        [2.0**48 * (1 + 5 * step), 2.0**-27, 2.0**-35, 2.0**-56 * (1 + 7 * step)],
+        [1 + 6 * step, 2.0**66 * (1 + 5 * step), 1.0, 1.0],
+    ]
+    total = [2.25e-23, 2.33e-21, 1e-10]
+    found = ops.mse_water_filling(
+        *(torch.tensor(x, dtype=torch.float64, device=backend.device) for x in (a, s, total))
+    )
+    for row in range(3):
+        want = exact_mse_filling(
+            torch.tensor(a[row]).double(), torch.tensor(s[row], dtype=torch.float64), total[row]
+        )
+        assert sum(want) == pytest.approx(total[row])
+        for got, exact in zip(found[row].tolist(), want, strict=True):
+            assert abs(Fraction(got) - exact) <= 1e-14 * Fraction(total[row])
+
+
 def test_mse_water_filling_is_stationary(backend):
     """S a / (1 + a p)^2 is one number where p > 0 and not larger where p = 0."""
     a = torch.rand(40, 16, dtype=torch.float64, device=backend.device) * 4
