@@ -513,6 +513,8 @@ def _mse_kernel(
     product = gain * weight
     root = tl.where(product > 0, tl.sqrt(tl.where(product > 0, product, 1.0)), 0.0)
     inverse = _inverse(gain)
+    poison = tl.where((total >= 0) & (total < float("inf")), 0.0, float("nan"))
+    poison += tl.sum(product * 0 + inverse * 0, axis=1)
     top = tl.max(product, axis=1)
     level = tl.full([R], float("inf"), tl.float64)
     inside = product > 0
@@ -547,9 +549,8 @@ def _mse_kernel(
         inside = tl.where(left[:, None], stay, inside)
         count = tl.where(left, found, count)
     p = tl.where(inside, tl.maximum((ahead + rise[:, None]) / level[:, None] * inverse, 0.0), 0.0)
-    p = tl.where(product == product, p, product)
-    tl.store(out + row[:, None] * carriers + k[None, :], p, mask=there)
-    tl.store(levels + row, level, mask=rows)
+    tl.store(out + row[:, None] * carriers + k[None, :], p + poison[:, None], mask=there)
+    tl.store(levels + row, level + poison, mask=rows)
 
 
 @triton.jit
