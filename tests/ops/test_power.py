@@ -631,6 +631,14 @@ def test_mse_water_filling_of_what_is_not_a_number(backend, which, value, rows):
             torch.testing.assert_close(got[row], wanted, rtol=0, atol=0, equal_nan=True)
 
 
+def test_mse_water_filling_of_nothing(backend):
+    for rows, carriers in ((0, 4), (3, 0), (0, 0)):
+        a = torch.ones(rows, carriers, device=backend.device)
+        p, level = torch.ops.tenfold.mse_water_filling(a, a, torch.ones(rows, device=backend.device))
+        assert p.shape == a.shape
+        assert level.tolist() == [math.inf] * rows
+
+
 def test_mse_water_filling_is_stationary(backend):
     """S a / (1 + a p)^2 is one number where p > 0 and not larger where p = 0."""
     a = torch.rand(40, 16, dtype=torch.float64, device=backend.device) * 4
