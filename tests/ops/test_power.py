@@ -729,6 +729,19 @@ def test_gradients_of_the_others():
             )
 
 
+@pytest.mark.parametrize("power", [0.0, 1e-30, 1.0, 1e25, 1e38])
+def test_gradients_of_mse_water_filling_in_single_precision(power):
+    """The level and its square are far below the least float32 where P is far above 1 / a."""
+    given = [torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([power])]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.to(dtype).requires_grad_() for t in given]
+        p = ops.mse_water_filling(*leaves)
+        found.append(torch.autograd.grad((p * p.new_tensor([1.0, 3.0, 1.0])).sum() / max(power, 1.0), leaves))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=1e-45)
+
+
 def test_a_row_of_zeros_has_no_gradient(backend):
     x = torch.zeros(2, 4, dtype=torch.complex64, device=backend.device, requires_grad=True)
     ops.power_normalize(x, 1.0).abs().square().sum().backward()
