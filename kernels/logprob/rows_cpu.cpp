@@ -334,10 +334,10 @@ void ceu_row(const RowCeuArgs& a, int64_t r) {
   a.loss[r] = (lse - static_cast<double>(others.max)) - others.a / others.s;
 }
 
-// Rows as wide as the vocabulary that are about to be written.
+// Rows as wide as the vocabulary that are about to be written. Written over logits, they are the caller's.
 template <class T>
-void ask_for_rows(const Rows& out, int64_t vocabulary) {
-  if (out.rows == 0) return;
+void ask_for_rows(const Rows& out, const Rows& logits, int64_t vocabulary) {
+  if (out.rows == 0 || out.data == logits.data) return;
   const T* const begin = row_of<const T>(out, 0);
   ask_for_large_pages(out.data, (row_of<const T>(out, out.rows - 1) - begin + vocabulary) * static_cast<int64_t>(sizeof(T)));
 }
@@ -358,7 +358,8 @@ void forward(const RowForwardArgs& a) {
 }
 
 void softmax(const RowSoftmaxArgs& a) {
-  a.shape.dtype == kFloat32 ? ask_for_rows<float>(a.out, a.shape.vocabulary) : ask_for_rows<float16>(a.out, a.shape.vocabulary);
+  a.shape.dtype == kFloat32 ? ask_for_rows<float>(a.out, a.logits, a.shape.vocabulary)
+                            : ask_for_rows<float16>(a.out, a.logits, a.shape.vocabulary);
   switch (a.shape.dtype) {
     case kBFloat16: return for_rows(a.logits.rows, a.threads, [&](int64_t r) { softmax_row<bfloat16>(a, r); });
     case kFloat16: return for_rows(a.logits.rows, a.threads, [&](int64_t r) { softmax_row<float16>(a, r); });
@@ -476,7 +477,7 @@ void divergence(const RowDivergenceArgs& a) {
 }
 
 void divergence_backward(const RowDivergenceArgs& a) {
-  ask_for_rows<float>(a.out, a.vocabulary);
+  ask_for_rows<float>(a.out, a.logits, a.vocabulary);
   for_rows(a.logits.rows, a.threads, [&](int64_t r) { divergence_backward_row(a, r); });
 }
 

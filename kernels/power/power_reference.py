@@ -388,7 +388,8 @@ def project_simplex(x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; S a = 0 gets none.
+    """p = ((sqrt(S a) / c - 1) / a)_+ with sum P along the last axis, and c; S a = 0 gets none. Rows that
+    are not numbers, or whose S a or 1 / a are beyond them, are not a number.
 
     Carriers whose sqrt(S a) is below c leave, c of the rest is larger, until none does. Where P is small
     beside 1 / a, roots and c differ by less than they are rounded to; so those that are clearly below leave
@@ -421,7 +422,9 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         inside = stay
     level = _level(root, inverse, power, inside)
     p = (ahead + rise[..., None]) * reciprocal(level)[..., None] * inverse
-    return torch.where(inside, p.clamp_min(0.0), 0.0), level
+    poison = torch.where((power >= 0) & (power < torch.inf), 0.0, torch.nan)
+    poison = poison + (product * 0 + inverse * 0).sum(-1)
+    return torch.where(inside, p.clamp_min(0.0), 0.0) + poison[..., None], level + poison
 
 
 def _level(root: Tensor, inverse: Tensor, power: Tensor, inside: Tensor) -> Tensor:

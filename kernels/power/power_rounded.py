@@ -72,6 +72,8 @@ def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:
 
 def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, ...]:
     """See power_reference.mse_water_filling."""
+    if not gains.numel():
+        return torch.zeros_like(gains), gains.new_full(gains.shape[:1], torch.inf)
     return _rounded(
         power_reference.mse_water_filling(gains.double(), weights.double(), power.double()), gains
     )

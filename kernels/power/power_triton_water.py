@@ -23,6 +23,8 @@ from . import power_rounded
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # it pays for programs, not for their size
 MOST_CARRIERS = 16384
 WARPS = 4
+_MSE_TILE = 128
+"""Values of a tile of the mean-squared-error form."""
 Listed = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]
 """(name, kernel, signature, constants, options) of a kernel to compile where there is no GPU."""
 
@@ -91,6 +93,8 @@ def _mse_kernel(
     product = gain * weight
     root = tl.where(product > 0, tl.sqrt(tl.where(product > 0, product, 1.0)), 0.0)
     inverse = _inverse(gain)
+    poison = tl.where((total >= 0) & (total < float("inf")), 0.0, float("nan"))
+    poison += tl.sum(product * 0 + inverse * 0, axis=1)
     top = tl.max(product, axis=1)
     level = tl.full([R], float("inf"), tl.float64)
     inside = product > 0
@@ -125,9 +129,8 @@ def _mse_kernel(
         inside = tl.where(left[:, None], stay, inside)
         count = tl.where(left, found, count)
     p = tl.where(inside, tl.maximum((ahead + rise[:, None]) / level[:, None] * inverse, 0.0), 0.0)
-    p = tl.where(product == product, p, product)
-    tl.store(out + row[:, None] * carriers + k[None, :], p, mask=there)
-    tl.store(levels + row, level, mask=rows)
+    tl.store(out + row[:, None] * carriers + k[None, :], p + poison[:, None], mask=there)
+    tl.store(levels + row, level + poison, mask=rows)
 
 
 @triton.jit
@@ -190,6 +193,11 @@ def water_filling(x: Tensor, mass: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     return p, theta
 
 
+def _mse_warps(values: int) -> int:
+    """So many that no value of a row leaves the registers."""
+    return WARPS if values <= 256 else 8 if values <= 1024 else 16
+
+
 def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Tensor, ...]:
     """See power_reference.mse_water_filling."""
     rows, carriers = gains.shape
@@ -199,10 +207,10 @@ def mse_water_filling(gains: Tensor, weights: Tensor, power: Tensor) -> tuple[Te
         return power_rounded.mse_water_filling(gains, weights, power)
     p = torch.empty(gains.shape, dtype=gains.dtype, device=gains.device)
     level = torch.empty(rows, dtype=gains.dtype, device=gains.device)
-    r, b = _row_tile(carriers, 256)
+    r, b = _row_tile(carriers, _MSE_TILE)
     _mse_kernel[(triton.cdiv(rows, r),)](
         gains, weights, power, p, level, *gains.stride(), *weights.stride(), power.stride(0),
-        rows, carriers, R=r, B=b, num_warps=WARPS if b <= 1024 else 16,
+        rows, carriers, R=r, B=b, num_warps=_mse_warps(b),
     )  # fmt: skip
     return p, level
 
@@ -242,8 +250,10 @@ def water_cases() -> list[Listed]:
     """The kernels of this file."""
     cases: list[Listed] = []
 
-    def add(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> None:
-        cases.append(listed(name, kernel, types, constants, WARPS))
+    def add(
+        name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int = WARPS
+    ) -> None:
+        cases.append(listed(name, kernel, types, constants, warps))
 
     for dtype, carriers in (("fp32", 64), ("fp32", 1024), ("fp64", 64)):
         r, b = _row_tile(carriers, 1024 if dtype == "fp32" else 512)
@@ -251,9 +261,9 @@ def water_cases() -> list[Listed]:
         for inverse in (True, False):
             name = f"water.{carriers}.{dtype}{'.inverse' if inverse else ''}"
             add(name, _water_kernel, types, {"INVERSE": inverse, "R": r, "B": b})
-        r, b = _row_tile(carriers, 256)
+        r, b = _row_tile(carriers, _MSE_TILE)
         types = pointers("gains weights power out levels", dtype)
-        add(f"mse_water.{carriers}.{dtype}", _mse_kernel, types, {"R": r, "B": b})
+        add(f"mse_water.{carriers}.{dtype}", _mse_kernel, types, {"R": r, "B": b}, _mse_warps(b))
         r, b = _row_tile(carriers, 1024)
         types = pointers("x power out", dtype) | {"factor": "fp32"}
         for parts in (1, 2):

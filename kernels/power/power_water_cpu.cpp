@@ -143,12 +143,12 @@ struct PartSums {
 };
 
 // A row: S a, its root and 1 / a, how far a root is ahead of the weakest that gets power, and what is found: carriers with S a >= weakest
-// get (ahead + rise) / (level a).
+// get (ahead + rise) / (level a). What is not a number, or beyond them, makes `poison` NaN, which is 0 otherwise.
 struct MseRow {
   static constexpr int kArrays = 4;
   double *product, *root, *inverse, *ahead;
   int64_t width;
-  double power, level, weakest, rise;
+  double power, level, weakest, rise, poison;
 
   // f(k, j) for all parts of the row, j the one of PartSums.
   template <class Each>
@@ -253,26 +253,30 @@ void begin_mse(const MseWaterArgs& a, int64_t row, MseRow& m) {
   fill(m.inverse + n, m.width - n, 0.0);
   fill(m.product + n, m.width - n, 0.0);
   m.power = value_at<T>(a.power, row, 0);
-  m.each_part([&](int64_t k, int64_t) {
-    const Part gain = MseRow::get(m.inverse + k);
-    MseRow::put(m.product + k, MseRow::get(m.product + k) * gain);
-    MseRow::put(m.inverse + k, gain == Part{} ? Part{} : 1.0 / gain);
+  PartSums poison;
+  m.each_part([&](int64_t k, int64_t j) {
+    const Part gain = MseRow::get(m.inverse + k), product = MseRow::get(m.product + k) * gain;
+    const Part inverse = gain == Part{} ? Part{} : 1.0 / gain;
+    MseRow::put(m.product + k, product);
+    MseRow::put(m.inverse + k, inverse);
+    poison.part[j] += product * 0.0 + inverse * 0.0;
   });
+  m.poison = m.power >= 0.0 && m.power < kInfinity ? poison.total() : __builtin_nan("");
   for (int64_t k = 0; k < m.width; ++k) m.root[k] = sqrt(m.product[k]);
 }
 
 template <class T>
 void end_mse(const MseWaterArgs& a, int64_t row, const MseRow& m) {
   const int64_t n = a.shape.carriers;
-  const Part weakest = Part{} + m.weakest, rise = Part{} + m.rise, scale = Part{} + 1.0 / m.level;
+  const Part weakest = Part{} + m.weakest, rise = Part{} + m.rise, scale = Part{} + 1.0 / m.level, poison = Part{} + m.poison;
   m.each_part([&](int64_t k, int64_t) {
     const Part product = MseRow::get(m.product + k), p = (MseRow::get(m.ahead + k) + rise) * scale * MseRow::get(m.inverse + k);
     const Part kept = product >= weakest ? (p > Part{} ? p : Part{}) : Part{};
-    MseRow::put(m.ahead + k, product == product ? kept : product);  // NOLINT(misc-redundant-expression): not a number
+    MseRow::put(m.ahead + k, kept + poison);
   });
   T* const out = static_cast<T*>(a.out) + row * n;
   for (int64_t k = 0; k < n; ++k) out[k] = static_cast<T>(m.ahead[k]);
-  static_cast<T*>(a.level)[row] = static_cast<T>(m.level);
+  static_cast<T*>(a.level)[row] = static_cast<T>(m.level + m.poison);
 }
 
 template <class T>
@@ -287,7 +291,7 @@ void mse_rows(const MseWaterArgs& a) {
         double* data = room.take(kTogether * MseRow::kArrays * width);
         MseRow rows[kTogether];
         for (MseRow& m : rows) {
-          m = {data, data + width, data + 2 * width, data + 3 * width, width, 0.0, 0.0, 0.0, 0.0};
+          m = {data, data + width, data + 2 * width, data + 3 * width, width, 0.0, 0.0, 0.0, 0.0, 0.0};
           data += MseRow::kArrays * width;
         }
         for (int64_t row = first; row < last; row += kTogether) {

@@ -118,9 +118,10 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_water_kernel(WaterLaunc
 
 // ---- mean-squared-error water-filling, in double precision ------------------------------------------------------------------------
 
-// Carriers with S a >= weakest get (sqrt(S a) - sqrt(weakest) + rise) / (level a).
+// Carriers with S a >= weakest get (sqrt(S a) - sqrt(weakest) + rise) / (level a). What is not a number, or beyond them, makes `poison`
+// NaN, which is 0 otherwise.
 struct MseFill {
-  double level, weakest, rise;
+  double level, weakest, rise, poison;
   // How far the root of S a is ahead of the weakest one's.
   __device__ double ahead(double product, double root) const { return (product - weakest) / (root + sqrt(weakest)); }
 };
@@ -130,8 +131,13 @@ struct MseFill {
 template <class G, class Each>
 __device__ MseFill mse_level(double power, int64_t carriers, const Each& each) {
   const double clearly = 1.0 - static_cast<double>(carriers + 8) * 0x1p-52;
-  MseFill found = {kInfinity, kInfinity, 0.0};
-  each([&](double product, double, double) { found.weakest = product > 0.0 && product < found.weakest ? product : found.weakest; });
+  MseFill found = {kInfinity, kInfinity, 0.0, 0.0};
+  each([&](double product, double, double gain) {
+    found.weakest = product > 0.0 && product < found.weakest ? product : found.weakest;
+    found.poison += product * 0.0 + inverse_of(gain) * 0.0;
+  });
+  found.poison = G::total(found.poison);
+  if (!(power >= 0.0 && power < kInfinity)) found.poison = __builtin_nan("");
   found.weakest = -G::largest(-found.weakest);
   bool left = found.weakest < kInfinity;
   for (bool closely = false; G::any(left);) {
@@ -170,7 +176,7 @@ __device__ MseFill mse_level(double power, int64_t carriers, const Each& each) {
 
 __device__ double mse_power_at(double product, double root, double gain, const MseFill& found) {
   const double p = (found.ahead(product, root) + found.rise) / found.level * inverse_of(gain);
-  return product == product ? (product >= found.weakest && p > 0.0 ? p : 0.0) : product;  // NOLINT(misc-redundant-expression): not a number
+  return (product >= found.weakest && p > 0.0 ? p : 0.0) + found.poison;
 }
 
 template <class T, class G>
@@ -198,7 +204,7 @@ __global__ void __launch_bounds__(G::kThreads) mse_water_kernel(WaterLaunch<MseW
 #pragma unroll
   for (int j = 0; j < held; ++j) weight[j] = static_cast<T>(mse_power_at(product[j], root[j], gain[j], found));
   store_real<G>(static_cast<T*>(a.out) + row * carriers, carriers, p.wide, weight);
-  if (G::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
+  if (G::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level + found.poison);
 }
 
 template <class T>
@@ -217,7 +223,7 @@ __global__ void __launch_bounds__(kWholeThreads, 1) long_mse_water_kernel(WaterL
   for (int64_t k = Whole::lane(); k < carriers; k += Whole::kLanes) {
     to[k] = static_cast<T>(mse_power_at(product(k), sqrt(product(k)), gain(k), found));
   }
-  if (Whole::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level);
+  if (Whole::lane() == 0) static_cast<T*>(a.level)[row] = static_cast<T>(found.level + found.poison);
 }
 
 // ---- normalisation, in double precision --------------------------------------------------------------------------------------------

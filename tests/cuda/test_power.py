@@ -208,6 +208,9 @@ def test_mse_water_filling(gpu, kernels, carriers, dtype):
     power = (torch.rand(9, generator=generator, dtype=torch.float64) * 5).to(dtype)
     a[:, 0], a[3], s[4], power[5] = 0.0, 0.0, 0.0, 0.0
     a[6], s[6], s[6, ::2], power[6] = 1.0, 1.0, 1 + 2.0**-20, 2.0**-60  # far below 1 / a
+    a[2], s[2], power[2] = 2.0**-36, 2.0**36, 0.85  # near ties of unlike gains
+    a[2, -1], s[2, -1] = 2.0**-111, 2.0**111 * (1 + 2.0**-50)
+    a[7, -1], power[8] = math.nan, math.inf
     want = cpu.mse_water_filling(a, s, power)
     got = kernels.mse_water_filling(a.to(gpu.device), s.to(gpu.device), power.to(gpu.device))
     for one, other in zip(got, want, strict=True):

@@ -604,6 +604,41 @@ def test_mse_water_filling_keeps_the_power_of_near_ties_whose_gains_differ(backe
             assert abs(Fraction(got) - exact) <= 1e-14 * Fraction(total[row])
 
 
+NOT_NUMBERS = [
+    (0, math.nan),
+    (1, math.nan),
+    (2, math.nan),
+    (0, math.inf),
+    (1, math.inf),
+    (2, math.inf),
+    (2, -1.0),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize(("which", "value"), [*NOT_NUMBERS, (1, 1e308)])
+def test_mse_water_filling_of_what_is_not_a_number(backend, which, value, rows):
+    """Where nothing was checked, as on a GPU, or S a is beyond double precision: such a row is not a number,
+    and the others know nothing of it."""
+    fine = [torch.tensor([[1.0, 4.0, 8.0]]), torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2.0])]
+    fine = [t.to(backend.device, torch.float64) for t in fine]
+    want = torch.ops.tenfold.mse_water_filling(*fine)
+    given = [t.repeat(rows, *[1] * (t.ndim - 1)) for t in fine]
+    given[which][rows // 2].view(-1)[-1] = value
+    for got, expected in zip(torch.ops.tenfold.mse_water_filling(*given), want, strict=True):
+        for row in range(rows):
+            wanted = torch.full_like(expected[0], math.nan) if row == rows // 2 else expected[0]
+            torch.testing.assert_close(got[row], wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_mse_water_filling_of_nothing(backend):
+    for rows, carriers in ((0, 4), (3, 0), (0, 0)):
+        a = torch.ones(rows, carriers, device=backend.device)
+        p, level = torch.ops.tenfold.mse_water_filling(a, a, torch.ones(rows, device=backend.device))
+        assert p.shape == a.shape
+        assert level.tolist() == [math.inf] * rows
+
+
 def test_mse_water_filling_is_stationary(backend):
     """S a / (1 + a p)^2 is one number where p > 0 and not larger where p = 0."""
     a = torch.rand(40, 16, dtype=torch.float64, device=backend.device) * 4
@@ -692,6 +727,19 @@ def test_gradients_of_the_others():
             assert torch.autograd.gradcheck(
                 lambda x, p, m=mode: ops.power_normalize(x, p, mode=m), leaves(x, power)
             )
+
+
+@pytest.mark.parametrize("power", [0.0, 1e-30, 1.0, 1e25, 1e38])
+def test_gradients_of_mse_water_filling_in_single_precision(power):
+    """The level and its square are far below the least float32 where P is far above 1 / a."""
+    given = [torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([power])]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.to(dtype).requires_grad_() for t in given]
+        p = ops.mse_water_filling(*leaves)
+        found.append(torch.autograd.grad((p * p.new_tensor([1.0, 3.0, 1.0])).sum() / max(power, 1.0), leaves))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=1e-45)
 
 
 def test_a_row_of_zeros_has_no_gradient(backend):

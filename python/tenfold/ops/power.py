@@ -278,9 +278,11 @@ def mse_water_filling(gains: Any, weights: Any, power: Any) -> Any:
     With several users on each carrier, gains [..., N, K] and weights [..., K], it minimises
     sum_n sum_k S_k / (1 + a_nk p_k) (downlink, one power per carrier). Differentiable once.
 
-    One user: in double precision and without cancellation, so that the powers keep their digits and their sum
-    however small P is beside 1 / a. Several users: bisection of the level,
-    Newton's method on each subcarrier.
+    One user: in double precision and without cancellation, so that the powers keep their sum, and of float32
+    inputs their digits, however small P is beside 1 / a; of float64 inputs they are those of the products S a
+    as these round. Rows that hold NaN or infinities, where nothing refuses them (on a GPU), and those whose
+    S a or 1 / a overflow, give NaN and touch no other. Several users: bisection of the level, Newton's method
+    on each subcarrier.
 
     Args:
         gains: a >= 0, real [..., K], or [..., N, K] where `weights` has one axis fewer.

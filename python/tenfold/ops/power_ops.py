@@ -144,21 +144,25 @@ def _setup_mse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 
 def _gradient_mse(ctx: Any, grad: Tensor, grad_level: Tensor) -> tuple[Any, ...]:
-    """p = q / c - 1/a with q = sqrt(S/a), c = sum_A q / (P + sum_A 1/a)."""
-    a, s, power, p, level = ctx.saved_tensors
+    """p = q / c - 1/a with q = sqrt(S/a), c = sum_A q / (P + sum_A 1/a). In double precision: c^2 and
+    a^2 may be below the least float32."""
+    *leaves, p, level = ctx.saved_tensors
+    a, s, power = (t.double() for t in leaves)
+    grad, grad_level = grad.double(), grad_level.double()
     inside = (p > 0) & torch.isfinite(level)[:, None]
     a1, s1 = torch.where(inside, a, 1.0), torch.where(inside, s, 1.0)
-    c = torch.where(torch.isfinite(level), level, 1.0)[:, None]
     q = (s1 / a1).sqrt()
     below = (power + torch.where(inside, 1 / a1, 0.0).sum(-1)).clamp_min(torch.finfo(a.dtype).tiny)[:, None]
+    some = inside.any(-1)
+    c = torch.where(some, torch.where(inside, q, 0.0).sum(-1), below[:, 0])[:, None] / below
     v = torch.where(inside, grad, 0.0)
-    dc = torch.where(inside.any(-1), grad_level, 0.0)[:, None] - (v * q).sum(-1, keepdim=True) / c.square()
+    dc = torch.where(some, grad_level, 0.0)[:, None] - (v * q).sum(-1, keepdim=True) / c.square()
     dq = v / c + dc / below
     d_inverse = -v - dc * c / below
     da = torch.where(inside, -0.5 * dq * q / a1 - d_inverse / a1.square(), 0.0)
     ds = torch.where(inside, 0.5 * dq * q / s1, 0.0)
-    dp = torch.where(inside.any(-1), (-dc * c / below)[:, 0], 0.0)
-    return da, ds, dp
+    dp = torch.where(some, (-dc * c / below)[:, 0], 0.0)
+    return tuple(t.to(leaf.dtype) for t, leaf in zip((da, ds, dp), leaves, strict=True))
 
 
 def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
