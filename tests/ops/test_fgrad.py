@@ -177,6 +177,24 @@ def test_omp_with_duplicates_constants_and_edges(backend):
     assert empty.indices.shape == (0,)
 
 
+def test_omp_of_nan_picks_rows_that_there_are(isa, monkeypatch):
+    e, h = factors(9, 3, 4)
+    picked = []
+
+    def finish(indices, *rest):
+        picked.append(indices.tolist())
+        return fgrad_reference.finish(indices, *rest)
+
+    monkeypatch.setattr(fgrad_native, "finish", finish)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for rows in (slice(0, 9), slice(4, 5)):
+            worse = e.clone()
+            worse[rows] = bad
+            found = omp_factored(worse, h, 9, check=False)
+            assert sorted(picked.pop()) == list(range(9))
+            assert found.residual.shape == (9,)
+
+
 def test_omp_threads(set_threads):
     e, h = factors(700, 20, 33)
     found = []
