@@ -120,7 +120,8 @@ class Found {
       if (values_[i] != other.values_[i]) fail(what, names_[i].c_str(), "differs between instruction sets");
     for (size_t i = 0; i < near_.size(); ++i)
       for (size_t j = 0; j < near_[i].values.size(); ++j) {
-        const double a = near_[i].values[j], b = other.near_[i].values[j], most = near_[i].share * (1 + std::fmax(std::fabs(a), std::fabs(b)));
+        const double a = near_[i].values[j], b = other.near_[i].values[j],
+                     most = near_[i].share * (1 + std::fmax(std::fabs(a), std::fabs(b)));
         if (a == b || (a != a && b != b) || (std::isfinite(a) && std::isfinite(b) && std::fabs(a - b) <= most)) continue;
         std::fprintf(stderr, "%zu: %.9g, %.9g\n", j, a, b);
         fail(what, near_[i].name, "differs more between instruction sets than rounding explains");

@@ -31,7 +31,8 @@ static void channels(Bytes& in) {
   in.tame = in.flag();
   const bool given = in.flag(), scaled = in.flag(), allocate = in.flag();
   const Input<T> transmit(in, {rows, users, carriers}, true), gains(in, {rows, users, carriers}, true), alpha(in, {rows}, false);
-  const auto mean = Input<T>(in, {rows, users}, false, true).checked(false), scale = Input<T>(in, {rows, users}, false, true).checked(false);
+  const auto mean = Input<T>(in, {rows, users}, false, true).checked(false),
+             scale = Input<T>(in, {rows, users}, false, true).checked(false);
   const auto noise = Input<T>(in, {rows}, false, true).checked(false), rho = Input<T>(in, {rows, users}, false, true).checked(false);
   const auto power = Input<T>(in, {rows, users}, false, true).checked(true);
   ChannelArgs a = {};
@@ -59,9 +60,9 @@ static void channels(Bytes& in) {
     head.received = parts.data(), head.found = part_alpha.data(), head.dual = part_dual.data();
     tail.received = parts.data() + 2 * cut * carriers;
     if (allocate) tail.found = part_alpha.data() + cut, tail.dual = part_dual.data() + cut * users;
-    for (PowerView ChannelArgs::*view : {&ChannelArgs::transmit, &ChannelArgs::gains}) tail.*view = behind(a.*view, true);
-    for (PowerView ChannelArgs::*view : {&ChannelArgs::mean, &ChannelArgs::scale, &ChannelArgs::noise, &ChannelArgs::alpha,
-                                         &ChannelArgs::power, &ChannelArgs::rho})
+    for (PowerView ChannelArgs::* view : {&ChannelArgs::transmit, &ChannelArgs::gains}) tail.*view = behind(a.*view, true);
+    for (PowerView ChannelArgs::* view :
+         {&ChannelArgs::mean, &ChannelArgs::scale, &ChannelArgs::noise, &ChannelArgs::alpha, &ChannelArgs::power, &ChannelArgs::rho})
       tail.*view = behind(a.*view, false);
     if (cut > 0) k.channel(head);
     if (cut < rows) k.channel(tail);

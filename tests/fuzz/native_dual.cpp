@@ -14,8 +14,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const Layout layout(in, {height, columns}, true);
   const auto held = in.typed(layout.reach, dtype);
   constexpr uint32_t kDistributions[] = {0, 1, 7};
-  const PerturbedWeight weight = {held.data(), columns, layout.strides[0], layout.strides[1], dtype, in.word(),
-                                  static_cast<uint32_t>(in.word()), static_cast<uint32_t>(in.size(0, 9)), kDistributions[in.byte() % 3],
+  const PerturbedWeight weight = {held.data(),
+                                  columns,
+                                  layout.strides[0],
+                                  layout.strides[1],
+                                  dtype,
+                                  in.word(),
+                                  static_cast<uint32_t>(in.word()),
+                                  static_cast<uint32_t>(in.size(0, 9)),
+                                  kDistributions[in.byte() % 3],
                                   in.flag() ? -1 : 2 + in.byte() % 2};
   std::vector<double> coefs;
   std::vector<std::vector<int64_t>> ids;

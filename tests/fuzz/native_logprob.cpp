@@ -122,8 +122,8 @@ static void divergences(Bytes& in) {
   on_each("divergence", TF_EACH(row), true, [&](const RowKernels& k) {
     std::vector<double> loss(n), lse(n), ref_lse(n);
     auto out = to.data;
-    RowDivergenceArgs a = {to.rows(out), z.rows(), ref.rows(), vocabulary, targets.data(), beta, kind, loss.data(), lse.data(),
-                           ref_lse.data(), grad.data(), 1};
+    RowDivergenceArgs a = {to.rows(out), z.rows(),    ref.rows(), vocabulary,     targets.data(), beta,
+                           kind,         loss.data(), lse.data(), ref_lse.data(), grad.data(),    1};
     k.divergence(a);
     k.divergence_backward(a);
     Found found;

@@ -24,11 +24,14 @@ static Drawn matrix(Bytes& in, int dtype, bool given) {
   const int32_t rank = static_cast<int32_t>(in.size(1, in.byte() % 8 == 0 ? kMaxRank : 9));
   const Layout own(in, {rows, columns}), from(in, {rows, columns}, true);
   const bool apart = in.flag();
-  Drawn out = {in.typed(own.reach, dtype), in.typed(apart ? from.reach : 0, dtype), in.numbers<float>(rank * columns),
-               in.numbers<float>(given ? rows * rank : 0), {}};
+  Drawn out = {in.typed(own.reach, dtype),
+               in.typed(apart ? from.reach : 0, dtype),
+               in.numbers<float>(rank * columns),
+               in.numbers<float>(given ? rows * rank : 0),
+               {}};
   const Layout& read = apart ? from : own;
-  out.matrix = {nullptr, nullptr, nullptr, nullptr, rows, columns, own.strides[0], own.strides[1], read.strides[0], read.strides[1], rank,
-                static_cast<uint32_t>(in.word())};
+  out.matrix = {nullptr,        nullptr,        nullptr,         nullptr,         rows, columns,
+                own.strides[0], own.strides[1], read.strides[0], read.strides[1], rank, static_cast<uint32_t>(in.word())};
   return out;
 }
 

@@ -24,7 +24,8 @@ static Picture picture(Bytes& in, const std::vector<int64_t>& sizes, int dtype, 
 
 static std::vector<int64_t> sizes(Bytes& in, int64_t least) {
   const bool wide = in.byte() % 4 == 0, high = in.byte() % 8 == 0;
-  return {in.size(1, 2), in.size(1, wide || high ? 1 : 3), in.size(least, high ? 150 : least + 20), in.size(least, wide ? 300 : least + 40)};
+  return {in.size(1, 2), in.size(1, wide || high ? 1 : 3), in.size(least, high ? 150 : least + 20),
+          in.size(least, wide ? 300 : least + 40)};
 }
 
 // Gradients for floating pictures: of their dtypes, any layout without repeats.

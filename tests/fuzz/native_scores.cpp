@@ -1,5 +1,5 @@
-// Scores, cross-entropies, votes, masks and dynamics of rows of logits, medians of classes, pursuit. Counts, choices, medians and which rows
-// are bad are equal; scores of ordinary logits are within the rounding of sums of a few hundred floats.
+// Scores, cross-entropies, votes, masks and dynamics of rows of logits, medians of classes, pursuit. Counts, choices, medians and which
+// rows are bad are equal; scores of ordinary logits are within the rounding of sums of a few hundred floats.
 #include <algorithm>
 
 #include "native.hpp"
@@ -48,6 +48,13 @@ static void scored(Bytes& in) {
     require(votes <= n && (!in.tame || !want[8] || votes == n), "score", "has another number of votes than rows");
     require(!in.tame || bad[0] == n, "score", "calls ordinary logits infinite");
     require(!valid || bad[1] == n, "score", "calls a label of a class wrong");
+    for (int64_t r = 0; logits.matrix.dtype == 0 && r < n; ++r) {
+      const float* z = reinterpret_cast<const float*>(logits.data.data()) + r * logits.matrix.stride;
+      float top = -INFINITY;
+      for (int64_t i = 0; i < columns; ++i) top = z[i] > top || z[i] != z[i] ? (z[i] != z[i] ? INFINITY : z[i]) : top;
+      for (int i = 0; std::isinf(top) && i < 7; ++i)
+        require(!want[i] || out[i][r] != out[i][r], "score", "of a row with NaN or infinity, or nothing, is a number");
+    }
     Found found;
     found.add("bad", bad), found.add("histogram", histogram), found.add("correct", correct);
     for (int i = 0; in.tame && i < 7; ++i) found.near("score", out[i], kNear);
@@ -84,7 +91,8 @@ static void dynamics(Bytes& in) {
   for (int64_t i = 0; i < samples; ++i) order[i] = i;
   for (int64_t i = 0; i < n; ++i) std::swap(order[i], order[i + in.byte() % (samples - i)]);
   order.resize(n);
-  const auto correct = in.integers<uint8_t>(n, 0, 1), last = in.integers<uint8_t>(samples, 0, 1), ever = in.integers<uint8_t>(samples, 0, 1);
+  const auto correct = in.integers<uint8_t>(n, 0, 1), last = in.integers<uint8_t>(samples, 0, 1),
+             ever = in.integers<uint8_t>(samples, 0, 1);
   const auto margin = in.numbers<float>(n), el2n = in.numbers<float>(n), aum = in.numbers<float>(samples), sum = in.numbers<float>(samples);
   const auto counts = in.integers<int32_t>(samples, 0, 90);
   on_each("dynamics", TF_EACH(score), true, [&](const ScoreKernels& k) {
@@ -136,7 +144,8 @@ static void masks(Bytes& in) {
     if (keep[values[i]]) kept.push_back(i);
   on_each("mask", TF_EACH(score), true, [&](const ScoreKernels& k) {
     std::vector<int64_t> counts((n + kMaskPiece - 1) / kMaskPiece), bad = {n}, out(kept.size());
-    MaskArgsOfClasses a = {labels.data(), static_cast<int>(bytes), kind != 0, n, keep.data(), classes, counts.data(), bad.data(), nullptr, 1};
+    MaskArgsOfClasses a = {labels.data(), static_cast<int>(bytes), kind != 0,  n,       keep.data(),
+                           classes,       counts.data(),           bad.data(), nullptr, 1};
     k.mask(a);
     require(bad[0] == first_bad, "mask", "found another wrong label");
     if (bad[0] == n && !kept.empty()) a.out = out.data(), k.mask(a);

@@ -30,7 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int64_t batches = in.size(in.byte() % 16 == 0 ? 0 : 1, 2), classes = in.size(1, many ? 300 : 7);
   const int64_t voxels = in.size(in.byte() % 16 == 0 ? 0 : 1, many ? 70 : in.byte() % 8 == 0 ? 5000 : 400);
   const int kind = dense ? in.byte() % 9 : kLabelU8 + in.byte() % 5;
-  const Layout at(in, {batches, classes, voxels}, true), at_map(in, {batches, classes, voxels}, true), at_labels(in, {batches, voxels}, true);
+  const Layout at(in, {batches, classes, voxels}, true), at_map(in, {batches, classes, voxels}, true),
+      at_labels(in, {batches, voxels}, true);
   const Layout at_mask(in, {batches, voxels}, true);
   const auto logits = in.typed(at.reach, dtype);
   const int64_t low = in.byte() % 4 == 0 ? -1 : 0, high = (classes < 100 ? classes : 100) - (in.byte() % 4 == 0 ? 0 : 1);
@@ -74,7 +75,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     a.sums = given.data();
     k.backward(a);
     if (in.tame && gamma == 0 && dtype == 0)
-      found.near("gradient", std::vector<float>(reinterpret_cast<float*>(out.data()), reinterpret_cast<float*>(out.data() + out.size())), 1e-3);
+      found.near("gradient", std::vector<float>(reinterpret_cast<float*>(out.data()), reinterpret_cast<float*>(out.data() + out.size())),
+                 1e-3);
     return found;
   });
   return 0;

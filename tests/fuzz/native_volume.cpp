@@ -1,5 +1,5 @@
-// Labels of interpolated logits, compared where interpolation is exact; components, their largest and holes, which are integers and compared
-// always, with components also counted by flooding.
+// Labels of interpolated logits, compared where interpolation is exact; components, their largest and holes, which are integers and
+// compared always, with components also counted by flooding.
 #include "native.hpp"
 #include "volume/volume_api.hpp"
 TF_TABLES(Volume, volume)

@@ -129,8 +129,8 @@ static void replays(Bytes& in) {
     Tensors w = params, by_hand = params;
     const auto theta = call.views(w), other = call.views(by_hand);
     const int64_t count = static_cast<int64_t>(w.size());
-    k.replay({theta.data(), call.streams.data(), count, summands.data(), each.data(), static_cast<int64_t>(each.size()), call.dtype, z_round,
-              stochastic, 1});
+    k.replay({theta.data(), call.streams.data(), count, summands.data(), each.data(), static_cast<int64_t>(each.size()), call.dtype,
+              z_round, stochastic, 1});
     const Term* at = summands.data();
     for (const ReplayPass& p : each) {
       k.chain({other.data(), other.data(), call.streams.data(), count, at, p.n_terms, p.decay, call.dtype, z_round, stochastic,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tenfold.kernels.scores import fgrad_reference
+from tenfold.kernels.scores import fgrad_native, fgrad_reference
 from tenfold.kernels.scores.nnls import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
