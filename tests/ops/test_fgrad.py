@@ -177,6 +177,20 @@ def test_omp_with_duplicates_constants_and_edges(backend):
     assert empty.indices.shape == (0,)
 
 
+def test_omp_of_factors_that_are_not_finite(backend):
+    e, h = factors(9, 3, 4)
+    target = fgrad_reference.rmv(e, h, torch.full((9,), 1 / 9), True).to(backend.device)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for rows in (slice(0, 9), slice(4, 5)):
+            worse = e.clone()
+            worse[rows] = bad
+            for goal in (None, target):
+                arguments = (worse.to(backend.device), h.to(backend.device), 9)
+                found = omp_factored(*arguments, target=goal, check=False)
+                assert found.residual.shape == (9,)
+                assert found.weights.isfinite().all()
+
+
 def test_omp_of_nan_picks_rows_that_there_are(isa, monkeypatch):
     e, h = factors(9, 3, 4)
     picked = []
