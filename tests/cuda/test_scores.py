@@ -27,7 +27,7 @@ def module_of(gpu, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 
 
 def drawn(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows right and wrong, with ties, -inf, NaN, inf, nothing but -inf, and labels that are no class; both."""
+    """Rows right and wrong, with ties, -inf, NaN, inf, nothing but -inf, and labels that are no class."""
     generator = torch.Generator().manual_seed(classes)
     z = (3 * torch.randn(rows, classes, generator=generator)).to(dtype)
     labels = torch.randint(classes, (rows,), generator=generator)
