@@ -116,6 +116,8 @@ FOUND: list[tuple[str, Damage]] = [
     ("run_settings", lambda data: data + b"0: 5\n"),
     ("unet", header("classes", "klasses")),
     ("unet", header("head.bias", "head.base")),
+    ("unet", header('\\"classes\\": 2', '\\"classes\\": 92233854775808')),
+    ("unet", header('\\"classes\\": 2', '\\"classes\\": 9223385477580800000')),
     ("training_state", header("rest", "test")),
     ("edit_about", swapped(b"closed_form", b"closed_forn")),
     ("edit_weights", lambda data: data[:-4] + struct.pack("<f", float("nan"))),
