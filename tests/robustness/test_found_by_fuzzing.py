@@ -47,6 +47,15 @@ def beton_label(data: bytes) -> bytes:
     return data[: 24 + 3 * 1041 + 16] + struct.pack("<q", 1 << 40) + data[24 + 3 * 1041 + 24 :]
 
 
+def beton_size(data: bytes) -> bytes:
+    return data[:-8] + struct.pack("<Q", 1 << 62)
+
+
+def beton_picture(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0") + 5  # height and width of the JPEG
+    return data[:at] + struct.pack(">HH", 9000, 9000) + data[at + 4 :]
+
+
 def no_text(data: bytes) -> bytes:
     return data[:3] + b"\xff\xfe\x80" + data[3:]
 
@@ -78,6 +87,8 @@ FOUND: list[tuple[str, Damage]] = [
     ("drawn_picture", cut(40)),
     ("beton", beton_label),
     ("beton", swapped(b"\xff\xd8\xff", b"\xff\xd8\x00")),
+    ("beton", beton_size),
+    ("beton", beton_picture),
     ("set_labels", no_text),
     ("cohorts", no_text),
     ("ranked_cohorts", no_text),
@@ -99,6 +110,8 @@ FOUND: list[tuple[str, Damage]] = [
     ("task_lines", lambda data: b'{"sentence": ' + b"[" * 100_000),
     ("evaluation_log", deep),
     ("evaluation_log", swapped(b'{"score": 0.25}', b'{"score": [1]}')),
+    ("evaluation_log", swapped(b'{"0": {"score": 0.5}, "1": {"score": 0.25}}', b"[1" + b"0" * 30 + b"]")),
+    ("evaluation_log", swapped(b'{"score": 0.25}', b'{"score": 1' + b"0" * 400 + b"}")),
     ("task_drop", swapped(b'"date": {"day": "1", "month": "", "year": ""}', b'"date": [1]')),
     ("attack_config", swapped(b'{"tenfold": ', b'{"tenfold": 3.5, "x": ')),
     ("soul_settings", deep),
