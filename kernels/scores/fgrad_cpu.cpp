@@ -100,7 +100,16 @@ class Pursuit {
     for (int64_t tile = 1; tile < tiles_; ++tile) {
       if (best_[tile].value > best.value) best = best_[tile];
     }
-    return best.row;
+    return best.row < a_.errors.rows ? best.row : first_left(picks);
+  }
+
+  // The first row not taken: what is picked where no entry is larger than -inf, as with NaN in the factors.
+  int64_t first_left(int64_t picks) const {
+    for (int64_t row = 0;; ++row) {
+      bool taken = false;
+      for (int64_t t = 0; t < picks; ++t) taken = taken || a_.indices[t] == row;
+      if (!taken) return row;
+    }
   }
 
   Best best_of(int64_t tile, int64_t picks) {

@@ -180,9 +180,9 @@ def finish(
     size: Tensor,
     lam: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Non-negative weights of the same normal equations; picks of weight 0 are left out, and those that
-    depend on earlier ones."""
-    g, b, free = (t.cpu() for t in (gram_, at, pivots.isfinite()))
+    """Non-negative weights of the same normal equations; picks of weight 0 are left out, those that depend on
+    earlier ones, and those whose inner products are not finite."""
+    g, b, free = (t.cpu() for t in (gram_, at, pivots.isfinite() & at.isfinite()))
     some = free.nonzero()[:, 0]
     system = g[some][:, some] + lam * torch.eye(some.numel(), dtype=torch.float64)
     x = torch.zeros_like(b)

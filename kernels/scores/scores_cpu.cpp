@@ -77,7 +77,7 @@ TF_INLINE inline OtherSums block_sums(RowBlock<T>& b, const T* after, V& finite)
     __builtin_memcpy(&rest, once, sizeof(rest));
     out.second = larger(tree_max(rest), tree_max(next[0]));
   }
-  if (out.max == kNoLogit) return out;
+  // Where every logit is -inf or NaN, other_about takes s for nothing, unless it is NaN.
   V s[4] = {}, a[4] = {}, q[4] = {};
   const V max = spread(out.max), least = spread(kLeastExponent);
   b.next = after;
@@ -118,7 +118,7 @@ void score_row(const ScoreArgs& a, int64_t r) {
   const int64_t n = a.logits.columns, label = a.labels[r];
   const bool valid = label >= 0 && label < n;
   V finite = {};
-  const float own = valid ? to_math(z[label]) : kNoLogit;
+  const float own = valid ? to_math(z[label]) : -INFINITY;
   const OtherSums others = row_sums<second, true>(z, n, valid ? label : -1, following<T>(a.logits, r), finite);
   const RowScore s = score_of(others, own);
   const bool infinite = std::isnan(tree_sum(finite)) || (valid && !std::isfinite(own));
@@ -161,7 +161,7 @@ void cross_entropy(const CrossEntropyArgs& a) {
         const bool valid = label >= 0 && label < n;
         V finite = {};
         const OtherSums others = row_sums<false, false>(z, n, valid ? label : -1, following<T>(a.logits, r), finite);
-        const RowScore s = score_of(others, valid ? to_math(z[label]) : kNoLogit);
+        const RowScore s = score_of(others, valid ? to_math(z[label]) : -INFINITY);
         a.loss[r] = valid && !s.hopeless ? s.loss : not_a_number();
         a.top[r] = s.top;
         a.log_total[r] = s.hopeless ? not_a_number() : s.log_total;

@@ -272,7 +272,7 @@ __device__ Kept keep_row(const Matrix& logits, const int64_t* labels, int64_t r,
   const int n = static_cast<int>(logits.columns);
   const int64_t label = labels[r];
   const bool valid = label >= 0 && label < n;
-  const float own = valid ? to_math(row[label]) : kNoLogit;
+  const float own = valid ? to_math(row[label]) : -INFINITY;
   const Found found = search_row<T, second, sums>(row, n, valid ? static_cast<int>(label) : -1);
   const bool infinite = !(found.finite == found.finite) || (valid && !(own - own == 0.0f));
   int at = kNowhere;
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, 3) score_kernel(const ScoreArgs a) {
   if (mine.infinite) lower_to(a.bad, r);
   if (!mine.valid) lower_to(a.bad + 1, r);
   int64_t choice = label;
-  if (!(mine.valid && mine.own > mine.sums.max)) {
+  if (mine.index != kNowhere && !(mine.valid && mine.own > mine.sums.max)) {
     choice = mine.index;  // with a tie, the label's own class may be it
   }
   if (a.histogram != nullptr && !s.hopeless) count(a.histogram + choice);

@@ -40,6 +40,8 @@ def drawn(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     z[7] = 0.0
     labels[8] = classes
     labels[9] = -1
+    z[10] = -torch.inf
+    labels[10] = classes + 3
     return z, labels, torch.rand(rows, generator=generator)
 
 
@@ -116,6 +118,15 @@ def test_a_row_of_nothing_has_no_vote(gpu, monkeypatch, request, dtype):
             first = kernels.class_vote(rows.to(gpu.device), None, histogram[:classes], None)
             assert int(first) == want
             assert histogram.tolist() == [2] + [0] * (classes + 63)
+
+
+def test_a_row_of_the_lowest_logits_votes_for_a_class(gpu, monkeypatch, request):
+    kernels = module_of(gpu, monkeypatch, request)
+    for classes in (1, 4, 37, 600):
+        z = torch.full((3, classes), torch.finfo(torch.float32).min, device=gpu.device)
+        labels = torch.tensor([0, classes - 1, classes], device=gpu.device)
+        found, _ = kernels.score_rows(z, labels, None, frozenset(NAMES) - {"grand"})
+        assert found.histogram.sum() <= 3
 
 
 def test_dynamics_are_the_reference_s(gpu, monkeypatch, request):

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 class Bytes {
@@ -109,9 +110,22 @@ class Found {
       if ((x & 0x7FFFu) > infinite) x = 0x7FFFu;
     add(name, halves);
   }
+  // Values that may differ by `share` of 1 + their size; NaN and infinities are as they are.
+  template <class T>
+  void near(const char* name, const std::vector<T>& values, double share) {
+    near_.push_back({name, std::vector<double>(values.begin(), values.end()), share});
+  }
   void require_same(const Found& other, const char* what) const {
     for (size_t i = 0; i < names_.size(); ++i)
       if (values_[i] != other.values_[i]) fail(what, names_[i].c_str(), "differs between instruction sets");
+    for (size_t i = 0; i < near_.size(); ++i)
+      for (size_t j = 0; j < near_[i].values.size(); ++j) {
+        const double a = near_[i].values[j], b = other.near_[i].values[j],
+                     most = near_[i].share * (1 + std::fmax(std::fabs(a), std::fabs(b)));
+        if (a == b || (a != a && b != b) || (std::isfinite(a) && std::isfinite(b) && std::fabs(a - b) <= most)) continue;
+        std::fprintf(stderr, "%zu: %.9g, %.9g\n", j, a, b);
+        fail(what, near_[i].name, "differs more between instruction sets than rounding explains");
+      }
   }
   [[noreturn]] static void fail(const char* what, const char* name, const char* why) {
     std::fprintf(stderr, "%s: %s %s\n", what, name, why);
@@ -125,7 +139,38 @@ class Found {
     if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size() * sizeof(T));
     return out;
   }
+  struct Near {
+    const char* name;
+    std::vector<double> values;
+    double share;
+  };
   std::vector<std::string> names_, values_;
+  std::vector<Near> near_;
+};
+
+// Where values of some sizes lie, in elements: one behind the other, or with axes in any order and gaps between. With `repeat` an axis may
+// have stride 0; with `unit` the last one has stride 1.
+struct Layout {
+  std::vector<int64_t> sizes, strides;
+  int64_t count = 1, reach = 1;  // elements; and from the first to behind the last
+  bool plain;
+
+  Layout(Bytes& in, const std::vector<int64_t>& of, bool repeat = false, bool unit = false) : sizes(of), strides(of.size()) {
+    const int64_t axes = static_cast<int64_t>(of.size());
+    std::vector<int64_t> order;
+    for (int64_t axis = axes; axis-- > 0;) order.push_back(axis), count *= of[axis];
+    plain = in.flag() || count == 0;
+    for (int64_t i = unit; !plain && i < axes; ++i) std::swap(order[i], order[i + in.byte() % (axes - i)]);
+    int64_t next = !plain && !unit && in.byte() % 4 == 0 ? 2 : 1;
+    for (int64_t axis : order) {
+      strides[axis] = next;
+      next *= of[axis];
+      if (!plain && in.byte() % 4 == 0) next += 1 + in.byte() % 3;
+    }
+    if (repeat && !plain && in.byte() % 4 == 0 && axes > unit) strides[in.byte() % (axes - unit)] = 0;
+    for (int64_t axis = 0; axis < axes; ++axis) reach += (of[axis] - 1) * strides[axis];
+    if (count == 0) reach = 0;
+  }
 };
 
 // work(table) -> Found, on the baseline and, where the machine has it, on AVX2; `equal`: they write the same bits.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tenfold.kernels.scores import fgrad_reference
+from tenfold.kernels.scores import fgrad_native, fgrad_reference
 from tenfold.kernels.scores.nnls import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -175,6 +175,38 @@ def test_omp_with_duplicates_constants_and_edges(backend):
         assert omp_factored(e, h, k).residual.shape == (k,)
     empty = omp_factored(e[:0], h[:0], 0)
     assert empty.indices.shape == (0,)
+
+
+def test_omp_of_factors_that_are_not_finite(backend):
+    e, h = factors(9, 3, 4)
+    target = fgrad_reference.rmv(e, h, torch.full((9,), 1 / 9), True).to(backend.device)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for rows in (slice(0, 9), slice(4, 5)):
+            worse = e.clone()
+            worse[rows] = bad
+            for goal in (None, target):
+                arguments = (worse.to(backend.device), h.to(backend.device), 9)
+                found = omp_factored(*arguments, target=goal, check=False)
+                assert found.residual.shape == (9,)
+                assert found.weights.isfinite().all()
+
+
+def test_omp_of_nan_picks_rows_that_there_are(isa, monkeypatch):
+    e, h = factors(9, 3, 4)
+    picked = []
+
+    def finish(indices, *rest):
+        picked.append(indices.tolist())
+        return fgrad_reference.finish(indices, *rest)
+
+    monkeypatch.setattr(fgrad_native, "finish", finish)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for rows in (slice(0, 9), slice(4, 5)):
+            worse = e.clone()
+            worse[rows] = bad
+            found = omp_factored(worse, h, 9, check=False)
+            assert sorted(picked.pop()) == list(range(9))
+            assert found.residual.shape == (9,)
 
 
 def test_omp_threads(set_threads):

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tenfold.kernels.scores import scores_reference
+from tenfold.kernels.scores import scores_native, scores_reference
 
 from tenfold.ops import Scores, dynamics_update, new_dynamics, score_fused
 from tenfold.ops.scores import STATE, WANT
@@ -196,6 +196,33 @@ def test_rows_that_are_not_finite(backend):
     hopeless = score_fused(torch.full((2, 3), -torch.inf, device=z.device), labels[:2] % 3, check=False)
     assert hopeless.loss.isnan().all()
     assert hopeless.histogram.sum() == 0
+
+
+def test_a_nan_among_two_classes(backend):
+    z = torch.tensor([[5.0, torch.nan], [torch.nan, 5.0], [5.0, 4.0]], device=backend.device)
+    found = score_fused(z, torch.tensor([0, 1, 0], device=z.device), want=WANT[2:], check=False)
+    for name in ("loss", "entropy", "margin", "least_confidence", "label_margin"):
+        assert getattr(found, name).isnan().tolist() == [True, True, False], name
+    assert found.correct.tolist() == [False, False, True]
+    assert found.histogram.tolist() == [1, 0]
+
+
+def test_a_row_of_nothing_whose_label_is_no_class(isa, monkeypatch):
+    """It has no vote, within the histogram or behind it."""
+    room = torch.zeros(64, dtype=torch.int64)
+
+    def few(rows, classes, *rest):
+        return scores_reference.empty_scores(rows, classes, *rest)._replace(histogram=room[:classes])
+
+    monkeypatch.setattr(scores_native, "empty_scores", few)
+    for classes in (1, 3, 17, 33):
+        z = torch.full((2, classes), -torch.inf)
+        found = score_fused(z, torch.tensor([classes, -1]), check=False)
+        assert found.el2n.isnan().all()
+        assert room.count_nonzero() == 0
+        with pytest.raises(ValueError, match="logits: expected finite entries"):
+            score_fused(z, torch.tensor([classes, -1]))
+        assert room.count_nonzero() == 0
 
 
 @pytest.mark.parametrize(

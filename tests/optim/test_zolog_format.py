@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import struct
 import sys
@@ -383,3 +384,11 @@ def test_the_hash_is_of_names_shapes_dtypes_and_bytes() -> None:
     )
     written = b"x float32 [2]\n" + struct.pack("<2f", 1.0, -2.0)
     assert zolog.weights_sha256([("x", torch.tensor([1.0, -2.0]))]) == hashlib.sha256(written).hexdigest()
+
+
+@pytest.mark.parametrize("eps", [-1e-3, 0.0, math.inf, math.nan])
+def test_a_step_with_an_eps_that_is_none(tmp_path, eps):
+    """Before a replay comes to it: the weights would be half written."""
+    write(tmp_path / "a.zolog", [step(0), step(1, eps=(eps,))])
+    with pytest.raises(ZOLogError, match=r"a\.zolog: expected an eps > 0 in step 1"):
+        log.read(tmp_path / "a.zolog")

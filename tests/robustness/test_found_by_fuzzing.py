@@ -47,6 +47,15 @@ def beton_label(data: bytes) -> bytes:
     return data[: 24 + 3 * 1041 + 16] + struct.pack("<q", 1 << 40) + data[24 + 3 * 1041 + 24 :]
 
 
+def beton_size(data: bytes) -> bytes:
+    return data[:-8] + struct.pack("<Q", 1 << 62)
+
+
+def beton_picture(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0") + 5  # height and width of the JPEG
+    return data[:at] + struct.pack(">HH", 9000, 9000) + data[at + 4 :]
+
+
 def no_text(data: bytes) -> bytes:
     return data[:3] + b"\xff\xfe\x80" + data[3:]
 
@@ -78,6 +87,8 @@ FOUND: list[tuple[str, Damage]] = [
     ("drawn_picture", cut(40)),
     ("beton", beton_label),
     ("beton", swapped(b"\xff\xd8\xff", b"\xff\xd8\x00")),
+    ("beton", beton_size),
+    ("beton", beton_picture),
     ("set_labels", no_text),
     ("cohorts", no_text),
     ("ranked_cohorts", no_text),
@@ -99,9 +110,17 @@ FOUND: list[tuple[str, Damage]] = [
     ("task_lines", lambda data: b'{"sentence": ' + b"[" * 100_000),
     ("evaluation_log", deep),
     ("evaluation_log", swapped(b'{"score": 0.25}', b'{"score": [1]}')),
+    ("evaluation_log", swapped(b'{"0": {"score": 0.5}, "1": {"score": 0.25}}', b"[1" + b"0" * 30 + b"]")),
+    ("evaluation_log", swapped(b'{"score": 0.25}', b'{"score": 1' + b"0" * 400 + b"}")),
     ("task_drop", swapped(b'"date": {"day": "1", "month": "", "year": ""}', b'"date": [1]')),
     ("attack_config", swapped(b'{"tenfold": ', b'{"tenfold": 3.5, "x": ')),
     ("soul_settings", deep),
+    ("soul_settings", swapped(b'"unlearn_method": "GA"', b'"unlearn_method": {}')),
+    ("soul_settings", swapped(b'"unlearn_method": "GA"', b'"unlearn_method": "GA", "GA": 3')),
+    ("soul_settings", swapped(b'"unlearn_method": "GA"', b'"unlearn_method": "GA", "GA": {"gamma": []}')),
+    ("soul_settings", swapped(b'{"rho": 0.1}', b"[0.1]")),
+    ("soul_settings", swapped(b'{"rho": 0.1}', b'{"rho": {}}')),
+    ("soul_settings", swapped(b'"model_name": "m"', b'"model_name": ["m"]')),
     ("dropped_rows", lambda data: b"(lp0\n(lp1\nI1\naaI2\na."),
     ("report", swapped(b'"label"', b'"lable"')),
     ("report", a_list),
@@ -110,6 +129,8 @@ FOUND: list[tuple[str, Damage]] = [
     ("run_settings", lambda data: data + b"0: 5\n"),
     ("unet", header("classes", "klasses")),
     ("unet", header("head.bias", "head.base")),
+    ("unet", header('\\"classes\\": 2', '\\"classes\\": 92233854775808')),
+    ("unet", header('\\"classes\\": 2', '\\"classes\\": 9223385477580800000')),
     ("training_state", header("rest", "test")),
     ("edit_about", swapped(b"closed_form", b"closed_forn")),
     ("edit_weights", lambda data: data[:-4] + struct.pack("<f", float("nan"))),
@@ -136,6 +157,7 @@ FOUND: list[tuple[str, Damage]] = [
     ("gguf_model", swapped(b"tokenizer.ggml.unknown_token_id", b"tokenizer.ggml.unknown_token_it")),
     ("gguf_model", swapped(b"attn_output", b"attn_outqut")),
     ("pipeline_unet", swapped(b'"CrossAttnDownBlock2D"', b'"CrossAttnDownBlock9D"')),
+    ("pipeline_unet", swapped(b'"cross_attention_dim": 32', b'"cross_attention_dim": 3200000000')),
     ("pipeline_tokenizer", no_text),
     ("pipeline_scheduler", swapped(b'"epsilon"', b'"epsilom"')),
 ]

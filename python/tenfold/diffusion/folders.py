@@ -96,6 +96,7 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
         FileNotFoundError: no safetensors weights. ValueError: weights are missing or of another shape.
     """
     try:
+        _check_claim(kind, Path(name) / str(arguments.get("subfolder", "")))
         model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **arguments)
     except ImportError:
         raise
@@ -114,6 +115,18 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
         got = f"{len(missing)} missing: {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
         _checks.fail(ValueError, part, f"all weights of {kind.__name__} in {name}", got)
     return model
+
+
+def _check_claim(kind: Any, folder: Path) -> None:
+    """diffusers makes room for what config.json claims before it looks at the weights: not for more numbers
+    than these have bytes."""
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if not weights or not hasattr(kind, "load_config"):
+        return
+    with torch.device("meta"):
+        claimed = sum(t.numel() for t in kind.from_config(kind.load_config(folder)).state_dict().values())
+    if claimed > weights:
+        raise ValueError(f"{weights} bytes for {claimed} numbers")
 
 
 def _tokenizer(name: str, part: str, index: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -452,9 +452,11 @@ def _step(path: Path, seed: int, number: int, rows: Sequence[Row], eps: Sequence
         raise ZOLogError(f"{path}: expected scalars in step {number}, got none")
     lr, first = measured[0][5], _exact_eps(measured[0][6], eps[0])
     told = [own.get(group, (first if group == 0 else eps[group], lr)) for group in range(len(eps))]
-    for _, rate in told:  # a replay would find it between two steps, the weights half written
+    for own_eps, rate in told:  # a replay would find it between two steps, the weights half written
         if not 0 <= rate < math.inf:
             raise ZOLogError(f"{path}: expected a learning rate >= 0 in step {number}, got {rate}")
+        if not 0 < own_eps < math.inf:
+            raise ZOLogError(f"{path}: expected an eps > 0 in step {number}, got {own_eps}")
     return LoggedStep(
         number,
         seed,

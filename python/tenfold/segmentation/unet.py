@@ -118,6 +118,8 @@ def load_network(path: Path) -> tuple[UNet3D, Recipe]:
     with reading(path, "a network with its recipe"):
         recipe = Recipe(**json.loads(metadata["recipe"]))
         deep = any(name.startswith("coarse_heads.") for name in tensors)
+        with torch.device("meta"):  # the recipe may claim any size: refused before there is room
+            UNet3D(recipe, deep).load_state_dict(tensors, assign=True)
         network = UNet3D(recipe, deep)
         network.load_state_dict(tensors)
     return network.eval(), recipe

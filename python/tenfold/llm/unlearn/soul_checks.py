@@ -53,7 +53,8 @@ def soul_parts(stored: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
     """``overall``, ``unlearn`` and ``dataset`` of a configuration of SOUL's repository.
 
     Raises:
-        ValueError: not an object of objects; a number that is none; betas that its optimizer here has not.
+        ValueError: not an object of objects; a number or text that is none; betas that its optimizer here has
+            not.
     """
     if not isinstance(stored, dict):
         raise ValueError(f"soul_config: expected a JSON object, got {type(stored).__name__}")
@@ -72,11 +73,30 @@ def soul_parts(stored: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         for name in names:
             if name in part and not _is_number(part[name]):
                 raise ValueError(f"soul_config: expected a number as {name!r}, got {part[name]!r}")
-    settings = unlearn.get("sophia_params", {})
+    for part, name in (
+        (overall, "model_name"),
+        (unlearn, "unlearn_method"),
+        (dataset, "forget_dataset_name"),
+    ):
+        if not isinstance(part.get(name, ""), str):
+            raise ValueError(f"soul_config: expected a text as {name!r}, got {part[name]!r}")
+    settings = _own_numbers(unlearn, "sophia_params", ("rho",))
+    _own_numbers(unlearn, unlearn.get("unlearn_method", ""), ("gamma",))
     betas = (settings.get("betas_low", 0.9), settings.get("betas_high", 0.95))
     if unlearn.get("sophia") and betas != (0.9, 0.95):
         raise ValueError(f"soul_config: expected betas 0.9 and 0.95 in 'sophia_params', got {betas}")
     return overall, unlearn, dataset
+
+
+def _own_numbers(unlearn: dict[str, Any], name: str, numbers: tuple[str, ...]) -> dict[str, Any]:
+    """The settings under a name, {} where there are none."""
+    settings = unlearn.get(name, {})
+    if not isinstance(settings, dict):
+        raise ValueError(f"soul_config: expected an object under {name!r}, got {type(settings).__name__}")
+    for key in numbers:
+        if key in settings and not _is_number(settings[key]):
+            raise ValueError(f"soul_config: expected a number as {key!r}, got {settings[key]!r}")
+    return settings
 
 
 def _is_number(value: Any) -> bool:

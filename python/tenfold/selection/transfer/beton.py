@@ -73,6 +73,10 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             _checks.fail(ValueError, str(path), "an allocation table at its end", f"{place} of {size} bytes")
         file.seek(place)
         table = _take(file, ALLOCATION, (size - place) // ALLOCATION.itemsize, path)
+    outside = (table["place"] > size) | (table["size"] > size - np.minimum(table["place"], size))
+    if outside.any():  # `read` would make room for what the table claims
+        got = "place {} and {} bytes".format(*table[["place", "size"]][outside][0].tolist())
+        _checks.fail(ValueError, str(path), f"data within the {size} bytes of the file", got)
     return samples, table[np.argsort(table["place"], kind="stable")]
 
 
@@ -107,7 +111,10 @@ class _FromBeton:
             from PIL import Image
 
             with reading(self.path, f"a picture as image {i}"):
-                return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                picture = Image.open(io.BytesIO(data))
+                if picture.size != (width, height):  # it may claim any size, and get room for it
+                    raise ValueError(f"{picture.size[0]} x {picture.size[1]} pixels for {width} x {height}")
+                return np.asarray(picture.convert("RGB"))
         if len(data) != 3 * height * width:
             expected = f"{3 * height * width} bytes"
             _checks.fail(ValueError, f"{self.path}: image {i}", expected, len(data))

@@ -73,7 +73,7 @@ def reference_ratios(log: Mapping[str, Mapping[str, Any]]) -> list[float]:
     """
     entry = log.get("forget_truth_ratio") or log.get("forget_Truth_Ratio")
     values = (entry or {}).get("value_by_index")
-    if not values:
+    if not values or not isinstance(values, Mapping):
         raise ValueError(
             "reference: expected 'forget_truth_ratio' with 'value_by_index' in the retain model's log, got "
             f"{sorted(log)}"
@@ -81,7 +81,7 @@ def reference_ratios(log: Mapping[str, Mapping[str, Any]]) -> list[float]:
     try:
         found = [values[index].get("score") for index in sorted(values, key=int) if values[index]]
         ratios = [float(score) for score in found if score is not None]
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"reference: expected indices with scores, got others ({error})") from error
     if not ratios:
         raise ValueError("reference: expected truth ratios in the retain model's log, got none")
