@@ -2,6 +2,7 @@
 
     python -m tenfold.benchmarks.cuda_compile                  # nvcc for sm_90, Triton for sm_80 and sm_90
     python -m tenfold.benchmarks.cuda_compile --nvcc-arch sm_80 --only nvcc --json report.json
+    python -m tenfold.benchmarks.cuda_compile --family power scores
 
 Exit code 1 when a kernel does not compile, spills registers to local memory, or (for the kernels that promise
 their bits) holds an operation that rounds differently.  What is not installed is named and left out;
@@ -311,7 +312,9 @@ def _versions() -> str:
     return " and ".join(found)
 
 
-def _cuda_kernels(arches: Sequence[str], folder: Path, missing: list[str]) -> list[Kernel]:
+def _cuda_kernels(
+    arches: Sequence[str], folder: Path, missing: list[str], families: Sequence[str]
+) -> list[Kernel]:
     nvcc = shutil.which("nvcc") or os.environ.get("CUDACXX")
     sources = sorted(KERNELS.glob("*/*_cuda.cu"))
     if nvcc is None:
@@ -319,10 +322,13 @@ def _cuda_kernels(arches: Sequence[str], folder: Path, missing: list[str]) -> li
         return []
     if not sources:
         missing.append(f"no .cu files under {KERNELS.name}/: this is not a source tree")
-    return [k for arch in arches for source in sources for k in compile_cuda(nvcc, source, arch, folder)]
+    chosen = [source for source in sources if not families or source.parent.name in families]
+    return [k for arch in arches for source in chosen for k in compile_cuda(nvcc, source, arch, folder)]
 
 
-def _triton_kernels(arches: Sequence[int], folder: Path, missing: list[str]) -> list[Kernel]:
+def _triton_kernels(
+    arches: Sequence[int], folder: Path, missing: list[str], families: Sequence[str]
+) -> list[Kernel]:
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -332,15 +338,25 @@ def _triton_kernels(arches: Sequence[int], folder: Path, missing: list[str]) -> 
         k
         for arch in arches
         for family, module in triton_modules()
+        if not families or family in families
         for k in compile_triton(family, module, arch, folder)
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print, and return the exit code."""
+    known = sorted({path.parent.name for path in KERNELS.glob("*/*_native.py")})
     parser = argparse.ArgumentParser(prog="python -m tenfold.benchmarks.cuda_compile", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", choices=("nvcc", "triton"), help="compile only these")
+    parser.add_argument(
+        "--family",
+        nargs="+",
+        default=[],
+        choices=known,
+        metavar="NAME",
+        help="compile only these (power ...)",
+    )
     parser.add_argument("--nvcc-arch", nargs="+", default=["sm_90"], metavar="SM", help="default: sm_90")
     parser.add_argument(
         "--triton-arch", nargs="+", type=int, default=[80, 90], metavar="N", help="default: 80 90"
@@ -357,9 +373,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels: list[Kernel] = []
     with tempfile.TemporaryDirectory() as name:
         if options.only != "triton":
-            kernels += _cuda_kernels(options.nvcc_arch, Path(name), missing)
+            kernels += _cuda_kernels(options.nvcc_arch, Path(name), missing, options.family)
         if options.only != "nvcc":
-            kernels += _triton_kernels(options.triton_arch, Path(name), missing)
+            kernels += _triton_kernels(options.triton_arch, Path(name), missing, options.family)
     print(table(kernels))
     faults = sum(bool(k.faults) for k in kernels)
     print(f"{len(kernels)} kernels, {faults} with faults")
