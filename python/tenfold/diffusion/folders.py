@@ -119,12 +119,15 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
 
 def _check_claim(kind: Any, folder: Path) -> None:
     """diffusers makes room for what config.json claims before it looks at the weights: not for more numbers
-    than these have bytes."""
+    than these have bytes. And it takes one that is no object for the name of a model on the hub."""
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not weights or not hasattr(kind, "load_config"):
+    if not weights or not hasattr(kind, "load_config") or not (folder / "config.json").is_file():
         return
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"a config.json that is no object: {config!r:.40}")
     with torch.device("meta"):
-        claimed = sum(t.numel() for t in kind.from_config(kind.load_config(folder)).state_dict().values())
+        claimed = sum(t.numel() for t in kind.from_config(config).state_dict().values())
     if claimed > weights:
         raise ValueError(f"{weights} bytes for {claimed} numbers")
 

@@ -66,6 +66,8 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             if int(one["kind"]) not in STORED:
                 expected = "a number or an RGB image"
                 _checks.fail(ValueError, f"{path}: field {name!r}", expected, f"kind {one['kind']}")
+            if name in dict(columns):
+                _checks.fail(ValueError, f"{path}: field {name!r}", "different names of fields", "one again")
             columns.append((name, STORED[int(one["kind"])]))
         samples = _take(file, np.dtype(columns, align=True), int(header["samples"]), path)
         place = int(header["allocations"])
