@@ -160,6 +160,7 @@ FOUND: list[tuple[str, Damage]] = [
     ("gguf_model", swapped(b"attn_output", b"attn_outqut")),
     ("pipeline_unet", swapped(b'"CrossAttnDownBlock2D"', b'"CrossAttnDownBlock9D"')),
     ("pipeline_unet", lambda data: b'"another/model"'),
+    ("pipeline_unet", swapped(b'"layers_per_block": 1', b'"layers_per_block": 9223372036854775808')),
     ("pipeline_unet", swapped(b'"cross_attention_dim": 32', b'"cross_attention_dim": 3200000000')),
     ("pipeline_tokenizer", no_text),
     ("pipeline_scheduler", swapped(b'"epsilon"', b'"epsilom"')),

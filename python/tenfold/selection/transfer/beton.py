@@ -60,7 +60,7 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         if header["version"] != VERSION:
             _checks.fail(ValueError, str(path), f".beton version {VERSION}", f"version {header['version']}")
         described = _take(file, FIELD, int(header["fields"]), path)
-        columns = []
+        columns: list[tuple[str, np.dtype[Any]]] = []
         for one in described:
             name = one["name"].decode("ascii", "replace")
             if int(one["kind"]) not in STORED:
