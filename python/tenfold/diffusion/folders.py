@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from tenfold import _checks
 from tenfold._reading import out_of_memory, reading
@@ -123,6 +122,8 @@ def _check_claim(kind: Any, folder: Path) -> None:
     """diffusers makes room for what config.json claims before it looks at the weights: not for more layers
     than these have tensors, or more numbers than they have bytes. And it takes a config.json that is no
     object for the name of a model on the hub."""
+    from safetensors import safe_open
+
     files = list(folder.glob("*.safetensors"))
     if not files or not hasattr(kind, "load_config") or not (folder / "config.json").is_file():
         return
