@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -392,3 +393,15 @@ def test_a_step_with_an_eps_that_is_none(tmp_path, eps):
     write(tmp_path / "a.zolog", [step(0), step(1, eps=(eps,))])
     with pytest.raises(ZOLogError, match=r"a\.zolog: expected an eps > 0 in step 1"):
         log.read(tmp_path / "a.zolog")
+
+
+def test_a_step_whose_product_is_beyond_numbers(tmp_path):
+    _, _, base = logged_run(tmp_path / "a.zolog", 2)
+    part = log.read(tmp_path / "a.zolog").single()
+    scalar = part.steps[1].scalars[0]._replace(value=1e200)
+    steps = [part.steps[0], part.steps[1]._replace(scalars=(scalar,), lrs=(1e200,))]
+    write(tmp_path / "a.zolog", steps, part.header)
+    before = copy.deepcopy(base)
+    with pytest.raises(ZOLogError, match=r"a\.zolog: expected steps that can be made again"):
+        zolog.replay(base, tmp_path / "a.zolog")
+    assert same_bits(base, before)

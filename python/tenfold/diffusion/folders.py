@@ -15,6 +15,7 @@ from tenfold.runs.files import read_json
 
 __all__ = ["read_folder", "whole"]
 
+_LAYERS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 _TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
@@ -118,15 +119,36 @@ def whole(part: str, kind: Any, name: Any, **arguments: Any) -> Any:
 
 
 def _check_claim(kind: Any, folder: Path) -> None:
-    """diffusers makes room for what config.json claims before it looks at the weights: not for more numbers
-    than these have bytes."""
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not weights or not hasattr(kind, "load_config"):
+    """diffusers makes room for what config.json claims before it looks at the weights: not for more layers
+    than these have tensors, or more numbers than they have bytes. And it takes a config.json that is no
+    object for the name of a model on the hub."""
+    from safetensors import safe_open
+
+    files = list(folder.glob("*.safetensors"))
+    if not files or not hasattr(kind, "load_config") or not (folder / "config.json").is_file():
         return
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"a config.json that is no object: {config!r:.40}")
+    tensors = 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            tensors += len(opened.keys())
+    layers = max(_whole_numbers([config.get(key) for key in _LAYERS]), default=0)
+    if layers > tensors:
+        raise ValueError(f"{tensors} tensors for blocks of {layers} layers")
     with torch.device("meta"):
-        claimed = sum(t.numel() for t in kind.from_config(kind.load_config(folder)).state_dict().values())
-    if claimed > weights:
-        raise ValueError(f"{weights} bytes for {claimed} numbers")
+        claimed = sum(t.numel() for t in kind.from_config(config).state_dict().values())
+    held = sum(file.stat().st_size for file in files)
+    if claimed > held:
+        raise ValueError(f"{held} bytes for {claimed} numbers")
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    """Those in lists of lists."""
+    if isinstance(value, list):
+        return [n for each in value for n in _whole_numbers(each)]
+    return [value] if isinstance(value, int) else []
 
 
 def _tokenizer(name: str, part: str, index: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -198,8 +198,16 @@ def replay(
     else:
         _check_same(path, part.header, optimizer, module)
     _check_start(path, part, optimizer, module)
-    _passes.advance(optimizer, part.steps[: last - part.first_step])
+    _advance(path, optimizer, part.steps[: last - part.first_step])
     return optimizer
+
+
+def _advance(path: Path, optimizer: ZerothOrder, steps: Sequence[LoggedStep]) -> None:
+    """Make the steps, naming the log where numbers that are finite alone have no finite product."""
+    try:
+        _passes.advance(optimizer, steps)
+    except ValueError as error:
+        raise ZOLogError(f"{path}: expected steps that can be made again, got {error}") from error
 
 
 def _fresh(path: Path, part: Part, module: Weights) -> ZerothOrder:
@@ -236,7 +244,7 @@ def resume(
     elif not part.first_step < start <= part.end:
         expected = f"an optimizer at a step of [{part.first_step}, {part.end}]"
         raise ZOLogError(f"{path}: expected {expected}, got one at {start}")
-    _passes.advance(optimizer, part.steps[start - part.first_step :])
+    _advance(path, optimizer, part.steps[start - part.first_step :])
     return ZOLog.open(path, optimizer, module, recover=recover, fsync=fsync)
 
 
@@ -276,7 +284,7 @@ def undo(
         with torch.no_grad():
             for (_, target), (_, source) in zip(named, start, strict=True):
                 target.copy_(source)
-        _passes.advance(optimizer, part.steps[:left])
+        _advance(path, optimizer, part.steps[:left])
         return part.first_step + left
     if optimizer is not None:
         _checks.fail(ValueError, "optimizer", "None without base", type(optimizer).__name__)

@@ -214,8 +214,16 @@ class SoulConfig:
     """Seconds between saved states."""
 
     def __post_init__(self) -> None:
-        if self.soul_config:
-            _read_soul(self)
+        if not self.soul_config:
+            self._checked()
+            return
+        _read_soul(self)
+        try:
+            self._checked()
+        except ValueError as error:
+            raise ValueError(f"{error} (soul_config: {self.soul_config})") from error
+
+    def _checked(self) -> None:
         _fill(self)
         _check(self)
         check_values(self)

@@ -60,12 +60,14 @@ def read_fields(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         if header["version"] != VERSION:
             _checks.fail(ValueError, str(path), f".beton version {VERSION}", f"version {header['version']}")
         described = _take(file, FIELD, int(header["fields"]), path)
-        columns = []
+        columns: list[tuple[str, np.dtype[Any]]] = []
         for one in described:
             name = one["name"].decode("ascii", "replace")
             if int(one["kind"]) not in STORED:
                 expected = "a number or an RGB image"
                 _checks.fail(ValueError, f"{path}: field {name!r}", expected, f"kind {one['kind']}")
+            if name in dict(columns):
+                _checks.fail(ValueError, f"{path}: field {name!r}", "different names of fields", "one again")
             columns.append((name, STORED[int(one["kind"])]))
         samples = _take(file, np.dtype(columns, align=True), int(header["samples"]), path)
         place = int(header["allocations"])
