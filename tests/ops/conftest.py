@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,12 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def inductor() -> str:
+    """torch.compile's own backend; where it has no C++ compiler, the one that stops before it needs it."""
+    return "inductor" if shutil.which(os.environ.get("CXX") or "g++") else "aot_eager"
 
 
 @pytest.fixture

@@ -354,7 +354,7 @@ def test_bad_input():
             call()
 
 
-def test_torch_machinery():
+def test_torch_machinery(inductor):
     e, h = factors(8, 3, 4)
     ops = torch.ops.tenfold
     labels = torch.zeros(8, dtype=torch.int64)
@@ -368,5 +368,5 @@ def test_torch_machinery():
         (ops.glister, (e, h, e, h, labels, 3, 2, 0.1, True)),
     ):
         torch.library.opcheck(op.default, arguments)
-    compiled = torch.compile(lambda a, b: fgrad_gram(a, b) * 2, fullgraph=True)
+    compiled = torch.compile(lambda a, b: fgrad_gram(a, b) * 2, fullgraph=True, backend=inductor)
     torch.testing.assert_close(compiled(e, h), fgrad_gram(e, h) * 2)

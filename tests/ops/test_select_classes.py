@@ -358,16 +358,18 @@ def test_strata_fill_like_water():
         stratified_budget([3, -4], 1)
 
 
-def test_torch_machinery():
+def test_torch_machinery(inductor):
     x, labels = torch.randn(9, 5), torch.arange(9) % 3
     ops = torch.ops.tenfold
     torch.library.opcheck(ops.class_median_distance.default, (x, labels, 3, True))
     torch.library.opcheck(ops.class_vote.default, (x, 5, labels, 3, 0))
     torch.library.opcheck(ops.class_vote.default, (labels, 3, None, 0, 0))
     torch.library.opcheck(ops.class_mask.default, (labels, torch.tensor([True, False, True])))
-    compiled = torch.compile(lambda a, b: class_median_distance(a, b, 3).distances + 1, fullgraph=True)
+    compiled = torch.compile(
+        lambda a, b: class_median_distance(a, b, 3).distances + 1, fullgraph=True, backend=inductor
+    )
     torch.testing.assert_close(compiled(x, labels), class_median_distance(x, labels, 3).distances + 1)
-    votes = torch.compile(lambda a: class_vote(a, 5).histogram + 1, fullgraph=True)
+    votes = torch.compile(lambda a: class_vote(a, 5).histogram + 1, fullgraph=True, backend=inductor)
     assert torch.equal(votes(x), class_vote(x, 5).histogram + 1)
 
 
